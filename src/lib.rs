@@ -15,3 +15,5 @@ pub mod sandbox;
 pub mod metrics;
 
 pub mod cri;
+
+pub mod daemon;

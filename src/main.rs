@@ -1,1 +1,89 @@
-fn main() {}
+//! podwright's composition root: arguments, configuration, logs, build, recover, serve. Nothing else.
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use podwright::config::{self, Config, LogFormat};
+use podwright::daemon;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// A Kubernetes node agent: serves the CRI v1 runtime and image services over a unix socket.
+#[derive(Debug, Parser)]
+#[command(name = "podwright", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon.
+    Serve {
+        /// Configuration file; its drop-ins stand beside it in FILE.d.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Print the configuration in force, with every key.
+    Config {
+        /// Configuration file; its drop-ins stand beside it in FILE.d.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[allow(clippy::print_stderr)]
+fn report(error: &anyhow::Error) {
+    eprintln!("podwright: {error:#}");
+}
+
+fn load(path: Option<PathBuf>) -> anyhow::Result<Config> {
+    let required = path.is_some();
+    Ok(config::load(&path.unwrap_or_else(|| config::DEFAULT_FILE.into()), required)?)
+}
+
+#[allow(clippy::print_stdout)]
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Config { config } => {
+            print!("{}", toml::to_string(&load(config)?).context("show the configuration")?);
+            Ok(())
+        }
+        Command::Serve { config } => {
+            let config = load(config)?;
+            start_logs(&config)?;
+            podwright_sys::memory::keep_small(daemon::LARGE_ALLOCATION);
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(daemon::worker_threads())
+                .max_blocking_threads(daemon::MAX_BLOCKING_THREADS)
+                .thread_keep_alive(daemon::BLOCKING_THREAD_KEEP_ALIVE)
+                .enable_all()
+                .build()
+                .context("start the asynchronous runtime")?;
+            let result = runtime.block_on(daemon::serve(config));
+            // Work that still blocks must not hold up the end.
+            runtime.shutdown_background();
+            result
+        }
+    }
+}
+
+fn start_logs(config: &Config) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log.level)
+        .with_context(|| format!("configuration key log.level: {:?}", config.log.level))?;
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log.format {
+        LogFormat::Text => logs.with_ansi(false).init(),
+        LogFormat::Json => logs.json().init(),
+    }
+    Ok(())
+}

@@ -1,4 +1,17 @@
 //! The front door: decodes gRPC requests into the domain's words, delegates, encodes the answers.
 //! tonic and prost types stop here.
 
+pub mod decode;
+mod encode;
+mod image;
+mod info;
 pub mod proto;
+mod runtime;
+mod server;
+mod stats;
+mod status;
+
+pub use image::Image;
+pub use runtime::Runtime;
+pub use server::{ServeError, listen, serve};
+pub use status::status;

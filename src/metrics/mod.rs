@@ -1,1 +1,64 @@
-//! Stub.
+//! Prometheus: the registry, the RPC metrics and the HTTP listener. Other metrics are defined beside what they
+//! measure and registered here. Never reads the domain's state.
+
+mod rpcs;
+mod server;
+
+pub use prometheus::Registry;
+pub use rpcs::Rpcs;
+pub use server::{MetricsError, serve};
+
+use crate::images::PullStats;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{IntCounter, Opts};
+use std::sync::Arc;
+
+/// Shows the image store's own counters under Prometheus names.
+#[derive(Debug)]
+pub struct PullCollector {
+    stats: Arc<PullStats>,
+    descs: Vec<Desc>,
+}
+
+/// Name, help, reader.
+type Counter = (&'static str, &'static str, fn(&PullStats) -> u64);
+
+const COUNTERS: [Counter; 4] = [
+    ("podwright_pull_bytes_total", "Bytes of blobs received from registries.", PullStats::bytes),
+    ("podwright_pull_layers_total", "Layers unpacked.", PullStats::layers),
+    ("podwright_pulls_succeeded_total", "Image pulls that succeeded.", PullStats::succeeded),
+    ("podwright_pulls_failed_total", "Image pulls that failed.", PullStats::failed),
+];
+
+impl PullCollector {
+    /// A collector over these counters.
+    ///
+    /// # Errors
+    /// When a name is malformed.
+    pub fn new(stats: Arc<PullStats>) -> Result<Self, prometheus::Error> {
+        let mut descs = Vec::new();
+        for (name, help, _) in COUNTERS {
+            descs.push(Desc::new(name.to_owned(), help.to_owned(), Vec::new(), Default::default())?);
+        }
+        Ok(Self { stats, descs })
+    }
+}
+
+impl Collector for PullCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descs.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let mut families = Vec::new();
+        for (name, help, read) in COUNTERS {
+            // The names were checked in `new`.
+            if let Ok(counter) = IntCounter::with_opts(Opts::new(name, help)) {
+                counter.inc_by(read(&self.stats));
+                families.extend(counter.collect());
+            }
+        }
+        families
+    }
+}

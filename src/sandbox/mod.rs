@@ -1,1 +1,31 @@
-//! Stub.
+//! The domain of pods: sandboxes and their containers, from request to removal and through restarts of the daemon.
+//!
+//! Owns their states (pictures in `state`), the rules (`machine`), one task a pod (`pod`), the records (`record`) and
+//! recovery (`recover`). Never speaks gRPC, never runs a program itself: mechanisms stand in `host`.
+
+mod bring_up;
+mod container;
+mod error;
+mod exec;
+mod files;
+mod machine;
+mod manager;
+mod metrics;
+mod node;
+mod pod;
+mod record;
+mod recover;
+mod snapshot;
+pub mod spec;
+mod state;
+mod stop;
+
+pub use error::SandboxError;
+pub use exec::Output;
+pub use manager::Manager;
+pub use metrics::PodMetrics;
+pub use node::{ExecWaiters, Node};
+pub use record::{RecordError, Records};
+pub use recover::recover;
+pub use snapshot::{ContainerSnapshot, PodSnapshot};
+pub use state::{ContainerState, Exit, ExitReason, SandboxState};

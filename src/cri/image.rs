@@ -1,0 +1,118 @@
+//! The CRI ImageService: decode, delegate, encode.
+
+use super::proto as pb;
+use super::proto::image_service_server::ImageService;
+use super::status::image_status;
+use super::{encode, info};
+use crate::images::{Credentials, Images};
+use crate::metrics::Rpcs;
+use crate::model::Clock;
+use tonic::{Request, Response, Status};
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct Image {
+    images: Images,
+    rpcs: Rpcs,
+    clock: std::sync::Arc<Clock>,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+impl Image {
+    /// The service over this store.
+    #[must_use]
+    pub fn new(images: Images, rpcs: Rpcs) -> Self {
+        Self { images, rpcs, clock: std::sync::Arc::default() }
+    }
+}
+
+fn image_of(spec: Option<pb::ImageSpec>) -> Result<String, Status> {
+    let image = spec.map(|s| s.image).unwrap_or_default();
+    if image.is_empty() { Err(Status::invalid_argument("image.image: is empty")) } else { Ok(image) }
+}
+
+fn credentials(auth: pb::AuthConfig) -> Credentials {
+    Credentials {
+        username: auth.username,
+        password: auth.password,
+        auth: auth.auth,
+        server_address: auth.server_address,
+        identity_token: auth.identity_token,
+        registry_token: auth.registry_token,
+    }
+}
+
+#[tonic::async_trait]
+impl ImageService for Image {
+    async fn list_images(&self, r: Request<pb::ListImagesRequest>) -> Answer<pb::ListImagesResponse> {
+        let answer = async {
+            let wanted = r.into_inner().filter.and_then(|f| f.image).map(|i| i.image).unwrap_or_default();
+            let images = if wanted.is_empty() {
+                self.images.list().iter().map(|i| encode::image(i)).collect()
+            } else {
+                self.images.status(&wanted).iter().map(|i| encode::image(i)).collect()
+            };
+            Ok(pb::ListImagesResponse { images })
+        };
+        self.rpcs.observe("ListImages", answer).await
+    }
+
+    type StreamImagesStream = tokio_stream::Empty<Result<pb::StreamImagesResponse, Status>>;
+    async fn stream_images(&self, _: Request<pb::StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
+        self.rpcs.unimplemented("StreamImages");
+        Err(Status::unimplemented("StreamImages is not implemented by this version of podwright"))
+    }
+
+    async fn image_status(&self, r: Request<pb::ImageStatusRequest>) -> Answer<pb::ImageStatusResponse> {
+        let answer = async {
+            let r = r.into_inner();
+            let name = image_of(r.image)?;
+            let image = self.images.status(&name);
+            let info = match &image {
+                Some(image) if r.verbose => info::image(image),
+                Some(_) | None => Default::default(),
+            };
+            Ok(pb::ImageStatusResponse { image: image.map(|i| encode::image(&i)), info })
+        };
+        self.rpcs.observe("ImageStatus", answer).await
+    }
+
+    async fn pull_image(&self, r: Request<pb::PullImageRequest>) -> Answer<pb::PullImageResponse> {
+        let answer = async {
+            let r = r.into_inner();
+            let name = image_of(r.image)?;
+            let id = self.images.pull(&name, r.auth.map(credentials)).await.map_err(|e| image_status(&e))?;
+            Ok(pb::PullImageResponse { image_ref: id.to_string() })
+        };
+        self.rpcs.observe("PullImage", answer).await
+    }
+
+    async fn remove_image(&self, r: Request<pb::RemoveImageRequest>) -> Answer<pb::RemoveImageResponse> {
+        let answer = async {
+            let name = image_of(r.into_inner().image)?;
+            self.images.remove(&name).await.map_err(|e| image_status(&e))?;
+            Ok(pb::RemoveImageResponse {})
+        };
+        self.rpcs.observe("RemoveImage", answer).await
+    }
+
+    async fn image_fs_info(&self, _: Request<pb::ImageFsInfoRequest>) -> Answer<pb::ImageFsInfoResponse> {
+        let answer = async {
+            let usage = self.images.fs_usage();
+            let usage = pb::FilesystemUsage {
+                timestamp: self.clock.now().nanos(),
+                fs_id: Some(pb::FilesystemIdentifier {
+                    mountpoint: usage.mountpoint.to_string_lossy().into_owned(),
+                }),
+                used_bytes: Some(pb::UInt64Value { value: usage.used_bytes }),
+                inodes_used: Some(pb::UInt64Value { value: usage.inodes_used }),
+            };
+            Ok(pb::ImageFsInfoResponse {
+                image_filesystems: vec![usage.clone()],
+                container_filesystems: vec![usage],
+            })
+        };
+        self.rpcs.observe("ImageFsInfo", answer).await
+    }
+}

@@ -1,0 +1,100 @@
+//! The `info` maps of verbose answers, which crictl prints: JSON below the key `info`, with the names that crictl and
+//! people's scripts read (`pid`, `runtimeSpec`, `sandboxID`).
+
+use super::proto as pb;
+use crate::images::Image;
+use crate::sandbox::{ContainerSnapshot, ContainerState, Manager, Node, PodSnapshot, SandboxState};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+
+type Info = HashMap<String, String>;
+
+fn info(value: &Value) -> Info {
+    HashMap::from([("info".to_owned(), value.to_string())])
+}
+
+pub(super) fn sandbox(pod: &PodSnapshot) -> Info {
+    let monitor = pod.monitor.as_ref().map(|m| {
+        let info = m.info();
+        json!({ "pid": info.pid, "namespaces": info.namespaces })
+    });
+    let (state, cause) = match &pod.state {
+        SandboxState::NotReady { why, .. } => (pod.state.name(), json!(why)),
+        SandboxState::Preparing | SandboxState::Ready { .. } => (pod.state.name(), Value::Null),
+    };
+    info(&json!({
+        // There is no pause process: the monitor stands for the sandbox.
+        "pid": pod.monitor.as_ref().map(|m| m.info().pid),
+        "state": state,
+        "cause": cause,
+        "monitor": monitor,
+        "runtimeHandler": pod.runtime.name(),
+        "config": *pod.spec,
+    }))
+}
+
+pub(super) fn container(node: &Node, pod: &PodSnapshot, container: &ContainerSnapshot) -> Info {
+    let config = node.bundle(&container.spec.id).join("config.json");
+    let runtime_spec: Value =
+        std::fs::read(config).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or(Value::Null);
+    let pid = match &container.state {
+        ContainerState::Running { init, .. } => init.pid,
+        ContainerState::Creating
+        | ContainerState::Created
+        | ContainerState::Starting
+        | ContainerState::Exited { .. } => 0,
+    };
+    info(&json!({
+        "sandboxID": container.spec.sandbox_id,
+        "pid": pid,
+        "runtimeHandler": pod.runtime.name(),
+        "config": *container.spec,
+        "runtimeSpec": runtime_spec,
+    }))
+}
+
+pub(super) fn image(image: &Image) -> Info {
+    let config = &image.config;
+    info(&json!({
+        "chainID": image.chain_id,
+        "imageSpec": { "config": config, "rootfs": { "type": "layers", "diff_ids": image.diff_ids } },
+    }))
+}
+
+pub(super) fn node(node: &Node) -> Info {
+    let text = |value: &Value| value.to_string();
+    HashMap::from([
+        ("config".to_owned(), text(&json!(node.config))),
+        ("cniconfig".to_owned(), text(&node.network.config_summary())),
+        ("runtimes".to_owned(), text(&json!(node.runtimes.names()))),
+        ("cgroupMode".to_owned(), text(&json!(format!("{:?}", node.cgroups.mode())))),
+    ])
+}
+
+/// One entry a handler and one with the empty name for the default; sorted by name.
+pub(super) fn handlers(node: &Node) -> Vec<pb::RuntimeHandler> {
+    let features = pb::RuntimeHandlerFeatures {
+        recursive_read_only_mounts: node.security.recursive_read_only,
+        user_namespaces: false,
+    };
+    let mut names = node.runtimes.names();
+    names.push(String::new());
+    names.sort();
+    names.into_iter().map(|name| pb::RuntimeHandler { name, features: Some(features) }).collect()
+}
+
+/// CRI's number of the signal that StopContainer would send.
+pub(super) fn stop_signal(pods: &Manager, container: &ContainerSnapshot) -> i32 {
+    let image_signal =
+        || pods.node().images.status(container.spec.image.id.as_str()).map(|i| i.config.stop_signal.clone());
+    let number = container
+        .spec
+        .stop_signal
+        .or_else(|| image_signal().and_then(|name| crate::host::oci::signal_number(&name)))
+        .unwrap_or(15);
+    let name = match crate::host::oci::signal_name(number) {
+        Some(name) => format!("SIGNAL_{}", name.replace('+', "PLUS").replace('-', "MINUS")),
+        None => return pb::Signal::RuntimeDefault.into(),
+    };
+    pb::Signal::from_str_name(&name).unwrap_or(pb::Signal::RuntimeDefault).into()
+}

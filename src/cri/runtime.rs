@@ -1,0 +1,473 @@
+//! The CRI RuntimeService: decode, delegate, encode. Owns nothing; every method is a few lines.
+
+use super::proto as pb;
+use super::proto::runtime_service_server::RuntimeService;
+use super::status::status;
+use super::{decode, encode, info, stats};
+use crate::host::network::Readiness;
+use crate::metrics::Rpcs;
+use crate::model::{ContainerId, ImageRequest, SandboxId};
+use crate::sandbox::{Manager, SandboxError};
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::{Request, Response, Status};
+
+/// Our name in VersionResponse: it becomes the prefix of container ids in a pod's status, so it never changes.
+const RUNTIME_NAME: &str = "podwright";
+/// CRI's own version of the Version call (both peers).
+const KUBELET_API_VERSION: &str = "0.1.0";
+/// The API served.
+const API_VERSION: &str = "v1";
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct Runtime {
+    pods: Manager,
+    rpcs: Rpcs,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+/// A stream that none of our RPCs has yet.
+type NoStream<T> = tokio_stream::Empty<Result<T, Status>>;
+
+impl Runtime {
+    /// The service over these pods.
+    #[must_use]
+    pub fn new(pods: Manager, rpcs: Rpcs) -> Self {
+        Self { pods, rpcs }
+    }
+
+    fn not_yet<T>(&self, method: &'static str) -> Answer<T> {
+        self.rpcs.unimplemented(method);
+        Err(Status::unimplemented(format!("{method} is not implemented by this version of podwright")))
+    }
+}
+
+fn shared<T>(outcome: Result<T, Arc<SandboxError>>) -> Result<T, Status> {
+    outcome.map_err(|error| status(&error))
+}
+
+fn own<T>(outcome: Result<T, SandboxError>) -> Result<T, Status> {
+    outcome.map_err(|error| status(&error))
+}
+
+fn new_id<T>(id: Result<T, crate::model::IdError>) -> Result<T, Status> {
+    id.map_err(|error| Status::internal(error.to_string()))
+}
+
+fn required(field: &'static str, id: &str) -> Result<(), Status> {
+    if id.is_empty() { Err(Status::invalid_argument(format!("{field} is empty"))) } else { Ok(()) }
+}
+
+#[tonic::async_trait]
+impl RuntimeService for Runtime {
+    async fn version(&self, _: Request<pb::VersionRequest>) -> Answer<pb::VersionResponse> {
+        let answer = async {
+            Ok(pb::VersionResponse {
+                version: KUBELET_API_VERSION.to_owned(),
+                runtime_name: RUNTIME_NAME.to_owned(),
+                runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+                runtime_api_version: API_VERSION.to_owned(),
+            })
+        };
+        self.rpcs.observe("Version", answer).await
+    }
+
+    async fn run_pod_sandbox(&self, r: Request<pb::RunPodSandboxRequest>) -> Answer<pb::RunPodSandboxResponse> {
+        let answer = async {
+            let r = r.into_inner();
+            let id = new_id(SandboxId::random())?;
+            let now = self.pods.node().clock.now();
+            let spec = decode::sandbox(r.config, r.runtime_handler, id, now)?;
+            let id = shared(self.pods.run(spec).await)?;
+            Ok(pb::RunPodSandboxResponse { pod_sandbox_id: id.to_string() })
+        };
+        self.rpcs.observe("RunPodSandbox", answer).await
+    }
+
+    async fn stop_pod_sandbox(&self, r: Request<pb::StopPodSandboxRequest>) -> Answer<pb::StopPodSandboxResponse> {
+        let answer = async {
+            let id = r.into_inner().pod_sandbox_id;
+            required("pod_sandbox_id", &id)?;
+            shared(self.pods.stop_pod(&id).await)?;
+            Ok(pb::StopPodSandboxResponse {})
+        };
+        self.rpcs.observe("StopPodSandbox", answer).await
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        r: Request<pb::RemovePodSandboxRequest>,
+    ) -> Answer<pb::RemovePodSandboxResponse> {
+        let answer = async {
+            let id = r.into_inner().pod_sandbox_id;
+            required("pod_sandbox_id", &id)?;
+            shared(self.pods.remove_pod(&id).await)?;
+            Ok(pb::RemovePodSandboxResponse {})
+        };
+        self.rpcs.observe("RemovePodSandbox", answer).await
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        r: Request<pb::PodSandboxStatusRequest>,
+    ) -> Answer<pb::PodSandboxStatusResponse> {
+        let answer = async {
+            let r = r.into_inner();
+            let pod = own(self.pods.pod(&r.pod_sandbox_id))?;
+            let info = if r.verbose { info::sandbox(&pod) } else { Default::default() };
+            Ok(pb::PodSandboxStatusResponse {
+                status: Some(encode::sandbox_status(&pod)),
+                info,
+                containers_statuses: Vec::new(),
+                timestamp: 0,
+            })
+        };
+        self.rpcs.observe("PodSandboxStatus", answer).await
+    }
+
+    async fn list_pod_sandbox(&self, r: Request<pb::ListPodSandboxRequest>) -> Answer<pb::ListPodSandboxResponse> {
+        let answer = async {
+            let filter = r.into_inner().filter.unwrap_or_default();
+            let items = self
+                .pods
+                .pods()
+                .iter()
+                .filter(|pod| encode::sandbox_passes(&pod.spec, &pod.state, &filter))
+                .map(|pod| encode::sandbox(pod))
+                .collect();
+            Ok(pb::ListPodSandboxResponse { items })
+        };
+        self.rpcs.observe("ListPodSandbox", answer).await
+    }
+
+    async fn create_container(
+        &self,
+        r: Request<pb::CreateContainerRequest>,
+    ) -> Answer<pb::CreateContainerResponse> {
+        let answer = async {
+            let r = r.into_inner();
+            required("pod_sandbox_id", &r.pod_sandbox_id)?;
+            let Some(config) = r.config else { return Err(Status::invalid_argument("config: is missing")) };
+            let pod = own(self.pods.pod(&r.pod_sandbox_id))?;
+            let image = image_request(&self.pods, config.image.as_ref())?;
+            let id = new_id(ContainerId::random())?;
+            let now = self.pods.node().clock.now();
+            let spec = decode::container(config, &pod.spec, image, id, now)?;
+            let id = shared(self.pods.create_container(spec).await)?;
+            Ok(pb::CreateContainerResponse { container_id: id.to_string() })
+        };
+        self.rpcs.observe("CreateContainer", answer).await
+    }
+
+    async fn start_container(&self, r: Request<pb::StartContainerRequest>) -> Answer<pb::StartContainerResponse> {
+        let answer = async {
+            let id = r.into_inner().container_id;
+            required("container_id", &id)?;
+            shared(self.pods.start_container(&id).await)?;
+            Ok(pb::StartContainerResponse {})
+        };
+        self.rpcs.observe("StartContainer", answer).await
+    }
+
+    async fn stop_container(&self, r: Request<pb::StopContainerRequest>) -> Answer<pb::StopContainerResponse> {
+        let answer = async {
+            let r = r.into_inner();
+            required("container_id", &r.container_id)?;
+            let grace = Duration::from_secs(u64::try_from(r.timeout).unwrap_or(0));
+            shared(self.pods.stop_container(&r.container_id, grace).await)?;
+            Ok(pb::StopContainerResponse {})
+        };
+        self.rpcs.observe("StopContainer", answer).await
+    }
+
+    async fn remove_container(
+        &self,
+        r: Request<pb::RemoveContainerRequest>,
+    ) -> Answer<pb::RemoveContainerResponse> {
+        let answer = async {
+            let id = r.into_inner().container_id;
+            required("container_id", &id)?;
+            shared(self.pods.remove_container(&id).await)?;
+            Ok(pb::RemoveContainerResponse {})
+        };
+        self.rpcs.observe("RemoveContainer", answer).await
+    }
+
+    async fn list_containers(&self, r: Request<pb::ListContainersRequest>) -> Answer<pb::ListContainersResponse> {
+        let answer = async {
+            let filter = r.into_inner().filter.unwrap_or_default();
+            let pods = self.pods.pods();
+            let containers = pods
+                .iter()
+                .flat_map(|pod| &pod.containers)
+                .filter(|container| encode::container_passes(container, &filter))
+                .map(|container| encode::container(container))
+                .collect();
+            Ok(pb::ListContainersResponse { containers })
+        };
+        self.rpcs.observe("ListContainers", answer).await
+    }
+
+    async fn container_status(
+        &self,
+        r: Request<pb::ContainerStatusRequest>,
+    ) -> Answer<pb::ContainerStatusResponse> {
+        let answer = async {
+            let r = r.into_inner();
+            let (pod, container) = own(self.pods.container(&r.container_id))?;
+            let signal = info::stop_signal(&self.pods, &container);
+            let info = if r.verbose {
+                info::container(self.pods.node(), &pod, &container)
+            } else {
+                Default::default()
+            };
+            Ok(pb::ContainerStatusResponse { status: Some(encode::container_status(&container, signal)), info })
+        };
+        self.rpcs.observe("ContainerStatus", answer).await
+    }
+
+    async fn update_container_resources(
+        &self,
+        _: Request<pb::UpdateContainerResourcesRequest>,
+    ) -> Answer<pb::UpdateContainerResourcesResponse> {
+        self.not_yet("UpdateContainerResources")
+    }
+
+    async fn reopen_container_log(
+        &self,
+        r: Request<pb::ReopenContainerLogRequest>,
+    ) -> Answer<pb::ReopenContainerLogResponse> {
+        let answer = async {
+            own(self.pods.reopen_log(&r.into_inner().container_id).await)?;
+            Ok(pb::ReopenContainerLogResponse {})
+        };
+        self.rpcs.observe("ReopenContainerLog", answer).await
+    }
+
+    async fn exec_sync(&self, r: Request<pb::ExecSyncRequest>) -> Answer<pb::ExecSyncResponse> {
+        let answer = async {
+            let r = r.into_inner();
+            required("container_id", &r.container_id)?;
+            if r.cmd.is_empty() {
+                return Err(Status::invalid_argument("cmd: is empty"));
+            }
+            // Zero means no limit.
+            let timeout = u64::try_from(r.timeout).ok().filter(|s| *s > 0).map(Duration::from_secs);
+            let output = own(self.pods.exec_sync(&r.container_id, r.cmd, timeout).await)?;
+            Ok(pb::ExecSyncResponse {
+                stdout: output.stdout,
+                stderr: output.stderr,
+                exit_code: output.exit_code,
+            })
+        };
+        self.rpcs.observe("ExecSync", answer).await
+    }
+
+    async fn container_stats(&self, r: Request<pb::ContainerStatsRequest>) -> Answer<pb::ContainerStatsResponse> {
+        let answer = async {
+            let (pod, container) = own(self.pods.container(&r.into_inner().container_id))?;
+            let stats = stats::containers(self.pods.node().clone(), vec![(pod, container)]).await;
+            Ok(pb::ContainerStatsResponse { stats: stats.into_iter().next() })
+        };
+        self.rpcs.observe("ContainerStats", answer).await
+    }
+
+    async fn list_container_stats(
+        &self,
+        r: Request<pb::ListContainerStatsRequest>,
+    ) -> Answer<pb::ListContainerStatsResponse> {
+        let answer = async {
+            let filter = r.into_inner().filter.unwrap_or_default();
+            let wanted = stats::select(&self.pods, &filter);
+            let stats = stats::containers(self.pods.node().clone(), wanted).await;
+            Ok(pb::ListContainerStatsResponse { stats })
+        };
+        self.rpcs.observe("ListContainerStats", answer).await
+    }
+
+    async fn status(&self, r: Request<pb::StatusRequest>) -> Answer<pb::StatusResponse> {
+        let answer = async {
+            let condition = |kind: &str, ok, reason: &str, message: String| pb::RuntimeCondition {
+                r#type: kind.to_owned(),
+                status: ok,
+                reason: reason.to_owned(),
+                message,
+            };
+            let node = self.pods.node();
+            let network = match node.network.readiness() {
+                Readiness::Ready { .. } => condition("NetworkReady", true, "", String::new()),
+                Readiness::NotReady { reason } => {
+                    let message = format!("Network plugin returns error: {reason}");
+                    condition("NetworkReady", false, "NetworkPluginNotReady", message)
+                }
+            };
+            let runtime = condition("RuntimeReady", true, "", String::new());
+            Ok(pb::StatusResponse {
+                status: Some(pb::RuntimeStatus { conditions: vec![runtime, network] }),
+                info: if r.into_inner().verbose { info::node(node) } else { Default::default() },
+                runtime_handlers: info::handlers(node),
+                features: Some(pb::RuntimeFeatures {
+                    supplemental_groups_policy: true,
+                    user_namespaces_host_network: false,
+                    mount_options: true,
+                }),
+            })
+        };
+        self.rpcs.observe("Status", answer).await
+    }
+
+    async fn runtime_config(&self, _: Request<pb::RuntimeConfigRequest>) -> Answer<pb::RuntimeConfigResponse> {
+        let answer = async {
+            let driver = match self.pods.node().config.cgroups.driver {
+                crate::config::CgroupDriver::Cgroupfs => pb::CgroupDriver::Cgroupfs,
+            };
+            let linux = pb::LinuxRuntimeConfiguration { cgroup_driver: driver.into() };
+            Ok(pb::RuntimeConfigResponse { linux: Some(linux) })
+        };
+        self.rpcs.observe("RuntimeConfig", answer).await
+    }
+
+    async fn update_runtime_config(
+        &self,
+        _: Request<pb::UpdateRuntimeConfigRequest>,
+    ) -> Answer<pb::UpdateRuntimeConfigResponse> {
+        // The pod CIDR matters only to a CNI template, which this version has not; both peers answer OK then.
+        self.rpcs.observe("UpdateRuntimeConfig", async { Ok(pb::UpdateRuntimeConfigResponse {}) }).await
+    }
+
+    async fn exec(&self, _: Request<pb::ExecRequest>) -> Answer<pb::ExecResponse> {
+        self.not_yet("Exec")
+    }
+
+    async fn attach(&self, _: Request<pb::AttachRequest>) -> Answer<pb::AttachResponse> {
+        self.not_yet("Attach")
+    }
+
+    async fn port_forward(&self, _: Request<pb::PortForwardRequest>) -> Answer<pb::PortForwardResponse> {
+        self.not_yet("PortForward")
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        _: Request<pb::PodSandboxStatsRequest>,
+    ) -> Answer<pb::PodSandboxStatsResponse> {
+        self.not_yet("PodSandboxStats")
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        _: Request<pb::ListPodSandboxStatsRequest>,
+    ) -> Answer<pb::ListPodSandboxStatsResponse> {
+        self.not_yet("ListPodSandboxStats")
+    }
+
+    async fn checkpoint_container(
+        &self,
+        _: Request<pb::CheckpointContainerRequest>,
+    ) -> Answer<pb::CheckpointContainerResponse> {
+        self.not_yet("CheckpointContainer")
+    }
+
+    async fn checkpoint_pod(&self, _: Request<pb::CheckpointPodRequest>) -> Answer<pb::CheckpointPodResponse> {
+        self.not_yet("CheckpointPod")
+    }
+
+    async fn restore_pod(&self, _: Request<pb::RestorePodRequest>) -> Answer<pb::RestorePodResponse> {
+        self.not_yet("RestorePod")
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<pb::ListMetricDescriptorsRequest>,
+    ) -> Answer<pb::ListMetricDescriptorsResponse> {
+        self.not_yet("ListMetricDescriptors")
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<pb::ListPodSandboxMetricsRequest>,
+    ) -> Answer<pb::ListPodSandboxMetricsResponse> {
+        self.not_yet("ListPodSandboxMetrics")
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        _: Request<pb::UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<pb::UpdatePodSandboxResourcesResponse> {
+        self.not_yet("UpdatePodSandboxResources")
+    }
+
+    type StreamPodSandboxesStream = NoStream<pb::StreamPodSandboxesResponse>;
+    async fn stream_pod_sandboxes(
+        &self,
+        _: Request<pb::StreamPodSandboxesRequest>,
+    ) -> Answer<Self::StreamPodSandboxesStream> {
+        self.not_yet("StreamPodSandboxes")
+    }
+
+    type StreamContainersStream = NoStream<pb::StreamContainersResponse>;
+    async fn stream_containers(
+        &self,
+        _: Request<pb::StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
+        self.not_yet("StreamContainers")
+    }
+
+    type StreamContainerStatsStream = NoStream<pb::StreamContainerStatsResponse>;
+    async fn stream_container_stats(
+        &self,
+        _: Request<pb::StreamContainerStatsRequest>,
+    ) -> Answer<Self::StreamContainerStatsStream> {
+        self.not_yet("StreamContainerStats")
+    }
+
+    type StreamPodSandboxStatsStream = NoStream<pb::StreamPodSandboxStatsResponse>;
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<pb::StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
+        self.not_yet("StreamPodSandboxStats")
+    }
+
+    type StreamPodSandboxMetricsStream = NoStream<pb::StreamPodSandboxMetricsResponse>;
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<pb::StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        self.not_yet("StreamPodSandboxMetrics")
+    }
+
+    type GetContainerEventsStream = NoStream<pb::ContainerEventResponse>;
+    async fn get_container_events(
+        &self,
+        _: Request<pb::GetEventsRequest>,
+    ) -> Answer<Self::GetContainerEventsStream> {
+        self.not_yet("GetContainerEvents")
+    }
+}
+
+/// Finds the image that a container is to be made of.
+fn image_request(pods: &Manager, spec: Option<&pb::ImageSpec>) -> Result<ImageRequest, Status> {
+    let requested = spec.map(|s| s.image.as_str()).unwrap_or_default();
+    if requested.is_empty() {
+        return Err(Status::invalid_argument("config.image.image: is empty"));
+    }
+    let images = &pods.node().images;
+    let image = images.status(requested).ok_or_else(|| {
+        Status::not_found(format!("image {requested:?} is not on this node: pull it before creating a container"))
+    })?;
+    let user_specified = spec.map(|s| s.user_specified_image.clone()).unwrap_or_default();
+    let display = if user_specified.is_empty() {
+        image.repo_tags.first().cloned().unwrap_or_else(|| requested.to_owned())
+    } else {
+        user_specified.clone()
+    };
+    Ok(ImageRequest {
+        requested: requested.to_owned(),
+        user_specified,
+        id: image.id.clone(),
+        reference: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
+        display,
+    })
+}

@@ -1,0 +1,90 @@
+//! The CRI socket: opened with its mode and group, served until told to end. Owns the socket file.
+
+use super::image::Image;
+use super::proto::image_service_server::ImageServiceServer;
+use super::proto::runtime_service_server::RuntimeServiceServer;
+use super::runtime::Runtime;
+use crate::config::Config;
+use std::future::Future;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+
+/// Why the socket cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Something listens there.
+    #[error("socket {0} is in use by another process: stop it, or set grpc.socket to another path")]
+    InUse(PathBuf),
+    /// The socket file.
+    #[error("{operation} socket {path}: {source}")]
+    Socket {
+        /// The operation.
+        operation: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// gRPC.
+    #[error("serve CRI: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+fn socket_error(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ServeError {
+    let path = path.to_owned();
+    move |source| ServeError::Socket { operation, path, source }
+}
+
+/// Opens the socket. A stale one, on which nobody listens, is replaced.
+///
+/// # Errors
+/// When another process listens there, or the file system refuses.
+pub fn listen(config: &Config) -> Result<UnixListener, ServeError> {
+    let path = &config.grpc.socket;
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).map_err(socket_error("make the directory of", path))?;
+    }
+    if path.exists() {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(ServeError::InUse(path.clone()));
+        }
+        std::fs::remove_file(path).map_err(socket_error("remove stale", path))?;
+    }
+    let listener = UnixListener::bind(path).map_err(socket_error("bind", path))?;
+    let mode = std::fs::Permissions::from_mode(config.socket_mode());
+    std::fs::set_permissions(path, mode).map_err(socket_error("set the mode of", path))?;
+    std::os::unix::fs::chown(path, Some(0), Some(config.grpc.socket_gid))
+        .map_err(socket_error("set the group of", path))?;
+    Ok(listener)
+}
+
+/// Serves both services until `end` completes, then lets the calls in flight go.
+///
+/// # Errors
+/// When the transport fails.
+pub async fn serve(
+    config: &Config,
+    listener: UnixListener,
+    runtime: Runtime,
+    image: Image,
+    end: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let limit = config.grpc.max_message_bytes;
+    let router = tonic::transport::Server::builder()
+        .add_service(
+            RuntimeServiceServer::new(runtime).max_decoding_message_size(limit).max_encoding_message_size(limit),
+        )
+        .add_service(
+            ImageServiceServer::new(image).max_decoding_message_size(limit).max_encoding_message_size(limit),
+        );
+    let served = tokio::select! {
+        served = router.serve_with_incoming(UnixListenerStream::new(listener)) => served,
+        // Calls in flight are not waited for: their work is recorded and the next daemon takes it up.
+        () = end => Ok(()),
+    };
+    // The next daemon replaces a socket that is still there.
+    let _ = std::fs::remove_file(&config.grpc.socket);
+    Ok(served?)
+}

@@ -1,0 +1,101 @@
+//! Container stats: which containers, and their cgroup readings in the kubelet's terms. Reads on a blocking thread;
+//! a reading that fails leaves its part unset rather than failing the list.
+
+use super::encode;
+use super::proto as pb;
+use crate::host::cgroups::Usage;
+use crate::sandbox::{ContainerSnapshot, ContainerState, Manager, Node, PodSnapshot};
+use std::path::Path;
+use std::sync::Arc;
+
+pub(super) type Wanted = (Arc<PodSnapshot>, Arc<ContainerSnapshot>);
+
+pub(super) fn select(pods: &Manager, filter: &pb::ContainerStatsFilter) -> Vec<Wanted> {
+    let mut wanted = Vec::new();
+    for pod in pods.pods() {
+        for container in &pod.containers {
+            let spec = &container.spec;
+            let running = matches!(container.state, ContainerState::Running { .. });
+            if running
+                && spec.id.as_str().starts_with(&filter.id)
+                && spec.sandbox_id.as_str().starts_with(&filter.pod_sandbox_id)
+                && encode::selected(&spec.labels, &filter.label_selector)
+            {
+                wanted.push((pod.clone(), container.clone()));
+            }
+        }
+    }
+    wanted
+}
+
+pub(super) async fn containers(node: Arc<Node>, wanted: Vec<Wanted>) -> Vec<pb::ContainerStats> {
+    let read = move || wanted.iter().map(|(pod, container)| one(&node, pod, container)).collect();
+    tokio::task::spawn_blocking(read).await.unwrap_or_default()
+}
+
+fn value(value: u64) -> Option<pb::UInt64Value> {
+    Some(pb::UInt64Value { value })
+}
+
+fn one(node: &Node, pod: &PodSnapshot, container: &ContainerSnapshot) -> pb::ContainerStats {
+    let spec = &container.spec;
+    let now = node.clock.now().nanos();
+    let mut stats = pb::ContainerStats {
+        attributes: Some(pb::ContainerAttributes {
+            id: spec.id.to_string(),
+            metadata: Some(encode::container_metadata(spec)),
+            labels: spec.labels.clone().into_iter().collect(),
+            annotations: spec.annotations.clone().into_iter().collect(),
+        }),
+        writable_layer: Some(writable_layer(&node.writable(&spec.id), now)),
+        ..Default::default()
+    };
+    match node.cgroups.usage(&pod.spec, &spec.id) {
+        Ok(usage) => fill(&mut stats, &usage, now),
+        Err(error) => tracing::debug!(container = %spec.id, %error, "no cgroup reading"),
+    }
+    stats
+}
+
+fn fill(stats: &mut pb::ContainerStats, usage: &Usage, now: i64) {
+    stats.cpu = Some(pb::CpuUsage {
+        timestamp: now,
+        usage_core_nano_seconds: value(usage.cpu_nanos),
+        usage_nano_cores: None,
+        psi: None,
+    });
+    stats.memory = Some(pb::MemoryUsage {
+        timestamp: now,
+        working_set_bytes: value(usage.memory_working_set),
+        available_bytes: usage.memory_limit.and_then(|l| value(l.saturating_sub(usage.memory_working_set))),
+        usage_bytes: value(usage.memory_usage),
+        rss_bytes: value(usage.memory_rss),
+        page_faults: value(usage.page_faults),
+        major_page_faults: value(usage.major_page_faults),
+        psi: None,
+    });
+}
+
+fn writable_layer(dir: &Path, now: i64) -> pb::FilesystemUsage {
+    let (mut bytes, mut inodes) = (0, 0);
+    measure(&dir.join("upper"), &mut bytes, &mut inodes);
+    pb::FilesystemUsage {
+        timestamp: now,
+        fs_id: Some(pb::FilesystemIdentifier { mountpoint: dir.to_string_lossy().into_owned() }),
+        used_bytes: value(bytes),
+        inodes_used: value(inodes),
+    }
+}
+
+fn measure(dir: &Path, bytes: &mut u64, inodes: &mut u64) {
+    use std::os::unix::fs::MetadataExt as _;
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let Ok(meta) = entry.metadata() else { continue };
+        // Blocks of 512 bytes, as stat(2) counts them.
+        *bytes += meta.blocks() * 512;
+        *inodes += 1;
+        if meta.is_dir() {
+            measure(&entry.path(), bytes, inodes);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Builds the daemon from its configuration and runs it: lock, mechanisms, recovery, socket, signals. The only module
+//! that knows them all.
+
+use crate::config::Config;
+use crate::cri::{self, Image, Runtime};
+use crate::host::cgroups::Cgroups;
+use crate::host::network::Network;
+use crate::host::oci::Runtimes;
+use crate::host::security::HostSecurity;
+use crate::images::Images;
+use crate::metrics::{self, PullCollector, Registry, Rpcs};
+use crate::model::Clock;
+use crate::sandbox::{self, ExecWaiters, Node, PodMetrics, Records};
+use anyhow::Context as _;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Allocations from this size on go to the kernel and back to it when freed, instead of growing the heap for ever.
+pub const LARGE_ALLOCATION: i32 = 64 << 10;
+/// Threads for blocking work: enough for a node's pods to start together, few enough to bound memory.
+pub const MAX_BLOCKING_THREADS: usize = 64;
+/// Idle threads end soon, so that an idle daemon stays small.
+pub const BLOCKING_THREAD_KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// More workers than this would not answer a kubelet any faster.
+const MAX_WORKERS: usize = 4;
+
+/// Worker threads: one a processor, within bounds.
+#[must_use]
+pub fn worker_threads() -> usize {
+    std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, MAX_WORKERS))
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start; the message says what to do.
+pub async fn serve(config: Config) -> anyhow::Result<()> {
+    let begun = std::time::Instant::now();
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let _lock = lock(&config)?;
+    let registry = Registry::new();
+    let rpcs = Rpcs::register(&registry)?;
+    let node = build(&config, &registry).await?;
+    if !config.metrics.address.is_empty() {
+        tokio::spawn(metrics::serve(&config.metrics.address, registry).await?);
+    }
+    let pods = sandbox::recover(node.clone()).await.context("read the records of earlier pods")?;
+    let valid: Vec<_> = pods.pods().iter().map(|pod| pod.spec.id.clone()).collect();
+    let network = node.network.clone();
+    tokio::spawn(async move { network.collect(&valid).await });
+    let listener = cri::listen(&config)?;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!(
+        socket = %config.grpc.socket.display(),
+        pods = pods.pods().len(),
+        ms = begun.elapsed().as_millis(),
+        "ready"
+    );
+    let end = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("ending; pods go on");
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    };
+    let (runtime, image) = (Runtime::new(pods, rpcs.clone()), Image::new(node.images.clone(), rpcs));
+    Ok(cri::serve(&config, listener, runtime, image, end).await?)
+}
+
+/// Keeps a second daemon from the same root. The kernel frees it however this one ends.
+fn lock(config: &Config) -> anyhow::Result<File> {
+    make_private_dir(&config.root)?;
+    make_private_dir(&config.state)?;
+    let path = config.root.join("lock");
+    let file = File::create(&path).with_context(|| format!("open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => anyhow::bail!(
+            "another podwright serves from {}: stop it, or set `root` and `state` to directories of their own",
+            config.root.display()
+        ),
+        Err(std::fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+    }
+}
+
+fn make_private_dir(path: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("make directory {}", path.display()))
+}
+
+async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>> {
+    let boot_id = podwright_sys::proc::boot_id().context("read the boot id")?;
+    let images = Images::open(&config.root.join("images"), &config.images).context("open the image store")?;
+    registry.register(Box::new(PullCollector::new(images.stats())?))?;
+    let cgroups = Cgroups::detect(&config.cgroups)?;
+    let security = HostSecurity::detect()?;
+    Ok(Arc::new(Node {
+        records: Records::open(&config.root, &boot_id)?,
+        network: Network::start(&config.network)?,
+        images,
+        runtimes: Runtimes::find(&config.runtime, &config.state, &cgroups).await?,
+        cgroups,
+        security,
+        monitor_binary: monitor_binary(config)?,
+        clock: Clock::default(),
+        metrics: PodMetrics::register(registry)?,
+        execs: ExecWaiters::default(),
+        config: config.clone(),
+    }))
+}
+
+/// Where packages put the monitor.
+const PACKAGED_MONITOR: &str = "/usr/libexec/podwright/podwright-monitor";
+
+fn monitor_binary(config: &Config) -> anyhow::Result<PathBuf> {
+    let configured = &config.monitor.binary;
+    if !configured.as_os_str().is_empty() {
+        anyhow::ensure!(configured.is_file(), "monitor.binary {} is not there", configured.display());
+        return Ok(configured.clone());
+    }
+    let beside = std::env::current_exe().context("find our own binary")?.with_file_name("podwright-monitor");
+    [beside.clone(), PACKAGED_MONITOR.into()].into_iter().find(|path| path.is_file()).with_context(|| {
+        format!(
+            "podwright-monitor is neither at {} nor at {PACKAGED_MONITOR}: install it, or set monitor.binary",
+            beside.display()
+        )
+    })
+}

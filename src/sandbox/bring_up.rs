@@ -1,0 +1,205 @@
+//! The way of a sandbox up and down. `bring_up` stops at the first error; `tear_down` is idempotent, goes on after
+//! errors and tells them all. Both work from the record alone, so they serve recovery as well. Neither decides
+//! when: that is `pod`.
+
+use super::error::SandboxError;
+use super::files::PodFiles;
+use super::node::{Node, make_private_dir};
+use super::pod::Phase;
+use crate::host::monitor::{self, LaunchRequest, Monitor, MonitorError, MonitorEvent, NamespaceRequest};
+use crate::host::network::{Attachment, PodNetwork};
+use crate::host::rootfs;
+use crate::model::{ContainerId, NamespaceMode, SandboxSpec};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+
+/// How long StopPodSandbox waits for killed containers to be gone before it reports them. The kubelet's own limit
+/// for the call is two minutes and it calls again.
+const KILL_WAIT: Duration = Duration::from_secs(30);
+
+/// A sandbox that is up.
+#[derive(Debug)]
+pub(super) struct BroughtUp {
+    pub(super) monitor: Monitor,
+    pub(super) events: mpsc::Receiver<MonitorEvent>,
+    pub(super) network: Option<PodNetwork>,
+}
+
+/// Record, monitor with namespaces, files and /dev/shm side by side; then the network.
+pub(super) async fn bring_up(node: Arc<Node>, spec: Arc<SandboxSpec>) -> Result<BroughtUp, SandboxError> {
+    let begun = Instant::now();
+    make_private_dir(&node.exit_dir(&spec.id))?;
+    let (recorded, launched, files) = tokio::join!(
+        node.metrics.step("run_pod_sandbox", "record", record(&node, &spec)),
+        node.metrics.step("run_pod_sandbox", "monitor", launch(&node, &spec)),
+        node.metrics.step("run_pod_sandbox", "files", write_files(&node, &spec)),
+    );
+    recorded?;
+    files?;
+    let (monitor, events) = launched?;
+    node.metrics.observe("run_pod_sandbox", "before_network", begun);
+    let network = match spec.namespaces.network {
+        NamespaceMode::Node => None,
+        NamespaceMode::Pod | NamespaceMode::Container | NamespaceMode::Target(_) => {
+            let attachment = attachment(&node, &spec);
+            Some(node.metrics.step("run_pod_sandbox", "network", node.network.attach(&attachment)).await?)
+        }
+    };
+    if let Some(network) = &network {
+        node.metrics.plugin_time("run_pod_sandbox", network.plugin_time);
+    }
+    node.metrics.observe("run_pod_sandbox", "total", begun);
+    Ok(BroughtUp { monitor, events, network })
+}
+
+async fn record(node: &Arc<Node>, spec: &Arc<SandboxSpec>) -> Result<(), SandboxError> {
+    let (node, spec) = (node.clone(), spec.clone());
+    blocking(move || Ok(node.records.write_pod(&spec)?)).await
+}
+
+async fn launch(
+    node: &Node,
+    spec: &SandboxSpec,
+) -> Result<(Monitor, mpsc::Receiver<MonitorEvent>), MonitorError> {
+    let own_network = spec.namespaces.network != NamespaceMode::Node;
+    monitor::launch(LaunchRequest {
+        binary: node.monitor_binary.clone(),
+        sandbox_id: spec.id.to_string(),
+        dir: node.pod_dir(&spec.id),
+        exit_dir: node.exit_dir(&spec.id),
+        namespaces: NamespaceRequest {
+            net: own_network.then(|| node.netns(&spec.id)),
+            ipc: spec.namespaces.ipc != NamespaceMode::Node,
+            uts: own_network,
+            pid: spec.namespaces.pid == NamespaceMode::Pod,
+        },
+        hostname: (own_network && !spec.hostname.is_empty()).then(|| spec.hostname.clone()),
+        sysctls: sysctls(node, spec),
+        log_max_line: node.config.containers.log_line_bytes,
+    })
+    .await
+}
+
+/// The pod's own sysctls over the defaults that containerd sets (enable_unprivileged_ports, enable_unprivileged_icmp).
+fn sysctls(node: &Node, spec: &SandboxSpec) -> BTreeMap<String, String> {
+    let mut sysctls = BTreeMap::new();
+    if spec.namespaces.network != NamespaceMode::Node {
+        if node.config.containers.unprivileged_ports {
+            sysctls.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
+        }
+        if node.config.containers.unprivileged_icmp && spec.namespaces.user.is_none() {
+            sysctls.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
+        }
+    }
+    sysctls.extend(spec.sysctls.iter().map(|(k, v)| (k.replace('/', "."), v.clone())));
+    sysctls
+}
+
+async fn write_files(node: &Arc<Node>, spec: &Arc<SandboxSpec>) -> Result<(), SandboxError> {
+    let (node, spec) = (node.clone(), spec.clone());
+    blocking(move || {
+        let files = PodFiles::below(&node.pod_dir(&spec.id));
+        files.write(&spec)?;
+        if spec.namespaces.ipc != NamespaceMode::Node {
+            make_private_dir(&files.shm)?;
+            rootfs::mount_shm(&files.shm, node.config.containers.shm_bytes)?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+fn attachment(node: &Node, spec: &SandboxSpec) -> Attachment {
+    Attachment {
+        sandbox: spec.id.clone(),
+        netns: Some(node.netns(&spec.id)).filter(|path| path.exists()),
+        pod: spec.name.clone(),
+        port_mappings: spec.port_mappings.clone(),
+        cgroup_parent: spec.cgroup_parent.clone(),
+        annotations: spec.annotations.clone(),
+        dns: spec.dns.clone(),
+    }
+}
+
+/// A container to be waited for while its pod goes down.
+pub(super) type Dying = (ContainerId, watch::Receiver<Phase>);
+
+/// Gives back everything a sandbox holds: waits for its containers (which the caller has told to die) while the
+/// network is detached, then ends the monitor and unmounts. The record stays.
+pub(super) async fn tear_down(
+    node: Arc<Node>,
+    spec: Arc<SandboxSpec>,
+    monitor: Option<Monitor>,
+    dying: Vec<Dying>,
+) -> Result<(), SandboxError> {
+    let begun = Instant::now();
+    let mut errors = Vec::new();
+    let (containers, network) = tokio::join!(
+        node.metrics.step("stop_pod_sandbox", "containers", await_containers(&node, dying)),
+        node.metrics.step("stop_pod_sandbox", "network", detach(&node, &spec)),
+    );
+    errors.extend(containers);
+    errors.extend(network.err());
+    if errors.is_empty() {
+        let ended = node.metrics.step("stop_pod_sandbox", "monitor", end_monitor(&node, &spec, monitor)).await;
+        errors.extend(ended.err());
+        let files = PodFiles::below(&node.pod_dir(&spec.id));
+        errors.extend(blocking(move || Ok(rootfs::unmount(&files.shm)?)).await.err());
+    }
+    node.metrics.observe("stop_pod_sandbox", "total", begun);
+    SandboxError::all(errors).map_or(Ok(()), Err)
+}
+
+async fn await_containers(node: &Node, dying: Vec<Dying>) -> Vec<SandboxError> {
+    let deadline = tokio::time::Instant::now() + KILL_WAIT;
+    let mut errors = Vec::new();
+    for (id, mut phase) in dying {
+        let gone = tokio::time::timeout_at(deadline, phase.wait_for(|p| *p == Phase::Cleaned)).await;
+        if gone.is_err() {
+            let processes = node.cgroups.describe_processes(&id);
+            errors.push(SandboxError::Unkillable { id: id.to_string(), processes, waited: KILL_WAIT });
+        }
+    }
+    errors
+}
+
+async fn detach(node: &Node, spec: &SandboxSpec) -> Result<(), SandboxError> {
+    if spec.namespaces.network == NamespaceMode::Node {
+        return Ok(());
+    }
+    Ok(node.network.detach(&attachment(node, spec)).await?)
+}
+
+async fn end_monitor(
+    node: &Node,
+    spec: &SandboxSpec,
+    monitor: Option<Monitor>,
+) -> Result<(), SandboxError> {
+    let dir = node.pod_dir(&spec.id);
+    let monitor = match monitor {
+        Some(monitor) => Some(monitor),
+        None => match monitor::adopt(&dir).await {
+            Ok((monitor, _events)) => Some(monitor),
+            Err(MonitorError::NotRunning { .. }) => None,
+            Err(error) => return Err(error.into()),
+        },
+    };
+    if let Some(monitor) = monitor {
+        match monitor.shutdown(true).await {
+            Ok(()) | Err(MonitorError::NotRunning { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // A monitor that was killed leaves its pin and the pod's own PID 1 behind.
+    monitor::sweep(&dir, &node.netns(&spec.id)).await?;
+    Ok(())
+}
+
+/// Runs file-system work off the async threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SandboxError> + Send + 'static,
+) -> Result<T, SandboxError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(SandboxError::ShuttingDown))
+}

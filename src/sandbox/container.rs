@@ -1,0 +1,223 @@
+//! A container's bundle: made at create, run at start, cleaned at its end, removed at remove. Each step is
+//! idempotent or undone. Decides nothing about states: that is `pod`.
+
+use super::bring_up::blocking;
+use super::error::SandboxError;
+use super::files::PodFiles;
+use super::node::{Node, make_private_dir};
+use super::spec::{self, Inputs};
+use super::state::{ContainerState, Init};
+use super::stop::shares_pid_namespace;
+use crate::host::monitor::{CreateRequest, Monitor, NamespacePaths};
+use crate::host::oci::Runtime;
+use crate::host::users::{self, User};
+use crate::host::{devices, rootfs};
+use crate::images::Hold;
+use crate::model::{ContainerId, ContainerSpec, MountSource, NamespaceMode, SandboxSpec};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long making a bundle may take: the kubelet's own limit for CreateContainer. Looking at a volume on a dead
+/// network file system never ends, and must not keep the container's name for ever.
+const PREPARE_LIMIT: Duration = Duration::from_secs(110);
+/// Linux's SIGTERM, where neither CRI nor the image names a stop signal.
+const SIGTERM: i32 = 15;
+
+/// What making a bundle needs.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) node: Arc<Node>,
+    pub(super) pod: Arc<SandboxSpec>,
+    pub(super) spec: Arc<ContainerSpec>,
+    pub(super) hold: Hold,
+    pub(super) namespaces: NamespacePaths,
+    pub(super) target_pid: Option<u32>,
+}
+
+/// A bundle that is ready.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) user: User,
+}
+
+/// Whether `again` asks for what `existing` is.
+pub(super) fn retry_of(existing: &ContainerSpec, again: &ContainerSpec) -> bool {
+    let same = ContainerSpec { id: existing.id.clone(), created_at: existing.created_at, ..again.clone() };
+    same == *existing
+}
+
+/// The process whose pid namespace a TARGET container joins.
+pub(super) fn target_pid(
+    spec: &ContainerSpec,
+    state_of: impl Fn(&ContainerId) -> Option<ContainerState>,
+) -> Result<Option<u32>, SandboxError> {
+    let NamespaceMode::Target(target) = &spec.security.namespaces.pid else { return Ok(None) };
+    let refuse = |why| SandboxError::Target { target: target.to_string(), why };
+    match state_of(target) {
+        None => Err(refuse("it is not a container of this pod sandbox")),
+        Some(ContainerState::Running { init, .. }) => Ok(Some(init.pid)),
+        Some(_) => Err(refuse("it is not running")),
+    }
+}
+
+/// The stop signal: CRI's, else the image's, else SIGTERM.
+pub(super) fn stop_signal(spec: &ContainerSpec, hold: Option<&Hold>) -> i32 {
+    spec.stop_signal
+        .or_else(|| hold.and_then(|h| crate::host::oci::signal_number(&h.image().config.stop_signal)))
+        .unwrap_or(SIGTERM)
+}
+
+/// Makes the bundle; leaves nothing behind when it cannot.
+pub(super) async fn prepare_or_undo(request: Request, runtime: &Runtime) -> Result<Prepared, SandboxError> {
+    let (node, spec) = (request.node.clone(), request.spec.clone());
+    let begun = std::time::Instant::now();
+    let work = blocking(move || prepare(&request));
+    let result = match tokio::time::timeout(PREPARE_LIMIT, work).await {
+        Ok(result) => result,
+        Err(_) => {
+            let id = spec.id.to_string();
+            Err(SandboxError::StepTimeout { step: "creation", id, limit: PREPARE_LIMIT })
+        }
+    };
+    node.metrics.observe("create_container", "total", begun);
+    if let Err(cause) = result {
+        return match remove(&node, &spec, runtime).await {
+            Ok(()) => Err(cause),
+            Err(undo) => Err(SandboxError::Several(vec![cause, undo])),
+        };
+    }
+    result
+}
+
+fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
+    let Request { node, pod, spec, hold, namespaces, target_pid } = request;
+    let mounts = resolve_mounts(spec)?;
+    let bundle = node.bundle(&spec.id);
+    let (root, writable) = (bundle.join("rootfs"), node.writable(&spec.id));
+    let (upper, work) = (writable.join("upper"), writable.join("work"));
+    make_private_dir(&bundle)?;
+    make_private_dir(&writable)?;
+    for dir in [&root, &upper, &work] {
+        std::fs::create_dir(dir).map_err(SandboxError::io("make directory", dir))?;
+    }
+    // The upper directory's mode becomes that of the container's `/`.
+    open_to_all(&upper)?;
+    rootfs::mount(hold.layers(), &upper, &work, &root)?;
+    let image = hold.image();
+    let user = users::resolve(&root, &image.config.user, &spec.security.run_as)?;
+    let host_devices = if spec.security.privileged { devices::all_host_devices()? } else { Vec::new() };
+    let asked_devices = devices::resolve(&spec.devices)?;
+    let inputs = Inputs {
+        pod,
+        container: spec,
+        image: &image.config,
+        image_name: &spec.image.display,
+        user: &user,
+        security: &node.security,
+        seccomp: node.security.seccomp(spec)?,
+        mounts: &mounts,
+        devices: asked_devices,
+        host_devices,
+        namespaces,
+        target_pid: *target_pid,
+        files: &PodFiles::below(&node.pod_dir(&pod.id)),
+        cgroups_path: node.cgroups.container_path(pod, &spec.id)?,
+        cgroup_mode: node.cgroups.mode(),
+        defaults: &node.config.containers,
+    };
+    let text = spec::build(&inputs)?;
+    let config = bundle.join("config.json");
+    std::fs::write(&config, text).map_err(SandboxError::io("write", &config))?;
+    Ok(Prepared { user })
+}
+
+fn open_to_all(dir: &Path) -> Result<(), SandboxError> {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))
+        .map_err(SandboxError::io("change the mode of", dir))
+}
+
+/// The host side of each mount: symlinks followed, a missing directory made as both peers do.
+fn resolve_mounts(spec: &ContainerSpec) -> Result<Vec<PathBuf>, SandboxError> {
+    spec.mounts.iter().map(|mount| resolve_mount(&mount.container_path, &mount.source)).collect()
+}
+
+fn resolve_mount(container_path: &Path, source: &MountSource) -> Result<PathBuf, SandboxError> {
+    let MountSource::Host(host_path) = source else {
+        return Err(SandboxError::Unsupported("an image as a mount"));
+    };
+    std::fs::canonicalize(host_path).map_err(|source| SandboxError::MountSource {
+        container_path: container_path.to_owned(),
+        host_path: host_path.clone(),
+        source,
+    })
+}
+
+/// Has the monitor run the container.
+pub(super) async fn start(
+    node: &Node,
+    monitor: &Monitor,
+    spec: &ContainerSpec,
+    runtime: &Runtime,
+) -> Result<Init, SandboxError> {
+    let request = CreateRequest {
+        container_id: spec.id.to_string(),
+        runtime: runtime.command(),
+        bundle: node.bundle(&spec.id),
+        log_path: spec.log_path.clone(),
+        terminal: spec.tty,
+        stdin: spec.stdin,
+        stdin_once: spec.stdin_once,
+        deadline: node.config.runtime_timeout(),
+    };
+    let created = node.metrics.step("start_container", "runtime", monitor.run(request)).await;
+    match created {
+        Ok(created) => Ok(Init { pid: created.pid, start_time: created.start_time }),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes what the runtime, the kernel and the mount table keep of an ended container. Its record, log and writable
+/// layer stay.
+pub(super) async fn clean(
+    node: &Arc<Node>,
+    pod: &SandboxSpec,
+    spec: &ContainerSpec,
+    runtime: &Runtime,
+) -> Result<(), SandboxError> {
+    if shares_pid_namespace(pod, spec) {
+        node.cgroups.kill_all(pod, &spec.id);
+    }
+    let deleted = node.metrics.step("clean_container", "runtime", runtime.delete(spec.id.as_str())).await;
+    node.cgroups.remove(pod, &spec.id)?;
+    let root = node.bundle(&spec.id).join("rootfs");
+    blocking(move || Ok(rootfs::unmount(&root)?)).await?;
+    Ok(deleted?)
+}
+
+/// Removes everything of a container but its record and log.
+pub(super) async fn remove(node: &Arc<Node>, spec: &ContainerSpec, runtime: &Runtime) -> Result<(), SandboxError> {
+    let _ = runtime;
+    let (bundle, writable) = (node.bundle(&spec.id), node.writable(&spec.id));
+    blocking(move || {
+        rootfs::unmount(&bundle.join("rootfs"))?;
+        remove_tree(&bundle)?;
+        remove_tree(&writable)
+    })
+    .await
+}
+
+pub(super) fn remove_tree(dir: &Path) -> Result<(), SandboxError> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(SandboxError::io("remove", dir)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Has the monitor drop an ended container and its exit record.
+pub(super) async fn forget(monitor: &Monitor, id: &ContainerId) {
+    if let Err(error) = monitor.forget(id.as_str()).await {
+        tracing::debug!(container = %id, %error, "the monitor did not know the container");
+    }
+}

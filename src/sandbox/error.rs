@@ -1,0 +1,223 @@
+//! What can go wrong with sandboxes and containers. One variant a cause, the mechanism's own error inside; the gRPC
+//! code stands in `cri::status`.
+
+use super::record::RecordError;
+use super::spec::SpecError;
+use crate::host::cgroups::CgroupError;
+use crate::host::devices::DeviceError;
+use crate::host::monitor::MonitorError;
+use crate::host::network::NetworkError;
+use crate::host::oci::OciError;
+use crate::host::rootfs::RootfsError;
+use crate::host::security::SecurityError;
+use crate::host::users::UserError;
+use crate::images::ImageError;
+use crate::model::{IdError, PodName, SandboxId};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// An error of the domain.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// No sandbox has this id or prefix.
+    #[error("pod sandbox {0:?} not found")]
+    SandboxNotFound(String),
+    /// No container has this id or prefix.
+    #[error("container {0:?} not found")]
+    ContainerNotFound(String),
+    /// Several objects share the prefix.
+    #[error("{kind} id prefix {prefix:?} is ambiguous: it fits {count}")]
+    AmbiguousId {
+        /// pod sandbox or container.
+        kind: &'static str,
+        /// What was given.
+        prefix: String,
+        /// How many fit.
+        count: usize,
+    },
+    /// The sandbox's name is in use by one that differs or is not ready.
+    #[error("pod sandbox name {name} is in use by {id}, {why}")]
+    SandboxNameTaken {
+        /// The name.
+        name: Box<PodName>,
+        /// Who has it.
+        id: SandboxId,
+        /// Why it cannot be handed out again.
+        why: &'static str,
+    },
+    /// The container's name is in use in this sandbox.
+    #[error("container name {name} attempt {attempt} is in use in pod sandbox {sandbox} by container {id}, {why}")]
+    ContainerNameTaken {
+        /// The name.
+        name: String,
+        /// The attempt.
+        attempt: u32,
+        /// The sandbox.
+        sandbox: SandboxId,
+        /// Who has it.
+        id: String,
+        /// Why it cannot be handed out again.
+        why: &'static str,
+    },
+    /// The sandbox is in no state for this.
+    #[error("cannot {operation} in pod sandbox {id}: it is {state}")]
+    SandboxState {
+        /// What was asked.
+        operation: &'static str,
+        /// The sandbox.
+        id: String,
+        /// Its state.
+        state: &'static str,
+    },
+    /// The container is in no state for this.
+    #[error("cannot {operation} container {id}: it is {state}")]
+    ContainerState {
+        /// What was asked.
+        operation: &'static str,
+        /// The container.
+        id: String,
+        /// Its state.
+        state: &'static str,
+    },
+    /// No such RuntimeClass handler.
+    #[error("runtime handler {handler:?} is not configured; known handlers: {known}")]
+    UnknownHandler {
+        /// As asked.
+        handler: String,
+        /// What there is.
+        known: String,
+    },
+    /// A privileged container in a sandbox that is not.
+    #[error("container {name} asks for privileged mode, but its pod sandbox {id} is not privileged")]
+    NotPrivileged {
+        /// Container name.
+        name: String,
+        /// Sandbox id.
+        id: SandboxId,
+    },
+    /// A target container that cannot lend its pid namespace.
+    #[error("target container {target} of pid namespace mode TARGET: {why}")]
+    Target {
+        /// The target.
+        target: String,
+        /// Why not.
+        why: &'static str,
+    },
+    /// A mount's source.
+    #[error("mount {container_path}: source {host_path}: {source}")]
+    MountSource {
+        /// Where it was to go.
+        container_path: PathBuf,
+        /// What was asked.
+        host_path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// Not there yet.
+    #[error("{0} is not supported yet")]
+    Unsupported(&'static str),
+    /// ExecSync took too long.
+    #[error("command in container {container} timed out after {} s and was killed", .timeout.as_secs())]
+    ExecTimeout {
+        /// The container.
+        container: String,
+        /// What was allowed.
+        timeout: Duration,
+    },
+    /// A container's processes do not die.
+    #[error("container {id} is still there {} s after SIGKILL: {processes}", .waited.as_secs())]
+    Unkillable {
+        /// The container.
+        id: String,
+        /// What is known of its processes.
+        processes: String,
+        /// How long it was waited.
+        waited: Duration,
+    },
+    /// The pod's monitor is gone.
+    #[error("pod sandbox {0} has lost its monitor: stop and remove it")]
+    MonitorLost(SandboxId),
+    /// The work was given up: the daemon ends.
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+    /// A step took longer than it may.
+    #[error("{step} of container {id} took longer than {} s, waiting on the file systems of its mounts", .limit.as_secs())]
+    StepTimeout {
+        /// The step.
+        step: &'static str,
+        /// The container.
+        id: String,
+        /// The limit.
+        limit: Duration,
+    },
+    /// Several things failed on the way down.
+    #[error("{}", join(.0))]
+    Several(Vec<SandboxError>),
+    /// A file operation.
+    #[error("{operation} {path}: {source}")]
+    Io {
+        /// The operation.
+        operation: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A new id could not be made.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// Images.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// CNI.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The monitor.
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+    /// The OCI runtime.
+    #[error(transparent)]
+    Oci(#[from] OciError),
+    /// The OCI specification.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The root file system.
+    #[error(transparent)]
+    Rootfs(#[from] RootfsError),
+    /// The user.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// Seccomp and its kin.
+    #[error(transparent)]
+    Security(#[from] SecurityError),
+    /// Devices.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// Cgroups.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// Records.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+fn join(errors: &[SandboxError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+impl SandboxError {
+    /// One error of many; None of none.
+    #[must_use]
+    pub fn all(mut errors: Vec<Self>) -> Option<Self> {
+        match errors.len() {
+            0 | 1 => errors.pop(),
+            _ => Some(Self::Several(errors)),
+        }
+    }
+
+    /// Wraps a file operation's error.
+    pub(super) fn io(operation: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { operation, path, source }
+    }
+}

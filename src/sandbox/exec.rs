@@ -1,0 +1,179 @@
+//! ExecSync: runs a command in a running container through its monitor and collects the output here, so that the
+//! monitor's memory does not grow with it. Goes around the pod's mailbox. Owns the limits; streams stand elsewhere.
+
+use super::error::SandboxError;
+use super::node::Node;
+use super::snapshot::{ContainerSnapshot, PodSnapshot};
+use super::state::ContainerState;
+use crate::host::monitor::{ExecRequest, ExecStdio, Monitor, Target};
+use crate::model::ContainerId;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
+use tokio::task::JoinHandle;
+
+/// Linux's SIGKILL.
+const SIGKILL: i32 = 9;
+/// Bytes read from a pipe at once: a quarter of the kernel's default pipe.
+const READ_BYTES: usize = 16 << 10;
+/// How long a killed command may take to be reaped before its end is no longer waited for.
+const REAP_WAIT: Duration = Duration::from_secs(5);
+
+/// What a command left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Cut at `containers.exec_output_bytes`.
+    pub stdout: Vec<u8>,
+    /// Cut at `containers.exec_output_bytes`.
+    pub stderr: Vec<u8>,
+    /// 128 plus the signal's number where a signal ended it.
+    pub exit_code: i32,
+}
+
+pub(super) async fn exec_sync(
+    node: &Node,
+    pod: &PodSnapshot,
+    container: &ContainerSnapshot,
+    command: Vec<String>,
+    timeout: Option<Duration>,
+) -> Result<Output, SandboxError> {
+    let id = &container.spec.id;
+    let (ContainerState::Running { .. }, Some(monitor)) = (&container.state, &pod.monitor) else {
+        let state = container.state.name();
+        return Err(SandboxError::ContainerState { operation: "execute a command in", id: id.to_string(), state });
+    };
+    let exec_id = ContainerId::random()?.short().to_owned();
+    let bundle = node.bundle(id);
+    let process_file = ProcessFile::write(&bundle, &exec_id, command)?;
+    let (stdout_end, stdout) = collect(node.config.containers.exec_output_bytes)?;
+    let (stderr_end, stderr) = collect(node.config.containers.exec_output_bytes)?;
+    let ended = node.execs.expect(&exec_id);
+    let _forget = Forget { node, exec_id: &exec_id };
+    let request = ExecRequest {
+        exec_id: exec_id.clone(),
+        container_id: id.to_string(),
+        runtime: pod.runtime.command(),
+        process_file: process_file.0.clone(),
+        terminal: false,
+        deadline: node.config.runtime_timeout(),
+    };
+    let stdio = ExecStdio { stdin: None, stdout: Some(stdout_end), stderr: Some(stderr_end) };
+    let run = async {
+        monitor.exec(request, stdio).await?;
+        ended.await.map_err(|_| SandboxError::MonitorLost(pod.spec.id.clone()))
+    };
+    let exit = match timeout {
+        None => run.await,
+        Some(limit) => match tokio::time::timeout(limit, run).await {
+            Ok(result) => result,
+            Err(_) => {
+                kill(monitor, &exec_id, node).await;
+                Err(SandboxError::ExecTimeout { container: id.to_string(), timeout: limit })
+            }
+        },
+    };
+    drop(process_file);
+    // A child that was left behind may hold the pipes for ever: give it a moment, then answer with what there is.
+    let drain = Duration::from_secs(node.config.containers.exec_drain_seconds);
+    let exit = exit?;
+    let deadline = tokio::time::Instant::now() + drain;
+    Ok(Output {
+        stdout: stdout.finish(deadline).await,
+        stderr: stderr.finish(deadline).await,
+        exit_code: exit.exit_code,
+    })
+}
+
+/// Kills the command with its process group and waits until it was reaped, so that nobody finds it alive later.
+async fn kill(monitor: &Monitor, exec_id: &str, node: &Node) {
+    let ended = node.execs.expect(exec_id);
+    match monitor.signal(Target::Exec(exec_id.to_owned()), SIGKILL, true).await {
+        Ok(_) => {
+            let _ = tokio::time::timeout(REAP_WAIT, ended).await;
+        }
+        Err(error) => tracing::warn!(exec = exec_id, %error, "cannot kill a command that timed out"),
+    }
+}
+
+struct Forget<'a> {
+    node: &'a Node,
+    exec_id: &'a str,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.node.execs.forget(self.exec_id);
+    }
+}
+
+/// The OCI process description of one exec, removed when dropped.
+struct ProcessFile(PathBuf);
+
+impl ProcessFile {
+    /// The container's own process with other arguments: same user, environment, capabilities and directory.
+    fn write(bundle: &Path, exec_id: &str, command: Vec<String>) -> Result<Self, SandboxError> {
+        let config = bundle.join("config.json");
+        let text = std::fs::read(&config).map_err(SandboxError::io("read", &config))?;
+        #[derive(serde::Deserialize)]
+        struct Spec {
+            process: serde_json::Map<String, serde_json::Value>,
+        }
+        let spec: Spec =
+            serde_json::from_slice(&text).map_err(|e| SandboxError::io("parse", &config)(std::io::Error::from(e)))?;
+        let mut process = spec.process;
+        process.insert("args".to_owned(), command.into());
+        process.insert("terminal".to_owned(), false.into());
+        process.remove("consoleSize");
+        let path = bundle.join(format!("exec-{exec_id}.json"));
+        let text = serde_json::Value::Object(process).to_string();
+        std::fs::write(&path, text).map_err(SandboxError::io("write", &path))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for ProcessFile {
+    fn drop(&mut self) {
+        // It may be gone already with its bundle.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Reads one stream to its end, keeping the first bytes.
+struct Collector {
+    task: JoinHandle<()>,
+    kept: std::sync::Arc<std::sync::Mutex<Vec<u8>>>,
+}
+
+fn collect(limit: usize) -> Result<(OwnedFd, Collector), SandboxError> {
+    let pipe_error = || SandboxError::io("make a pipe for", Path::new("exec output"));
+    let (sender, mut receiver) = pipe::pipe().map_err(pipe_error())?;
+    let end = sender.into_blocking_fd().map_err(pipe_error())?;
+    let kept = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let keep = kept.clone();
+    let task = tokio::spawn(async move {
+        let mut buffer = vec![0; READ_BYTES];
+        while let Ok(n @ 1..) = receiver.read(&mut buffer).await {
+            let mut kept = keep.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let room = limit.saturating_sub(kept.len()).min(n);
+            kept.extend_from_slice(&buffer[..room]);
+        }
+    });
+    Ok((end, Collector { task, kept }))
+}
+
+impl Collector {
+    async fn finish(mut self, deadline: tokio::time::Instant) -> Vec<u8> {
+        if tokio::time::timeout_at(deadline, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+        std::mem::take(&mut *self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

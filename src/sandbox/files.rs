@@ -1,0 +1,88 @@
+//! The files that a pod's containers share: hostname, hosts, resolv.conf. Owns their text; mounts nothing.
+
+use super::SandboxError;
+use crate::model::{DnsConfig, SandboxSpec};
+use std::path::{Path, PathBuf};
+
+/// Where the pod's files stand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodFiles {
+    /// /etc/hostname
+    pub hostname: PathBuf,
+    /// /etc/hosts
+    pub hosts: PathBuf,
+    /// /etc/resolv.conf
+    pub resolv_conf: PathBuf,
+    /// /dev/shm
+    pub shm: PathBuf,
+}
+
+impl PodFiles {
+    /// The files below a pod's run directory.
+    #[must_use]
+    pub fn below(dir: &Path) -> Self {
+        Self {
+            hostname: dir.join("hostname"),
+            hosts: dir.join("hosts"),
+            resolv_conf: dir.join("resolv.conf"),
+            shm: dir.join("shm"),
+        }
+    }
+
+    /// Writes hostname, hosts and resolv.conf.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
+        let hostname = if spec.hostname.is_empty() {
+            std::fs::read_to_string("/etc/hostname").unwrap_or_default()
+        } else {
+            format!("{}\n", spec.hostname)
+        };
+        put(&self.hostname, hostname.as_bytes())?;
+        put(&self.hosts, &std::fs::read("/etc/hosts").unwrap_or_default())?;
+        let resolv_conf = match &spec.dns {
+            Some(dns) => resolv_conf(dns).into_bytes(),
+            None => std::fs::read("/etc/resolv.conf").unwrap_or_default(),
+        };
+        put(&self.resolv_conf, &resolv_conf)
+    }
+}
+
+fn put(path: &Path, text: &[u8]) -> Result<(), SandboxError> {
+    std::fs::write(path, text).map_err(SandboxError::io("write", path))
+}
+
+/// The text in the order that both peers write: search, nameserver, options.
+fn resolv_conf(dns: &DnsConfig) -> String {
+    let mut text = String::new();
+    if !dns.searches.is_empty() {
+        text.push_str(&format!("search {}\n", dns.searches.join(" ")));
+    }
+    for server in &dns.servers {
+        text.push_str(&format!("nameserver {server}\n"));
+    }
+    if !dns.options.is_empty() {
+        text.push_str(&format!("options {}\n", dns.options.join(" ")));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolv_conf_has_the_peers_order() {
+        let dns = DnsConfig {
+            servers: vec!["10.0.0.10".into(), "10.0.0.11".into()],
+            searches: vec!["a.local".into(), "b.local".into()],
+            options: vec!["ndots:5".into()],
+        };
+        assert_eq!(
+            resolv_conf(&dns),
+            "search a.local b.local\nnameserver 10.0.0.10\nnameserver 10.0.0.11\noptions ndots:5\n"
+        );
+        assert_eq!(resolv_conf(&DnsConfig::default()), "");
+    }
+}

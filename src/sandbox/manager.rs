@@ -1,0 +1,332 @@
+//! The index of pods and containers: create, find, list. Holds handles and names, no state; every answer about
+//! state comes from a pod's snapshot.
+
+use super::error::SandboxError;
+use super::exec;
+use super::node::Node;
+use super::pod::{Command, Outcome, Pod, PodHandle};
+use super::snapshot::{ContainerSnapshot, PodSnapshot};
+use super::state::SandboxState;
+use crate::model::{ContainerId, ContainerSpec, PodName, Resources, SandboxId, SandboxSpec};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// The pods of this node. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Manager {
+    node: Arc<Node>,
+    index: Index,
+}
+
+/// Names and ids to handles. Sections are short and never held over an await.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Index(Arc<Mutex<Tables>>);
+
+#[derive(Debug, Default)]
+struct Tables {
+    pods: HashMap<SandboxId, PodHandle>,
+    names: HashMap<PodName, SandboxId>,
+    containers: HashMap<ContainerId, SandboxId>,
+}
+
+impl Index {
+    fn lock(&self) -> MutexGuard<'_, Tables> {
+        // Every section leaves the tables whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn add_pod(&self, spec: &SandboxSpec, handle: PodHandle) {
+        let mut tables = self.lock();
+        tables.names.insert(spec.name.clone(), spec.id.clone());
+        tables.pods.insert(spec.id.clone(), handle);
+    }
+
+    pub(super) fn remove_pod(&self, spec: &SandboxSpec) {
+        let mut tables = self.lock();
+        tables.pods.remove(&spec.id);
+        tables.containers.retain(|_, pod| *pod != spec.id);
+        if tables.names.get(&spec.name) == Some(&spec.id) {
+            tables.names.remove(&spec.name);
+        }
+    }
+
+    pub(super) fn add_container(&self, id: &ContainerId, pod: &SandboxId) {
+        self.lock().containers.insert(id.clone(), pod.clone());
+    }
+
+    pub(super) fn remove_container(&self, id: &ContainerId) {
+        self.lock().containers.remove(id);
+    }
+}
+
+impl Manager {
+    pub(super) fn new(node: Arc<Node>, index: Index) -> Self {
+        Self { node, index }
+    }
+
+    /// The mechanisms below.
+    #[must_use]
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// Brings a sandbox up. The same request again joins the first, or gets what it made.
+    ///
+    /// # Errors
+    /// When the name is taken by a different sandbox, or a step fails; then everything was undone.
+    pub async fn run(&self, spec: SandboxSpec) -> Outcome<SandboxId> {
+        let runtime = self.node.runtime(&spec.runtime_handler).map_err(Arc::new)?;
+        let (id, mut up) = {
+            let mut tables = self.index.lock();
+            match tables.names.get(&spec.name).and_then(|id| tables.pods.get(id)) {
+                Some(existing) => {
+                    let snapshot = existing.snapshots.borrow().clone();
+                    retry_of(&snapshot, &spec)?;
+                    (snapshot.spec.id.clone(), existing.up.clone())
+                }
+                None => {
+                    let spec = Arc::new(spec);
+                    let pod = Pod::new(
+                        self.node.clone(),
+                        self.index.clone(),
+                        spec.clone(),
+                        runtime,
+                        SandboxState::Preparing,
+                    );
+                    let handle = pod.spawn_new();
+                    let up = handle.up.clone();
+                    tables.names.insert(spec.name.clone(), spec.id.clone());
+                    tables.pods.insert(spec.id.clone(), handle);
+                    (spec.id.clone(), up)
+                }
+            }
+        };
+        let outcome = up.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
+        match outcome {
+            Ok(Some(Ok(()))) => Ok(id),
+            Ok(Some(Err(error))) => Err(error),
+            Ok(None) | Err(_) => Err(Arc::new(SandboxError::ShuttingDown)),
+        }
+    }
+
+    /// Stops a sandbox; unknown is fine.
+    ///
+    /// # Errors
+    /// When something it holds could not be given back; to be called again.
+    pub async fn stop_pod(&self, id: &str) -> Outcome<()> {
+        self.ask_pod(id, |reply| Command::StopPod { reply }).await
+    }
+
+    /// Removes a sandbox with its containers; unknown is fine.
+    ///
+    /// # Errors
+    /// When it could not be stopped or its files not removed; to be called again.
+    pub async fn remove_pod(&self, id: &str) -> Outcome<()> {
+        self.ask_pod(id, |reply| Command::RemovePod { reply }).await
+    }
+
+    async fn ask_pod(&self, id: &str, command: impl FnOnce(oneshot::Sender<Outcome<()>>) -> Command) -> Outcome<()> {
+        match self.find_pod(id) {
+            Ok(handle) => ask(&handle, command, Ok(())).await,
+            Err(error) => absent_is_fine(error),
+        }
+    }
+
+    /// Creates a container. The same request again joins the first, or gets what it made.
+    ///
+    /// # Errors
+    /// When the sandbox is not ready, the image is absent, or a step fails; then everything was undone.
+    pub async fn create_container(&self, spec: ContainerSpec) -> Outcome<ContainerId> {
+        let handle = self.find_pod(spec.sandbox_id.as_str()).map_err(Arc::new)?;
+        let hold = self.node.images.hold(spec.image.id.as_str()).map_err(|e| Arc::new(e.into()))?;
+        let gone = Err(Arc::new(SandboxError::SandboxNotFound(spec.sandbox_id.to_string())));
+        ask(&handle, |reply| Command::Create { spec: Box::new(spec), hold, reply }, gone).await
+    }
+
+    /// Starts a created container.
+    ///
+    /// # Errors
+    /// When it is not in the created state, or the OCI runtime fails.
+    pub async fn start_container(&self, id: &str) -> Outcome<()> {
+        let (handle, id) = self.find_container(id).map_err(Arc::new)?;
+        let gone = Err(Arc::new(SandboxError::ContainerNotFound(id.to_string())));
+        ask(&handle, |reply| Command::Start { id, reply }, gone).await
+    }
+
+    /// Stops a container and waits until it is gone; unknown is fine.
+    ///
+    /// # Errors
+    /// When the id is ambiguous.
+    pub async fn stop_container(&self, id: &str, grace: Duration) -> Outcome<()> {
+        match self.find_container(id) {
+            Ok((handle, id)) => ask(&handle, |reply| Command::Stop { id, grace, reply }, Ok(())).await,
+            Err(error) => absent_is_fine(error),
+        }
+    }
+
+    /// Removes a container, by force if it runs; unknown is fine.
+    ///
+    /// # Errors
+    /// When what it left behind could not be removed; to be called again.
+    pub async fn remove_container(&self, id: &str) -> Outcome<()> {
+        match self.find_container(id) {
+            Ok((handle, id)) => ask(&handle, |reply| Command::Remove { id, reply }, Ok(())).await,
+            Err(error) => absent_is_fine(error),
+        }
+    }
+
+    /// Changes a container's limits, live where it runs.
+    ///
+    /// # Errors
+    /// When it is unknown or the OCI runtime refuses; then nothing changed.
+    pub async fn update_container(&self, id: &str, resources: Resources) -> Outcome<()> {
+        let (handle, id) = self.find_container(id).map_err(Arc::new)?;
+        let gone = Err(Arc::new(SandboxError::ContainerNotFound(id.to_string())));
+        ask(&handle, |reply| Command::Update { id, resources: Box::new(resources), reply }, gone).await
+    }
+
+    /// Has a running container's log opened anew; the new file is in use when this returns.
+    ///
+    /// # Errors
+    /// When it is unknown or does not run; then no file was made.
+    pub async fn reopen_log(&self, id: &str) -> Result<(), SandboxError> {
+        let (pod, container) = self.container(id)?;
+        let id = container.spec.id.as_str();
+        let (true, Some(monitor)) = (container.state.may_have_process(), &pod.monitor) else {
+            let state = container.state.name();
+            return Err(SandboxError::ContainerState { operation: "reopen the log of", id: id.to_owned(), state });
+        };
+        Ok(monitor.reopen_log(id).await?)
+    }
+
+    /// Runs a command in a running container and collects its output.
+    ///
+    /// # Errors
+    /// When the container does not run, the command cannot start, or takes longer than `timeout`.
+    pub async fn exec_sync(
+        &self,
+        id: &str,
+        command: Vec<String>,
+        timeout: Option<Duration>,
+    ) -> Result<exec::Output, SandboxError> {
+        let (pod, container) = self.container(id)?;
+        exec::exec_sync(&self.node, &pod, &container, command, timeout).await
+    }
+
+    /// Every listed pod.
+    #[must_use]
+    pub fn pods(&self) -> Vec<Arc<PodSnapshot>> {
+        let tables = self.index.lock();
+        tables.pods.values().map(|handle| handle.snapshots.borrow().clone()).filter(|pod| pod.listed()).collect()
+    }
+
+    /// A pod by id or unique prefix.
+    ///
+    /// # Errors
+    /// When there is none, or several.
+    pub fn pod(&self, id: &str) -> Result<Arc<PodSnapshot>, SandboxError> {
+        Ok(self.find_pod(id)?.snapshots.borrow().clone())
+    }
+
+    /// A container by id or unique prefix, with its pod.
+    ///
+    /// # Errors
+    /// When there is none, or several.
+    pub fn container(&self, id: &str) -> Result<(Arc<PodSnapshot>, Arc<ContainerSnapshot>), SandboxError> {
+        let (handle, id) = self.find_container(id)?;
+        let pod = handle.snapshots.borrow().clone();
+        let container =
+            pod.container(&id).cloned().ok_or_else(|| SandboxError::ContainerNotFound(id.to_string()))?;
+        Ok((pod, container))
+    }
+
+    fn find_pod(&self, id: &str) -> Result<PodHandle, SandboxError> {
+        let tables = self.index.lock();
+        let id = by_prefix("pod sandbox", &tables.pods, id)?
+            .ok_or_else(|| SandboxError::SandboxNotFound(id.to_owned()))?;
+        tables.pods.get(&id).cloned().ok_or_else(|| SandboxError::SandboxNotFound(id.to_string()))
+    }
+
+    fn find_container(&self, id: &str) -> Result<(PodHandle, ContainerId), SandboxError> {
+        let tables = self.index.lock();
+        let not_found = || SandboxError::ContainerNotFound(id.to_owned());
+        let full = by_prefix("container", &tables.containers, id)?.ok_or_else(not_found)?;
+        let pod = tables.containers.get(&full).ok_or_else(not_found)?;
+        Ok((tables.pods.get(pod).cloned().ok_or_else(not_found)?, full))
+    }
+}
+
+/// Finds the one id that `prefix` is or begins. An empty prefix fits nothing.
+fn by_prefix<K, V>(kind: &'static str, map: &HashMap<K, V>, prefix: &str) -> Result<Option<K>, SandboxError>
+where
+    K: std::borrow::Borrow<str> + Clone + Eq + std::hash::Hash,
+{
+    if prefix.is_empty() {
+        return Ok(None);
+    }
+    if let Some((id, _)) = map.get_key_value(prefix) {
+        return Ok(Some(id.clone()));
+    }
+    let mut fitting = map.keys().filter(|id| (*id).borrow().starts_with(prefix));
+    let first = fitting.next().cloned();
+    match fitting.count() {
+        0 => Ok(first),
+        more => Err(SandboxError::AmbiguousId { kind, prefix: prefix.to_owned(), count: more + 1 }),
+    }
+}
+
+/// Whether a request for a name in use is a retry that may have the sandbox that is there.
+fn retry_of(existing: &PodSnapshot, spec: &SandboxSpec) -> Outcome<()> {
+    let asked = SandboxSpec { id: existing.spec.id.clone(), created_at: existing.spec.created_at, ..spec.clone() };
+    let why = match (&existing.state, asked == *existing.spec) {
+        (SandboxState::Preparing | SandboxState::Ready { .. }, true) => return Ok(()),
+        (SandboxState::Preparing | SandboxState::Ready { .. }, false) => {
+            "which was asked for differently; use another attempt number or remove it"
+        }
+        (SandboxState::NotReady { .. }, _) => "which is not ready; remove it or use another attempt number",
+    };
+    let (name, id) = (Box::new(spec.name.clone()), existing.spec.id.clone());
+    Err(Arc::new(SandboxError::SandboxNameTaken { name, id, why }))
+}
+
+fn absent_is_fine(error: SandboxError) -> Outcome<()> {
+    match error {
+        SandboxError::SandboxNotFound(_) | SandboxError::ContainerNotFound(_) => Ok(()),
+        error => Err(Arc::new(error)),
+    }
+}
+
+/// Sends a command and waits for its outcome; `gone` is the answer of a pod that ended meanwhile.
+async fn ask<T>(
+    handle: &PodHandle,
+    command: impl FnOnce(oneshot::Sender<Outcome<T>>) -> Command,
+    gone: Outcome<T>,
+) -> Outcome<T> {
+    let (reply, answer) = oneshot::channel();
+    if handle.mailbox.send(command(reply)).await.is_err() {
+        return gone;
+    }
+    answer.await.unwrap_or(gone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(names: &[&str]) -> HashMap<SandboxId, ()> {
+        names.iter().map(|n| (SandboxId::parse(&format!("{n:0<64}")).unwrap(), ())).collect()
+    }
+
+    #[test]
+    fn a_prefix_finds_one_or_says_why_not() {
+        let map = ids(&["abc1", "abc2", "def"]);
+        assert_eq!(by_prefix("x", &map, "").unwrap(), None);
+        assert_eq!(by_prefix("x", &map, "9").unwrap(), None);
+        assert!(by_prefix("x", &map, "d").unwrap().is_some());
+        assert!(matches!(by_prefix("x", &map, "abc"), Err(SandboxError::AmbiguousId { count: 2, .. })));
+        let full = format!("{:0<64}", "abc1");
+        assert_eq!(by_prefix("x", &map, &full).unwrap().unwrap().as_str(), full);
+    }
+}

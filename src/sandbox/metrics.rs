@@ -1,0 +1,63 @@
+//! The domain's metrics: the steps of a pod's and a container's way up and down.
+
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+use std::future::Future;
+use std::time::Instant;
+
+/// Upper bounds in seconds: our own steps take under a millisecond to some ten, plugins and runtimes up to seconds.
+const BUCKETS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+
+/// Step times and ends of containers.
+#[derive(Debug, Clone)]
+pub struct PodMetrics {
+    steps: HistogramVec,
+    exits: IntCounterVec,
+}
+
+impl PodMetrics {
+    /// Makes the metrics and registers them.
+    ///
+    /// # Errors
+    /// When a name is registered twice.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let steps = HistogramVec::new(
+            HistogramOpts::new(
+                "podwright_step_seconds",
+                "Time of each step of starting and stopping pods and containers.",
+            )
+            .buckets(BUCKETS.to_vec()),
+            &["operation", "step"],
+        )?;
+        let exits = IntCounterVec::new(
+            Opts::new("podwright_container_exits_total", "Containers that ended, by reason."),
+            &["reason"],
+        )?;
+        registry.register(Box::new(steps.clone()))?;
+        registry.register(Box::new(exits.clone()))?;
+        Ok(Self { steps, exits })
+    }
+
+    /// Times one step.
+    pub async fn step<T>(&self, operation: &str, step: &str, work: impl Future<Output = T>) -> T {
+        let begun = Instant::now();
+        let result = work.await;
+        self.observe(operation, step, begun);
+        result
+    }
+
+    /// Records the time since `begun` for one step.
+    pub fn observe(&self, operation: &str, step: &str, begun: Instant) {
+        self.steps.with_label_values(&[operation, step]).observe(begun.elapsed().as_secs_f64());
+    }
+
+    /// Records time spent in other people's programs during an operation, so that our own share can be told.
+    pub fn plugin_time(&self, operation: &str, time: std::time::Duration) {
+        self.steps.with_label_values(&[operation, "plugins"]).observe(time.as_secs_f64());
+    }
+
+    /// Counts a container's end.
+    pub fn exited(&self, reason: &str) {
+        self.exits.with_label_values(&[reason]).inc();
+    }
+}

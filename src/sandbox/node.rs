@@ -1,0 +1,128 @@
+//! The mechanisms that every pod is given, and where things stand on disk. Holds handles, no pod state.
+
+use super::error::SandboxError;
+use super::metrics::PodMetrics;
+use super::record::Records;
+use crate::config::Config;
+use crate::host::cgroups::Cgroups;
+use crate::host::monitor::ExecExit;
+use crate::host::network::Network;
+use crate::host::oci::{Runtime, Runtimes};
+use crate::host::security::HostSecurity;
+use crate::images::Images;
+use crate::model::{Clock, ContainerId, SandboxId};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use tokio::sync::oneshot;
+
+/// Everything below the domain, wired once in `main`.
+#[derive(Debug)]
+pub struct Node {
+    /// Configuration.
+    pub config: Config,
+    /// Records.
+    pub records: Records,
+    /// CNI.
+    pub network: Network,
+    /// Images.
+    pub images: Images,
+    /// OCI runtimes.
+    pub runtimes: Runtimes,
+    /// Cgroups.
+    pub cgroups: Cgroups,
+    /// What the kernel and our own privileges allow.
+    pub security: HostSecurity,
+    /// The monitor's program.
+    pub monitor_binary: PathBuf,
+    /// Timestamps.
+    pub clock: Clock,
+    /// Step times.
+    pub metrics: PodMetrics,
+    /// Execs whose end is awaited.
+    pub execs: ExecWaiters,
+}
+
+impl Node {
+    /// The pod's directory of this boot: socket, files, exit records.
+    #[must_use]
+    pub fn pod_dir(&self, id: &SandboxId) -> PathBuf {
+        self.config.state.join("pods").join(id.as_str())
+    }
+
+    /// Where the pod's monitor puts exit records.
+    #[must_use]
+    pub fn exit_dir(&self, id: &SandboxId) -> PathBuf {
+        self.pod_dir(id).join("exits")
+    }
+
+    /// The container's bundle.
+    #[must_use]
+    pub fn bundle(&self, id: &ContainerId) -> PathBuf {
+        self.config.state.join("containers").join(id.as_str())
+    }
+
+    /// The container's writable layer, on disk.
+    #[must_use]
+    pub fn writable(&self, id: &ContainerId) -> PathBuf {
+        self.config.root.join("containers").join(id.as_str())
+    }
+
+    /// Where the pod's network namespace is pinned.
+    #[must_use]
+    pub fn netns(&self, id: &SandboxId) -> PathBuf {
+        self.config.network.netns_dir.join(format!("podwright-{id}"))
+    }
+
+    /// The runtime of a handler; empty: the default.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn runtime(&self, handler: &str) -> Result<Arc<Runtime>, SandboxError> {
+        self.runtimes.get(handler).ok_or_else(|| SandboxError::UnknownHandler {
+            handler: handler.to_owned(),
+            known: self.runtimes.names().join(", "),
+        })
+    }
+}
+
+/// Makes a directory and its parents with mode 0700: nobody but root looks into our state.
+pub(super) fn make_private_dir(path: &Path) -> Result<(), SandboxError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(SandboxError::io("make directory", path))
+}
+
+/// Those who wait for an exec's end, by exec id. A short section, never held over an await.
+#[derive(Debug, Default)]
+pub struct ExecWaiters(Mutex<HashMap<String, oneshot::Sender<ExecExit>>>);
+
+impl ExecWaiters {
+    /// Waits for the end of `exec_id`; to be called before the exec starts, since it may end at once.
+    pub fn expect(&self, exec_id: &str) -> oneshot::Receiver<ExecExit> {
+        let (tell, told) = oneshot::channel();
+        self.lock().insert(exec_id.to_owned(), tell);
+        told
+    }
+
+    /// Tells the waiter, if there still is one.
+    pub fn ended(&self, exec_id: &str, exit: ExecExit) {
+        if let Some(waiter) = self.lock().remove(exec_id) {
+            // A waiter that went away needs no answer.
+            let _ = waiter.send(exit);
+        }
+    }
+
+    /// Waits no more.
+    pub fn forget(&self, exec_id: &str) {
+        self.lock().remove(exec_id);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, oneshot::Sender<ExecExit>>> {
+        // A panic while it was held leaves a map that is still whole.
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,352 @@
+//! What a daemon does with what an earlier one left: reads the records, looks at what is really there, decides by a
+//! pure table, then starts the pods' tasks. Serving begins after this.
+//!
+//! It assumes: a record is written before its effect; a monitor that answers tells the truth about its containers; an
+//! exit record is written before anyone is told. It cleans only below our own directories.
+
+use super::bring_up::blocking;
+use super::container::{self, remove_tree};
+use super::error::SandboxError;
+use super::manager::{Index, Manager};
+use super::node::Node;
+use super::pod::{Container, Pod};
+use super::record::{RecordError, StoredContainer, StoredPod};
+use super::state::{ContainerState, Exit, Holdings, Init, NotReadyCause, SandboxState};
+use crate::host::monitor::{self, ContainerReport, Monitor, MonitorEvent};
+use crate::host::rootfs;
+use crate::model::{ContainerId, SandboxId, Timestamp};
+use podwright_monitor_proto::ExitRecord;
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// What is seen of a pod's monitor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MonitorSeen {
+    Alive,
+    Dead,
+    /// Dead, with everything else of the earlier boot.
+    Rebooted,
+}
+
+/// What is seen of a container.
+#[derive(Debug, Clone, PartialEq)]
+enum ContainerSeen {
+    /// The monitor says it runs.
+    Running(Init),
+    /// The monitor or its exit record says how it ended.
+    Ended(ExitRecord),
+    /// Nobody knows of a process.
+    Nothing,
+}
+
+/// What is done with a container.
+#[derive(Debug, Clone, PartialEq)]
+enum Decision {
+    Keep(ContainerState),
+    /// Its creation did not finish: undo it.
+    Undo,
+}
+
+fn decide_sandbox(recorded: Option<&SandboxState>, seen: MonitorSeen) -> SandboxState {
+    let not_ready = |why, resources| SandboxState::NotReady { why, resources };
+    match (recorded, seen) {
+        (None | Some(SandboxState::Preparing), MonitorSeen::Rebooted) => {
+            not_ready(NotReadyCause::Rebooted, Holdings::Held)
+        }
+        (None | Some(SandboxState::Preparing), MonitorSeen::Alive | MonitorSeen::Dead) => {
+            not_ready(NotReadyCause::Interrupted, Holdings::Held)
+        }
+        (Some(state @ SandboxState::Ready { .. }), MonitorSeen::Alive) => state.clone(),
+        (Some(SandboxState::Ready { .. }), MonitorSeen::Dead) => {
+            not_ready(NotReadyCause::MonitorLost, Holdings::Held)
+        }
+        (Some(SandboxState::Ready { .. }), MonitorSeen::Rebooted) => {
+            not_ready(NotReadyCause::Rebooted, Holdings::Held)
+        }
+        (Some(state @ SandboxState::NotReady { .. }), _) => state.clone(),
+    }
+}
+
+fn decide_container(recorded: Option<&ContainerState>, seen: &ContainerSeen, now: Timestamp) -> Decision {
+    let lost = |started_at| {
+        let exit = Exit::unknown("it ended while neither the daemon nor its monitor ran", now);
+        Decision::Keep(ContainerState::Exited { started_at, exit })
+    };
+    match (recorded, seen) {
+        (None | Some(ContainerState::Creating), _) => Decision::Undo,
+        (Some(ContainerState::Created), ContainerSeen::Nothing) => Decision::Keep(ContainerState::Created),
+        (Some(ContainerState::Created | ContainerState::Starting), ContainerSeen::Running(init)) => {
+            Decision::Keep(ContainerState::Running { init: *init, since: now })
+        }
+        (Some(ContainerState::Created | ContainerState::Starting), ContainerSeen::Ended(record)) => {
+            let exit = Exit::from_record(record);
+            Decision::Keep(ContainerState::Exited { started_at: Some(exit.finished_at), exit })
+        }
+        (Some(ContainerState::Starting), ContainerSeen::Nothing) => lost(None),
+        (Some(ContainerState::Running { since, .. }), ContainerSeen::Running(init)) => {
+            Decision::Keep(ContainerState::Running { init: *init, since: *since })
+        }
+        (Some(ContainerState::Running { since, .. }), ContainerSeen::Ended(record)) => {
+            let exit = Exit::from_record(record);
+            Decision::Keep(ContainerState::Exited { started_at: Some(*since), exit })
+        }
+        (Some(ContainerState::Running { since, .. }), ContainerSeen::Nothing) => lost(Some(*since)),
+        (Some(state @ ContainerState::Exited { .. }), _) => Decision::Keep(state.clone()),
+    }
+}
+
+/// Reads everything back and starts the tasks.
+///
+/// # Errors
+/// Only when the records' directory cannot be listed; one broken pod never stops the others.
+pub async fn recover(node: Arc<Node>) -> Result<Manager, RecordError> {
+    let (pods, broken) = node.records.load()?;
+    for error in broken {
+        tracing::error!(%error, "a record was moved to pods.quarantine");
+    }
+    let index = Index::default();
+    let manager = Manager::new(node.clone(), index.clone());
+    let mut known = HashSet::new();
+    for pod in pods {
+        known.insert(pod.spec.id.to_string());
+        known.extend(pod.containers.iter().map(|c| c.spec.id.to_string()));
+        let id = pod.spec.id.clone();
+        if let Err(error) = recover_pod(&node, &index, pod).await {
+            tracing::error!(sandbox = %id, %error, "cannot take up a pod");
+        }
+    }
+    sweep(&node, &known).await;
+    Ok(manager)
+}
+
+async fn recover_pod(node: &Arc<Node>, index: &Index, stored: StoredPod) -> Result<(), SandboxError> {
+    let runtime = node.runtime(&stored.spec.runtime_handler).or_else(|_| node.runtime(""))?;
+    let dir = node.pod_dir(&stored.spec.id);
+    let adopted = if stored.this_boot { adopt(&dir).await } else { None };
+    let seen = match (&adopted, stored.this_boot) {
+        (Some(_), _) => MonitorSeen::Alive,
+        (None, true) => MonitorSeen::Dead,
+        (None, false) => MonitorSeen::Rebooted,
+    };
+    let state = decide_sandbox(stored.state.as_ref().map(|s| &s.sandbox), seen);
+    let spec = Arc::new(stored.spec);
+    let mut pod = Pod::new(node.clone(), index.clone(), spec.clone(), runtime, state.clone());
+    let (monitor, events, reports) = match adopted {
+        Some((monitor, events, reports)) => (Some(monitor), Some(events), reports),
+        None => (None, None, HashMap::new()),
+    };
+    pod.monitor = monitor;
+    for container in stored.containers {
+        recover_container(node, index, &mut pod, container, &reports).await;
+    }
+    if let Err(error) = node.records.write_pod_state(&spec.id, &state) {
+        tracing::error!(sandbox = %spec.id, %error, "cannot record a sandbox's state");
+    }
+    index.add_pod(&spec, pod.spawn_recovered(events));
+    Ok(())
+}
+
+type Reports = HashMap<String, ContainerReport>;
+
+async fn adopt(dir: &Path) -> Option<(Monitor, mpsc::Receiver<MonitorEvent>, Reports)> {
+    let (monitor, events) = match monitor::adopt(dir).await {
+        Ok(adopted) => adopted,
+        Err(error) => {
+            tracing::warn!(dir = %dir.display(), %error, "no monitor to take up");
+            return None;
+        }
+    };
+    match monitor.list().await {
+        Ok(reports) => Some((monitor, events, reports.into_iter().map(|r| (r.id.clone(), r)).collect())),
+        Err(error) => {
+            tracing::warn!(dir = %dir.display(), %error, "a monitor does not tell its containers");
+            None
+        }
+    }
+}
+
+async fn recover_container(
+    node: &Arc<Node>,
+    index: &Index,
+    pod: &mut Pod,
+    stored: StoredContainer,
+    reports: &Reports,
+) {
+    let spec = Arc::new(stored.spec);
+    let seen = observe(node, &pod.spec.id, &spec.id, reports);
+    let recorded = stored.state;
+    match decide_container(recorded.as_ref().map(|r| &r.container), &seen, node.clock.now()) {
+        Decision::Undo => {
+            let undone = container::remove(node, &spec, &pod.runtime).await;
+            let undone = undone.and_then(|()| Ok(node.records.remove_container(&pod.spec.id, &spec.id)?));
+            if let Err(error) = undone {
+                tracing::error!(container = %spec.id, %error, "cannot undo an unfinished creation");
+            }
+        }
+        Decision::Keep(state) => {
+            let (resources, user) = match recorded {
+                Some(record) => (record.resources, record.user),
+                None => (spec.resources.clone(), None),
+            };
+            let mut container = Container::new(spec.clone(), state, resources);
+            container.user = user;
+            container.hold = node.images.restore_hold(&spec.image.id);
+            let record = container.record();
+            if let Err(error) = node.records.write_container_state(&pod.spec.id, &spec.id, &record) {
+                tracing::error!(container = %spec.id, %error, "cannot record a container's state");
+            }
+            index.add_container(&spec.id, &pod.spec.id);
+            pod.containers.insert(spec.id.clone(), container);
+        }
+    }
+}
+
+fn observe(node: &Node, pod: &SandboxId, id: &ContainerId, reports: &Reports) -> ContainerSeen {
+    match reports.get(id.as_str()) {
+        Some(ContainerReport { exit: Some(record), .. }) => ContainerSeen::Ended(record.clone()),
+        Some(ContainerReport { pid: Some(pid), start_time, .. }) => {
+            ContainerSeen::Running(Init { pid: *pid, start_time: *start_time })
+        }
+        Some(_) | None => {
+            let file = node.exit_dir(pod).join(format!("{id}.json"));
+            std::fs::read(file)
+                .ok()
+                .and_then(|text| serde_json::from_slice(&text).ok())
+                .map_or(ContainerSeen::Nothing, ContainerSeen::Ended)
+        }
+    }
+}
+
+/// Removes directories, mounts and monitors that no record knows.
+async fn sweep(node: &Arc<Node>, known: &HashSet<String>) {
+    for dir in strangers(&node.config.state.join("pods"), known) {
+        tracing::warn!(dir = %dir.display(), "removing a pod's directory that no record knows");
+        if let Ok((monitor, _events)) = monitor::adopt(&dir).await {
+            let _ = monitor.shutdown(true).await;
+        }
+        let swept = dir.clone();
+        let removed = blocking(move || {
+            rootfs::unmount(&swept.join("shm"))?;
+            remove_tree(&swept)
+        });
+        report(&dir, removed.await);
+    }
+    for parent in [node.config.state.join("containers"), node.config.root.join("containers")] {
+        for dir in strangers(&parent, known) {
+            tracing::warn!(dir = %dir.display(), "removing a container's directory that no record knows");
+            let swept = dir.clone();
+            let removed = blocking(move || {
+                rootfs::unmount(&swept.join("rootfs"))?;
+                remove_tree(&swept)
+            });
+            report(&dir, removed.await);
+        }
+    }
+}
+
+fn strangers(parent: &Path, known: &HashSet<String>) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| {
+            let name = entry.file_name();
+            // Only names that we would give.
+            name.to_str().is_some_and(|name| SandboxId::parse(name).is_ok() && !known.contains(name))
+        })
+        .map(|entry| entry.path())
+        .collect()
+}
+
+fn report(dir: &Path, result: Result<(), SandboxError>) {
+    if let Err(error) = result {
+        tracing::error!(dir = %dir.display(), %error, "cannot sweep");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::state::{ExitReason, ExitSource};
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(9);
+
+    fn init() -> Init {
+        Init { pid: 7, start_time: 70 }
+    }
+
+    fn ended() -> ContainerSeen {
+        ContainerSeen::Ended(ExitRecord {
+            version: 1,
+            container_id: String::new(),
+            pid: 7,
+            exit_code: 3,
+            signal: None,
+            oom_killed: false,
+            finished_at_ns: 5,
+        })
+    }
+
+    #[test]
+    fn sandboxes() {
+        let ready = SandboxState::Ready { network: None };
+        let not_ready = |why| SandboxState::NotReady { why, resources: Holdings::Held };
+        let stopped = SandboxState::NotReady { why: NotReadyCause::Stopped, resources: Holdings::Released };
+        use MonitorSeen::{Alive, Dead, Rebooted};
+        let table = [
+            (None, Alive, not_ready(NotReadyCause::Interrupted)),
+            (Some(SandboxState::Preparing), Dead, not_ready(NotReadyCause::Interrupted)),
+            (Some(SandboxState::Preparing), Rebooted, not_ready(NotReadyCause::Rebooted)),
+            (Some(ready.clone()), Alive, ready.clone()),
+            (Some(ready.clone()), Dead, not_ready(NotReadyCause::MonitorLost)),
+            (Some(ready), Rebooted, not_ready(NotReadyCause::Rebooted)),
+            (Some(stopped.clone()), Dead, stopped),
+        ];
+        for (recorded, seen, expected) in table {
+            assert_eq!(decide_sandbox(recorded.as_ref(), seen), expected, "{recorded:?} {seen:?}");
+        }
+    }
+
+    #[test]
+    fn an_unfinished_creation_is_undone() {
+        for recorded in [None, Some(ContainerState::Creating)] {
+            assert_eq!(decide_container(recorded.as_ref(), &ContainerSeen::Nothing, NOW), Decision::Undo);
+        }
+    }
+
+    #[test]
+    fn what_still_runs_is_kept_with_its_start() {
+        let recorded = ContainerState::Running { init: init(), since: Timestamp(2) };
+        let seen = ContainerSeen::Running(init());
+        assert_eq!(decide_container(Some(&recorded), &seen, NOW), Decision::Keep(recorded));
+    }
+
+    #[test]
+    fn an_end_meanwhile_has_its_true_code_and_time() {
+        let recorded = ContainerState::Running { init: init(), since: Timestamp(2) };
+        let Decision::Keep(ContainerState::Exited { started_at, exit }) =
+            decide_container(Some(&recorded), &ended(), NOW)
+        else {
+            panic!("not exited");
+        };
+        assert_eq!(started_at, Some(Timestamp(2)));
+        assert_eq!((exit.code, exit.reason, exit.finished_at), (3, ExitReason::Error, Timestamp(5)));
+        assert_eq!(exit.source, ExitSource::Monitor);
+    }
+
+    #[test]
+    fn an_end_that_nobody_saw_is_told_as_unknown() {
+        for recorded in [ContainerState::Starting, ContainerState::Running { init: init(), since: Timestamp(2) }] {
+            let decision = decide_container(Some(&recorded), &ContainerSeen::Nothing, NOW);
+            let Decision::Keep(ContainerState::Exited { exit, .. }) = decision else { panic!("not exited") };
+            assert_eq!((exit.code, exit.reason, exit.source), (255, ExitReason::Unknown, ExitSource::Assumed));
+        }
+    }
+
+    #[test]
+    fn a_start_that_the_daemon_did_not_see_end_is_taken_up() {
+        let seen = ContainerSeen::Running(init());
+        let decision = decide_container(Some(&ContainerState::Starting), &seen, NOW);
+        assert_eq!(decision, Decision::Keep(ContainerState::Running { init: init(), since: NOW }));
+    }
+}

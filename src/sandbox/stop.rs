@@ -1,0 +1,80 @@
+//! Ending a container: the stop signal, the grace, then SIGKILL again and again until the kernel says it is gone.
+//! A caller that goes away does not end this; a later stop may only bring SIGKILL forward.
+
+use super::node::Node;
+use super::pod::Phase;
+use crate::host::monitor::{Monitor, Target};
+use crate::model::{ContainerSpec, NamespaceMode, SandboxSpec};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Linux's SIGKILL.
+const SIGKILL: i32 = 9;
+/// First pause between two SIGKILLs; doubled each time up to [`LAST_RETRY`]. CRI-O goes from 20 ms to 2 min.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// Longest pause between two SIGKILLs of a process in an uninterruptible sleep.
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// What a stop needs.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) node: Arc<Node>,
+    pub(super) monitor: Option<Monitor>,
+    pub(super) pod: Arc<SandboxSpec>,
+    pub(super) spec: Arc<ContainerSpec>,
+    pub(super) signal: i32,
+    pub(super) kill_at: watch::Receiver<Instant>,
+    pub(super) phase: watch::Receiver<Phase>,
+}
+
+/// Returns when the container has exited.
+pub(super) async fn stop(mut request: Request) {
+    if Instant::now() < *request.kill_at.borrow() {
+        signal(&request, request.signal).await;
+        if wait_until_due(&mut request).await {
+            return;
+        }
+    }
+    let mut pause = FIRST_RETRY;
+    loop {
+        signal(&request, SIGKILL).await;
+        if shares_pid_namespace(&request.pod, &request.spec) {
+            // Its init is not the init of a pid namespace: the others must be killed one by one.
+            request.node.cgroups.kill_all(&request.pod, &request.spec.id);
+        }
+        let ended = request.phase.wait_for(|p| *p != Phase::Alive);
+        if tokio::time::timeout(pause, ended).await.is_ok() {
+            return;
+        }
+        tracing::warn!(container = %request.spec.id, "still there after SIGKILL, will try again");
+        pause = (pause * 2).min(LAST_RETRY);
+    }
+}
+
+/// True when it exited before SIGKILL was due.
+async fn wait_until_due(request: &mut Request) -> bool {
+    loop {
+        let due = *request.kill_at.borrow_and_update();
+        tokio::select! {
+            _ = request.phase.wait_for(|p| *p != Phase::Alive) => return true,
+            () = tokio::time::sleep_until(due) => return false,
+            changed = request.kill_at.changed() => if changed.is_err() { return false },
+        }
+    }
+}
+
+async fn signal(request: &Request, signal: i32) {
+    let Some(monitor) = &request.monitor else { return };
+    let target = Target::Container(request.spec.id.to_string());
+    if let Err(error) = monitor.signal(target, signal, false).await {
+        tracing::warn!(container = %request.spec.id, signal, %error, "cannot signal");
+    }
+}
+
+/// Whether killing the container's init leaves its other processes alive.
+pub(super) fn shares_pid_namespace(pod: &SandboxSpec, spec: &ContainerSpec) -> bool {
+    let _ = pod;
+    spec.security.namespaces.pid != NamespaceMode::Container
+}

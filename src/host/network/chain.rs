@@ -54,16 +54,17 @@ impl Inner {
             Ok((result, mut network)) => {
                 entry.result = Some(result);
                 network.plugin_time = spent;
-                self.cache.finish(&entry).map(|()| network)
+                self.cache.finish(&entry).map(|()| network).map_err(|error| (list.plugins.len(), error))
             }
             Err(error) => Err(error),
         };
         match attached {
             Ok(network) => Ok(network),
-            Err(error) => Err(self.undo(&list, &entry, netns, &pod, error, &mut spent).await),
+            Err(failed) => Err(self.undo(&list, &entry, netns, &pod, failed, &mut spent).await),
         }
     }
 
+    /// ADD over the list. An error comes with the index of the plugin that failed, or their number if all succeeded.
     async fn add(
         &self,
         list: &NetworkList,
@@ -71,7 +72,7 @@ impl Inner {
         netns: &Path,
         pod: &str,
         spent: &mut Duration,
-    ) -> Result<(Box<RawValue>, PodNetwork), NetworkError> {
+    ) -> Result<(Box<RawValue>, PodNetwork), (usize, NetworkError)> {
         let arguments = entry.args();
         let target = self.target(list, entry, Verb::Add, netns, &arguments, pod);
         let capability_args = entry.capability_args();
@@ -80,11 +81,16 @@ impl Inner {
             fault: Box::new(Fault::BadResult { cause }),
         };
         let mut last: Option<(Box<RawValue>, &str)> = None;
-        for plugin in &list.plugins {
+        for (index, plugin) in list.plugins.iter().enumerate() {
             let previous = last.as_ref().map(|(result, _)| result.as_ref());
             let stdin = list.stdin(plugin, &capability_args, previous, &[]);
-            let stdout = self.plugins.call(&plugin.kind, &target, stdin, spent).await?;
-            let result = result::accept(&stdout, list.version).map_err(|cause| bad(&plugin.kind, cause))?;
+            let stdout = self
+                .plugins
+                .call(&plugin.kind, &target, stdin, spent)
+                .await
+                .map_err(|error| (index, error))?;
+            let result =
+                result::accept(&stdout, list.version).map_err(|cause| (index, bad(&plugin.kind, cause)))?;
             last = Some((result, &plugin.kind));
         }
         let no_address = || NetworkError::NoAddress {
@@ -92,10 +98,11 @@ impl Inner {
             pod: pod.to_owned(),
             interface: INTERFACE,
         };
-        let Some((result, kind)) = last else { return Err(no_address()) };
-        let addresses = result::addresses(&result, INTERFACE).map_err(|cause| bad(kind, cause))?;
+        let all = list.plugins.len();
+        let Some((result, kind)) = last else { return Err((all, no_address())) };
+        let addresses = result::addresses(&result, INTERFACE).map_err(|cause| (all, bad(kind, cause)))?;
         if addresses.ips.is_empty() {
-            return Err(no_address());
+            return Err((all, no_address()));
         }
         let network = PodNetwork {
             network: list.name.clone(),
@@ -107,16 +114,27 @@ impl Inner {
     }
 
     /// After a failed ADD. If DEL fails too, the entry stays, so that a later detach or collection goes on.
+    ///
+    /// A failure of DEL does not count where ADD did nothing: of plugins that ADD did not reach, and of the one that
+    /// failed if it says the very same again, for then it refuses its configuration. Otherwise a mistake in a
+    /// configuration would leave pods that can never be detached.
     async fn undo(
         &self,
         list: &NetworkList,
         entry: &Entry,
         netns: &Path,
         pod: &str,
-        error: NetworkError,
+        (failed, error): (usize, NetworkError),
         spent: &mut Duration,
     ) -> NetworkError {
-        let mut failures = self.delete(list, entry, netns, pod, AfterFailure::GoOn, spent).await;
+        let failures = self.delete(list, entry, netns, pod, AfterFailure::GoOn, spent).await;
+        let (counted, ignored): (Vec<_>, Vec<_>) = failures
+            .into_iter()
+            .partition(|(index, undo)| *index < failed || (*index == failed && !says_the_same(&error, undo)));
+        for (_, error) in ignored {
+            tracing::debug!(%error, "DEL of a plugin that ADD did not reach or that refuses its configuration");
+        }
+        let mut failures: Vec<_> = counted.into_iter().map(|(_, error)| error).collect();
         if failures.is_empty() {
             match self.cache.remove(entry) {
                 Ok(()) => self.forget(&entry.container_id),
@@ -145,7 +163,7 @@ impl Inner {
                     let capability_args = args::capability_args(request).unwrap_or_default();
                     let config = Arc::clone(&list.encoded);
                     let entry = Entry::new(&list.name, config, id, &netns, arguments, capability_args);
-                    for error in
+                    for (_, error) in
                         self.delete(&list, &entry, &netns, &pod, AfterFailure::GoOn, &mut spent).await
                     {
                         tracing::warn!(%error, "detach of a pod that is not known to be attached");
@@ -180,14 +198,16 @@ impl Inner {
                 }
             },
         };
-        let mut failures = self.delete(&list, entry, netns, pod, AfterFailure::Stop, spent).await;
-        match failures.pop() {
-            Some(error) => Err(error),
+        // Without a result ADD did not end well: nothing relies on anything, all that can be freed is.
+        let after_failure = if entry.result.is_some() { AfterFailure::Stop } else { AfterFailure::GoOn };
+        let failures = self.delete(&list, entry, netns, pod, after_failure, spent).await;
+        match failures.into_iter().next() {
+            Some((_, error)) => Err(error),
             None => self.cache.remove(entry),
         }
     }
 
-    /// DEL over the list, backwards.
+    /// DEL over the list, backwards. Failures come with the index of their plugin.
     async fn delete(
         &self,
         list: &NetworkList,
@@ -196,7 +216,7 @@ impl Inner {
         pod: &str,
         after_failure: AfterFailure,
         spent: &mut Duration,
-    ) -> Vec<NetworkError> {
+    ) -> Vec<(usize, NetworkError)> {
         let previous = entry
             .result
             .as_ref()
@@ -204,7 +224,7 @@ impl Inner {
             .and_then(|result| result::bring_to(result.clone(), list.version).ok());
         let (arguments, capability_args) = (entry.args(), entry.capability_args());
         let mut failures = Vec::new();
-        for plugin in list.plugins.iter().rev() {
+        for (index, plugin) in list.plugins.iter().enumerate().rev() {
             let mut target = self.target(list, entry, Verb::Del, netns, &arguments, pod);
             let stdin = list.stdin(plugin, &capability_args, previous.as_deref(), &[]);
             let mut outcome = self.plugins.call(&plugin.kind, &target, stdin.clone(), spent).await;
@@ -222,7 +242,7 @@ impl Inner {
                     tracing::debug!(%error, "nothing to detach");
                 }
                 Err(error) => {
-                    failures.push(error);
+                    failures.push((index, error));
                     if after_failure == AfterFailure::Stop {
                         break;
                     }
@@ -352,6 +372,21 @@ impl Inner {
 
     fn forget(&self, id: &str) {
         lock(&self.attached).remove(id);
+    }
+}
+
+/// Whether two calls of a plugin failed for the same stated reason, which is not a passing one.
+fn says_the_same(add: &NetworkError, del: &NetworkError) -> bool {
+    let (NetworkError::Plugin { fault: add, .. }, NetworkError::Plugin { fault: del_fault, .. }) = (add, del)
+    else {
+        return false;
+    };
+    match (&**add, &**del_fault) {
+        (Fault::Refused { code, msg, .. }, Fault::Refused { code: again, msg: said, .. }) => {
+            code == again && msg == said && !del.wants_retry()
+        }
+        (Fault::Missing { .. }, Fault::Missing { .. }) => true,
+        _ => false,
     }
 }
 

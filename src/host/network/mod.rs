@@ -306,9 +306,9 @@ async fn check(inner: Weak<Inner>, list: Arc<NetworkList>, generation: u64) {
 /// pinned it is a plain one.
 fn live_netns(netns: Option<&Path>) -> PathBuf {
     /// `NSFS_MAGIC` of linux/magic.h.
-    const NSFS_MAGIC: i64 = 0x6e73_6673;
+    const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
     netns
-        .filter(|path| rustix::fs::statfs(*path).is_ok_and(|fs| i64::from(fs.f_type) == NSFS_MAGIC))
+        .filter(|path| rustix::fs::statfs(*path).is_ok_and(|fs| fs.f_type == NSFS_MAGIC))
         .map(Path::to_owned)
         .unwrap_or_default()
 }

@@ -110,10 +110,39 @@ async fn what_could_not_be_undone_is_detached_later() {
     assert_eq!(world.calls()[3..], DEL);
     let error = network.detach(&request).await.unwrap_err();
     assert!(error.wants_retry());
-    // Here the specification's order holds: nothing before the failed plugin.
-    assert_eq!(world.calls()[6..], ["DEL c", "DEL b"]);
+    assert_eq!(world.calls()[6..], DEL);
     world.unhook("DEL-b");
     network.detach(&request).await.unwrap();
+    assert!(world.cached().is_empty());
+}
+
+#[tokio::test]
+async fn a_failed_del_of_an_attached_pod_ends_the_chain_and_is_repeated() {
+    let world = World::new("1.0.0");
+    let network = world.start();
+    let request = attachment();
+    network.attach(&request).await.unwrap();
+    world.forget_calls();
+    world.hook("DEL-b", "exit 1");
+    network.detach(&request).await.unwrap_err();
+    // The specification's order: nothing after the failed plugin, which may rely on what the others hold.
+    assert_eq!(world.calls(), ["DEL c", "DEL b"]);
+    world.unhook("DEL-b");
+    world.forget_calls();
+    network.detach(&request).await.unwrap();
+    assert_eq!(world.calls(), DEL);
+}
+
+#[tokio::test]
+async fn a_refused_configuration_leaves_no_pod_that_cannot_be_detached() {
+    let world = World::new("1.0.0");
+    let refuse = r#"echo '{"code":1,"msg":"incompatible CNI versions"}'; exit 1"#;
+    for hook in ["ADD-b", "DEL-b", "DEL-c"] {
+        world.hook(hook, refuse);
+    }
+    let error = world.start().attach(&attachment()).await.unwrap_err();
+    assert!(matches!(error, NetworkError::Plugin { .. }), "{error}");
+    assert_eq!(world.calls(), ["ADD a", "ADD b", "DEL c", "DEL b", "DEL a"]);
     assert!(world.cached().is_empty());
 }
 

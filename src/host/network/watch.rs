@@ -45,8 +45,7 @@ impl Watch {
         let entries = WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::MOVED_FROM | WatchFlags::DELETE;
         let itself = WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF | WatchFlags::ONLYDIR;
         let mut child = self.dir.clone();
-        loop {
-            let Some(parent) = child.parent().map(Path::to_owned) else { break };
+        while let Some(parent) = child.parent().map(Path::to_owned) {
             match inotify::add_watch(&self.fd, &parent, entries | itself) {
                 Ok(id) => {
                     self.above = child.file_name().map(|name| (id, name.to_owned()));

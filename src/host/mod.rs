@@ -1,1 +1,6 @@
-//! Stub.
+//! Mechanisms of the host: what runs programs, talks to the network and the kernel on behalf of the domain.
+//!
+//! Modules here do not see each other, except `command`, which those that run programs use.
+
+pub mod command;
+pub mod network;

@@ -1,0 +1,475 @@
+//! Running other programs: the only place in the daemon that does.
+//!
+//! Owns the child from start to reaping: bytes on stdin, bounded output, a deadline, its own process group that is
+//! killed whole at the deadline or when the caller's future is dropped. Never interprets what a program says.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+
+/// Bytes of stdout that a program may write unless the caller says otherwise.
+const DEFAULT_STDOUT_LIMIT: usize = 1 << 20;
+/// Bytes of stderr kept, the last ones: that is where a program says why it gave up.
+const STDERR_KEPT: usize = 16 << 10;
+/// Characters of stderr that go into an error message.
+const STDERR_SHOWN: usize = 2 << 10;
+/// How long output is awaited after the program itself has ended: a child of it may hold the pipes for ever.
+const DRAIN_AFTER_EXIT: Duration = Duration::from_secs(1);
+/// How long a killed program is awaited. One in uninterruptible sleep ends later; the tokio runtime then reaps it.
+const REAP_AFTER_KILL: Duration = Duration::from_secs(1);
+/// Variables of the service manager's protocol with the daemon, which no child may speak.
+const SERVICE_MANAGER_ENV: [&str; 6] =
+    ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC"];
+
+/// Why a program did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// It could not be started.
+    #[error("start {}: {source}", program.display())]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Reading its output or waiting for it failed.
+    #[error("{operation} {}: {source}", program.display())]
+    Io {
+        /// The program.
+        program: PathBuf,
+        /// What was being done.
+        operation: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// It did not end in time; its process group was killed.
+    #[error("{} did not end within {after:?} and was killed{}", program.display(), said(stderr))]
+    Timeout {
+        /// The program.
+        program: PathBuf,
+        /// The deadline.
+        after: Duration,
+        /// The end of what it wrote to stderr.
+        stderr: String,
+    },
+    /// It wrote more than it may; its process group was killed.
+    #[error("{} wrote more than {limit} bytes to stdout and was killed{}", program.display(), said(stderr))]
+    TooMuchOutput {
+        /// The program.
+        program: PathBuf,
+        /// The limit in bytes.
+        limit: usize,
+        /// The end of what it wrote to stderr.
+        stderr: String,
+    },
+    /// It ended with an error.
+    #[error("{}: {status}{}", program.display(), said(stderr))]
+    Failed {
+        /// The program.
+        program: PathBuf,
+        /// How it ended.
+        status: ExitStatus,
+        /// The end of what it wrote to stderr.
+        stderr: String,
+    },
+}
+
+impl CommandError {
+    /// Whether the program's file was open for writing (being upgraded); worth another try.
+    #[must_use]
+    pub fn is_text_busy(&self) -> bool {
+        matches!(self, Self::Start { source, .. } if source.kind() == io::ErrorKind::ExecutableFileBusy)
+    }
+}
+
+fn said(stderr: &str) -> String {
+    let text = stderr.trim();
+    if text.is_empty() { String::new() } else { format!(": {}", tail(text, STDERR_SHOWN)) }
+}
+
+fn tail(text: &str, limit: usize) -> &str {
+    let from = text.len().saturating_sub(limit);
+    let from = (from..=text.len()).find(|i| text.is_char_boundary(*i)).unwrap_or(text.len());
+    &text[from..]
+}
+
+/// How a program ended and what it said.
+#[derive(Debug)]
+pub struct Output {
+    /// The program.
+    pub program: PathBuf,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// All of stdout.
+    pub stdout: Vec<u8>,
+    /// The end of stderr.
+    pub stderr: Vec<u8>,
+    /// From start to end.
+    pub elapsed: Duration,
+}
+
+impl Output {
+    /// Turns an exit status that is not zero into an error.
+    ///
+    /// # Errors
+    /// [`CommandError::Failed`].
+    pub fn success(self) -> Result<Self, CommandError> {
+        if self.status.success() {
+            return Ok(self);
+        }
+        let stderr = lossy(&self.stderr);
+        Err(CommandError::Failed { program: self.program, status: self.status, stderr })
+    }
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// One run of a program, to be built and then run once. It inherits the daemon's environment.
+#[derive(Debug)]
+pub struct Command {
+    program: PathBuf,
+    inner: tokio::process::Command,
+    stdin: Vec<u8>,
+    stdout_limit: usize,
+    deadline: Duration,
+}
+
+impl Command {
+    /// A run of `program` that may take `deadline`.
+    #[must_use]
+    pub fn new(program: &Path, deadline: Duration) -> Self {
+        let mut inner = tokio::process::Command::new(program);
+        // No pre_exec, uid or groups here: std then uses posix_spawn, which does not copy page tables.
+        inner.process_group(0).kill_on_drop(true);
+        inner.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        for name in SERVICE_MANAGER_ENV {
+            inner.env_remove(name);
+        }
+        let stdout_limit = DEFAULT_STDOUT_LIMIT;
+        Self { program: program.to_owned(), inner, stdin: Vec::new(), stdout_limit, deadline }
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.inner.arg(arg);
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        self.inner.args(args);
+        self
+    }
+
+    /// Sets a variable of the environment.
+    #[must_use]
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.inner.env(name, value);
+        self
+    }
+
+    /// Forgets the daemon's environment and what was set so far.
+    #[must_use]
+    pub fn env_clear(mut self) -> Self {
+        self.inner.env_clear();
+        self
+    }
+
+    /// Sets the working directory.
+    #[must_use]
+    pub fn current_dir(mut self, dir: &Path) -> Self {
+        self.inner.current_dir(dir);
+        self
+    }
+
+    /// Gives the program these bytes on stdin; without them it reads /dev/null.
+    #[must_use]
+    pub fn stdin(mut self, bytes: Vec<u8>) -> Self {
+        self.stdin = bytes;
+        self.inner.stdin(Stdio::piped());
+        self
+    }
+
+    /// Bytes of stdout after which the program is killed.
+    #[must_use]
+    pub fn stdout_limit(mut self, bytes: usize) -> Self {
+        self.stdout_limit = bytes;
+        self
+    }
+
+    /// Runs the program to its end, whatever its exit status; see [`Output::success`].
+    ///
+    /// If the returned future is dropped, the process group is killed and the child reaped by the runtime.
+    ///
+    /// # Errors
+    /// When it cannot be started, outlives the deadline or writes too much.
+    pub async fn run(mut self) -> Result<Output, CommandError> {
+        let started = Instant::now();
+        let child = match self.inner.spawn() {
+            Ok(child) => child,
+            Err(source) => return Err(CommandError::Start { program: self.program, source }),
+        };
+        let mut group = Group { child };
+        let mut output = Captured::default();
+        let end = tokio::time::timeout(
+            self.deadline,
+            converse(&mut group.child, &self.stdin, self.stdout_limit, &mut output),
+        )
+        .await;
+        let Captured { stdout, stderr } = output;
+        let (program, failure) = match end {
+            Ok(Ok(status)) => {
+                let elapsed = started.elapsed();
+                return Ok(Output { program: self.program, status, stdout, stderr, elapsed });
+            }
+            Ok(Err(failure)) => (self.program, Some(failure)),
+            Err(_elapsed) => (self.program, None),
+        };
+        group.kill();
+        // The exit status of a killed program tells nothing; an error here means that it is gone already.
+        drop(tokio::time::timeout(REAP_AFTER_KILL, group.child.wait()).await);
+        let stderr = lossy(&stderr);
+        Err(match failure {
+            None => CommandError::Timeout { program, after: self.deadline, stderr },
+            Some(Failure::TooMuch) => {
+                CommandError::TooMuchOutput { program, limit: self.stdout_limit, stderr }
+            }
+            Some(Failure::Io { operation, source }) => CommandError::Io { program, operation, source },
+        })
+    }
+}
+
+#[derive(Default)]
+struct Captured {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+enum Failure {
+    TooMuch,
+    Io { operation: &'static str, source: io::Error },
+}
+
+/// Feeds stdin, reads both outputs and waits for the end, all at once.
+async fn converse(
+    child: &mut tokio::process::Child,
+    stdin: &[u8],
+    stdout_limit: usize,
+    output: &mut Captured,
+) -> Result<ExitStatus, Failure> {
+    let (stdin_pipe, stdout_pipe, stderr_pipe) =
+        (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let feed = async {
+        if let Some(mut pipe) = stdin_pipe {
+            // A program need not read all of its input; EPIPE is its choice, told by its exit status if it matters.
+            drop(pipe.write_all(stdin).await);
+        }
+        Ok(())
+    };
+    let stdout = read_all(stdout_pipe, &mut output.stdout, stdout_limit);
+    let stderr = read_tail(stderr_pipe, &mut output.stderr, STDERR_KEPT);
+    let talk = async { tokio::try_join!(feed, stdout, stderr).map(|_| ()) };
+    tokio::pin!(talk);
+    let waited = |source| Failure::Io { operation: "wait for", source };
+    tokio::select! {
+        talked = &mut talk => {
+            talked?;
+            child.wait().await.map_err(waited)
+        }
+        status = child.wait() => {
+            let status = status.map_err(waited)?;
+            // Nobody else's output is awaited for long; what came so far is kept.
+            match tokio::time::timeout(DRAIN_AFTER_EXIT, talk).await {
+                Ok(talked) => talked?,
+                Err(_held_open) => {}
+            }
+            Ok(status)
+        }
+    }
+}
+
+fn read_failed(source: io::Error) -> Failure {
+    Failure::Io { operation: "read the output of", source }
+}
+
+async fn read_all(
+    pipe: Option<impl AsyncRead + Unpin>,
+    into: &mut Vec<u8>,
+    limit: usize,
+) -> Result<(), Failure> {
+    let Some(mut pipe) = pipe else { return Ok(()) };
+    while pipe.read_buf(into).await.map_err(read_failed)? > 0 {
+        if into.len() > limit {
+            return Err(Failure::TooMuch);
+        }
+    }
+    Ok(())
+}
+
+async fn read_tail(
+    pipe: Option<impl AsyncRead + Unpin>,
+    into: &mut Vec<u8>,
+    keep: usize,
+) -> Result<(), Failure> {
+    let Some(mut pipe) = pipe else { return Ok(()) };
+    while pipe.read_buf(into).await.map_err(read_failed)? > 0 {
+        // Twice the size, so that not every read moves the buffer.
+        if into.len() > 2 * keep {
+            into.drain(..into.len() - keep);
+        }
+    }
+    into.drain(..into.len().saturating_sub(keep));
+    Ok(())
+}
+
+/// A child that leads its own process group. Dropped before the end, it takes the group with it; tokio
+/// (`kill_on_drop`) then reaps the leader in the background.
+struct Group {
+    child: tokio::process::Child,
+}
+
+impl Group {
+    fn kill(&self) {
+        // None after the leader was reaped: its number may belong to somebody else by then.
+        let Some(id) = self.child.id().and_then(|id| i32::try_from(id).ok()) else { return };
+        let Some(pid) = rustix::process::Pid::from_raw(id) else { return };
+        if let Err(error) = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL) {
+            tracing::debug!(pid = id, %error, "kill of a process group");
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn sh(script: &str, deadline: Duration) -> Command {
+        Command::new(Path::new("/bin/sh"), deadline).arg("-c").arg(script)
+    }
+
+    async fn until_gone(pid: i32) {
+        let path = PathBuf::from(format!("/proc/{pid}"));
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while path.exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .unwrap_or_else(|_| panic!("process {pid} is still there"));
+    }
+
+    async fn pids_in(file: &Path) -> Vec<i32> {
+        loop {
+            let text = std::fs::read_to_string(file).unwrap_or_default();
+            if text.ends_with("done\n") {
+                return text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn stdin_larger_than_a_pipe_comes_back() {
+        let input = vec![b'x'; 700 << 10];
+        let output = Command::new(Path::new("/bin/cat"), LONG).stdin(input.clone()).run().await.unwrap();
+        assert!(output.status.success());
+        assert_eq!(output.stdout, input);
+    }
+
+    #[tokio::test]
+    async fn a_program_that_does_not_read_its_stdin_is_no_error() {
+        let output = sh("exit 0", LONG).stdin(vec![0; 1 << 20]).run().await.unwrap();
+        assert!(output.status.success());
+    }
+
+    #[tokio::test]
+    async fn failure_names_program_status_and_stderr() {
+        let error = sh("echo no such thing >&2; exit 3", LONG).run().await.unwrap().success().unwrap_err();
+        assert_eq!(error.to_string(), "/bin/sh: exit status: 3: no such thing");
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_named() {
+        let error = Command::new(Path::new("/nowhere/prog"), LONG).run().await.unwrap_err();
+        assert!(matches!(error, CommandError::Start { .. }));
+        assert!(error.to_string().starts_with("start /nowhere/prog: No such file"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_whole_group_dies_at_the_deadline() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pids");
+        let script = format!("sleep 1000 & echo $$ $! done > {}; echo stuck >&2; wait", file.display());
+        let error = sh(&script, Duration::from_millis(700)).run().await.unwrap_err();
+        assert!(matches!(error, CommandError::Timeout { .. }), "{error}");
+        assert!(error.to_string().ends_with("and was killed: stuck"), "{error}");
+        let pids = pids_in(&file).await;
+        assert_eq!(pids.len(), 2);
+        for pid in pids {
+            until_gone(pid).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dropped_future_leaves_neither_group_nor_zombie() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pids");
+        let script = format!("sleep 1000 & echo $$ $! done > {}; wait", file.display());
+        let run = tokio::spawn(sh(&script, LONG).run());
+        let pids = pids_in(&file).await;
+        run.abort();
+        assert!(run.await.unwrap_err().is_cancelled());
+        assert_eq!(pids.len(), 2);
+        for pid in pids {
+            until_gone(pid).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn endless_output_is_cut_off() {
+        let error = sh("exec cat /dev/zero", LONG).stdout_limit(4096).run().await.unwrap_err();
+        assert!(matches!(error, CommandError::TooMuchOutput { limit: 4096, .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn only_the_end_of_stderr_is_kept() {
+        let output = sh("head -c 300000 /dev/zero | tr '\\0' x >&2; echo end >&2", LONG).run().await.unwrap();
+        assert_eq!(output.stderr.len(), STDERR_KEPT);
+        assert!(output.stderr.ends_with(b"xend\n"));
+    }
+
+    #[tokio::test]
+    async fn a_grandchild_that_holds_the_pipes_does_not_hold_the_caller() {
+        let output = sh("echo said; sleep 1000 & echo $! >&2", LONG).run().await.unwrap();
+        assert_eq!(output.stdout, b"said\n");
+        let pid: i32 = lossy(&output.stderr).trim().parse().unwrap();
+        rustix::process::kill_process(
+            rustix::process::Pid::from_raw(pid).unwrap(),
+            rustix::process::Signal::KILL,
+        )
+        .unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_environment_is_the_daemons_own_plus_what_is_set() {
+        let output = sh("echo $A-$HOME", LONG).env("A", "b").run().await.unwrap();
+        assert!(output.stdout.starts_with(b"b-"));
+        let output = sh("echo $A-$B", LONG).env("A", "b").env_clear().env("B", "c").run().await.unwrap();
+        assert_eq!(output.stdout, b"-c\n");
+    }
+}

@@ -1,0 +1,130 @@
+//! Whether pods can get a network: the cached verdict on the current configuration.
+//!
+//! ```text
+//!   Due --ask--> Asking --verdict--> Known{at} --5 s--> Due
+//! ```
+//!
+//! Owns the current configuration and what STATUS said of it. Never calls a plugin itself and never waits.
+
+use super::directory::Loaded;
+use super::list::NetworkList;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The kubelet asks every five seconds or so; plugins are not asked more often than that.
+pub(super) const CHECK_EVERY: Duration = Duration::from_secs(5);
+
+/// Whether pods can get a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readiness {
+    /// Yes.
+    Ready {
+        /// Network name.
+        network: String,
+    },
+    /// No; pods on the host's network still can run.
+    NotReady {
+        /// Why, in words for people.
+        reason: String,
+    },
+}
+
+/// The current configuration.
+#[derive(Debug, Clone)]
+pub(super) struct Current {
+    pub(super) list: Arc<NetworkList>,
+    pub(super) file: PathBuf,
+    pub(super) skipped: Vec<String>,
+}
+
+#[derive(Debug)]
+enum Check {
+    Due,
+    Asking,
+    Known { at: Instant },
+}
+
+/// The state behind the lock.
+#[derive(Debug)]
+pub(super) struct Health {
+    current: Result<Current, String>,
+    /// Why the current configuration cannot be used now.
+    problem: Option<String>,
+    check: Check,
+    /// Distinguishes configurations, so that a late verdict on the last one does not count for this one.
+    generation: u64,
+}
+
+impl Health {
+    pub(super) fn new() -> Self {
+        Self { current: Err(String::new()), problem: None, check: Check::Due, generation: 0 }
+    }
+
+    /// Takes what the directory holds. `judge` says at once what can be said of a new configuration.
+    pub(super) fn load(&mut self, loaded: Loaded, judge: impl FnOnce(&NetworkList) -> Option<String>) {
+        match loaded {
+            Loaded::Nothing { reason } => {
+                if self.current.as_ref().err() != Some(&reason) {
+                    tracing::warn!(reason, "no CNI configuration");
+                }
+                self.current = Err(reason);
+                self.problem = None;
+            }
+            Loaded::Network { list, file, skipped } => {
+                for error in &skipped {
+                    tracing::warn!(error, "CNI configuration file is skipped");
+                }
+                // Touched, not changed: what is known of it stays known.
+                if let Ok(current) = &mut self.current
+                    && current.list.encoded == list.encoded
+                {
+                    (current.file, current.skipped) = (file, skipped);
+                    return;
+                }
+                tracing::info!(network = list.name, file = %file.display(), "CNI network loaded");
+                self.problem = judge(&list);
+                self.current = Ok(Current { list: Arc::new(list), file, skipped });
+            }
+        }
+        self.generation += 1;
+        self.check = Check::Due;
+    }
+
+    pub(super) fn current(&self) -> Result<&Current, &str> {
+        self.current.as_ref().map_err(String::as_str)
+    }
+
+    pub(super) fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    /// Whether a check is to be started now; if so, the caller must deliver its verdict.
+    pub(super) fn start_check(&mut self, now: Instant) -> Option<(Arc<NetworkList>, u64)> {
+        let due = match self.check {
+            Check::Due => true,
+            Check::Asking => false,
+            Check::Known { at } => now.saturating_duration_since(at) >= CHECK_EVERY,
+        };
+        let list = Arc::clone(&self.current.as_ref().ok()?.list);
+        due.then(|| {
+            self.check = Check::Asking;
+            (list, self.generation)
+        })
+    }
+
+    /// Takes the verdict of a check.
+    pub(super) fn verdict(&mut self, generation: u64, problem: Option<String>, now: Instant) {
+        if generation != self.generation {
+            return;
+        }
+        if problem != self.problem {
+            match &problem {
+                Some(reason) => tracing::warn!(reason, "CNI network is not ready"),
+                None => tracing::info!("CNI network is ready"),
+            }
+        }
+        self.problem = problem;
+        self.check = Check::Known { at: now };
+    }
+}

@@ -1,0 +1,314 @@
+//! The pod network: CNI plugins, called as a CRI runtime must.
+//!
+//! Owns the configuration directory's meaning, plugin calls and the libcni-compatible result cache. Never makes or
+//! removes network namespaces, never brings up loopback, never maps ports itself (that is the `portmap` plugin's).
+//! Operations on one sandbox must come one after the other; different sandboxes run side by side.
+
+mod args;
+mod cache;
+mod chain;
+mod directory;
+mod error;
+mod health;
+mod list;
+mod plugin;
+mod result;
+mod version;
+mod watch;
+
+#[cfg(test)]
+mod debian_tests;
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod tests;
+
+pub use error::{Call, Failures, Fault, NetworkError};
+pub use health::Readiness;
+pub use plugin::{CallOutcome, PluginCall, Verb};
+
+use crate::config;
+use crate::model::{DnsConfig, PodName, PortMapping, SandboxId};
+use cache::Cache;
+use health::{Current, Health};
+use list::NetworkList;
+use plugin::Plugins;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+use version::Version;
+use watch::Watch;
+
+/// The pod's interface, by convention of all CRI runtimes.
+const INTERFACE: &str = "eth0";
+
+/// What a pod's network is made from.
+#[derive(Debug, Clone)]
+pub struct Attachment {
+    /// The sandbox.
+    pub sandbox: SandboxId,
+    /// Its network namespace; None, or no longer there: detach without.
+    pub netns: Option<PathBuf>,
+    /// The pod's name.
+    pub pod: PodName,
+    /// Host ports.
+    pub port_mappings: Vec<PortMapping>,
+    /// The pod's cgroup; empty: not told.
+    pub cgroup_parent: String,
+    /// The pod's annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// Its DNS configuration.
+    pub dns: Option<DnsConfig>,
+}
+
+/// The network that a pod got.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodNetwork {
+    /// Name of the CNI network.
+    pub network: String,
+    /// Addresses of eth0, at least one, the primary first.
+    pub ips: Vec<IpAddr>,
+    /// MAC of eth0, where the plugins told.
+    pub mac: Option<String>,
+    /// Time spent in plugins; not saved.
+    #[serde(skip)]
+    pub plugin_time: Duration,
+}
+
+/// The node's pod network. Clones share everything.
+#[derive(Clone)]
+pub struct Network {
+    inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Network").field("conf_dir", &self.inner.conf_dir).finish_non_exhaustive()
+    }
+}
+
+struct Inner {
+    conf_dir: PathBuf,
+    cache: Cache,
+    plugins: Plugins,
+    add_timeout: Duration,
+    del_timeout: Duration,
+    runtime: Handle,
+    /// The current configuration and the verdict on it.
+    health: Mutex<Health>,
+    /// Sandboxes attached by this process: valid whatever a caller of collect knows.
+    attached: Mutex<HashSet<SandboxId>>,
+    /// ADD and DEL share it; GC has it alone.
+    gate: tokio::sync::RwLock<()>,
+    /// Reloads the configuration; None: no watch could be had, each readiness check reloads instead.
+    watcher: Mutex<Option<AbortHandle>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(task) = lock(&self.watcher).take() {
+            task.abort();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Network {
+    /// Loads the configuration and watches its directory. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// None today: without configuration the network is not ready, without a watch the directory is read again with
+    /// each readiness check.
+    pub fn start(config: &config::Network) -> Result<Self, NetworkError> {
+        let inner = Arc::new(Inner {
+            conf_dir: config.conf_dir.clone(),
+            cache: Cache::new(&config.cache_dir),
+            plugins: Plugins::new(&config.bin_dirs),
+            add_timeout: Duration::from_secs(config.add_timeout_seconds),
+            del_timeout: Duration::from_secs(config.del_timeout_seconds),
+            runtime: Handle::current(),
+            health: Mutex::new(Health::new()),
+            attached: Mutex::default(),
+            gate: tokio::sync::RwLock::new(()),
+            watcher: Mutex::default(),
+        });
+        // The watch comes first, so that no change falls between it and the load.
+        match Watch::new(&config.conf_dir) {
+            Ok(watch) => {
+                inner.reload(Some(&watch));
+                let task = tokio::spawn(follow(watch, Arc::downgrade(&inner)));
+                *lock(&inner.watcher) = Some(task.abort_handle());
+            }
+            Err(error) => {
+                tracing::warn!(dir = %config.conf_dir.display(), %error, "cannot watch the CNI configuration directory");
+                inner.reload(None);
+            }
+        }
+        let network = Self { inner };
+        // Starts the first check.
+        drop(network.readiness());
+        Ok(network)
+    }
+
+    /// Has every finished plugin call told to `observer`, for metrics. Only the first observer counts.
+    pub fn observe_plugins(&self, observer: impl Fn(&PluginCall<'_>) + Send + Sync + 'static) {
+        if !self.inner.plugins.observe(Box::new(observer)) {
+            tracing::warn!("plugin calls have an observer already");
+        }
+    }
+
+    /// Whether pods can get a network, as far as is known now. If that is old, a check starts in the background.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        let mut health = lock(&self.inner.health);
+        if let Some((list, generation)) = health.start_check(Instant::now()) {
+            let inner = Arc::downgrade(&self.inner);
+            self.inner.runtime.spawn(check(inner, list, generation));
+        }
+        match (health.current(), health.problem()) {
+            (Err(reason), _) => Readiness::NotReady { reason: self.inner.not_configured(reason).to_string() },
+            (Ok(_), Some(problem)) => Readiness::NotReady { reason: problem.to_owned() },
+            (Ok(current), None) => Readiness::Ready { network: current.list.name.clone() },
+        }
+    }
+
+    /// Attaches a pod (ADD). If that fails, it is undone (DEL) before the error is returned.
+    ///
+    /// The caller records its intent before; if the future is dropped, [`Network::detach`] undoes what was done.
+    ///
+    /// # Errors
+    /// No configuration, a failed plugin, no address.
+    pub async fn attach(&self, request: &Attachment) -> Result<PodNetwork, NetworkError> {
+        self.inner.attach(request).await
+    }
+
+    /// Detaches a pod (DEL) with the configuration and arguments that it was attached with; returns the time spent
+    /// in plugins. Repeatable. Where no attachment is known, DEL runs with the current configuration and its errors
+    /// are only logged: there is likely nothing to detach.
+    ///
+    /// # Errors
+    /// A plugin failed; the attachment stays known and detach can be tried again.
+    pub async fn detach(&self, request: &Attachment) -> Result<Duration, NetworkError> {
+        self.inner.detach(request).await
+    }
+
+    /// Detaches what this daemon attached for sandboxes that no longer exist, then has the plugins collect (GC, CNI
+    /// 1.1). What other runtimes cached in the same directory stays valid. Failures are logged, the next call goes on.
+    pub async fn collect(&self, valid: &[SandboxId]) {
+        self.inner.collect(valid).await;
+    }
+
+    /// The configuration in use, for verbose Status.
+    #[must_use]
+    pub fn config_summary(&self) -> serde_json::Value {
+        let inner = &self.inner;
+        let mut summary = serde_json::json!({
+            "confDir": inner.conf_dir, "binDirs": inner.plugins.dirs(), "interface": INTERFACE,
+        });
+        match lock(&inner.health).current() {
+            Err(reason) => summary["error"] = reason.into(),
+            Ok(Current { list, file, skipped }) => {
+                summary["network"] = list.name.as_str().into();
+                summary["cniVersion"] = list.version.as_str().into();
+                summary["file"] = file.to_string_lossy().into();
+                summary["plugins"] = list.plugins.iter().map(|plugin| plugin.kind.as_str()).collect();
+                summary["skippedFiles"] = skipped.as_slice().into();
+            }
+        }
+        summary
+    }
+}
+
+impl Inner {
+    fn reload(&self, watch: Option<&Watch>) {
+        let mut loaded = directory::load(&self.conf_dir);
+        if let (Some(watch), directory::Loaded::Network { list, .. }) = (watch, &loaded)
+            && list.version >= Version::STATUS_AND_GC
+        {
+            watch.drop_ins(&list.name);
+            // Once more: drop-ins may have come between the load and the watch.
+            loaded = directory::load(&self.conf_dir);
+        }
+        lock(&self.health).load(loaded, |list| self.first_look(list));
+    }
+
+    /// What can be said of a configuration without calling its plugins.
+    fn first_look(&self, list: &NetworkList) -> Option<String> {
+        self.missing_plugins(list).or_else(|| {
+            (list.version >= Version::STATUS_AND_GC)
+                .then(|| format!("CNI network {}: its plugins have not answered STATUS yet", list.name))
+        })
+    }
+
+    fn missing_plugins(&self, list: &NetworkList) -> Option<String> {
+        let missing: Vec<&str> = list
+            .plugins
+            .iter()
+            .map(|p| p.kind.as_str())
+            .filter(|kind| self.plugins.find(kind).is_none())
+            .collect();
+        (!missing.is_empty()).then(|| {
+            let (plugins, dirs) = (missing.join(", "), error::list(self.plugins.dirs()));
+            format!("CNI network {}: no executable {plugins} in {dirs}", list.name)
+        })
+    }
+
+    fn not_configured(&self, reason: &str) -> NetworkError {
+        NetworkError::NotConfigured { dir: self.conf_dir.clone(), reason: reason.to_owned() }
+    }
+
+    fn current(&self) -> Result<Arc<NetworkList>, NetworkError> {
+        match lock(&self.health).current() {
+            Ok(current) => Ok(Arc::clone(&current.list)),
+            Err(reason) => Err(self.not_configured(reason)),
+        }
+    }
+}
+
+/// Reloads after every change, until the network is dropped.
+async fn follow(mut watch: Watch, inner: Weak<Inner>) {
+    loop {
+        let changed = watch.changed().await;
+        let Some(inner) = inner.upgrade() else { return };
+        if let Err(error) = changed {
+            tracing::warn!(%error, "the watch of the CNI configuration directory failed; it is read regularly instead");
+            *lock(&inner.watcher) = None;
+            return;
+        }
+        inner.reload(Some(&watch));
+    }
+}
+
+/// A check in the background: are the plugins there, and do they say that they can work?
+async fn check(inner: Weak<Inner>, list: Arc<NetworkList>, generation: u64) {
+    let Some(inner) = inner.upgrade() else { return };
+    if lock(&inner.watcher).is_none() {
+        inner.reload(None);
+    }
+    let problem = match inner.missing_plugins(&list) {
+        None if list.version >= Version::STATUS_AND_GC => {
+            inner.status(&list).await.err().map(|e| e.to_string())
+        }
+        other => other,
+    };
+    lock(&inner.health).verdict(generation, problem, Instant::now());
+}
+
+/// The namespace as plugins may have it: empty unless it is a network namespace still. After a reboot the file that
+/// pinned it is a plain one.
+fn live_netns(netns: Option<&Path>) -> PathBuf {
+    /// `NSFS_MAGIC` of linux/magic.h.
+    const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
+    netns
+        .filter(|path| rustix::fs::statfs(*path).is_ok_and(|fs| fs.f_type == NSFS_MAGIC))
+        .map(Path::to_owned)
+        .unwrap_or_default()
+}

@@ -8,11 +8,12 @@ const SIGTERM: i32 = 15;
 
 /// Never returns before its end; the value is the exit code.
 pub(crate) fn run() -> i32 {
+    let _ = rustix::process::setsid();
+    let _ = rustix::thread::set_name(c"podwright-init");
+    // The helper's report pipe is among these: when the monitor reads its end, all of this is done.
     if process::close_from(3).is_err() {
         return 1;
     }
-    let _ = rustix::process::setsid();
-    let _ = rustix::thread::set_name(c"podwright-init");
     let Ok(mut signals) = Signals::collect() else { return 1 };
     loop {
         while let Ok(Some(_)) = process::reap_any() {}

@@ -1,1 +1,29 @@
-//! Stub.
+//! What the daemon and a pod's monitor say to each other, and the files that both read.
+//!
+//! Owns: frames, messages, on-disk records, their versions and fixtures. Never does I/O.
+//!
+//! A frame is a 4 byte little-endian length and that many bytes of JSON. Requests carry an id and may be in flight side
+//! by side; a reply repeats the id; an event has none. File descriptors travel with the first byte of their frame.
+//! Within one protocol version fields may be added (readers ignore unknown ones, writers give defaults to new ones);
+//! anything else needs a new version and fixtures of the old one in `tests`.
+
+mod frame;
+mod message;
+mod record;
+
+pub use frame::{FrameError, HEADER_BYTES, MAX_FRAME_BYTES, encode, take_frame};
+pub use message::{
+    ContainerState, ContainerStatus, Create, ErrorKind, Event, Exec, ExecStatus, ExecStdio, FromMonitor,
+    Launch, NamespaceRequest, Reply, Request, RequestFrame, RequestId, Runtime, Target,
+};
+pub use record::{ExitRecord, MONITOR_RECORD, MONITOR_SOCKET, MonitorRecord, NamespacePaths, ProcessId};
+
+/// Version of the messages; the monitor tells its own in the reply to `Hello`.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Version of [`MonitorRecord`] and [`ExitRecord`] on disk.
+pub const RECORD_VERSION: u32 = 1;
+
+/// Longest line of a container's output that becomes one record; longer ones are cut into partial records. The value
+/// is containerd's default, and far below the 64 KiB at which critest's reader gives up.
+pub const DEFAULT_LOG_LINE_BYTES: u32 = 16_384;

@@ -1,1 +1,42 @@
-fn main() {}
+//! podwright-monitor: one small process per pod that owns the pod's namespaces, is the parent of its containers, writes
+//! their logs and records how they end.
+//!
+//! Mechanism only: it decides nothing about pods, knows no CRI, no image, no network plugin. Single-threaded: one poll
+//! loop ([`pod`]) over signals, the control socket, and the containers' output. It must never wait for one container
+//! while others have something to say, and must never end before the daemon says so.
+
+#![forbid(unsafe_code)]
+
+mod client;
+mod container;
+mod diary;
+mod ids;
+mod launch;
+mod logfile;
+mod namespaces;
+mod oom;
+mod output;
+mod pod;
+mod podinit;
+mod reap;
+mod record;
+mod requests;
+mod runtime;
+mod shutdown;
+
+use std::process::ExitCode;
+
+/// Blocks of this size and more go back to the kernel when freed.
+const LARGE_BLOCK_BYTES: i32 = 32 * 1024;
+
+fn main() -> ExitCode {
+    podwright_sys::memory::keep_small(LARGE_BLOCK_BYTES);
+    match launch::launch() {
+        launch::Outcome::Pod(mut pod) => {
+            pod.run();
+            ExitCode::SUCCESS
+        }
+        launch::Outcome::NobodyThere => ExitCode::SUCCESS,
+        launch::Outcome::Failed => ExitCode::FAILURE,
+    }
+}

@@ -1,1 +1,15 @@
-//! Stub.
+//! Every raw system call of podwright that a safe crate does not offer, behind safe functions.
+//!
+//! Owns: all `unsafe` of the workspace. Never owns policy: no paths of ours, no retries, no state.
+//! All errors are the kernel's, as [`std::io::Error`]; the caller adds what it was doing and to what.
+
+pub mod fdpass;
+pub mod memory;
+pub mod mount;
+pub mod namespace;
+pub mod path;
+pub mod pidfd;
+pub mod proc;
+pub mod process;
+pub mod socket;
+pub mod tty;

@@ -1,0 +1,365 @@
+//! Messages.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::record::{ExitRecord, MonitorRecord};
+
+/// Chosen by the client, repeated in the reply.
+pub type RequestId = u64;
+
+/// Client to monitor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestFrame {
+    /// Echoed in the reply.
+    pub id: RequestId,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// What a client may ask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// First and only once, on the inherited connection.
+    Launch(Box<Launch>),
+    /// First on every later connection.
+    Hello {
+        /// The client's [`crate::PROTOCOL_VERSION`].
+        version: u32,
+    },
+    /// Run the OCI runtime's create.
+    Create(Box<Create>),
+    /// Run the OCI runtime's exec; descriptors may come along.
+    Exec(Box<Exec>),
+    /// Send a signal.
+    Signal {
+        /// To whom.
+        target: Target,
+        /// Signal number.
+        signal: i32,
+        /// To the whole process group that the target leads.
+        #[serde(default)]
+        group: bool,
+    },
+    /// Open the log file anew; answered when the new one is in use.
+    ReopenLog {
+        /// A running container.
+        container_id: String,
+    },
+    /// All containers and execs.
+    List,
+    /// Drop an exited container and its exit record.
+    Forget {
+        /// An exited container.
+        container_id: String,
+    },
+    /// Close the write end of the container's stdin.
+    CloseStdin {
+        /// A running container.
+        container_id: String,
+    },
+    /// Set a terminal's size.
+    Resize {
+        /// Whose terminal.
+        target: Target,
+        /// Columns.
+        width: u16,
+        /// Rows.
+        height: u16,
+    },
+    /// Take the pod's namespaces down and exit.
+    Shutdown {
+        /// Kill what still runs.
+        #[serde(default)]
+        force: bool,
+    },
+}
+
+/// The pod that a fresh monitor is to own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    /// The daemon's [`crate::PROTOCOL_VERSION`].
+    pub version: u32,
+    /// The pod.
+    pub sandbox_id: String,
+    /// Directory of this monitor alone, which exists: socket, record, diary.
+    pub dir: String,
+    /// Where exit records go; it exists.
+    pub exit_dir: String,
+    /// Which namespaces the pod owns.
+    #[serde(default)]
+    pub namespaces: NamespaceRequest,
+    /// Host name, for a pod with its own UTS namespace.
+    #[serde(default)]
+    pub hostname: Option<String>,
+    /// Kernel settings; only those of a namespace that the pod owns are accepted.
+    #[serde(default)]
+    pub sysctls: BTreeMap<String, String>,
+    /// See [`crate::DEFAULT_LOG_LINE_BYTES`].
+    #[serde(default = "default_log_line")]
+    pub log_max_line: u32,
+}
+
+fn default_log_line() -> u32 {
+    crate::DEFAULT_LOG_LINE_BYTES
+}
+
+/// Which namespaces to make; what is not asked for stays the host's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceRequest {
+    /// Make a network namespace and pin it at this path, which must not exist.
+    #[serde(default)]
+    pub net: Option<String>,
+    /// Make an IPC namespace.
+    #[serde(default)]
+    pub ipc: bool,
+    /// Make a UTS namespace.
+    #[serde(default)]
+    pub uts: bool,
+    /// Make a pid namespace that the pod's containers share, with a reaping PID 1.
+    #[serde(default)]
+    pub pid: bool,
+}
+
+/// An OCI runtime with runc's command line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Runtime {
+    /// Absolute path.
+    pub path: String,
+    /// Arguments before the verb, such as `--root DIR`.
+    #[serde(default)]
+    pub args: Vec<String>,
+}
+
+/// A container to create. It does not run before the daemon calls the runtime's start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Create {
+    /// The container.
+    pub container_id: String,
+    /// What creates it.
+    pub runtime: Runtime,
+    /// Bundle directory with config.json; also holds runtime.log and the pid file.
+    pub bundle: String,
+    /// Instead of `<bundle>/pid`.
+    #[serde(default)]
+    pub pid_file: Option<String>,
+    /// Log file; output is discarded without one.
+    #[serde(default)]
+    pub log_path: Option<String>,
+    /// Instead of the pod's.
+    #[serde(default)]
+    pub log_max_line: Option<u32>,
+    /// The process has a terminal, as config.json also says.
+    #[serde(default)]
+    pub terminal: bool,
+    /// Keep a stdin open; /dev/null without.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Close stdin when the first attached client leaves.
+    #[serde(default)]
+    pub stdin_once: bool,
+    /// Kill the runtime after this time.
+    #[serde(default)]
+    pub deadline_ms: Option<u64>,
+}
+
+/// Which of its standard descriptors an exec brings along, in this order.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecStdio {
+    /// Read by the process.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Written by the process.
+    #[serde(default)]
+    pub stdout: bool,
+    /// Written by the process.
+    #[serde(default)]
+    pub stderr: bool,
+}
+
+/// A process to run in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// Unique in the pod among the execs that run.
+    pub exec_id: String,
+    /// A running container.
+    pub container_id: String,
+    /// What runs it.
+    pub runtime: Runtime,
+    /// OCI process specification.
+    pub process_file: String,
+    /// The process has a terminal, as the process file also says.
+    #[serde(default)]
+    pub terminal: bool,
+    /// Descriptors that came with this frame; /dev/null for the others.
+    #[serde(default)]
+    pub stdio: ExecStdio,
+    /// Kill the runtime after this time.
+    #[serde(default)]
+    pub deadline_ms: Option<u64>,
+}
+
+/// A process of the pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// A container's init, by container id.
+    Container(String),
+    /// An exec, by exec id.
+    Exec(String),
+}
+
+/// Monitor to client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromMonitor {
+    /// To one request.
+    Reply {
+        /// The request's.
+        id: RequestId,
+        /// The answer.
+        reply: Reply,
+    },
+    /// To every client.
+    Event(Event),
+}
+
+/// Answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// To Hello.
+    Hello {
+        /// The monitor's [`crate::PROTOCOL_VERSION`].
+        version: u32,
+        /// As on disk.
+        record: Box<MonitorRecord>,
+    },
+    /// To Launch.
+    Launched(Box<MonitorRecord>),
+    /// To Create.
+    Created {
+        /// The container's init in the host's pid namespace.
+        pid: u32,
+        /// In clock ticks since boot; 0 when it was gone before it could be read.
+        start_time: u64,
+    },
+    /// To Exec; the master of a terminal comes along.
+    ExecStarted {
+        /// The process in the host's pid namespace.
+        pid: u32,
+        /// Whether a descriptor came with this frame.
+        #[serde(default)]
+        terminal: bool,
+    },
+    /// To List.
+    List {
+        /// In order of creation.
+        containers: Vec<ContainerStatus>,
+        /// In order of start; exited ones are not kept.
+        execs: Vec<ExecStatus>,
+    },
+    /// To the others.
+    Done,
+    /// To Signal: there is no such process any more.
+    AlreadyExited,
+    /// To any.
+    Error {
+        /// For the program.
+        kind: ErrorKind,
+        /// For the reader.
+        message: String,
+    },
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// Malformed, unknown, or out of place.
+    Invalid,
+    /// No such container or exec.
+    NotFound,
+    /// The id is in use.
+    AlreadyExists,
+    /// The container does not run (any more, or yet).
+    NotRunning,
+    /// It still runs.
+    StillRunning,
+    /// The OCI runtime failed.
+    Runtime {
+        /// Its exit code.
+        exit_code: i32,
+    },
+    /// The OCI runtime was killed at the deadline.
+    Deadline,
+    /// A namespace, host name or sysctl could not be made.
+    Namespace,
+    /// A system call failed.
+    Io,
+}
+
+/// A container as the monitor knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerStatus {
+    /// The container.
+    pub id: String,
+    /// Where it is in its life.
+    pub state: ContainerState,
+    /// Bytes of output lost because the log could not be written.
+    #[serde(default)]
+    pub log_dropped_bytes: u64,
+}
+
+/// Where a container is in its life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ContainerState {
+    /// The runtime's create is under way.
+    Creating,
+    /// Its init lives, whether started or not; or its last output is being drained.
+    Running {
+        /// Init.
+        pid: u32,
+        /// In clock ticks since boot.
+        start_time: u64,
+    },
+    /// Its init is gone and its output is in the log.
+    Exited(ExitRecord),
+}
+
+/// An exec that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecStatus {
+    /// The exec.
+    pub id: String,
+    /// Its container.
+    pub container_id: String,
+    /// The process.
+    pub pid: u32,
+}
+
+/// What happened without being asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// Init is gone, its output is in the log, the exit record is on disk.
+    ContainerExited {
+        /// The container.
+        container_id: String,
+        /// As on disk.
+        exit: ExitRecord,
+    },
+    /// An exec's process is gone; always after the reply that says it started.
+    ExecExited {
+        /// The exec.
+        exec_id: String,
+        /// 128 + n for signal n.
+        exit_code: i32,
+        /// Signal that ended it.
+        #[serde(default)]
+        signal: Option<i32>,
+    },
+}

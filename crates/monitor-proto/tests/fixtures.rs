@@ -1,0 +1,187 @@
+//! Every message and record of version 1, byte for byte: what an old monitor says must stay readable.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use podwright_monitor_proto::*;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+#[track_caller]
+fn fixture<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T, json: &str) {
+    assert_eq!(serde_json::to_string(value).unwrap(), json);
+    assert_eq!(&serde_json::from_str::<T>(json).unwrap(), value);
+}
+
+#[track_caller]
+fn request(request: Request, json: &str) {
+    fixture(&RequestFrame { id: 7, request }, &format!(r#"{{"id":7,"request":{json}}}"#));
+}
+
+#[track_caller]
+fn reply(reply: Reply, json: &str) {
+    fixture(&FromMonitor::Reply { id: 7, reply }, &format!(r#"{{"reply":{{"id":7,"reply":{json}}}}}"#));
+}
+
+fn runtime() -> Runtime {
+    Runtime { path: "/usr/bin/crun".into(), args: vec!["--root".into(), "/run/p".into()] }
+}
+
+fn exit() -> ExitRecord {
+    ExitRecord {
+        version: 1,
+        container_id: "c1".into(),
+        pid: 9,
+        exit_code: 137,
+        signal: Some(9),
+        oom_killed: true,
+        finished_at_ns: 1_700_000_000_000_000_001,
+    }
+}
+
+const EXIT: &str = r#"{"version":1,"container_id":"c1","pid":9,"exit_code":137,"signal":9,"oom_killed":true,"finished_at_ns":1700000000000000001}"#;
+const RECORD: &str = r#"{"version":1,"protocol":1,"sandbox_id":"s1","process":{"pid":5,"start_time":6},"boot_id":"b","namespaces":{"net":"/run/netns/s1","ipc":"/proc/5/fd/3","uts":null,"pid":"/proc/8/ns/pid"},"init":{"pid":8,"start_time":9}}"#;
+
+fn record() -> MonitorRecord {
+    MonitorRecord {
+        version: 1,
+        protocol: 1,
+        sandbox_id: "s1".into(),
+        process: ProcessId { pid: 5, start_time: 6 },
+        boot_id: "b".into(),
+        namespaces: NamespacePaths {
+            net: Some("/run/netns/s1".into()),
+            ipc: Some("/proc/5/fd/3".into()),
+            uts: None,
+            pid: Some("/proc/8/ns/pid".into()),
+        },
+        init: Some(ProcessId { pid: 8, start_time: 9 }),
+    }
+}
+
+#[test]
+fn requests() {
+    request(
+        Request::Launch(Box::new(Launch {
+            version: 1,
+            sandbox_id: "s1".into(),
+            dir: "/run/p/s1".into(),
+            exit_dir: "/run/p/exits".into(),
+            namespaces: NamespaceRequest {
+                net: Some("/run/netns/s1".into()),
+                ipc: true,
+                uts: true,
+                pid: false,
+            },
+            hostname: Some("web".into()),
+            sysctls: BTreeMap::from([("net.core.somaxconn".into(), "9".into())]),
+            log_max_line: 16384,
+        })),
+        r#"{"launch":{"version":1,"sandbox_id":"s1","dir":"/run/p/s1","exit_dir":"/run/p/exits","namespaces":{"net":"/run/netns/s1","ipc":true,"uts":true,"pid":false},"hostname":"web","sysctls":{"net.core.somaxconn":"9"},"log_max_line":16384}}"#,
+    );
+    request(Request::Hello { version: 1 }, r#"{"hello":{"version":1}}"#);
+    request(
+        Request::Create(Box::new(Create {
+            container_id: "c1".into(),
+            runtime: runtime(),
+            bundle: "/b".into(),
+            pid_file: None,
+            log_path: Some("/l".into()),
+            log_max_line: None,
+            terminal: false,
+            stdin: true,
+            stdin_once: true,
+            deadline_ms: Some(5),
+        })),
+        r#"{"create":{"container_id":"c1","runtime":{"path":"/usr/bin/crun","args":["--root","/run/p"]},"bundle":"/b","pid_file":null,"log_path":"/l","log_max_line":null,"terminal":false,"stdin":true,"stdin_once":true,"deadline_ms":5}}"#,
+    );
+    request(
+        Request::Exec(Box::new(Exec {
+            exec_id: "e1".into(),
+            container_id: "c1".into(),
+            runtime: runtime(),
+            process_file: "/b/p.json".into(),
+            terminal: true,
+            stdio: ExecStdio { stdin: false, stdout: true, stderr: true },
+            deadline_ms: None,
+        })),
+        r#"{"exec":{"exec_id":"e1","container_id":"c1","runtime":{"path":"/usr/bin/crun","args":["--root","/run/p"]},"process_file":"/b/p.json","terminal":true,"stdio":{"stdin":false,"stdout":true,"stderr":true},"deadline_ms":null}}"#,
+    );
+    request(
+        Request::Signal { target: Target::Container("c1".into()), signal: 15, group: false },
+        r#"{"signal":{"target":{"container":"c1"},"signal":15,"group":false}}"#,
+    );
+    request(Request::ReopenLog { container_id: "c1".into() }, r#"{"reopen_log":{"container_id":"c1"}}"#);
+    request(Request::List, r#""list""#);
+    request(Request::Forget { container_id: "c1".into() }, r#"{"forget":{"container_id":"c1"}}"#);
+    request(Request::CloseStdin { container_id: "c1".into() }, r#"{"close_stdin":{"container_id":"c1"}}"#);
+    request(
+        Request::Resize { target: Target::Exec("e1".into()), width: 80, height: 25 },
+        r#"{"resize":{"target":{"exec":"e1"},"width":80,"height":25}}"#,
+    );
+    request(Request::Shutdown { force: true }, r#"{"shutdown":{"force":true}}"#);
+}
+
+#[test]
+fn replies() {
+    reply(
+        Reply::Hello { version: 1, record: Box::new(record()) },
+        &format!(r#"{{"hello":{{"version":1,"record":{RECORD}}}}}"#),
+    );
+    reply(Reply::Launched(Box::new(record())), &format!(r#"{{"launched":{RECORD}}}"#));
+    reply(Reply::Created { pid: 9, start_time: 10 }, r#"{"created":{"pid":9,"start_time":10}}"#);
+    reply(Reply::ExecStarted { pid: 9, terminal: true }, r#"{"exec_started":{"pid":9,"terminal":true}}"#);
+    let status = |id: &str, state| ContainerStatus { id: id.into(), state, log_dropped_bytes: 0 };
+    reply(
+        Reply::List {
+            containers: vec![
+                status("a", ContainerState::Creating),
+                status("b", ContainerState::Running { pid: 9, start_time: 10 }),
+                status("c1", ContainerState::Exited(exit())),
+            ],
+            execs: vec![ExecStatus { id: "e1".into(), container_id: "b".into(), pid: 11 }],
+        },
+        &format!(
+            r#"{{"list":{{"containers":[{{"id":"a","state":"creating","log_dropped_bytes":0}},{{"id":"b","state":{{"running":{{"pid":9,"start_time":10}}}},"log_dropped_bytes":0}},{{"id":"c1","state":{{"exited":{EXIT}}},"log_dropped_bytes":0}}],"execs":[{{"id":"e1","container_id":"b","pid":11}}]}}}}"#
+        ),
+    );
+    reply(Reply::Done, r#""done""#);
+    reply(Reply::AlreadyExited, r#""already_exited""#);
+    reply(
+        Reply::Error { kind: ErrorKind::Runtime { exit_code: 1 }, message: "no such file".into() },
+        r#"{"error":{"kind":{"runtime":{"exit_code":1}},"message":"no such file"}}"#,
+    );
+    for (kind, json) in [
+        (ErrorKind::Invalid, "invalid"),
+        (ErrorKind::NotFound, "not_found"),
+        (ErrorKind::AlreadyExists, "already_exists"),
+        (ErrorKind::NotRunning, "not_running"),
+        (ErrorKind::StillRunning, "still_running"),
+        (ErrorKind::Deadline, "deadline"),
+        (ErrorKind::Namespace, "namespace"),
+        (ErrorKind::Io, "io"),
+    ] {
+        fixture(&kind, &format!("\"{json}\""));
+    }
+}
+
+#[test]
+fn events_and_records() {
+    fixture(
+        &FromMonitor::Event(Event::ContainerExited { container_id: "c1".into(), exit: exit() }),
+        &format!(r#"{{"event":{{"container_exited":{{"container_id":"c1","exit":{EXIT}}}}}}}"#),
+    );
+    fixture(
+        &FromMonitor::Event(Event::ExecExited { exec_id: "e1".into(), exit_code: 3, signal: None }),
+        r#"{"event":{"exec_exited":{"exec_id":"e1","exit_code":3,"signal":null}}}"#,
+    );
+    fixture(&exit(), EXIT);
+    fixture(&record(), RECORD);
+}
+
+#[test]
+fn a_newer_writer_may_add_fields_and_an_older_one_may_omit_optional_ones() {
+    let newer = r#"{"id":1,"request":{"create":{"container_id":"c","runtime":{"path":"/r"},"bundle":"/b","later":1}}}"#;
+    let frame: RequestFrame = serde_json::from_str(newer).unwrap();
+    assert!(matches!(frame.request, Request::Create(create) if create.deadline_ms.is_none()));
+}

@@ -1,0 +1,118 @@
+//! What the monitor knows of one container, and of one exec.
+
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use podwright_monitor_proto::{ContainerState, ContainerStatus, ExitRecord};
+
+use crate::logfile::LogFile;
+use crate::oom::OomCounter;
+use crate::output::Stream;
+
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) serial: u32,
+    pub(crate) state: State,
+    pub(crate) streams: Vec<Stream>,
+    pub(crate) log: Option<LogFile>,
+    /// Of the log file that is closed by now.
+    pub(crate) lost_bytes: u64,
+    pub(crate) max_line: usize,
+    pub(crate) stdin: Stdin,
+}
+
+/// A container's life.
+///
+/// ```text
+/// Creating ──► Running ──► Draining ──► Exited ──► (forgotten)
+///     └──► (create failed: gone)
+/// ```
+#[derive(Debug)]
+pub(crate) enum State {
+    /// The runtime's create runs; what comes out of the pipes are its own words.
+    Creating {
+        words: Vec<u8>,
+    },
+    /// Init lives.
+    Running(Process),
+    /// Init is gone; its last output is being read, until the pipes end or the time is up.
+    Draining {
+        start_time: u64,
+        exit: ExitRecord,
+        until: Instant,
+    },
+    Exited(ExitRecord),
+}
+
+/// A process that the monitor will reap.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    /// 0 when unknown.
+    pub(crate) start_time: u64,
+    /// `None` when it was gone before it could be opened.
+    pub(crate) pidfd: Option<OwnedFd>,
+    pub(crate) oom: Option<OomCounter>,
+}
+
+/// The container's standard input, as far as the monitor holds it.
+#[derive(Debug)]
+pub(crate) enum Stdin {
+    /// /dev/null from the start, or closed.
+    None,
+    /// Write end of its pipe.
+    Pipe { _writer: OwnedFd },
+    /// Master of its terminal: also where the output is read.
+    Terminal(OwnedFd),
+}
+
+impl Container {
+    pub(crate) fn status(&self) -> ContainerStatus {
+        let state = match &self.state {
+            State::Creating { .. } => ContainerState::Creating,
+            State::Running(process) => {
+                ContainerState::Running { pid: process.pid, start_time: process.start_time }
+            }
+            State::Draining { start_time, exit, .. } => {
+                ContainerState::Running { pid: exit.pid, start_time: *start_time }
+            }
+            State::Exited(exit) => ContainerState::Exited(exit.clone()),
+        };
+        let log_dropped_bytes = self.log.as_ref().map_or(self.lost_bytes, LogFile::dropped_bytes);
+        ContainerStatus { id: self.id.clone(), state, log_dropped_bytes }
+    }
+
+    pub(crate) fn is_exited(&self) -> bool {
+        matches!(self.state, State::Exited(_))
+    }
+
+    /// Reads everything that the streams hold now, then gives them up.
+    pub(crate) fn close_streams(&mut self, buffer: &mut [u8]) {
+        for mut stream in self.streams.drain(..) {
+            // A pipe holds at most a few buffers; a writer that never stops must not keep us here.
+            for _ in 0..LAST_READS {
+                let flow = if stream.is_readable() {
+                    stream.pump(buffer, self.log.as_mut(), self.max_line)
+                } else {
+                    break;
+                };
+                if flow == crate::output::Flow::Ended {
+                    break;
+                }
+            }
+            stream.finish(self.log.as_mut(), self.max_line);
+        }
+    }
+}
+
+/// Reads of a stream that is given up while somebody still holds its other end: more than a pipe of 1 MiB, the largest
+/// that an unprivileged process can make, holds.
+const LAST_READS: u32 = 32;
+
+#[derive(Debug)]
+pub(crate) struct Exec {
+    pub(crate) id: String,
+    pub(crate) container_id: String,
+    pub(crate) process: Process,
+}

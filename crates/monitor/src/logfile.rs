@@ -1,0 +1,255 @@
+//! One container's log file: made, appended to, swapped. Never buffers, never blocks the container: what cannot be
+//! written is counted and dropped.
+
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, fchmod, fstat, openat};
+
+use crate::record::{Record, Stamp, Tag};
+
+/// Readable by the owner and the group, as kubelet's own files and containerd's.
+const MODE: u32 = 0o640;
+
+/// Segments in one writev; the kernel's limit is 1024, and more than this gains nothing.
+const SEGMENTS: usize = 192;
+
+/// Segments that one record may need.
+const SEGMENTS_PER_RECORD: usize = 3;
+
+/// Which of the container's streams a record is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StreamName {
+    Stdout,
+    Stderr,
+}
+
+impl StreamName {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LogError {
+    #[error("make log directory {path:?}: {source}")]
+    Directory { path: PathBuf, source: io::Error },
+    #[error("open log file {path:?}: {source}")]
+    Open { path: PathBuf, source: io::Error },
+    #[error("log path {path:?} is not a regular file")]
+    NotAFile { path: PathBuf },
+}
+
+#[derive(Debug)]
+pub(crate) struct LogFile {
+    path: PathBuf,
+    file: OwnedFd,
+    /// We made it, so that it may be removed when nothing came of the container.
+    made: bool,
+    /// The file ends in the middle of a record, because the disk was full.
+    torn: bool,
+    dropped: u64,
+}
+
+impl LogFile {
+    pub(crate) fn open(path: &Path) -> Result<Self, LogError> {
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)
+                .map_err(|source| LogError::Directory { path: parent.into(), source })?;
+        }
+        let (file, made) = open(path)?;
+        Ok(Self { path: path.into(), file, made, torn: false, dropped: 0 })
+    }
+
+    /// Switches to the file that is now at the path, made if missing. On error nothing changed.
+    pub(crate) fn reopen(&mut self) -> Result<(), LogError> {
+        let (file, made) = open(&self.path)?;
+        self.file = file;
+        self.made = made;
+        self.torn = false;
+        Ok(())
+    }
+
+    pub(crate) fn dropped_bytes(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Removes the file if this object made it and nothing was written.
+    pub(crate) fn discard(self) {
+        if self.made && fstat(&self.file).is_ok_and(|stat| stat.st_size == 0) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+
+    /// Appends records with the present time; each record is in one writev.
+    pub(crate) fn append<'a>(&mut self, stream: StreamName, records: impl Iterator<Item = Record<'a>>) {
+        let mut records = records.peekable();
+        if records.peek().is_none() {
+            return;
+        }
+        let (time, stream) = (Stamp::now().text(), stream.name());
+        let (full, partial) = (format!("{time} {stream} F "), format!("{time} {stream} P "));
+        let mut segments: Vec<IoSlice<'_>> = Vec::with_capacity(SEGMENTS);
+        for record in records {
+            if segments.len() + SEGMENTS_PER_RECORD > SEGMENTS {
+                self.write(&mut segments);
+            }
+            segments.push(IoSlice::new(match record.tag {
+                Tag::Full => full.as_bytes(),
+                Tag::Partial => partial.as_bytes(),
+            }));
+            segments.push(IoSlice::new(record.bytes));
+            if !record.terminated {
+                segments.push(IoSlice::new(b"\n"));
+            }
+        }
+        self.write(&mut segments);
+    }
+
+    fn write(&mut self, segments: &mut Vec<IoSlice<'_>>) {
+        if self.torn && rustix::io::write(&self.file, b"\n").is_ok() {
+            self.torn = false;
+        }
+        let total: usize = segments.iter().map(|segment| segment.len()).sum();
+        let written = loop {
+            match rustix::io::writev(&self.file, segments) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => break 0,
+                Ok(written) => break written,
+            }
+        };
+        if written < total {
+            self.dropped = self.dropped.saturating_add(u64::try_from(total - written).unwrap_or(u64::MAX));
+            if written > 0 {
+                self.torn = byte_at(segments, written - 1) != Some(b'\n');
+            }
+        }
+        segments.clear();
+    }
+}
+
+fn byte_at(segments: &[IoSlice<'_>], mut index: usize) -> Option<u8> {
+    for segment in segments {
+        match segment.get(index) {
+            Some(byte) => return Some(*byte),
+            None => index -= segment.len(),
+        }
+    }
+    None
+}
+
+/// Opens for appending and tells whether the file was made. The last component may not be a symbolic link (a container
+/// with a host path mount of the log directory could plant one), and opening never blocks, whatever is there.
+fn open(path: &Path) -> Result<(OwnedFd, bool), LogError> {
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let mode = Mode::from_raw_mode(MODE);
+    let made = openat(CWD, path, flags | OFlags::CREATE | OFlags::EXCL, mode);
+    let (file, made) = match made {
+        Ok(file) => (Ok(file), true),
+        Err(rustix::io::Errno::EXIST) => (openat(CWD, path, flags | OFlags::CREATE, mode), false),
+        Err(error) => (Err(error), false),
+    };
+    let file = file.map_err(|error| LogError::Open { path: path.into(), source: error.into() })?;
+    let stat = fstat(&file).map_err(|error| LogError::Open { path: path.into(), source: error.into() })?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(LogError::NotAFile { path: path.into() });
+    }
+    if made {
+        // The umask is ours (022), but a default ACL of the directory may have cut the mode; failing is harmless.
+        let _ = fchmod(&file, mode);
+    }
+    Ok((file, made))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::record::{Pause, Records};
+
+    fn lines(path: &Path) -> Vec<String> {
+        let text = std::fs::read_to_string(path).unwrap();
+        text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
+    }
+
+    #[test]
+    fn records_are_byte_exact() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/0.log");
+        let mut log = LogFile::open(&path).unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o640);
+        log.append(StreamName::Stdout, Records::new(b"one\ntwo\r\n\nrest", 16, Pause::End));
+        log.append(StreamName::Stderr, Records::new(b"0123456789abcdefg\n", 16, Pause::None));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let first = text.lines().next().unwrap();
+        let (time, rest) = first.split_once(' ').unwrap();
+        assert_eq!((time.len(), &time[10..11], &time[19..20], &time[29..]), (30, "T", ".", "Z"));
+        assert_eq!(rest, "stdout F one");
+        let expected = [
+            "stdout F one",
+            "stdout F two",
+            "stdout F ",
+            "stdout P rest",
+            "stderr P 0123456789abcdef",
+            "stderr F g",
+        ];
+        assert_eq!(lines(&path), expected);
+    }
+
+    #[test]
+    fn many_records_span_several_writes_without_loss() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let mut log = LogFile::open(&path).unwrap();
+        let data: String = (0..1000).map(|number| format!("{number}\n")).collect();
+        log.append(StreamName::Stdout, Records::new(data.as_bytes(), 100, Pause::None));
+        let expected: Vec<String> = (0..1000).map(|number| format!("stdout F {number}")).collect();
+        assert_eq!(lines(&path), expected);
+    }
+
+    #[test]
+    fn reopening_swaps_and_a_link_or_pipe_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, old) = (dir.path().join("0.log"), dir.path().join("old"));
+        let mut log = LogFile::open(&path).unwrap();
+        log.append(StreamName::Stdout, Records::new(b"1\n", 9, Pause::None));
+        std::fs::rename(&path, &old).unwrap();
+        log.reopen().unwrap();
+        log.append(StreamName::Stdout, Records::new(b"2\n", 9, Pause::None));
+        assert_eq!((lines(&old), lines(&path)), (vec!["stdout F 1".into()], vec!["stdout F 2".into()]));
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&old, &path).unwrap();
+        assert!(matches!(log.reopen(), Err(LogError::Open { .. })));
+        log.append(StreamName::Stdout, Records::new(b"3\n", 9, Pause::None));
+        assert_eq!(lines(&old), ["stdout F 1"]);
+    }
+
+    #[test]
+    fn a_full_disk_is_counted_and_survived() {
+        let mut log = LogFile {
+            path: "/dev/full".into(),
+            file: std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap().into(),
+            made: false,
+            torn: false,
+            dropped: 0,
+        };
+        log.append(StreamName::Stdout, Records::new(b"12345\n", 9, Pause::None));
+        assert_eq!(log.dropped_bytes(), 40 + 6);
+    }
+
+    #[test]
+    fn an_unused_file_is_removed_only_when_ours_and_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        LogFile::open(&path).unwrap().discard();
+        assert!(!path.exists());
+        std::fs::write(&path, "").unwrap();
+        LogFile::open(&path).unwrap().discard();
+        assert!(path.exists());
+    }
+}

@@ -1,0 +1,309 @@
+//! The pod's namespaces: made by a helper process that moves into them and is gone again, held by descriptors and a
+//! bind mount, taken down at the end. The monitor itself stays in the host's namespaces, where OCI runtimes must run.
+
+use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use podwright_monitor_proto::{Launch, NamespacePaths, ProcessId};
+use podwright_sys::namespace::{self, Namespace};
+use podwright_sys::{pidfd, proc, process};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
+
+use crate::podinit;
+
+const SIGKILL: i32 = 9;
+
+/// Longest message of the helper; a path and an error text fit.
+const REPORT_BYTES: u64 = 4096;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NamespaceError {
+    #[error("start namespace helper: {0}")]
+    Helper(io::Error),
+    /// The helper's own words name the step.
+    #[error("{0}")]
+    Inside(String),
+    #[error("open {kind} namespace: {source}")]
+    Open { kind: &'static str, source: io::Error },
+    #[error("pin network namespace at {path:?}: {source}")]
+    Pin { path: PathBuf, source: io::Error },
+    #[error("find pod init {pid}: {source}")]
+    Init { pid: u32, source: io::Error },
+}
+
+/// What the pod owns; dropping it does not take it down.
+#[derive(Debug, Default)]
+pub(crate) struct Namespaces {
+    pub(crate) paths: NamespacePaths,
+    pub(crate) init: Option<ProcessId>,
+    /// Keep the ipc and uts namespaces alive, and are what `paths` points to.
+    held: Vec<OwnedFd>,
+}
+
+impl Namespaces {
+    /// Makes what the request asks for; on error nothing is left.
+    pub(crate) fn make(request: &Launch) -> Result<Self, NamespaceError> {
+        let mut made = Self::default();
+        match made.fill(request) {
+            Ok(()) => Ok(made),
+            Err(error) => {
+                made.take_down();
+                Err(error)
+            }
+        }
+    }
+
+    fn fill(&mut self, request: &Launch) -> Result<(), NamespaceError> {
+        let kinds = kinds(request);
+        if kinds.is_empty() && request.sysctls.is_empty() && request.hostname.is_none() {
+            return Ok(());
+        }
+        let (mut report, report_end) = io::pipe().map_err(NamespaceError::Helper)?;
+        let (stay, stay_end) = io::pipe().map_err(NamespaceError::Helper)?;
+        let helper =
+            process::fork_child(|| helper(request, &kinds, &report_end, &stay, stay_end.as_raw_fd()))
+                .map_err(NamespaceError::Helper)?;
+        drop((report_end, stay));
+        let outcome = self.adopt(helper, &mut report, &kinds, request);
+        drop(stay_end);
+        let _ = process::wait(helper);
+        outcome
+    }
+
+    fn adopt(
+        &mut self,
+        helper: u32,
+        report: &mut PipeReader,
+        kinds: &[Namespace],
+        request: &Launch,
+    ) -> Result<(), NamespaceError> {
+        let mut text = String::new();
+        report.take(REPORT_BYTES).read_to_string(&mut text).map_err(NamespaceError::Helper)?;
+        let Some(init) = text.strip_prefix("ok ") else {
+            let text = if text.is_empty() { "namespace helper died".to_owned() } else { text };
+            return Err(NamespaceError::Inside(text));
+        };
+        if let Some(pid) = init.parse().ok().filter(|pid| *pid != 0) {
+            self.init = Some(ProcessId { pid, start_time: 0 });
+            let start_time = proc::start_time(pid).map_err(|source| NamespaceError::Init { pid, source })?;
+            self.init = Some(ProcessId { pid, start_time });
+            self.paths.pid = Some(format!("/proc/{pid}/ns/pid"));
+        }
+        for kind in kinds {
+            let kind = *kind;
+            if kind == Namespace::Pid {
+                continue;
+            }
+            let source = format!("/proc/{helper}/ns/{}", kind.name());
+            let fd = openat(CWD, source, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|source| NamespaceError::Open { kind: kind.name(), source: source.into() })?;
+            if let (Namespace::Net, Some(path)) = (kind, &request.namespaces.net) {
+                pin(&fd, Path::new(path))
+                    .map_err(|source| NamespaceError::Pin { path: path.into(), source })?;
+                self.paths.net = Some(path.clone());
+                continue;
+            }
+            let path = format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd());
+            match kind {
+                Namespace::Ipc => self.paths.ipc = Some(path),
+                Namespace::Uts => self.paths.uts = Some(path),
+                Namespace::Net | Namespace::Pid => {}
+            }
+            self.held.push(fd);
+        }
+        Ok(())
+    }
+
+    /// Ends the pod's init, unpins the network namespace, lets the others go. Goes on after an error and may be called
+    /// again; returns what went wrong.
+    pub(crate) fn take_down(&mut self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        if let Some(init) = self.init.take() {
+            // The init is our unreaped child, or its start time tells that the pid is another's now.
+            if init.start_time == 0 || proc::start_time(init.pid).is_ok_and(|start| start == init.start_time)
+            {
+                let killed = pidfd::open(init.pid).and_then(|fd| {
+                    use std::os::fd::AsFd as _;
+                    pidfd::send_signal(fd.as_fd(), SIGKILL)
+                });
+                match killed {
+                    Ok(()) => drop(process::wait(init.pid)),
+                    Err(error) => wrong.push(format!("kill pod init {}: {error}", init.pid)),
+                }
+            }
+        }
+        if let Some(path) = self.paths.net.take() {
+            if let Err(error) = unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+                wrong.push(format!("unmount {path}: {error}"));
+            }
+            if let Err(error) = std::fs::remove_file(&path) {
+                wrong.push(format!("remove {path}: {error}"));
+            }
+        }
+        self.held.clear();
+        wrong
+    }
+}
+
+fn kinds(request: &Launch) -> Vec<Namespace> {
+    let wanted = &request.namespaces;
+    [
+        (wanted.net.is_some(), Namespace::Net),
+        (wanted.ipc, Namespace::Ipc),
+        (wanted.uts, Namespace::Uts),
+        (wanted.pid, Namespace::Pid),
+    ]
+    .into_iter()
+    .filter_map(|(asked, kind)| asked.then_some(kind))
+    .collect()
+}
+
+fn pin(namespace: &OwnedFd, path: &Path) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    openat(CWD, path, flags, Mode::from_raw_mode(0o444))?;
+    let source = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+    mount_bind(source, path).map_err(|error| {
+        let _ = std::fs::remove_file(path);
+        io::Error::from(error)
+    })
+}
+
+/// The helper's life: move, set up, tell, wait until the namespaces are held. Exit code unused.
+fn helper(
+    request: &Launch,
+    kinds: &[Namespace],
+    mut report: &PipeWriter,
+    stay: &PipeReader,
+    stay_end: i32,
+) -> i32 {
+    let text = match set_up(request, kinds) {
+        Ok(init) => format!("ok {init}"),
+        Err(message) => message,
+    };
+    let told = report.write_all(text.as_bytes());
+    // The descriptors are the parent's objects, whose copies here nobody else uses; both must close now: the report's
+    // so that the parent sees its end, the other's so that we see the parent's.
+    close_raw(std::os::fd::AsRawFd::as_raw_fd(report));
+    close_raw(stay_end);
+    let mut end = [0];
+    let mut stay = stay;
+    if told.is_ok() {
+        let _ = stay.read(&mut end);
+    }
+    0
+}
+
+fn close_raw(fd: i32) {
+    if let Ok(fd) = u32::try_from(fd) {
+        let _ = process::close_one(fd);
+    }
+}
+
+/// Returns the pod init's pid, or 0 without one.
+fn set_up(request: &Launch, kinds: &[Namespace]) -> Result<u32, String> {
+    let step = |what: String| move |error: io::Error| format!("{what}: {error}");
+    for kind in kinds {
+        if *kind != Namespace::Pid {
+            namespace::unshare(*kind).map_err(step(format!("make {} namespace", kind.name())))?;
+        }
+    }
+    if let Some(name) = &request.hostname {
+        if !kinds.contains(&Namespace::Uts) {
+            return Err(format!("set host name {name:?}: the pod has no uts namespace of its own"));
+        }
+        namespace::set_hostname(name).map_err(step(format!("set host name {name:?}")))?;
+    }
+    if kinds.contains(&Namespace::Net) {
+        namespace::loopback_up().map_err(step("bring loopback up".into()))?;
+    }
+    for (key, value) in &request.sysctls {
+        let path = sysctl_path(key, kinds).map_err(|reason| format!("sysctl {key:?}: {reason}"))?;
+        let mut file = std::fs::OpenOptions::new();
+        let written = file.write(true).open(&path).and_then(|mut file| file.write_all(value.as_bytes()));
+        written.map_err(step(format!("write sysctl {key:?}")))?;
+    }
+    if kinds.contains(&Namespace::Pid) {
+        namespace::unshare(Namespace::Pid).map_err(step("make pid namespace".into()))?;
+        return process::fork_child(podinit::run).map_err(step("start pod init".into()));
+    }
+    Ok(0)
+}
+
+/// As sysctl(8): the first separator found, `.` or `/`, separates; the other one is part of a name. Only settings of
+/// a namespace that was made are let through, for all others are the whole node's.
+fn sysctl_path(key: &str, kinds: &[Namespace]) -> Result<PathBuf, &'static str> {
+    let dotted = key.find(['.', '/']).is_some_and(|at| key.as_bytes()[at] == b'.');
+    let slashed: String = match dotted {
+        true => key
+            .chars()
+            .map(|c| {
+                if c == '.' {
+                    '/'
+                } else if c == '/' {
+                    '.'
+                } else {
+                    c
+                }
+            })
+            .collect(),
+        false => key.to_owned(),
+    };
+    let plain = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\0');
+    let parts: Vec<&str> = slashed.split('/').collect();
+    if !parts.iter().all(|part| plain(part)) {
+        return Err("malformed");
+    }
+    let owner = match parts.as_slice() {
+        ["net", _, ..] => Namespace::Net,
+        ["fs", "mqueue", _] => Namespace::Ipc,
+        ["kernel", name] if *name == "sem" || name.starts_with("shm") || name.starts_with("msg") => {
+            Namespace::Ipc
+        }
+        ["kernel", "domainname" | "hostname"] => Namespace::Uts,
+        _ => return Err("not a setting of a namespace"),
+    };
+    if !kinds.contains(&owner) {
+        return Err("the pod has no such namespace of its own");
+    }
+    Ok(Path::new("/proc/sys").join(slashed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sysctl_names() {
+        let all = [Namespace::Net, Namespace::Ipc, Namespace::Uts];
+        let path = |key: &str| sysctl_path(key, &all).map(|path| path.to_string_lossy().into_owned());
+        assert_eq!(path("net.core.somaxconn").unwrap(), "/proc/sys/net/core/somaxconn");
+        assert_eq!(path("net/core/somaxconn").unwrap(), "/proc/sys/net/core/somaxconn");
+        assert_eq!(
+            path("net.ipv4.conf.eth0/1.forwarding").unwrap(),
+            "/proc/sys/net/ipv4/conf/eth0.1/forwarding"
+        );
+        assert_eq!(
+            path("net/ipv4/conf/eth0.1/forwarding").unwrap(),
+            "/proc/sys/net/ipv4/conf/eth0.1/forwarding"
+        );
+        assert_eq!(path("kernel.shm_rmid_forced").unwrap(), "/proc/sys/kernel/shm_rmid_forced");
+        assert_eq!(path("fs.mqueue.msg_max").unwrap(), "/proc/sys/fs/mqueue/msg_max");
+        for bad in [
+            "kernel.core_pattern",
+            "net",
+            "",
+            "net..x",
+            "net/../kernel/core_pattern",
+            "/net/core/x",
+            "vm.swappiness",
+        ] {
+            assert!(path(bad).is_err(), "{bad}");
+        }
+        assert!(sysctl_path("net.core.somaxconn", &[Namespace::Ipc]).is_err());
+    }
+}

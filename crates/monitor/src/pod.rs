@@ -1,0 +1,341 @@
+//! The poll loop and the state that it serves. Waits in one place only; everything else returns at once.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use podwright_monitor_proto::{Event, FromMonitor, MonitorRecord, Reply, RequestId};
+use podwright_sys::process::{Ended, Signals};
+use podwright_sys::{pidfd, socket};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::client::Client;
+use crate::container::{Container, Exec, State};
+use crate::diary::Diary;
+use crate::namespaces::Namespaces;
+use crate::output::{self, Flow};
+use crate::runtime::{ERROR_BYTES, Job};
+use crate::shutdown::Shutdown;
+
+/// Connections at a time: the daemon's one, its successor's, and people with tools.
+const MAX_CLIENTS: usize = 16;
+
+/// After this time without anything to do, the read buffer and free heap pages go back to the kernel.
+const IDLE: Duration = Duration::from_secs(1);
+
+const SIGCHLD: i32 = 17;
+const SIGKILL: i32 = 9;
+
+/// What stays as launched.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    pub(crate) dir: String,
+    /// Keeps the path short for sockets.
+    pub(crate) dir_fd: OwnedFd,
+    pub(crate) exit_dir: String,
+    pub(crate) log_max_line: u32,
+    /// What runtimes get back after we changed our own.
+    pub(crate) oom_score: Option<i32>,
+}
+
+/// An exit whose process nobody has claimed yet.
+#[derive(Debug)]
+pub(crate) struct EarlyExit {
+    pub(crate) pid: u32,
+    pub(crate) ended: Ended,
+    pub(crate) at_ns: i64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Pod {
+    pub(crate) setup: Setup,
+    record: MonitorRecord,
+    pub(crate) namespaces: Namespaces,
+    signals: Signals,
+    listener: OwnedFd,
+    clients: Vec<Client>,
+    pub(crate) containers: Vec<Container>,
+    pub(crate) execs: Vec<Exec>,
+    pub(crate) jobs: Vec<Job>,
+    pub(crate) early: Vec<EarlyExit>,
+    /// Shared by all readers; empty while idle.
+    pub(crate) buffer: Vec<u8>,
+    pub(crate) diary: Diary,
+    pub(crate) shutdown: Shutdown,
+    next_serial: u32,
+    rest: Rest,
+}
+
+/// Whether memory that only activity needs is still held.
+#[derive(Debug, Clone, Copy)]
+enum Rest {
+    /// Something happened last at this time.
+    Awake(Instant),
+    /// All given back.
+    Asleep,
+}
+
+/// What became ready.
+#[derive(Debug, Clone, Copy)]
+enum Ready {
+    Signals,
+    Listener,
+    Client(u32),
+    Output(u32, usize),
+    Process(u32),
+}
+
+impl Pod {
+    pub(crate) fn new(
+        setup: Setup,
+        record: MonitorRecord,
+        namespaces: Namespaces,
+        signals: Signals,
+        listener: OwnedFd,
+        diary: Diary,
+    ) -> Self {
+        Self {
+            setup,
+            record,
+            namespaces,
+            signals,
+            listener,
+            clients: Vec::new(),
+            containers: Vec::new(),
+            execs: Vec::new(),
+            jobs: Vec::new(),
+            early: Vec::new(),
+            buffer: Vec::new(),
+            diary,
+            shutdown: Shutdown::No,
+            next_serial: 1,
+            rest: Rest::Awake(Instant::now()),
+        }
+    }
+
+    pub(crate) fn record(&self) -> &MonitorRecord {
+        &self.record
+    }
+
+    pub(crate) fn adopt_client(&mut self, client: Client) {
+        self.clients.push(client);
+    }
+
+    pub(crate) fn serial(&mut self) -> u32 {
+        self.next_serial += 1;
+        self.next_serial
+    }
+
+    pub(crate) fn client(&mut self, serial: u32) -> Option<&mut Client> {
+        self.clients.iter_mut().find(|client| client.serial == serial)
+    }
+
+    pub(crate) fn clients(&mut self) -> &mut [Client] {
+        &mut self.clients
+    }
+
+    /// A client that has gone gets no answer.
+    pub(crate) fn reply(&mut self, client: u32, id: RequestId, reply: Reply) {
+        self.reply_with(client, id, reply, None);
+    }
+
+    pub(crate) fn reply_with(&mut self, client: u32, id: RequestId, reply: Reply, fd: Option<OwnedFd>) {
+        if let Some(client) = self.client(client) {
+            client.push(&FromMonitor::Reply { id, reply }, fd);
+        }
+    }
+
+    pub(crate) fn tell(&mut self, event: Event) {
+        let event = FromMonitor::Event(event);
+        for client in self.clients.iter_mut().filter(|client| client.is_greeted()) {
+            client.push(&event, None);
+        }
+    }
+
+    /// Serves until shut down.
+    pub(crate) fn run(&mut self) {
+        while !self.shutdown.is_done() {
+            let ready = self.wait();
+            if !ready.is_empty() {
+                self.rest = Rest::Awake(Instant::now());
+            }
+            for item in ready {
+                self.serve(item);
+            }
+            self.expire(Instant::now());
+            self.clients.retain(|client| !client.is_gone());
+        }
+    }
+
+    /// What has something for us. Empty when only time has passed.
+    fn wait(&mut self) -> Vec<Ready> {
+        let timeout = self.timeout();
+        let mut what = vec![Ready::Signals, Ready::Listener];
+        let mut fds =
+            vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
+        for client in &self.clients {
+            let mut flags = PollFlags::IN;
+            if client.has_output() {
+                flags |= PollFlags::OUT;
+            }
+            what.push(Ready::Client(client.serial));
+            fds.push(PollFd::new(client, flags));
+        }
+        for container in &self.containers {
+            for (index, stream) in container.streams.iter().enumerate() {
+                what.push(Ready::Output(container.serial, index));
+                fds.push(PollFd::new(stream, PollFlags::IN));
+            }
+            if let State::Running(process) = &container.state
+                && let Some(pidfd) = &process.pidfd
+            {
+                what.push(Ready::Process(container.serial));
+                fds.push(PollFd::new(pidfd, PollFlags::IN));
+            }
+        }
+        match poll(&mut fds, timeout.as_ref()) {
+            // Reversed: a stream's end removes it, which moves the ones behind it only. Output before exits.
+            Ok(count) if count > 0 => std::iter::zip(what, fds)
+                .filter_map(|(what, fd)| (!fd.revents().is_empty()).then_some(what))
+                .rev()
+                .collect(),
+            Ok(_) | Err(_) => Vec::new(),
+        }
+    }
+
+    fn timeout(&self) -> Option<Timespec> {
+        let tails = self.containers.iter().flat_map(|c| &c.streams).filter_map(output::Stream::flush_at);
+        let drains = self.containers.iter().filter_map(|container| match &container.state {
+            State::Draining { until, .. } => Some(*until),
+            State::Creating { .. } | State::Running(_) | State::Exited(_) => None,
+        });
+        let jobs = self.jobs.iter().filter(|job| !job.killed).filter_map(|job| job.deadline);
+        let rest = match self.rest {
+            Rest::Awake(since) => Some(since + IDLE),
+            Rest::Asleep => None,
+        };
+        let next = tails.chain(drains).chain(jobs).chain(self.shutdown.until()).chain(rest).min();
+        next.map(|at| at.saturating_duration_since(Instant::now())).map(|left| Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(left.subsec_nanos()),
+        })
+    }
+
+    fn serve(&mut self, item: Ready) {
+        match item {
+            Ready::Signals => self.take_signals(),
+            Ready::Listener => self.accept(),
+            Ready::Client(serial) => self.serve_client(serial),
+            Ready::Output(serial, index) => self.take_output(serial, index),
+            Ready::Process(serial) => self.check_process(serial),
+        }
+    }
+
+    fn take_signals(&mut self) {
+        let mut children = false;
+        loop {
+            match self.signals.next() {
+                Ok(Some(received)) if received.signal == SIGCHLD => children = true,
+                Ok(Some(received)) => {
+                    self.diary
+                        .note(format!("signal {} of process {} ignored", received.signal, received.sender));
+                }
+                Ok(None) | Err(_) => break,
+            }
+        }
+        if children {
+            self.reap_all();
+        }
+    }
+
+    fn accept(&mut self) {
+        while let Ok(Some(connection)) = socket::accept(self.listener.as_fd()) {
+            let known = socket::peer(connection.as_fd())
+                .is_ok_and(|peer| peer.uid == 0 || peer.uid == rustix::process::geteuid().as_raw());
+            if known && self.clients.len() < MAX_CLIENTS {
+                let serial = self.serial();
+                self.clients.push(Client::new(serial, connection));
+            } else {
+                self.diary.note("connection refused: a stranger, or one too many");
+            }
+        }
+    }
+
+    fn serve_client(&mut self, serial: u32) {
+        let mut buffer = self.take_buffer(0);
+        if let Some(client) = self.client(serial) {
+            if client.has_output() {
+                client.flush();
+            }
+            client.read(&mut buffer);
+        }
+        self.buffer = buffer;
+        while let Some(frame) = self.client(serial).and_then(Client::next_frame) {
+            self.request(serial, &frame);
+        }
+    }
+
+    /// The shared buffer, large enough for lines of `max` bytes; the caller puts it back.
+    pub(crate) fn take_buffer(&mut self, max: usize) -> Vec<u8> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        output::size_buffer(&mut buffer, max);
+        buffer
+    }
+
+    fn take_output(&mut self, serial: u32, index: usize) {
+        let Some(at) = self.containers.iter().position(|container| container.serial == serial) else {
+            return;
+        };
+        let mut buffer = self.take_buffer(self.containers[at].max_line);
+        let container = &mut self.containers[at];
+        if let Some(stream) = container.streams.get_mut(index) {
+            let flow = match &mut container.state {
+                State::Creating { words } => stream.capture(&mut buffer, words, ERROR_BYTES),
+                State::Running(_) | State::Draining { .. } | State::Exited(_) => {
+                    stream.pump(&mut buffer, container.log.as_mut(), container.max_line)
+                }
+            };
+            if flow == Flow::Ended {
+                container.streams.remove(index);
+            }
+        }
+        self.buffer = buffer;
+        if matches!(self.containers[at].state, State::Draining { .. })
+            && self.containers[at].streams.is_empty()
+        {
+            self.finish_exit(serial);
+        }
+    }
+
+    /// Everything whose time has come.
+    fn expire(&mut self, now: Instant) {
+        for container in &mut self.containers {
+            for stream in &mut container.streams {
+                stream.expire(now, container.log.as_mut(), container.max_line);
+            }
+        }
+        let due: Vec<u32> = self
+            .containers
+            .iter()
+            .filter(|c| matches!(&c.state, State::Draining { until, .. } if *until <= now))
+            .map(|c| c.serial)
+            .collect();
+        for serial in due {
+            self.finish_exit(serial);
+        }
+        for job in &mut self.jobs {
+            if !job.killed && job.deadline.is_some_and(|deadline| deadline <= now) {
+                job.killed = true;
+                // The runtime leads its group and is not reaped before its job is removed.
+                let _ = pidfd::send_group_signal(job.pid, SIGKILL);
+            }
+        }
+        self.go_on_shutting_down(now);
+        if let Rest::Awake(since) = self.rest
+            && now >= since + IDLE
+        {
+            self.buffer = Vec::new();
+            podwright_sys::memory::trim();
+            self.rest = Rest::Asleep;
+        }
+    }
+}

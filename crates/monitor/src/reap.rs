@@ -1,0 +1,316 @@
+//! What follows when a child ends: a runtime has returned, a container or an exec is gone, an orphan is reaped.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use podwright_monitor_proto::{ErrorKind, Event, ExitRecord, RECORD_VERSION, Reply};
+use podwright_sys::process::{self, Ended};
+use podwright_sys::{pidfd, proc};
+
+use crate::container::{Exec, Process, State, Stdin};
+use crate::launch::write_atomically;
+use crate::logfile::StreamName;
+use crate::oom::OomCounter;
+use crate::output::{Flow, Stream};
+use crate::pod::{EarlyExit, Pod};
+use crate::record::Stamp;
+use crate::requests::Refusal;
+use crate::runtime::{Console, ERROR_BYTES, Job, JobKind, shorten};
+
+/// How long the output of an exited container is read when others (a shared pid namespace, an escaped child) hold its
+/// pipes open.
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+
+/// Exits kept for processes whose runtime has not returned yet. Only orphans of the pod come here, and only while a
+/// runtime runs.
+const EARLY_EXITS: usize = 1024;
+
+/// Exit code when the status went to somebody else, as kubelet and other runtimes know it.
+const UNKNOWN_EXIT: i32 = 255;
+
+const SIGKILL: i32 = 9;
+
+/// Reads of what a runtime said before the container could say anything.
+const WORDS_READS: u32 = 32;
+
+impl Pod {
+    pub(crate) fn reap_all(&mut self) {
+        while let Ok(Some((pid, ended))) = process::reap_any() {
+            self.process_ended(EarlyExit { pid, ended, at_ns: Stamp::now().nanoseconds() });
+        }
+        if self.jobs.is_empty() {
+            self.early = Vec::new();
+        }
+    }
+
+    fn process_ended(&mut self, exit: EarlyExit) {
+        if let Some(at) = self.jobs.iter().position(|job| job.pid == exit.pid) {
+            let job = self.jobs.remove(at);
+            self.runtime_returned(job, exit.ended);
+        } else if let Some(serial) = self.running_with(exit.pid) {
+            self.container_ended(serial, exit.ended, exit.at_ns);
+        } else if let Some(at) = self.execs.iter().position(|exec| exec.process.pid == exit.pid) {
+            let exec = self.execs.remove(at);
+            self.exec_ended(&exec.id, exit.ended);
+        } else if self.namespaces.init.is_some_and(|init| init.pid == exit.pid) {
+            self.namespaces.init = None;
+            self.diary.note(format!("pod init {} ended: {:?}", exit.pid, exit.ended));
+        } else if !self.jobs.is_empty() {
+            if self.early.len() == EARLY_EXITS {
+                self.early.remove(0);
+            }
+            self.early.push(exit);
+        }
+    }
+
+    fn running_with(&self, pid: u32) -> Option<u32> {
+        let is_it = |state: &State| matches!(state, State::Running(process) if process.pid == pid);
+        self.containers.iter().find(|container| is_it(&container.state)).map(|container| container.serial)
+    }
+
+    fn take_early(&mut self, pid: u32) -> Option<EarlyExit> {
+        let at = self.early.iter().position(|exit| exit.pid == pid)?;
+        Some(self.early.remove(at))
+    }
+
+    fn runtime_returned(&mut self, mut job: Job, ended: Ended) {
+        let console = job.console.take();
+        let (client, request) = (job.client, job.request);
+        let refused = match &job.kind {
+            JobKind::Create { serial } => {
+                let serial = *serial;
+                let words = self.take_words(serial);
+                match succeeded(&job, ended, &words).and_then(|()| self.created(serial, &job, console)) {
+                    Ok(()) => None,
+                    Err(refusal) => {
+                        self.abandon(serial, &job);
+                        Some(refusal)
+                    }
+                }
+            }
+            JobKind::Exec { exec_id, container_id } => {
+                let (exec_id, container_id) = (exec_id.clone(), container_id.clone());
+                let outcome = succeeded(&job, ended, "")
+                    .and_then(|()| self.exec_started(exec_id, container_id, &job, console));
+                if outcome.is_err() {
+                    self.kill_left_behind(&job);
+                }
+                job.files.clear();
+                outcome.err()
+            }
+        };
+        if let Some(refusal) = refused {
+            self.reply(client, request, refusal.into());
+        }
+    }
+
+    /// What came out of the pipes so far, which only the runtime can have said.
+    fn take_words(&mut self, serial: u32) -> String {
+        let mut buffer = self.take_buffer(0);
+        let mut said = Vec::new();
+        if let Some(container) = self.containers.iter_mut().find(|c| c.serial == serial) {
+            if let State::Creating { words } = &mut container.state {
+                said = std::mem::take(words);
+            }
+            container.streams.retain_mut(|stream| {
+                for _ in 0..WORDS_READS {
+                    if !stream.is_readable() {
+                        break;
+                    }
+                    if stream.capture(&mut buffer, &mut said, ERROR_BYTES) == Flow::Ended {
+                        return false;
+                    }
+                }
+                true
+            });
+        }
+        self.buffer = buffer;
+        String::from_utf8_lossy(&said).trim().to_owned()
+    }
+
+    fn created(&mut self, serial: u32, job: &Job, console: Option<Console>) -> Result<(), Refusal> {
+        let pid = pid_of(job)?;
+        let terminal = match console {
+            Some(console) => Some(console.receive().map_err(|error| {
+                Refusal::new(ErrorKind::Io, format!("receive the container's terminal: {error}"))
+            })?),
+            None => None,
+        };
+        let early = self.take_early(pid);
+        let process = Process {
+            pid,
+            start_time: proc::start_time(pid).unwrap_or_default(),
+            pidfd: if early.is_none() { pidfd::open(pid).ok() } else { None },
+            oom: OomCounter::of(pid),
+        };
+        let (start_time, handle_missing) = (process.start_time, process.pidfd.is_none());
+        let Some(container) = self.containers.iter_mut().find(|c| c.serial == serial) else {
+            return Err(Refusal::new(ErrorKind::NotFound, "the container is gone"));
+        };
+        if let Some(master) = terminal {
+            let io = |error: rustix::io::Errno| {
+                Refusal::new(ErrorKind::Io, format!("prepare the container's terminal: {error}"))
+            };
+            rustix::fs::fcntl_setfl(&master, rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NONBLOCK)
+                .map_err(io)?;
+            let output = rustix::io::fcntl_dupfd_cloexec(&master, 3).map_err(io)?;
+            container.streams = vec![Stream::new(StreamName::Stdout, output)];
+            container.stdin = Stdin::Terminal(master);
+        }
+        container.state = State::Running(process);
+        self.reply(job.client, job.request, Reply::Created { pid, start_time });
+        match early {
+            Some(exit) => self.container_ended(serial, exit.ended, exit.at_ns),
+            None if handle_missing => self.check_process(serial),
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn exec_started(
+        &mut self,
+        id: String,
+        container_id: String,
+        job: &Job,
+        console: Option<Console>,
+    ) -> Result<(), Refusal> {
+        let pid = pid_of(job)?;
+        let master = match console {
+            Some(console) => Some(console.receive().map_err(|error| {
+                Refusal::new(ErrorKind::Io, format!("receive the terminal of exec {id}: {error}"))
+            })?),
+            None => None,
+        };
+        let started = Reply::ExecStarted { pid, terminal: master.is_some() };
+        // The client resizes through its own copy.
+        self.reply_with(job.client, job.request, started, master);
+        match self.take_early(pid) {
+            Some(exit) => self.exec_ended(&id, exit.ended),
+            None => {
+                let start_time = proc::start_time(pid).unwrap_or_default();
+                let process = Process { pid, start_time, pidfd: pidfd::open(pid).ok(), oom: None };
+                self.execs.push(Exec { id, container_id, process });
+            }
+        }
+        Ok(())
+    }
+
+    /// A create that came to nothing: no descriptor, no empty log file of ours, no process is left.
+    fn abandon(&mut self, serial: u32, job: &Job) {
+        self.kill_left_behind(job);
+        if let Some(at) = self.containers.iter().position(|container| container.serial == serial)
+            && let Some(log) = self.containers.remove(at).log
+        {
+            log.discard();
+        }
+    }
+
+    /// A runtime that was killed may have left the process that it was making; it is ours by now.
+    fn kill_left_behind(&mut self, job: &Job) {
+        use std::os::fd::AsFd as _;
+        let Ok(pid) = job.files.read_pid() else { return };
+        if let Ok(handle) = pidfd::open(pid)
+            && proc::parent(pid).is_ok_and(|parent| parent == std::process::id())
+        {
+            let _ = pidfd::send_signal(handle.as_fd(), SIGKILL);
+        }
+    }
+
+    fn exec_ended(&mut self, id: &str, ended: Ended) {
+        let event =
+            Event::ExecExited { exec_id: id.to_owned(), exit_code: ended.code(), signal: ended.signal() };
+        self.tell(event);
+    }
+
+    /// Its handle says that it is gone: reap it, or learn that it was not our child.
+    pub(crate) fn check_process(&mut self, serial: u32) {
+        self.reap_all();
+        let Some(container) = self.containers.iter().find(|container| container.serial == serial) else {
+            return;
+        };
+        let State::Running(process) = &container.state else { return };
+        if let Err(error) = process::reap(process.pid) {
+            let pid = process.pid;
+            self.diary.note(format!("process {pid} ended without telling us how: {error}"));
+            self.container_ended(serial, Ended::Exited(UNKNOWN_EXIT), Stamp::now().nanoseconds());
+        }
+    }
+
+    /// Init is gone: read the OOM counter before anybody can remove the cgroup, then the rest of the output.
+    fn container_ended(&mut self, serial: u32, ended: Ended, finished_at_ns: i64) {
+        let Some(container) = self.containers.iter_mut().find(|container| container.serial == serial) else {
+            return;
+        };
+        let State::Running(process) = &container.state else { return };
+        let exit = ExitRecord {
+            version: RECORD_VERSION,
+            container_id: container.id.clone(),
+            pid: process.pid,
+            exit_code: ended.code(),
+            signal: ended.signal(),
+            oom_killed: process.oom.as_ref().is_some_and(OomCounter::has_grown),
+            finished_at_ns,
+        };
+        let start_time = process.start_time;
+        container.state = State::Draining { start_time, exit, until: Instant::now() + DRAIN_LIMIT };
+        if container.streams.is_empty() {
+            self.finish_exit(serial);
+        }
+    }
+
+    /// The output is in the log, or given up: record the exit, then tell.
+    pub(crate) fn finish_exit(&mut self, serial: u32) {
+        let Some(at) = self.containers.iter().position(|container| container.serial == serial) else {
+            return;
+        };
+        let mut buffer = self.take_buffer(self.containers[at].max_line);
+        let container = &mut self.containers[at];
+        container.close_streams(&mut buffer);
+        self.buffer = buffer;
+        container.streams = Vec::new();
+        container.stdin = Stdin::None;
+        if let Some(log) = container.log.take() {
+            container.lost_bytes = log.dropped_bytes();
+        }
+        let State::Draining { exit, .. } = &container.state else { return };
+        let exit = exit.clone();
+        container.state = State::Exited(exit.clone());
+        let path = self.exit_file(&exit.container_id);
+        let written = serde_json::to_vec(&exit)
+            .map_err(std::io::Error::from)
+            .and_then(|bytes| write_atomically(Path::new(&path), &bytes));
+        if let Err(error) = written {
+            // It stays in memory, and List tells it.
+            self.diary.note(format!("write exit record {path}: {error}"));
+        }
+        self.tell(Event::ContainerExited { container_id: exit.container_id.clone(), exit });
+    }
+
+    pub(crate) fn exit_file(&self, container_id: &str) -> String {
+        format!("{}/{container_id}.json", self.setup.exit_dir)
+    }
+}
+
+fn pid_of(job: &Job) -> Result<u32, Refusal> {
+    job.files.read_pid().map_err(|error| {
+        let message = format!("the runtime returned success but no pid in {:?}: {error}", job.files.pid);
+        Refusal::new(ErrorKind::Runtime { exit_code: 0 }, message)
+    })
+}
+
+fn succeeded(job: &Job, ended: Ended, words: &str) -> Result<(), Refusal> {
+    if job.killed {
+        return Err(Refusal::new(ErrorKind::Deadline, "the runtime was killed at its deadline"));
+    }
+    if ended == Ended::Exited(0) {
+        return Ok(());
+    }
+    let message = job.files.last_error().filter(|text| !text.is_empty()).unwrap_or_else(|| match words {
+        "" => match ended {
+            Ended::Exited(code) => format!("the runtime exited with code {code} and no message"),
+            Ended::Signaled(signal) => format!("the runtime was killed by signal {signal}"),
+        },
+        words => shorten(words),
+    });
+    Err(Refusal::new(ErrorKind::Runtime { exit_code: ended.code() }, message))
+}

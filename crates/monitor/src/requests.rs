@@ -1,0 +1,372 @@
+//! What clients ask, checked and carried out. A runtime's work is started here and ends in `reap`.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use podwright_monitor_proto::{
+    Create, ErrorKind, Exec as ExecRequest, ExecStatus, PROTOCOL_VERSION, Reply, Request, RequestFrame,
+    RequestId, Target,
+};
+use podwright_sys::{pidfd, tty};
+use rustix::fs::{OFlags, fcntl_setfl};
+
+use crate::client::Client;
+use crate::container::{Container, State, Stdin};
+use crate::ids;
+use crate::logfile::{LogFile, StreamName};
+use crate::output::Stream;
+use crate::pod::Pod;
+use crate::runtime::{self, Console, Job, JobFiles, JobKind, Stdio3};
+
+/// Longest log line that may be asked for; the read buffer has this size and a little more.
+const MAX_LOG_LINE: u32 = 1 << 20;
+
+/// Why a request fails.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    kind: ErrorKind,
+    message: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}
+
+impl From<Refusal> for Reply {
+    fn from(refusal: Refusal) -> Self {
+        Self::Error { kind: refusal.kind, message: refusal.message }
+    }
+}
+
+/// The runtime has been started; the reply comes when it returns.
+struct Later;
+
+impl Pod {
+    /// Serves one frame of a client.
+    pub(crate) fn request(&mut self, client: u32, frame: &[u8]) {
+        let frame: RequestFrame = match serde_json::from_slice(frame) {
+            Ok(frame) => frame,
+            Err(error) => {
+                let value: Option<serde_json::Value> = serde_json::from_slice(frame).ok();
+                let id = value.and_then(|value| value.get("id")?.as_u64()).unwrap_or_default();
+                let refusal = Refusal::new(ErrorKind::Invalid, format!("decode request: {error}"));
+                self.reply(client, id, refusal.into());
+                return;
+            }
+        };
+        let greeted = self.client(client).is_some_and(|client| client.is_greeted());
+        if !greeted && !matches!(frame.request, Request::Hello { .. }) {
+            let refusal = Refusal::new(ErrorKind::Invalid, "the first request must be hello");
+            self.reply(client, frame.id, refusal.into());
+            if let Some(client) = self.client(client) {
+                client.give_up();
+            }
+            return;
+        }
+        let (id, later) = (frame.id, |outcome: Result<Later, Refusal>| outcome.err().map(Reply::from));
+        let reply = match frame.request {
+            Request::Launch(_) => {
+                Some(Refusal::new(ErrorKind::Invalid, "this monitor has been launched already").into())
+            }
+            Request::Hello { version: _ } => {
+                if let Some(client) = self.client(client) {
+                    client.greet();
+                }
+                Some(Reply::Hello { version: PROTOCOL_VERSION, record: Box::new(self.record().clone()) })
+            }
+            Request::Create(create) => later(self.create(client, id, &create)),
+            Request::Exec(exec) => later(self.exec(client, id, &exec)),
+            Request::Signal { target, signal, group } => Some(self.signal(&target, signal, group)),
+            Request::ReopenLog { container_id } => Some(done(self.reopen_log(&container_id))),
+            Request::List => Some(self.list()),
+            Request::Forget { container_id } => Some(done(self.forget(&container_id))),
+            Request::CloseStdin { container_id } => Some(done(self.close_stdin(&container_id))),
+            Request::Resize { target, width, height } => Some(done(self.resize(&target, width, height))),
+            Request::Shutdown { force } => self.start_shutdown(client, id, force).err().map(Reply::from),
+        };
+        if let Some(reply) = reply {
+            self.reply(client, id, reply);
+        }
+    }
+
+    fn container(&mut self, id: &str) -> Result<&mut Container, Refusal> {
+        self.containers
+            .iter_mut()
+            .find(|container| container.id == id)
+            .ok_or_else(|| Refusal::new(ErrorKind::NotFound, format!("no container {id:?}")))
+    }
+
+    /// A container whose init lives.
+    fn running(&mut self, id: &str) -> Result<&mut Container, Refusal> {
+        let container = self.container(id)?;
+        match container.state {
+            State::Running(_) => Ok(container),
+            State::Creating { .. } | State::Draining { .. } | State::Exited(_) => {
+                Err(Refusal::new(ErrorKind::NotRunning, format!("container {id:?} does not run")))
+            }
+        }
+    }
+
+    fn create(&mut self, client: u32, request: RequestId, create: &Create) -> Result<Later, Refusal> {
+        let id = &create.container_id;
+        self.refuse_while_shutting_down()?;
+        if !ids::is_valid(id) {
+            return Err(Refusal::new(ErrorKind::Invalid, format!("container id {id:?} is malformed")));
+        }
+        if self.containers.iter().any(|container| container.id == *id) {
+            return Err(Refusal::new(ErrorKind::AlreadyExists, format!("container {id:?} exists")));
+        }
+        let max_line = create.log_max_line.unwrap_or(self.setup.log_max_line).clamp(1, MAX_LOG_LINE);
+        let max_line = usize::try_from(max_line).unwrap_or(usize::MAX);
+        let log = match &create.log_path {
+            Some(path) => Some(
+                LogFile::open(Path::new(path))
+                    .map_err(|error| Refusal::new(ErrorKind::Io, error.to_string()))?,
+            ),
+            None => None,
+        };
+        match self.start_create(client, request, create) {
+            Ok((serial, streams, stdin)) => {
+                self.containers.push(Container {
+                    id: id.clone(),
+                    serial,
+                    state: State::Creating { words: Vec::new() },
+                    streams,
+                    log,
+                    lost_bytes: 0,
+                    max_line,
+                    stdin,
+                });
+                Ok(Later)
+            }
+            Err(error) => {
+                if let Some(log) = log {
+                    log.discard();
+                }
+                let message = format!("run {:?} to create container {id:?}: {error}", create.runtime.path);
+                Err(Refusal::new(ErrorKind::Io, message))
+            }
+        }
+    }
+
+    fn start_create(
+        &mut self,
+        client: u32,
+        request: RequestId,
+        create: &Create,
+    ) -> io::Result<(u32, Vec<Stream>, Stdin)> {
+        let serial = self.serial();
+        let bundle = Path::new(&create.bundle);
+        let pid = create.pid_file.as_ref().map_or_else(|| bundle.join("pid"), Into::into);
+        let files = JobFiles { log: bundle.join("runtime.log"), pid };
+        let console = self.console(create.terminal, serial)?;
+        let mut stdio = Stdio3::default();
+        let mut stdin = Stdin::None;
+        if create.stdin && !create.terminal {
+            let (reader, writer) = io::pipe()?;
+            fcntl_setfl(&writer, OFlags::WRONLY | OFlags::NONBLOCK)?;
+            stdio.stdin = Some(reader.into());
+            stdin = Stdin::Pipe { _writer: writer.into() };
+        }
+        let mut streams = Vec::with_capacity(2);
+        for (name, end) in [(StreamName::Stdout, &mut stdio.stdout), (StreamName::Stderr, &mut stdio.stderr)]
+        {
+            let (reader, writer) = io::pipe()?;
+            fcntl_setfl(&reader, OFlags::RDONLY | OFlags::NONBLOCK)?;
+            streams.push(Stream::new(name, reader.into()));
+            *end = Some(writer.into());
+        }
+        let pid = runtime::spawn(
+            &create.runtime,
+            &files,
+            console.as_ref(),
+            &["create", "--bundle", &create.bundle],
+            &create.container_id,
+            stdio,
+            self.setup.oom_score,
+        )?;
+        let deadline = deadline(create.deadline_ms);
+        let kind = JobKind::Create { serial };
+        self.jobs.push(Job { pid, kind, files, console, client, request, deadline, killed: false });
+        Ok((serial, streams, stdin))
+    }
+
+    fn console(&self, terminal: bool, serial: u32) -> io::Result<Option<Console>> {
+        terminal.then(|| Console::listen(Path::new(&self.setup.dir), &self.setup.dir_fd, serial)).transpose()
+    }
+
+    fn exec(&mut self, client: u32, request: RequestId, exec: &ExecRequest) -> Result<Later, Refusal> {
+        let stdio = self.take_stdio(client, exec)?;
+        let id = &exec.exec_id;
+        self.refuse_while_shutting_down()?;
+        if !ids::is_valid(id) {
+            return Err(Refusal::new(ErrorKind::Invalid, format!("exec id {id:?} is malformed")));
+        }
+        let under_way =
+            self.jobs.iter().any(|job| matches!(&job.kind, JobKind::Exec { exec_id, .. } if exec_id == id));
+        if under_way || self.execs.iter().any(|exec| exec.id == *id) {
+            return Err(Refusal::new(ErrorKind::AlreadyExists, format!("exec {id:?} exists")));
+        }
+        self.running(&exec.container_id)?;
+        self.start_exec(client, request, exec, stdio).map_err(|error| {
+            let message = format!("run {:?} for exec {id:?}: {error}", exec.runtime.path);
+            Refusal::new(ErrorKind::Io, message)
+        })
+    }
+
+    /// Takes the descriptors off the connection even if the request fails, so that a later one does not get them.
+    fn take_stdio(&mut self, client: u32, exec: &ExecRequest) -> Result<Stdio3, Refusal> {
+        let mut taken = Stdio3::default();
+        let wanted = [
+            (exec.stdio.stdin, &mut taken.stdin),
+            (exec.stdio.stdout, &mut taken.stdout),
+            (exec.stdio.stderr, &mut taken.stderr),
+        ];
+        for (asked, end) in wanted {
+            if asked {
+                let fd: Option<OwnedFd> = self.client(client).and_then(Client::take_fd);
+                let missing =
+                    || Refusal::new(ErrorKind::Invalid, "a descriptor of the exec did not come along");
+                *end = Some(fd.ok_or_else(missing)?);
+            }
+        }
+        Ok(taken)
+    }
+
+    fn start_exec(
+        &mut self,
+        client: u32,
+        request: RequestId,
+        exec: &ExecRequest,
+        stdio: Stdio3,
+    ) -> io::Result<Later> {
+        let serial = self.serial();
+        let dir = Path::new(&self.setup.dir);
+        let files = JobFiles {
+            log: dir.join(format!("exec-{serial}.log")),
+            pid: dir.join(format!("exec-{serial}.pid")),
+        };
+        let console = self.console(exec.terminal, serial)?;
+        let pid = runtime::spawn(
+            &exec.runtime,
+            &files,
+            console.as_ref(),
+            &["exec", "--detach", "--process", &exec.process_file],
+            &exec.container_id,
+            stdio,
+            self.setup.oom_score,
+        )
+        .inspect_err(|_| files.clear())?;
+        let deadline = deadline(exec.deadline_ms);
+        let kind = JobKind::Exec { exec_id: exec.exec_id.clone(), container_id: exec.container_id.clone() };
+        self.jobs.push(Job { pid, kind, files, console, client, request, deadline, killed: false });
+        Ok(Later)
+    }
+
+    fn signal(&mut self, target: &Target, signal: i32, group: bool) -> Reply {
+        let process = match target {
+            Target::Container(id) => match self.container(id) {
+                Ok(container) => match &container.state {
+                    State::Running(process) => process,
+                    State::Draining { .. } | State::Exited(_) => return Reply::AlreadyExited,
+                    State::Creating { .. } => {
+                        let message = format!("container {id:?} does not run yet");
+                        return Refusal::new(ErrorKind::NotRunning, message).into();
+                    }
+                },
+                Err(refusal) => return refusal.into(),
+            },
+            Target::Exec(id) => match self.execs.iter().find(|exec| exec.id == *id) {
+                Some(exec) => &exec.process,
+                None => return Reply::AlreadyExited,
+            },
+        };
+        let sent = match (&process.pidfd, group) {
+            // Not reaped, or it would not be here: the pid is still its own.
+            (_, true) => pidfd::send_group_signal(process.pid, signal),
+            (Some(handle), false) => pidfd::send_signal(handle.as_fd(), signal),
+            (None, false) => return Reply::AlreadyExited,
+        };
+        match sent {
+            Ok(()) => Reply::Done,
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+                Reply::AlreadyExited
+            }
+            Err(error) => {
+                let kind = match error.kind() {
+                    io::ErrorKind::InvalidInput => ErrorKind::Invalid,
+                    _ => ErrorKind::Io,
+                };
+                Refusal::new(kind, format!("send signal {signal} to {target:?}: {error}")).into()
+            }
+        }
+    }
+
+    fn reopen_log(&mut self, id: &str) -> Result<(), Refusal> {
+        match &mut self.running(id)?.log {
+            Some(log) => log.reopen().map_err(|error| Refusal::new(ErrorKind::Io, error.to_string())),
+            None => Err(Refusal::new(ErrorKind::Invalid, format!("container {id:?} has no log"))),
+        }
+    }
+
+    fn list(&self) -> Reply {
+        let containers = self.containers.iter().map(Container::status).collect();
+        let execs = self.execs.iter().map(|exec| ExecStatus {
+            id: exec.id.clone(),
+            container_id: exec.container_id.clone(),
+            pid: exec.process.pid,
+        });
+        Reply::List { containers, execs: execs.collect() }
+    }
+
+    fn forget(&mut self, id: &str) -> Result<(), Refusal> {
+        if !self.container(id)?.is_exited() {
+            return Err(Refusal::new(ErrorKind::StillRunning, format!("container {id:?} has not exited")));
+        }
+        let path = self.exit_file(id);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Refusal::new(ErrorKind::Io, format!("remove exit record {path}: {error}")));
+            }
+            _ => {}
+        }
+        self.containers.retain(|container| container.id != id);
+        self.containers.shrink_to_fit();
+        Ok(())
+    }
+
+    fn close_stdin(&mut self, id: &str) -> Result<(), Refusal> {
+        let container = self.running(id)?;
+        match container.stdin {
+            Stdin::Pipe { .. } | Stdin::None => container.stdin = Stdin::None,
+            // A terminal has no end to close; its output is still read.
+            Stdin::Terminal(_) => {}
+        }
+        Ok(())
+    }
+
+    fn resize(&mut self, target: &Target, width: u16, height: u16) -> Result<(), Refusal> {
+        let no_terminal = || Refusal::new(ErrorKind::Invalid, format!("{target:?} has no terminal here"));
+        match target {
+            Target::Container(id) => match &self.running(id)?.stdin {
+                Stdin::Terminal(master) => tty::resize(master.as_fd(), width, height)
+                    .map_err(|error| Refusal::new(ErrorKind::Io, format!("resize {target:?}: {error}"))),
+                Stdin::None | Stdin::Pipe { .. } => Err(no_terminal()),
+            },
+            // The master went to the client with the reply.
+            Target::Exec(_) => Err(no_terminal()),
+        }
+    }
+}
+
+fn done(outcome: Result<(), Refusal>) -> Reply {
+    outcome.map_or_else(Reply::from, |()| Reply::Done)
+}
+
+fn deadline(milliseconds: Option<u64>) -> Option<Instant> {
+    milliseconds.and_then(|time| Instant::now().checked_add(Duration::from_millis(time)))
+}

@@ -1,0 +1,172 @@
+//! The real binary without containers: launch, namespaces, connections, shutdown.
+
+mod support;
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use podwright_monitor_proto::*;
+use support::{Client, Pod, spawn, until};
+
+fn pin_path(name: &str) -> PathBuf {
+    PathBuf::from(format!("/run/netns/podwright-test-{name}-{}", std::process::id()))
+}
+
+#[test]
+fn without_a_launch_it_leaves_no_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut child, socket) = spawn(dir.path());
+    drop(socket);
+    assert!(child.wait().unwrap().success());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn namespaces_are_made_set_up_pinned_and_taken_down() {
+    let pin = pin_path("ns");
+    let mut pod = Pod::launch("ns", |launch| {
+        launch.namespaces =
+            NamespaceRequest { net: Some(pin.to_str().unwrap().into()), ipc: true, uts: true, pid: false };
+        launch.hostname = Some("pod-7".into());
+        launch.sysctls.insert("net.ipv4.ip_unprivileged_port_start".into(), "17".into());
+        launch.sysctls.insert("kernel/shm_rmid_forced".into(), "1".into());
+    });
+    let inside = |command: &str| {
+        let paths = &pod.record.namespaces;
+        let output = Command::new("nsenter")
+            .arg(format!("--net={}", paths.net.as_ref().unwrap()))
+            .arg(format!("--ipc={}", paths.ipc.as_ref().unwrap()))
+            .arg(format!("--uts={}", paths.uts.as_ref().unwrap()))
+            .args(["sh", "-c", command])
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(inside("hostname"), "pod-7\n");
+    assert_eq!(
+        inside("cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced"),
+        "17\n1\n"
+    );
+    assert!(inside("cat /proc/net/if_inet6; cat /proc/net/fib_trie").contains("127.0.0.1"));
+    assert_eq!(
+        std::fs::read(pod.dir.join(MONITOR_RECORD)).unwrap(),
+        serde_json::to_vec(&pod.record).unwrap()
+    );
+    assert_eq!(podwright_sys::proc::start_time(pod.pid()).unwrap(), pod.record.process.start_time);
+    assert_eq!(std::fs::read_to_string(format!("/proc/{}/comm", pod.pid())).unwrap(), "podwright-mon\n");
+    assert!(pod.children().is_empty());
+    // The host's own are untouched.
+    let own = |kind: &str| std::fs::read_link(format!("/proc/{}/ns/{kind}", pod.pid())).unwrap();
+    for kind in ["net", "ipc", "uts", "pid", "mnt"] {
+        assert_eq!(own(kind), std::fs::read_link(format!("/proc/self/ns/{kind}")).unwrap());
+    }
+    pod.shutdown();
+    assert!(!pin.exists());
+}
+
+#[test]
+fn a_step_that_fails_is_named_and_all_is_undone() {
+    let pin = pin_path("undo");
+    let ask = |launch: &mut Launch| {
+        launch.namespaces.net = Some(pin.to_str().unwrap().into());
+        launch.namespaces.pid = true;
+    };
+    let failed = |adjust: &dyn Fn(&mut Launch)| {
+        let outcome = Pod::try_launch("undo", |launch| {
+            ask(launch);
+            adjust(launch);
+        });
+        outcome.err().expect("the launch should fail")
+    };
+    let (kind, message) =
+        failed(&|launch| drop(launch.sysctls.insert("net.core.nonsense".into(), "1".into())));
+    assert_eq!(kind, ErrorKind::Namespace);
+    assert!(message.contains("net.core.nonsense"), "{message}");
+    let (_, message) =
+        failed(&|launch| drop(launch.sysctls.insert("kernel.core_pattern".into(), "x".into())));
+    assert!(message.contains("kernel.core_pattern"), "{message}");
+    let (_, message) = failed(&|launch| launch.hostname = Some("x".into()));
+    assert!(message.contains("host name"), "{message}");
+    assert!(!pin.exists());
+    std::fs::create_dir_all(pin.parent().unwrap()).unwrap();
+    std::fs::write(&pin, "").unwrap();
+    let (_, message) = failed(&|_| {});
+    assert!(message.contains("pin network namespace"), "{message}");
+    assert!(pin.exists(), "what others made is not ours to remove");
+    std::fs::remove_file(&pin).unwrap();
+    let (kind, _) = failed(&|launch| launch.version = 99);
+    assert_eq!(kind, ErrorKind::Invalid);
+    let (kind, _) = failed(&|launch| launch.sandbox_id = "../x".into());
+    assert_eq!(kind, ErrorKind::Invalid);
+}
+
+#[test]
+fn connections_come_and_go_and_bad_ones_are_dropped() {
+    let mut pod = Pod::launch("clients", |_| {});
+    let mut second = Client::connect(&pod.dir);
+    assert_eq!(second.call(Request::List), Reply::List { containers: vec![], execs: vec![] });
+    // No hello.
+    let mut rude = Client::new(UnixStream::connect(pod.dir.join(MONITOR_SOCKET)).unwrap());
+    assert!(matches!(rude.call(Request::List), Reply::Error { kind: ErrorKind::Invalid, .. }));
+    rude.read_to_end();
+    // A length that no frame may have.
+    let mut garbage = UnixStream::connect(pod.dir.join(MONITOR_SOCKET)).unwrap();
+    garbage.write_all(&[0xff; 8]).unwrap();
+    let mut end = Vec::new();
+    let _ = garbage.read_to_end(&mut end);
+    assert!(end.is_empty());
+    // A request of a later version is answered, by id.
+    let mut raw = UnixStream::connect(pod.dir.join(MONITOR_SOCKET)).unwrap();
+    raw.write_all(&encode(&serde_json::json!({"id": 42, "request": {"dance": {}}})).unwrap()).unwrap();
+    let (mut input, mut buffer) = (Vec::new(), [0; 1024]);
+    let reply = loop {
+        let read = raw.read(&mut buffer).unwrap();
+        input.extend_from_slice(&buffer[..read]);
+        if let Some(frame) = take_frame(&mut input).unwrap() {
+            break serde_json::from_slice::<FromMonitor>(&frame).unwrap();
+        }
+    };
+    assert!(matches!(
+        reply,
+        FromMonitor::Reply { id: 42, reply: Reply::Error { kind: ErrorKind::Invalid, .. } }
+    ));
+    // One who asks for ever and never reads is dropped, and harms nobody.
+    let mut deaf = Client::connect(&pod.dir);
+    let flood = encode(&RequestFrame { id: 1, request: Request::Hello { version: 1 } }).unwrap().repeat(1000);
+    let mut deaf_socket = UnixStream::connect(pod.dir.join(MONITOR_SOCKET)).unwrap();
+    while deaf_socket.write_all(&flood).is_ok() {}
+    assert_eq!(deaf.call(Request::List), Reply::List { containers: vec![], execs: vec![] });
+    // Too many.
+    let crowd: Vec<_> = (0..20).map(|_| UnixStream::connect(pod.dir.join(MONITOR_SOCKET)).unwrap()).collect();
+    assert_eq!(second.call(Request::List), Reply::List { containers: vec![], execs: vec![] });
+    drop(crowd);
+    until("place for another", || {
+        let mut socket = UnixStream::connect(pod.dir.join(MONITOR_SOCKET)).unwrap();
+        let hello = encode(&RequestFrame { id: 1, request: Request::Hello { version: 1 } }).unwrap();
+        socket.write_all(&hello).is_ok() && socket.read(&mut [0; 16]).is_ok_and(|read| read > 0)
+    });
+    let term = Command::new("kill").args(["-TERM", &pod.pid().to_string()]).status().unwrap();
+    let hup = Command::new("kill").args(["-HUP", &pod.pid().to_string()]).status().unwrap();
+    assert!(term.success() && hup.success());
+    assert_eq!(second.call(Request::List), Reply::List { containers: vec![], execs: vec![] });
+    pod.shutdown();
+}
+
+#[test]
+fn a_directory_deeper_than_a_socket_path_may_be() {
+    let mut pod = Pod::launch("deep", |launch| {
+        let deep = Path::new(&launch.dir).join("x".repeat(100)).join("y".repeat(100));
+        std::fs::create_dir_all(&deep).unwrap();
+        launch.dir = deep.to_str().unwrap().into();
+    });
+    let dir = pod.dir.join("x".repeat(100)).join("y".repeat(100));
+    let socket = podwright_sys::socket::connect_in(&dir, MONITOR_SOCKET).unwrap();
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false).unwrap();
+    let mut client = Client::new(stream);
+    assert!(matches!(client.call(Request::Hello { version: 1 }), Reply::Hello { .. }));
+    pod.shutdown();
+    assert!(!dir.join(MONITOR_SOCKET).exists());
+}

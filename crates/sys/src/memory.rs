@@ -1,0 +1,24 @@
+//! The C library's allocator, tuned for a process that must stay small. Nothing here changes behaviour.
+
+/// Makes the allocator give memory back early: the heap grows page by page, and blocks of `large` bytes or more
+/// get their own mapping, which goes back to the kernel when freed. Does nothing on other libraries than glibc.
+pub fn keep_small(large: i32) {
+    #[cfg(target_env = "gnu")]
+    for (parameter, value) in
+        [(libc::M_MMAP_THRESHOLD, large), (libc::M_TRIM_THRESHOLD, 16 * 1024), (libc::M_TOP_PAD, 0)]
+    {
+        // SAFETY: mallopt takes two integers and refuses what it does not know.
+        unsafe { libc::mallopt(parameter, value) };
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = large;
+}
+
+/// Gives unused heap pages back to the kernel. Does nothing on other libraries than glibc.
+pub fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim only releases free memory of the allocator.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}

@@ -1,0 +1,93 @@
+//! Making namespaces and the little that must be set up inside: host name and the loopback device.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sched::CloneFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+/// A kind of namespace that a pod may own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Namespace {
+    /// Network devices, addresses, routes, ports.
+    Net,
+    /// System V IPC and POSIX message queues.
+    Ipc,
+    /// Host name.
+    Uts,
+    /// Process ids; [`unshare`] affects the caller's next child, not the caller.
+    Pid,
+}
+
+impl Namespace {
+    /// The kernel's name, as in `/proc/<pid>/ns/`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Net => "net",
+            Self::Ipc => "ipc",
+            Self::Uts => "uts",
+            Self::Pid => "pid",
+        }
+    }
+}
+
+/// Moves the calling thread into a new namespace of one kind.
+///
+/// # Errors
+/// The kernel's: `PermissionDenied`, or no room for more namespaces.
+pub fn unshare(kind: Namespace) -> io::Result<()> {
+    let flag = match kind {
+        Namespace::Net => CloneFlags::CLONE_NEWNET,
+        Namespace::Ipc => CloneFlags::CLONE_NEWIPC,
+        Namespace::Uts => CloneFlags::CLONE_NEWUTS,
+        Namespace::Pid => CloneFlags::CLONE_NEWPID,
+    };
+    Ok(nix::sched::unshare(flag)?)
+}
+
+/// Sets the host name of the caller's UTS namespace.
+///
+/// # Errors
+/// The kernel's; a name of more than 64 bytes is `InvalidInput`.
+pub fn set_hostname(name: &str) -> io::Result<()> {
+    Ok(rustix::system::sethostname(name.as_bytes())?)
+}
+
+/// Brings `lo` of the caller's network namespace up; the kernel then gives it its addresses.
+///
+/// # Errors
+/// The kernel's, from the socket or the device.
+pub fn loopback_up() -> io::Result<()> {
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let mut request = interface_request(*b"lo\0");
+    request = interface_flags(&socket, libc::SIOCGIFFLAGS, request)?;
+    // SAFETY: SIOCGIFFLAGS filled the flags member of the union.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    let up = libc::c_short::try_from(libc::IFF_UP).map_err(io::Error::other)?;
+    request.ifr_ifru.ifru_flags = flags | up;
+    interface_flags(&socket, libc::SIOCSIFFLAGS, request)?;
+    Ok(())
+}
+
+fn interface_request(name: [u8; 3]) -> libc::ifreq {
+    // SAFETY: ifreq is plain old data, for which all zero bytes are a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    request
+}
+
+fn interface_flags(
+    socket: &OwnedFd,
+    code: libc::c_ulong,
+    mut request: libc::ifreq,
+) -> io::Result<libc::ifreq> {
+    let pointer: *mut libc::ifreq = &mut request;
+    // SAFETY: both codes that this module uses take a pointer to an ifreq, which lives across the call.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), code, pointer) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(request)
+}

@@ -1,0 +1,107 @@
+//! Paths that others control, resolved inside a root that they cannot leave (openat2).
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+
+/// Tries for a resolution that raced with a rename (the kernel then answers EAGAIN); more than a few in a row
+/// means that somebody renames on purpose.
+const RACE_RETRIES: u32 = 16;
+
+/// Opens a directory by path as a root for the functions below (`O_PATH`).
+///
+/// # Errors
+/// The kernel's.
+pub fn open_root(path: &Path) -> io::Result<OwnedFd> {
+    Ok(openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Opens `path` as the process whose root directory is `root` would see it: absolute paths, `..` and symbolic links
+/// are all resolved inside. Magic links of procfs are refused. Close-on-exec is always set.
+///
+/// # Errors
+/// The kernel's; `WouldBlock` when the tree was being renamed all the time.
+pub fn open_in_root(root: BorrowedFd<'_>, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+    resolve(root, path, flags, mode, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+}
+
+/// Opens `path` below `root`; anything that would leave it (absolute, `..`, a symbolic link) is an error.
+///
+/// # Errors
+/// The kernel's; `CrossesDevices` (EXDEV) when the path leaves the root.
+pub fn open_beneath(root: BorrowedFd<'_>, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+    resolve(root, path, flags, mode, ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
+}
+
+/// Makes `path` and its missing parents inside `root`, each with `mode`, and returns the last one (`O_PATH`).
+/// Existing symbolic links are followed inside the root; a link that dangles is an error, not a place to create at.
+///
+/// # Errors
+/// The kernel's; `InvalidInput` for a path with `..`.
+pub fn mkdir_all_in_root(root: BorrowedFd<'_>, path: &Path, mode: Mode) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let mut walked = std::path::PathBuf::from(".");
+    let mut here = open_in_root(root, &walked, flags, Mode::empty())?;
+    for component in path.components() {
+        let name: &OsStr = match component {
+            Component::RootDir | Component::CurDir => continue,
+            Component::Normal(name) => name,
+            Component::ParentDir | Component::Prefix(_) => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        match mkdirat(here.as_fd(), name, mode) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        walked.push(name);
+        here = open_in_root(root, &walked, flags, Mode::empty())?;
+    }
+    Ok(here)
+}
+
+fn resolve(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    flags: OFlags,
+    mode: Mode,
+    how: ResolveFlags,
+) -> io::Result<OwnedFd> {
+    let mut tries = 0;
+    loop {
+        match openat2(root, path, flags | OFlags::CLOEXEC, mode, how) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) if tries < RACE_RETRIES => tries += 1,
+            result => return Ok(result?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn links_and_dots_stay_inside() {
+        let dir = std::env::temp_dir().join(format!("podwright-sys-path-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("etc")).unwrap();
+        std::fs::write(dir.join("etc/name"), "inside").unwrap();
+        symlink("/etc", dir.join("link")).unwrap();
+        symlink("/nowhere", dir.join("dangling")).unwrap();
+        let root = open_root(&dir).unwrap();
+        let read = OFlags::RDONLY;
+        let file = open_in_root(root.as_fd(), Path::new("/../link/name"), read, Mode::empty()).unwrap();
+        assert_eq!(std::io::read_to_string(std::fs::File::from(file)).unwrap(), "inside");
+        assert!(open_beneath(root.as_fd(), Path::new("link/name"), read, Mode::empty()).is_err());
+        assert!(open_beneath(root.as_fd(), Path::new("etc/name"), read, Mode::empty()).is_ok());
+        mkdir_all_in_root(root.as_fd(), Path::new("/link/a/b"), Mode::from_raw_mode(0o755)).unwrap();
+        assert!(dir.join("etc/a/b").is_dir());
+        assert!(
+            mkdir_all_in_root(root.as_fd(), Path::new("dangling/x"), Mode::from_raw_mode(0o755)).is_err()
+        );
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

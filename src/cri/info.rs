@@ -16,7 +16,7 @@ fn info(value: &Value) -> Info {
 pub(super) fn sandbox(pod: &PodSnapshot) -> Info {
     let monitor = pod.monitor.as_ref().map(|m| {
         let info = m.info();
-        json!({ "pid": info.pid, "namespaces": info.namespaces })
+        json!({ "pid": info.process.pid, "namespaces": info.namespaces })
     });
     let (state, cause) = match &pod.state {
         SandboxState::NotReady { why, .. } => (pod.state.name(), json!(why)),
@@ -24,7 +24,7 @@ pub(super) fn sandbox(pod: &PodSnapshot) -> Info {
     };
     info(&json!({
         // There is no pause process: the monitor stands for the sandbox.
-        "pid": pod.monitor.as_ref().map(|m| m.info().pid),
+        "pid": pod.monitor.as_ref().map(|m| m.info().process.pid),
         "state": state,
         "cause": cause,
         "monitor": monitor,

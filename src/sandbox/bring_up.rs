@@ -6,14 +6,14 @@ use super::error::SandboxError;
 use super::files::PodFiles;
 use super::node::{Node, make_private_dir};
 use super::pod::Phase;
-use crate::host::monitor::{self, LaunchRequest, Monitor, MonitorError, MonitorEvent, NamespaceRequest};
+use crate::host::monitor::{self, Events, LaunchRequest, Monitor, MonitorError, NamespaceRequest};
 use crate::host::network::{Attachment, PodNetwork};
 use crate::host::rootfs;
 use crate::model::{ContainerId, NamespaceMode, SandboxSpec};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 /// How long StopPodSandbox waits for killed containers to be gone before it reports them. The kubelet's own limit
 /// for the call is two minutes and it calls again.
@@ -23,7 +23,7 @@ const KILL_WAIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct BroughtUp {
     pub(super) monitor: Monitor,
-    pub(super) events: mpsc::Receiver<MonitorEvent>,
+    pub(super) events: Events,
     pub(super) network: Option<PodNetwork>,
 }
 
@@ -62,7 +62,7 @@ async fn record(node: &Arc<Node>, spec: &Arc<SandboxSpec>) -> Result<(), Sandbox
 async fn launch(
     node: &Node,
     spec: &SandboxSpec,
-) -> Result<(Monitor, mpsc::Receiver<MonitorEvent>), MonitorError> {
+) -> Result<(Monitor, Events), MonitorError> {
     let own_network = spec.namespaces.network != NamespaceMode::Node;
     monitor::launch(LaunchRequest {
         binary: node.monitor_binary.clone(),
@@ -70,14 +70,14 @@ async fn launch(
         dir: node.pod_dir(&spec.id),
         exit_dir: node.exit_dir(&spec.id),
         namespaces: NamespaceRequest {
-            net: own_network.then(|| node.netns(&spec.id)),
+            net: own_network.then(|| text(&node.netns(&spec.id))),
             ipc: spec.namespaces.ipc != NamespaceMode::Node,
             uts: own_network,
             pid: spec.namespaces.pid == NamespaceMode::Pod,
         },
         hostname: (own_network && !spec.hostname.is_empty()).then(|| spec.hostname.clone()),
         sysctls: sysctls(node, spec),
-        log_max_line: node.config.containers.log_line_bytes,
+        log_max_line: Some(node.config.containers.log_line_bytes),
     })
     .await
 }
@@ -137,7 +137,7 @@ pub(super) async fn tear_down(
     let begun = Instant::now();
     let mut errors = Vec::new();
     let (containers, network) = tokio::join!(
-        node.metrics.step("stop_pod_sandbox", "containers", await_containers(&node, dying)),
+        node.metrics.step("stop_pod_sandbox", "containers", await_containers(&node, &spec, dying)),
         node.metrics.step("stop_pod_sandbox", "network", detach(&node, &spec)),
     );
     errors.extend(containers);
@@ -152,13 +152,13 @@ pub(super) async fn tear_down(
     SandboxError::all(errors).map_or(Ok(()), Err)
 }
 
-async fn await_containers(node: &Node, dying: Vec<Dying>) -> Vec<SandboxError> {
+async fn await_containers(node: &Node, spec: &SandboxSpec, dying: Vec<Dying>) -> Vec<SandboxError> {
     let deadline = tokio::time::Instant::now() + KILL_WAIT;
     let mut errors = Vec::new();
     for (id, mut phase) in dying {
         let gone = tokio::time::timeout_at(deadline, phase.wait_for(|p| *p == Phase::Cleaned)).await;
         if gone.is_err() {
-            let processes = node.cgroups.describe_processes(&id);
+            let processes = processes(node, spec, &id);
             errors.push(SandboxError::Unkillable { id: id.to_string(), processes, waited: KILL_WAIT });
         }
     }
@@ -169,7 +169,9 @@ async fn detach(node: &Node, spec: &SandboxSpec) -> Result<(), SandboxError> {
     if spec.namespaces.network == NamespaceMode::Node {
         return Ok(());
     }
-    Ok(node.network.detach(&attachment(node, spec)).await?)
+    let plugins = node.network.detach(&attachment(node, spec)).await?;
+    node.metrics.plugin_time("stop_pod_sandbox", plugins);
+    Ok(())
 }
 
 async fn end_monitor(
@@ -188,13 +190,27 @@ async fn end_monitor(
     };
     if let Some(monitor) = monitor {
         match monitor.shutdown(true).await {
-            Ok(()) | Err(MonitorError::NotRunning { .. }) => {}
+            Ok(()) | Err(MonitorError::Gone { .. }) => {}
             Err(error) => return Err(error.into()),
         }
     }
     // A monitor that was killed leaves its pin and the pod's own PID 1 behind.
-    monitor::sweep(&dir, &node.netns(&spec.id)).await?;
-    Ok(())
+    let pin = node.netns(&spec.id);
+    blocking(move || Ok(monitor::sweep(&dir, &pin)?)).await
+}
+
+/// The processes that are left in a container's cgroup, for people.
+fn processes(node: &Node, pod: &SandboxSpec, id: &ContainerId) -> String {
+    let pids = node.leaf(pod, id).and_then(|leaf| Ok(node.cgroups.pids(&leaf)?)).unwrap_or_default();
+    let told = pids.iter().map(|pid| {
+        let state = u32::try_from(*pid).ok().and_then(|pid| podwright_sys::proc::state(pid).ok()).unwrap_or('?');
+        format!("pid {pid} in state {state}")
+    });
+    told.collect::<Vec<_>>().join(", ")
+}
+
+fn text(path: &std::path::Path) -> String {
+    path.to_string_lossy().into_owned()
 }
 
 /// Runs file-system work off the async threads.

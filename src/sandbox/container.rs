@@ -7,7 +7,7 @@ use super::files::PodFiles;
 use super::node::{Node, make_private_dir};
 use super::spec::{self, Inputs};
 use super::state::{ContainerState, Init};
-use super::stop::shares_pid_namespace;
+use super::stop::{kill_cgroup, shares_pid_namespace};
 use crate::host::monitor::{CreateRequest, Monitor, NamespacePaths};
 use crate::host::oci::Runtime;
 use crate::host::users::{self, User};
@@ -106,7 +106,7 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
     rootfs::mount(hold.layers(), &upper, &work, &root)?;
     let image = hold.image();
     let user = users::resolve(&root, &image.config.user, &spec.security.run_as)?;
-    let host_devices = if spec.security.privileged { devices::all_host_devices()? } else { Vec::new() };
+    let host_devices = if spec.security.privileged { devices::all_of_host()? } else { Vec::new() };
     let asked_devices = devices::resolve(&spec.devices)?;
     let inputs = Inputs {
         pod,
@@ -154,6 +154,10 @@ fn resolve_mount(container_path: &Path, source: &MountSource) -> Result<PathBuf,
     })
 }
 
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
 /// Has the monitor run the container.
 pub(super) async fn start(
     node: &Node,
@@ -164,14 +168,17 @@ pub(super) async fn start(
     let request = CreateRequest {
         container_id: spec.id.to_string(),
         runtime: runtime.command(),
-        bundle: node.bundle(&spec.id),
-        log_path: spec.log_path.clone(),
+        start: true,
+        bundle: text(&node.bundle(&spec.id)),
+        pid_file: None,
+        log_path: spec.log_path.as_deref().map(text),
+        log_max_line: None,
         terminal: spec.tty,
         stdin: spec.stdin,
         stdin_once: spec.stdin_once,
-        deadline: node.config.runtime_timeout(),
+        deadline_ms: u64::try_from(node.config.runtime_timeout().as_millis()).ok(),
     };
-    let created = node.metrics.step("start_container", "runtime", monitor.run(request)).await;
+    let created = node.metrics.step("start_container", "runtime", monitor.create(request)).await;
     match created {
         Ok(created) => Ok(Init { pid: created.pid, start_time: created.start_time }),
         Err(error) => Err(error.into()),
@@ -186,11 +193,11 @@ pub(super) async fn clean(
     spec: &ContainerSpec,
     runtime: &Runtime,
 ) -> Result<(), SandboxError> {
-    if shares_pid_namespace(pod, spec) {
-        node.cgroups.kill_all(pod, &spec.id);
+    if shares_pid_namespace(spec) {
+        kill_cgroup(node, pod, spec);
     }
     let deleted = node.metrics.step("clean_container", "runtime", runtime.delete(spec.id.as_str())).await;
-    node.cgroups.remove(pod, &spec.id)?;
+    node.cgroups.remove(&node.leaf(pod, &spec.id)?)?;
     let root = node.bundle(&spec.id).join("rootfs");
     blocking(move || Ok(rootfs::unmount(&root)?)).await?;
     Ok(deleted?)
@@ -217,7 +224,7 @@ pub(super) fn remove_tree(dir: &Path) -> Result<(), SandboxError> {
 
 /// Has the monitor drop an ended container and its exit record.
 pub(super) async fn forget(monitor: &Monitor, id: &ContainerId) {
-    if let Err(error) = monitor.forget(id.as_str()).await {
+    if let Err(error) = monitor.forget(id.to_string()).await {
         tracing::debug!(container = %id, %error, "the monitor did not know the container");
     }
 }

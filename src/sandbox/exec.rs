@@ -5,7 +5,7 @@ use super::error::SandboxError;
 use super::node::Node;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::ContainerState;
-use crate::host::monitor::{ExecRequest, ExecStdio, Monitor, Target};
+use crate::host::monitor::{ExecStdio, Monitor, Target};
 use crate::model::ContainerId;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -51,20 +51,16 @@ pub(super) async fn exec_sync(
     let (stderr_end, stderr) = collect(node.config.containers.exec_output_bytes)?;
     let ended = node.execs.expect(&exec_id);
     let _forget = Forget { node, exec_id: &exec_id };
-    let request = ExecRequest {
-        exec_id: exec_id.clone(),
-        container_id: id.to_string(),
-        runtime: pod.runtime.command(),
-        process_file: process_file.0.clone(),
-        terminal: false,
-        deadline: node.config.runtime_timeout(),
-    };
     let stdio = ExecStdio { stdin: None, stdout: Some(stdout_end), stderr: Some(stderr_end) };
     let run = async {
-        monitor.exec(request, stdio).await?;
+        let process = process_file.0.to_string_lossy().into_owned();
+        let deadline = Some(node.config.runtime_timeout());
+        monitor
+            .exec(exec_id.clone(), id.to_string(), pod.runtime.command(), process, false, deadline, stdio)
+            .await?;
         ended.await.map_err(|_| SandboxError::MonitorLost(pod.spec.id.clone()))
     };
-    let exit = match timeout {
+    let exit_code = match timeout {
         None => run.await,
         Some(limit) => match tokio::time::timeout(limit, run).await {
             Ok(result) => result,
@@ -77,12 +73,12 @@ pub(super) async fn exec_sync(
     drop(process_file);
     // A child that was left behind may hold the pipes for ever: give it a moment, then answer with what there is.
     let drain = Duration::from_secs(node.config.containers.exec_drain_seconds);
-    let exit = exit?;
+    let exit_code = exit_code?;
     let deadline = tokio::time::Instant::now() + drain;
     Ok(Output {
         stdout: stdout.finish(deadline).await,
         stderr: stderr.finish(deadline).await,
-        exit_code: exit.exit_code,
+        exit_code,
     })
 }
 

@@ -198,7 +198,7 @@ impl Manager {
             let state = container.state.name();
             return Err(SandboxError::ContainerState { operation: "reopen the log of", id: id.to_owned(), state });
         };
-        Ok(monitor.reopen_log(id).await?)
+        Ok(monitor.reopen_log(id.to_owned()).await?)
     }
 
     /// Runs a command in a running container and collects its output.

@@ -4,13 +4,12 @@ use super::error::SandboxError;
 use super::metrics::PodMetrics;
 use super::record::Records;
 use crate::config::Config;
-use crate::host::cgroups::Cgroups;
-use crate::host::monitor::ExecExit;
+use crate::host::cgroups::{self, Cgroups, Leaf};
 use crate::host::network::Network;
 use crate::host::oci::{Runtime, Runtimes};
 use crate::host::security::HostSecurity;
 use crate::images::Images;
-use crate::model::{Clock, ContainerId, SandboxId};
+use crate::model::{Clock, ContainerId, SandboxId, SandboxSpec};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -74,6 +73,14 @@ impl Node {
         self.config.network.netns_dir.join(format!("podwright-{id}"))
     }
 
+    /// The container's cgroup, below its pod's.
+    ///
+    /// # Errors
+    /// When the parent is not of the configured driver's kind.
+    pub fn leaf(&self, pod: &SandboxSpec, id: &ContainerId) -> Result<Leaf, SandboxError> {
+        Ok(cgroups::leaf(&pod.cgroup_parent, &self.config.cgroups.default_parent, id)?)
+    }
+
     /// The runtime of a handler; empty: the default.
     ///
     /// # Errors
@@ -98,21 +105,21 @@ pub(super) fn make_private_dir(path: &Path) -> Result<(), SandboxError> {
 
 /// Those who wait for an exec's end, by exec id. A short section, never held over an await.
 #[derive(Debug, Default)]
-pub struct ExecWaiters(Mutex<HashMap<String, oneshot::Sender<ExecExit>>>);
+pub struct ExecWaiters(Mutex<HashMap<String, oneshot::Sender<i32>>>);
 
 impl ExecWaiters {
     /// Waits for the end of `exec_id`; to be called before the exec starts, since it may end at once.
-    pub fn expect(&self, exec_id: &str) -> oneshot::Receiver<ExecExit> {
+    pub fn expect(&self, exec_id: &str) -> oneshot::Receiver<i32> {
         let (tell, told) = oneshot::channel();
         self.lock().insert(exec_id.to_owned(), tell);
         told
     }
 
     /// Tells the waiter, if there still is one.
-    pub fn ended(&self, exec_id: &str, exit: ExecExit) {
+    pub fn ended(&self, exec_id: &str, exit_code: i32) {
         if let Some(waiter) = self.lock().remove(exec_id) {
             // A waiter that went away needs no answer.
-            let _ = waiter.send(exit);
+            let _ = waiter.send(exit_code);
         }
     }
 
@@ -121,7 +128,7 @@ impl ExecWaiters {
         self.lock().remove(exec_id);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, oneshot::Sender<ExecExit>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, oneshot::Sender<i32>>> {
         // A panic while it was held leaves a map that is still whole.
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }

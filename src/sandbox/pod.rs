@@ -14,7 +14,7 @@ use super::record::ContainerRecord;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::{ContainerState, Exit, Holdings, Init, NotReadyCause, SandboxState};
 use super::stop;
-use crate::host::monitor::{Monitor, MonitorEvent};
+use crate::host::monitor::{Events, Monitor, MonitorEvent};
 use crate::host::oci::Runtime;
 use crate::host::users::User;
 use crate::images::Hold;
@@ -191,7 +191,7 @@ impl Pod {
     }
 
     /// Starts the task of a sandbox found at start-up.
-    pub(super) fn spawn_recovered(mut self, events: Option<mpsc::Receiver<MonitorEvent>>) -> PodHandle {
+    pub(super) fn spawn_recovered(mut self, events: Option<Events>) -> PodHandle {
         self.up.send_replace(Some(Ok(())));
         // What ended while no daemon watched has not been cleaned up after.
         let ended: Vec<ContainerId> =
@@ -203,7 +203,7 @@ impl Pod {
         self.spawn(events)
     }
 
-    fn spawn(self, events: Option<mpsc::Receiver<MonitorEvent>>) -> PodHandle {
+    fn spawn(self, events: Option<Events>) -> PodHandle {
         let (mailbox, commands) = mpsc::channel(MAILBOX);
         let handle =
             PodHandle { mailbox, snapshots: self.snapshots.subscribe(), up: self.up.subscribe() };
@@ -211,7 +211,7 @@ impl Pod {
         handle
     }
 
-    async fn run(mut self, mut commands: mpsc::Receiver<Command>, events: Option<mpsc::Receiver<MonitorEvent>>) {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>, events: Option<Events>) {
         let mut events = events;
         while !self.gone {
             tokio::select! {
@@ -255,7 +255,7 @@ impl Pod {
 
     // ---- the sandbox ----
 
-    fn brought_up(&mut self, result: Result<BroughtUp, SandboxError>) -> Option<mpsc::Receiver<MonitorEvent>> {
+    fn brought_up(&mut self, result: Result<BroughtUp, SandboxError>) -> Option<Events> {
         match result {
             Ok(up) => {
                 self.activity = SandboxActivity::Idle;
@@ -673,7 +673,7 @@ impl Pod {
     fn monitor_event(&mut self, event: MonitorEvent) {
         match event {
             MonitorEvent::ContainerExited { container_id, exit } => self.container_exited(&container_id, &exit),
-            MonitorEvent::ExecExited { exec_id, exit } => self.node.execs.ended(&exec_id, exit),
+            MonitorEvent::ExecExited { exec_id, exit_code, .. } => self.node.execs.ended(&exec_id, exit_code),
             MonitorEvent::Gone => self.monitor_lost(),
         }
     }
@@ -789,7 +789,7 @@ fn shorten(container: &Container, grace: Duration) {
     }
 }
 
-async fn next(events: &mut Option<mpsc::Receiver<MonitorEvent>>) -> Option<MonitorEvent> {
+async fn next(events: &mut Option<Events>) -> Option<MonitorEvent> {
     match events {
         Some(events) => events.recv().await,
         None => std::future::pending().await,

@@ -12,14 +12,13 @@ use super::node::Node;
 use super::pod::{Container, Pod};
 use super::record::{RecordError, StoredContainer, StoredPod};
 use super::state::{ContainerState, Exit, Holdings, Init, NotReadyCause, SandboxState};
-use crate::host::monitor::{self, ContainerReport, Monitor, MonitorEvent};
+use crate::host::monitor::{self, Events, Monitor};
 use crate::host::rootfs;
 use crate::model::{ContainerId, SandboxId, Timestamp};
-use podwright_monitor_proto::ExitRecord;
+use podwright_monitor_proto::{ContainerState as MonitorContainer, ExitRecord};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
-use tokio::sync::mpsc;
 
 /// What is seen of a pod's monitor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,9 +147,9 @@ async fn recover_pod(node: &Arc<Node>, index: &Index, stored: StoredPod) -> Resu
     Ok(())
 }
 
-type Reports = HashMap<String, ContainerReport>;
+type Reports = HashMap<String, MonitorContainer>;
 
-async fn adopt(dir: &Path) -> Option<(Monitor, mpsc::Receiver<MonitorEvent>, Reports)> {
+async fn adopt(dir: &Path) -> Option<(Monitor, Events, Reports)> {
     let (monitor, events) = match monitor::adopt(dir).await {
         Ok(adopted) => adopted,
         Err(error) => {
@@ -159,7 +158,10 @@ async fn adopt(dir: &Path) -> Option<(Monitor, mpsc::Receiver<MonitorEvent>, Rep
         }
     };
     match monitor.list().await {
-        Ok(reports) => Some((monitor, events, reports.into_iter().map(|r| (r.id.clone(), r)).collect())),
+        Ok(listing) => {
+            let reports = listing.containers.into_iter().map(|c| (c.id, c.state)).collect();
+            Some((monitor, events, reports))
+        }
         Err(error) => {
             tracing::warn!(dir = %dir.display(), %error, "a monitor does not tell its containers");
             None
@@ -205,11 +207,11 @@ async fn recover_container(
 
 fn observe(node: &Node, pod: &SandboxId, id: &ContainerId, reports: &Reports) -> ContainerSeen {
     match reports.get(id.as_str()) {
-        Some(ContainerReport { exit: Some(record), .. }) => ContainerSeen::Ended(record.clone()),
-        Some(ContainerReport { pid: Some(pid), start_time, .. }) => {
+        Some(MonitorContainer::Exited(record)) => ContainerSeen::Ended(record.clone()),
+        Some(MonitorContainer::Running { pid, start_time }) => {
             ContainerSeen::Running(Init { pid: *pid, start_time: *start_time })
         }
-        Some(_) | None => {
+        Some(MonitorContainer::Creating) | None => {
             let file = node.exit_dir(pod).join(format!("{id}.json"));
             std::fs::read(file)
                 .ok()

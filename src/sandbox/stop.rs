@@ -40,9 +40,9 @@ pub(super) async fn stop(mut request: Request) {
     let mut pause = FIRST_RETRY;
     loop {
         signal(&request, SIGKILL).await;
-        if shares_pid_namespace(&request.pod, &request.spec) {
+        if shares_pid_namespace(&request.spec) {
             // Its init is not the init of a pid namespace: the others must be killed one by one.
-            request.node.cgroups.kill_all(&request.pod, &request.spec.id);
+            kill_cgroup(&request.node, &request.pod, &request.spec);
         }
         let ended = request.phase.wait_for(|p| *p != Phase::Alive);
         if tokio::time::timeout(pause, ended).await.is_ok() {
@@ -73,8 +73,15 @@ async fn signal(request: &Request, signal: i32) {
     }
 }
 
+/// Kills whatever is left in a container's cgroup.
+pub(super) fn kill_cgroup(node: &Node, pod: &SandboxSpec, spec: &ContainerSpec) {
+    let killed = node.leaf(pod, &spec.id).and_then(|leaf| Ok(node.cgroups.kill_all(&leaf)?));
+    if let Err(error) = killed {
+        tracing::warn!(container = %spec.id, %error, "cannot kill a container's processes");
+    }
+}
+
 /// Whether killing the container's init leaves its other processes alive.
-pub(super) fn shares_pid_namespace(pod: &SandboxSpec, spec: &ContainerSpec) -> bool {
-    let _ = pod;
+pub(super) fn shares_pid_namespace(spec: &ContainerSpec) -> bool {
     spec.security.namespaces.pid != NamespaceMode::Container
 }

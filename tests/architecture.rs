@@ -1,0 +1,147 @@
+//! House rules as tests: the direction of imports, where unsafe and program starts may stand, module headers, file
+//! length. Reads text, so a macro can hide an arrow; when that bites, the layer becomes a crate.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Modules by rank; an import may only point to a lower rank or the same module.
+const RANKS: [(&str, u32); 9] = [
+    ("model", 0),
+    ("config", 0),
+    ("host", 1),
+    ("images", 2),
+    ("sandbox", 3),
+    ("metrics", 4),
+    ("cri", 5),
+    ("daemon", 6),
+    ("main", 7),
+];
+
+/// Non-test lines of a file after which it is too long to read in one sitting.
+const MAX_LINES: usize = 600;
+
+/// Files above [`MAX_LINES`], with the reason. This list only shrinks.
+const LONG: [(&str, &str); 1] = [("src/sandbox/pod.rs", "the one owner of a pod's transitions; split when attach comes")];
+
+fn sources(dir: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut left = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)];
+    while let Some(dir) = left.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                left.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no sources below {dir}");
+    found
+}
+
+fn relative(path: &Path) -> String {
+    path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap().to_string_lossy().into_owned()
+}
+
+fn module_of(path: &Path) -> String {
+    let relative = relative(path);
+    let inside = relative.strip_prefix("src/").unwrap();
+    inside.split(['/', '.']).next().unwrap().to_owned()
+}
+
+fn rank(module: &str) -> Option<u32> {
+    RANKS.iter().find(|(name, _)| *name == module).map(|(_, rank)| *rank)
+}
+
+/// The text before the file's unit tests.
+fn without_tests(text: &str) -> &str {
+    text.split("#[cfg(test)]").next().unwrap()
+}
+
+#[test]
+fn imports_point_down() {
+    let mut wrong = Vec::new();
+    for path in sources("src") {
+        let module = module_of(&path);
+        if module == "lib" {
+            continue;
+        }
+        let own = rank(&module).unwrap_or_else(|| panic!("give module {module} a rank"));
+        let text = fs::read_to_string(&path).unwrap();
+        for (number, line) in without_tests(&text).lines().enumerate() {
+            for piece in line.split("crate::").skip(1) {
+                let target: String = piece.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                let Some(other) = rank(&target) else { continue };
+                if other >= own && target != module && !(own == 0 && other == 0) {
+                    wrong.push(format!("{}:{}: {module} imports {target}", relative(&path), number + 1));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn grpc_types_stop_at_the_front_door() {
+    for path in sources("src") {
+        let module = module_of(&path);
+        // The RPC metrics count tonic's codes.
+        if matches!(module.as_str(), "cri" | "metrics") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        for word in ["tonic::", "prost::", "cri::proto"] {
+            assert!(!without_tests(&text).contains(word), "{} names {word}", relative(&path));
+        }
+    }
+}
+
+#[test]
+fn only_sys_is_unsafe() {
+    for dir in ["src", "crates/monitor", "crates/monitor-proto", "crates/testkit", "tests"] {
+        for path in sources(dir) {
+            let text = fs::read_to_string(&path).unwrap();
+            let block = ["unsafe", " {"].concat();
+            assert!(!text.contains(&block), "{} has an unsafe block", relative(&path));
+        }
+    }
+}
+
+#[test]
+fn only_command_and_monitor_start_programs() {
+    for path in sources("src") {
+        let relative = relative(&path);
+        if relative == "src/host/command.rs" || relative.starts_with("src/host/monitor/") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        for word in ["process::Command", "Command::new(\""] {
+            assert!(!without_tests(&text).contains(word), "{relative} starts a program by itself");
+        }
+    }
+}
+
+#[test]
+fn every_file_opens_with_what_it_is() {
+    for dir in ["src", "crates", "tests"] {
+        for path in sources(dir) {
+            let text = fs::read_to_string(&path).unwrap();
+            assert!(text.starts_with("//!"), "{} has no header", relative(&path));
+        }
+    }
+}
+
+#[test]
+fn files_can_be_read_in_one_sitting() {
+    for dir in ["src", "crates"] {
+        for path in sources(dir) {
+            let relative = relative(&path);
+            let text = fs::read_to_string(&path).unwrap();
+            let lines = without_tests(&text).lines().count();
+            let excused = LONG.iter().any(|(name, _)| *name == relative);
+            assert!(lines <= MAX_LINES || excused, "{relative} has {lines} lines");
+            assert!(!excused || lines > MAX_LINES, "{relative} is short again: take it off the list");
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! End-to-end tests: the real daemon, monitor, OCI runtime, CNI plugins and registry, over the real socket, each on a
+//! scratch node of its own that must leave nothing behind. They need root, and `make build` before.
+
+mod bad_input;
+mod containers;
+mod daemon;
+mod images;
+mod pods;
+mod support;
+mod survive;

@@ -13,7 +13,12 @@ const PORT: u16 = 39_017;
 
 fn tool(program: &str, args: &[&str]) -> String {
     let output = Tool::new(program).args(args).output().unwrap();
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -60,10 +65,6 @@ impl Node {
         path
     }
 
-    fn in_namespace(&self, index: usize, args: &[&str]) -> String {
-        tool("ip", &[&["netns", "exec", &self.namespaces[index]], args].concat())
-    }
-
     /// Addresses that host-local holds.
     fn leases(&self) -> Vec<String> {
         let dir = std::fs::read_dir(self.dir.path().join("ipam").join(&self.bridge)).into_iter().flatten();
@@ -101,14 +102,18 @@ fn bridge_host_local_and_portmap() {
     host.join().unwrap();
 }
 
-/// A listener inside a pod.
-fn listen(netns: &Path, port: u16) -> TcpListener {
+/// Runs `what` on a thread inside a pod's namespace.
+fn inside<T: Send + 'static>(netns: &Path, what: impl FnOnce() -> T + Send + 'static) -> T {
     let netns = std::fs::File::open(netns).unwrap();
-    let inside = std::thread::spawn(move || {
+    let thread = std::thread::spawn(move || {
         nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        TcpListener::bind(("0.0.0.0", port)).unwrap()
+        what()
     });
-    inside.join().unwrap()
+    thread.join().unwrap()
+}
+
+fn interfaces(netns: &Path) -> String {
+    inside(netns, || std::fs::read_to_string("/proc/thread-self/net/dev").unwrap())
 }
 
 fn connects(address: &str) -> bool {
@@ -134,12 +139,14 @@ async fn pods() {
     assert!(got.ips[0].is_ipv4() && got.ips[1].is_ipv6());
     assert!(got.mac.is_some());
     let ip = got.ips[0].to_string();
-    assert!(node.in_namespace(0, &["ip", "-4", "addr", "show", "eth0"]).contains(&format!("{ip}/24")));
+    let pod = web.netns.clone().unwrap();
+    assert!(interfaces(&pod).contains("eth0:"));
     assert_eq!(node.leases().len(), 2);
     let mapping = format!("--to-destination {ip}:8080");
     assert!(rules().contains(&mapping), "{}", rules());
 
-    let listener = listen(web.netns.as_deref().unwrap(), 8080);
+    let address = std::net::SocketAddr::new(got.ips[0], 8080);
+    let listener = inside(&pod, move || TcpListener::bind(address).unwrap());
     assert!(connects("10.213.77.1"));
     assert!(connects("127.0.0.1"));
     drop(listener);
@@ -181,7 +188,7 @@ async fn pods() {
     network.detach(&web).await.unwrap();
     assert!(!rules().contains(&mapping), "{}", rules());
     assert!(!connects("127.0.0.1"));
-    assert!(!node.in_namespace(0, &["ip", "link"]).contains("eth0"));
+    assert!(!interfaces(&pod).contains("eth0:"));
     network.detach(&web).await.unwrap();
     network.detach(&lost).await.unwrap();
     assert_eq!(node.leases(), Vec::<String>::new());

@@ -9,19 +9,20 @@
 //! a configuration file and a socket, as a node's owner does.
 
 pub mod certs_d;
-//pub mod daemon;
+pub mod daemon;
+mod host_ports;
 pub mod http;
 pub mod image;
-//pub mod ledger;
+pub mod ledger;
 pub mod programs;
 pub mod registry;
-//pub mod scratch;
+pub mod scratch;
 pub mod stand_ins;
-//pub mod teardown;
+pub mod teardown;
 pub mod wait;
 
-//pub use daemon::Daemon;
+pub use daemon::Daemon;
 pub use image::{Entry, Image, ImageBuilder, Index, Layer, LayerBuilder};
-//pub use ledger::Ledger;
+pub use ledger::Ledger;
 pub use registry::Registry;
-//pub use scratch::Scratch;
+pub use scratch::Scratch;

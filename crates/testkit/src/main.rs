@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use podwright_testkit::programs::Programs;
 use podwright_testkit::registry::push_all;
-use podwright_testkit::{Registry, certs_d, stand_ins};
+use podwright_testkit::scratch::Options;
+use podwright_testkit::{Ledger, Registry, Scratch, certs_d, stand_ins, teardown};
 
 #[derive(Debug, Parser)]
 #[command(about = "Stand-in images, a loopback registry and scratch nodes for podwright's tests")]
@@ -40,6 +41,30 @@ enum Command {
         #[arg(long, value_delimiter = ',', default_values_t = certs_d::STAND_IN_HOSTS.iter().map(|h| (*h).to_owned()))]
         hosts: Vec<String>,
     },
+    /// Scratch nodes: directories with all that a daemon under test needs
+    #[command(subcommand)]
+    Scratch(ScratchCommand),
+    /// Remove all scratch nodes of this machine, those of running tests too
+    Sweep,
+}
+
+#[derive(Debug, Subcommand)]
+enum ScratchCommand {
+    /// Make one; prints its directory
+    New {
+        /// Registry that stand-in names lead to
+        #[arg(long)]
+        registry: Option<SocketAddr>,
+        /// OCI runtime
+        #[arg(long, default_value = "runc")]
+        runtime: String,
+    },
+    /// Print NAME='value' lines for a shell
+    Env { dir: PathBuf },
+    /// List what belongs to a node on this machine; fails when there is anything
+    Ledger { dir: PathBuf },
+    /// Remove a node and everything that belongs to it; fails and lists what is left
+    Remove { dir: PathBuf },
 }
 
 #[derive(Debug, Subcommand)]
@@ -108,5 +133,41 @@ fn main() -> Result<()> {
             Ok(())
         }
         Command::CertsD { dir, registry, hosts } => certs_d::write(&dir, registry, &hosts),
+        Command::Scratch(command) => scratch(command),
+        Command::Sweep => {
+            for node in Scratch::all() {
+                say(format_args!("remove {}", node.root().display()))?;
+                empty(&teardown::remove(&node))?;
+            }
+            Ok(())
+        }
     }
+}
+
+fn scratch(command: ScratchCommand) -> Result<()> {
+    match command {
+        ScratchCommand::New { registry, runtime } => {
+            let node = Scratch::with(&Options { registry, runtime, ..Options::default() })?.keep();
+            say(node.root().display())
+        }
+        ScratchCommand::Env { dir } => {
+            let node = Scratch::open(&dir)?;
+            say(format_args!("NODE_ID='{}'", node.id()))?;
+            say(format_args!("CONFIG='{}'", node.config_file().display()))?;
+            say(format_args!("SOCKET='{}'", node.socket().display()))?;
+            say(format_args!("ENDPOINT='{}'", node.endpoint()))?;
+            say(format_args!("LOGS='{}'", node.logs_dir().display()))?;
+            say(format_args!("DAEMON_LOG='{}'", node.daemon_log().display()))?;
+            say(format_args!("CGROUP_PARENT='{}'", node.cgroup_parent()))?;
+            let metrics = node.metrics().map_or_else(String::new, |address| address.to_string());
+            say(format_args!("METRICS='{metrics}'"))
+        }
+        ScratchCommand::Ledger { dir } => empty(&Ledger::of(&Scratch::open(&dir)?)),
+        ScratchCommand::Remove { dir } => empty(&teardown::remove(&Scratch::open(&dir)?)),
+    }
+}
+
+fn empty(ledger: &Ledger) -> Result<()> {
+    anyhow::ensure!(ledger.is_empty(), "traces are there:\n{ledger}");
+    Ok(())
 }

@@ -20,6 +20,7 @@ start() {
     bridge=ctrd$tag
     octet=$((16#${tag:0:2}))
     echo "$bridge" >"$dir/bridge"
+    iptables-save -t nat 2>/dev/null | grep -q '^:CNI-HOSTPORT-' || touch "$dir/host-ports-are-ours"
     cat >"$dir/cni/net.d/10-bench.conflist" <<CNI
 {
   "cniVersion": "0.4.0",
@@ -124,6 +125,16 @@ stop() {
         iptables-save -t "$table" 2>/dev/null | grep -e "\"$bridge\"" | sed -n 's/^-A/-D/p' |
             while read -r rule; do eval "iptables -w -t $table $rule"; done
     done
+    # The portmap plugin's own chains stay for ever: they go when they came with us and are not in use.
+    if [ -e "$dir/host-ports-are-ours" ] && ! iptables-save -t nat | grep -q '^-A CNI-HOSTPORT-DNAT '; then
+        for table in iptables ip6tables; do
+            "$table-save" -t nat 2>/dev/null | grep -E '^-A .* -j CNI-HOSTPORT-' | sed 's/^-A/-D/' |
+                while read -r rule; do eval "$table -w -t nat $rule"; done
+            for chain in $("$table-save" -t nat 2>/dev/null | sed -n 's/^:\(CNI-HOSTPORT-[A-Z]*\) .*/\1/p'); do
+                "$table" -w -t nat -F "$chain" && "$table" -w -t nat -X "$chain"
+            done
+        done
+    fi
     for mounted in $(awk -v d="$dir/" 'index($5, d) == 1 {print $5}' /proc/self/mountinfo | sort -r); do
         umount -l "$mounted" 2>/dev/null || true
     done

@@ -95,6 +95,7 @@ impl Scratch {
         std::fs::create_dir_all(&base).with_context(|| format!("create {}", base.display()))?;
         let random = random_bytes()?;
         let id = format!("podw{:02x}{:02x}{:02x}", random[0], random[1], random[2]);
+        let _lock = lock(&base)?;
         if !host_ports::exist() {
             let mark = host_ports_mark(&base);
             std::fs::write(&mark, "").with_context(|| format!("write {}", mark.display()))?;
@@ -347,6 +348,17 @@ pub fn base() -> PathBuf {
 /// The file that reserves a node's subnet among all nodes of this machine.
 pub(crate) fn subnet_file(base: &Path, octet: u8) -> PathBuf {
     base.join(format!("subnet-{octet}"))
+}
+
+/// Holds off other processes' nodes from appearing or disappearing, until the file is dropped.
+pub(crate) fn lock(base: &Path) -> Result<std::fs::File> {
+    let path = base.join(".lock");
+    let locked = || {
+        let file = std::fs::File::options().create(true).append(true).open(&path)?;
+        file.lock()?;
+        std::io::Result::Ok(file)
+    };
+    locked().with_context(|| format!("lock {}", path.display()))
 }
 
 /// Says, while it exists, that the portmap plugin's host-wide chains came after the first scratch node.

@@ -33,16 +33,19 @@ pub fn remove(scratch: &Scratch) -> Ledger {
         report("remove cgroup", &cgroup.display().to_string(), std::fs::remove_dir(cgroup));
     }
     report("remove", &scratch.root().display().to_string(), std::fs::remove_dir_all(scratch.root()));
-    let base = scratch::base();
-    let _ = std::fs::remove_file(scratch::subnet_file(&base, scratch::octet(scratch)));
-    if Scratch::all().is_empty() {
-        if std::fs::remove_file(scratch::host_ports_mark(&base)).is_ok() {
-            host_ports::remove_unused();
-        }
-        // Stays when another test makes its node right now.
-        let _ = std::fs::remove_dir(&base);
-    }
+    remove_shared(scratch);
     Ledger::of(scratch)
+}
+
+/// Frees what nodes share: the subnet's reservation and, with the last node, the host-wide chains.
+fn remove_shared(scratch: &Scratch) {
+    let base = scratch::base();
+    let lock = scratch::lock(&base);
+    let _ = std::fs::remove_file(scratch::subnet_file(&base, scratch::octet(scratch)));
+    if Scratch::all().is_empty() && std::fs::remove_file(scratch::host_ports_mark(&base)).is_ok() {
+        host_ports::remove_unused();
+    }
+    report("lock", "scratch nodes", lock);
 }
 
 /// Kills in rounds: a monitor may start something between the look and the kill.

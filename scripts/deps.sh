@@ -1,6 +1,8 @@
 #!/bin/bash
 # Installs the Debian packages that building, running and testing need, only
 # those that are missing, without questions.
+#
+# usage: scripts/deps.sh [further packages...]
 set -euo pipefail
 
 packages=(
@@ -11,6 +13,7 @@ packages=(
     # what builds the programs in the test images
     gcc make libc6-dev dpkg-dev ca-certificates
 )
+packages+=("$@")
 
 missing=()
 for package in "${packages[@]}"; do
@@ -28,8 +31,10 @@ fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get -qq update
 apt-get -qq -y --no-install-recommends install "${missing[@]}" >/dev/null
-# The registry's package starts a service of its own, on all interfaces; tests
-# start theirs, on loopback.
-if [[ " ${missing[*]} " == *" docker-registry "* ]] && [ -d /run/systemd/system ]; then
-    systemctl disable --now --quiet docker-registry || true
-fi
+# These packages start services of their own (the registry's on all interfaces);
+# tests start theirs, on loopback. A service that was there before is left alone.
+for service in docker-registry containerd; do
+    if [[ " ${missing[*]} " == *" $service "* ]] && [ -d /run/systemd/system ]; then
+        systemctl disable --now --quiet "$service" || true
+    fi
+done

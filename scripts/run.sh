@@ -36,6 +36,8 @@ step() {
 finish() {
     local code=$? result=0
     trap '' INT TERM
+    # A signal may find us inside a function whose output is thrown away.
+    exec 1>&8 2>&9
     set +e
     [ -z "$command_pid" ] || kill -KILL "$command_pid" 2>/dev/null
     if [ $code != 0 ] && [ "$tour" = unfinished ] && [ -e "${DAEMON_LOG:-}" ] && [ $code -lt 128 ]; then
@@ -50,6 +52,7 @@ finish() {
     fi
     exit $code
 }
+exec 8>&1 9>&2
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM

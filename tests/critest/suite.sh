@@ -9,6 +9,8 @@ source "$(dirname "$0")/../e2e/node.sh"
 finish() {
     local code=$?
     trap '' INT TERM
+    # A signal may find us inside a function whose output is thrown away.
+    exec 1>&8 2>&9
     [ -z "${KEEP_LOG:-}" ] || cp "$DAEMON_LOG" "$KEEP_LOG" || true
     if [ $code != 0 ] && [ -n "$NODE" ]; then
         echo "daemon's log ends with:" >&2
@@ -21,6 +23,7 @@ finish() {
     exit $code
 }
 segments=$(ipcs -m | awk '$5 == 1048576 { print $2 }' | sort)
+exec 8>&1 9>&2
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM

@@ -20,9 +20,10 @@ crictl() {
 
 node_up() {
     NODE_TMP=$(mktemp -d /tmp/podwright-node.XXXXXX)
-    REGISTRY=$("$testkit" registry start --dir "$NODE_TMP")
+    # In sessions of their own: Ctrl-C must not end them half-way, when nobody knows yet what they made.
+    REGISTRY=$(setsid "$testkit" registry start --dir "$NODE_TMP")
     "$testkit" images push --registry "$REGISTRY" --set "$1" >"$NODE_TMP/images"
-    NODE=$("$testkit" scratch new --registry "$REGISTRY" --runtime "${RUNTIME:-runc}")
+    NODE=$(setsid "$testkit" scratch new --registry "$REGISTRY" --runtime "${RUNTIME:-runc}")
     eval "$("$testkit" scratch env "$NODE")"
     daemon_start
 }

@@ -127,7 +127,15 @@ pub fn assert_same(before: &Ledger, after: &Ledger) {
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) pid: i32,
+    pub(crate) parent: i32,
     pub(crate) command: String,
+}
+
+impl Process {
+    /// Dead and not reaped: it has no command line any more, only a name.
+    pub(crate) fn is_zombie(&self) -> bool {
+        self.command.starts_with('[')
+    }
 }
 
 /// Processes whose command line names the directory, whose cgroup is the node's,
@@ -161,7 +169,7 @@ pub(crate) fn processes(scratch: &Scratch) -> Vec<Process> {
             let command = arguments.trim_end_matches('\0').replace('\0', " ");
             // A zombie has no command line: its name is all there is, and it counts.
             let command = if command.is_empty() { format!("[{}]", text("comm").trim()) } else { command };
-            found.push(Process { pid, command });
+            found.push(Process { pid, parent: parent_of(pid).unwrap_or_default(), command });
         }
     }
     found
@@ -172,10 +180,14 @@ fn ancestors() -> BTreeSet<i32> {
     let mut found = BTreeSet::new();
     let mut next = i32::try_from(std::process::id()).ok();
     while let Some(pid) = next.filter(|pid| *pid > 0 && found.insert(*pid)) {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        next = status.lines().find_map(|line| line.strip_prefix("PPid:")).and_then(|p| p.trim().parse().ok());
+        next = parent_of(pid);
     }
     found
+}
+
+fn parent_of(pid: i32) -> Option<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:")).and_then(|parent| parent.trim().parse().ok())
 }
 
 /// One line of mountinfo, in parts.

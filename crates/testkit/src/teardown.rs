@@ -50,6 +50,7 @@ fn remove_shared(scratch: &Scratch) {
 
 /// Kills in rounds: a monitor may start something between the look and the kill.
 fn kill(scratch: &Scratch) {
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
     let gone = wait_for("processes of the scratch node end", KILL_LIMIT, || {
         let processes = ledger::processes(scratch);
         for process in &processes {
@@ -58,8 +59,8 @@ fn kill(scratch: &Scratch) {
                 let _ = kill_process(pid, Signal::KILL);
             }
         }
-        // Zombies are their parents' to reap; this process's own children are `Daemon`'s.
-        processes.iter().all(|p| p.command.starts_with('[')).then_some(())
+        // Zombies count, since init reaps them at once; only this process's own are `Daemon`'s to reap.
+        processes.iter().all(|process| process.parent == own && process.is_zombie()).then_some(())
     });
     report("kill", scratch.id(), gone);
 }

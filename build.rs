@@ -1,13 +1,16 @@
 //! Compiles `proto/api.proto` with protox (no protoc binary) into `OUT_DIR`, and leaves the descriptor set
 //! beside it for the check against k8s.io/cri-api. Does nothing else.
 
-use prost::Message as _;
-
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto/api.proto");
-    let descriptors = protox::compile(["proto/api.proto"], ["proto"])?;
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.include_source_info(true).include_imports(true).open_file("proto/api.proto")?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(out.join("cri.fds"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().build_client(true).build_server(true).compile_fds(descriptors)?;
+    // Encoded by the compiler, because prost's own types would lose the options that they do not know (debug_redact).
+    std::fs::write(out.join("cri.fds"), compiler.encode_file_descriptor_set())?;
+    tonic_prost_build::configure()
+        .build_client(true)
+        .build_server(true)
+        .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

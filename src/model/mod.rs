@@ -1,0 +1,21 @@
+//! The words of the domain: ids, what was asked of a sandbox or a container, resources, time.
+//!
+//! Owns plain data that has been checked at the door (`cri::decode`) and is written into records.
+//! Never does I/O, never knows gRPC types.
+
+mod container;
+mod id;
+mod resources;
+mod sandbox;
+mod security;
+mod time;
+
+pub use container::{ContainerSpec, Device, IdMapping, ImageRequest, Mount, MountSource, Propagation};
+pub use id::{ContainerId, IdError, ImageId, SandboxId};
+pub use resources::{HugepageLimit, Resources};
+pub use sandbox::{DnsConfig, PodName, PortMapping, Protocol, SandboxSpec};
+pub use security::{
+    Capabilities, ContainerSecurity, GroupsPolicy, NamespaceMode, Namespaces, Profile, RunAs,
+    SandboxSecurity, SelinuxOptions, UserNamespace,
+};
+pub use time::{Clock, Timestamp};

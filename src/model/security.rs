@@ -1,0 +1,143 @@
+//! Namespaces, users, capabilities and profiles, as asked for a sandbox or a container.
+
+use super::{ContainerId, IdMapping};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Whose namespace a container uses.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NamespaceMode {
+    /// Shared by the pod's containers.
+    #[default]
+    Pod,
+    /// The container's own.
+    Container,
+    /// The host's.
+    Node,
+    /// That of another container of the pod.
+    Target(ContainerId),
+}
+
+/// The namespaces of a sandbox or container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespaces {
+    /// Pod or Node.
+    pub network: NamespaceMode,
+    /// Any mode.
+    pub pid: NamespaceMode,
+    /// Pod or Node.
+    pub ipc: NamespaceMode,
+    /// None: the host's user namespace.
+    pub user: Option<UserNamespace>,
+}
+
+/// A pod's own user namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNamespace {
+    /// Uid ranges.
+    pub uids: Vec<IdMapping>,
+    /// Gid ranges.
+    pub gids: Vec<IdMapping>,
+}
+
+/// The user to run as, before the image's own passwd is asked. Precedence: `uid`, `username`, the image's User.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunAs {
+    /// run_as_user.
+    pub uid: Option<u32>,
+    /// run_as_group; needs a user.
+    pub gid: Option<u32>,
+    /// run_as_username.
+    pub username: Option<String>,
+    /// supplemental_groups.
+    pub supplemental_groups: Vec<u32>,
+    /// Whether the image's group memberships are added.
+    pub groups_policy: GroupsPolicy,
+}
+
+/// How the image's /etc/group counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupsPolicy {
+    /// Group memberships in the image are added to those asked for.
+    #[default]
+    Merge,
+    /// Only those asked for.
+    Strict,
+}
+
+/// A seccomp or AppArmor profile.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Profile {
+    /// No confinement (also what an absent seccomp profile means in CRI).
+    #[default]
+    Unconfined,
+    /// podwright's own default.
+    RuntimeDefault,
+    /// A profile on the node: a file path (seccomp) or a loaded profile's name (AppArmor).
+    Localhost(String),
+}
+
+/// SELinux label parts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SelinuxOptions {
+    /// user part.
+    pub user: String,
+    /// role part.
+    pub role: String,
+    /// type part.
+    pub kind: String,
+    /// level part.
+    pub level: String,
+}
+
+/// Capabilities to add to and drop from the configured default set; names with or without `CAP_`, or `ALL`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// Added.
+    pub add: Vec<String>,
+    /// Dropped; `ALL` first empties the default set.
+    pub drop: Vec<String>,
+    /// Added to the ambient set too.
+    pub add_ambient: Vec<String>,
+}
+
+/// What a sandbox's security context asks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxSecurity {
+    /// A privileged container needs a privileged sandbox.
+    pub privileged: bool,
+    /// Seccomp of the sandbox (there is no pause process; kept for the record).
+    pub seccomp: Profile,
+    /// SELinux label of the pod.
+    pub selinux: Option<SelinuxOptions>,
+}
+
+/// What a container's security context asks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerSecurity {
+    /// All capabilities, all devices, nothing masked.
+    pub privileged: bool,
+    /// Namespaces; network and ipc follow the sandbox's.
+    pub namespaces: Namespaces,
+    /// User and groups.
+    pub run_as: RunAs,
+    /// Capabilities.
+    pub capabilities: Capabilities,
+    /// The root file system is mounted read-only.
+    pub readonly_rootfs: bool,
+    /// PR_SET_NO_NEW_PRIVS.
+    pub no_new_privs: bool,
+    /// Paths hidden from the container, exactly as sent.
+    pub masked_paths: Vec<PathBuf>,
+    /// Paths made read-only, exactly as sent.
+    pub readonly_paths: Vec<PathBuf>,
+    /// Seccomp profile.
+    pub seccomp: Profile,
+    /// AppArmor profile; None: not asked.
+    pub apparmor: Option<Profile>,
+    /// SELinux label.
+    pub selinux: Option<SelinuxOptions>,
+}

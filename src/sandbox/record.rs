@@ -1,0 +1,305 @@
+//! Records on disk: one directory a pod, one a container, each with `spec.json` (written once) and `state.json`.
+//!
+//! Owns their layout and versions and writes them atomically (temporary file, rename). Never decides anything.
+//!
+//! ```text
+//! <root>/pods/<sandbox>/spec.json                        fsynced: a reboot must still find whose network to give back
+//! <root>/pods/<sandbox>/state.json
+//! <root>/pods/<sandbox>/containers/<container>/spec.json    not fsynced: after a power cut there is no container
+//! <root>/pods/<sandbox>/containers/<container>/state.json
+//! ```
+
+use super::state::{ContainerState, SandboxState};
+use crate::host::users::User;
+use crate::model::{ContainerId, ContainerSpec, Resources, SandboxId, SandboxSpec};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+/// Version of every record; raised when a reader of the old one would misread the new one.
+const VERSION: u32 = 1;
+
+/// A record that cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The file system refused.
+    #[error("{operation} record {path}: {source}")]
+    Io {
+        /// write, read, remove.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The text is not a record.
+    #[error("record {path} is not readable: {source}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: serde_json::Error,
+    },
+    /// A newer daemon wrote it.
+    #[error("record {path} has version {found}, this daemon reads up to {VERSION}")]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Versioned<T> {
+    version: u32,
+    boot_id: String,
+    #[serde(flatten)]
+    body: T,
+}
+
+/// A pod's state record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PodState {
+    /// The sandbox's state.
+    pub sandbox: SandboxState,
+}
+
+/// A container's state record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// Its state.
+    pub container: ContainerState,
+    /// The limits in force.
+    pub resources: Resources,
+    /// The user that its image and request resolved to; None before the bundle was made.
+    pub user: Option<User>,
+}
+
+/// Everything known of a pod from disk.
+#[derive(Debug)]
+pub struct StoredPod {
+    /// Its spec.
+    pub spec: SandboxSpec,
+    /// Its state; None: the daemon died before it was written.
+    pub state: Option<PodState>,
+    /// Whether the state is of this boot.
+    pub this_boot: bool,
+    /// Its containers.
+    pub containers: Vec<StoredContainer>,
+}
+
+/// Everything known of a container from disk.
+#[derive(Debug)]
+pub struct StoredContainer {
+    /// Its spec.
+    pub spec: ContainerSpec,
+    /// Its state; None: the daemon died before it was written.
+    pub state: Option<ContainerRecord>,
+}
+
+/// The records of one root directory. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Records {
+    dir: PathBuf,
+    boot_id: String,
+}
+
+impl Records {
+    /// Opens `<root>/pods`.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn open(root: &Path, boot_id: &str) -> Result<Self, RecordError> {
+        let dir = root.join("pods");
+        fs::create_dir_all(&dir).map_err(io("make directory of", &dir))?;
+        Ok(Self { dir, boot_id: boot_id.to_owned() })
+    }
+
+    fn pod(&self, id: &SandboxId) -> PathBuf {
+        self.dir.join(id.as_str())
+    }
+
+    fn container(&self, pod: &SandboxId, id: &ContainerId) -> PathBuf {
+        self.pod(pod).join("containers").join(id.as_str())
+    }
+
+    /// Writes a new pod's spec and makes it durable before returning.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_pod(&self, spec: &SandboxSpec) -> Result<(), RecordError> {
+        let dir = self.pod(&spec.id);
+        fs::create_dir_all(dir.join("containers")).map_err(io("make directory of", &dir))?;
+        self.write(&dir.join("spec.json"), spec, Durability::Synced)?;
+        sync_dir(&self.dir)
+    }
+
+    /// Replaces a pod's state.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_pod_state(&self, id: &SandboxId, sandbox: &SandboxState) -> Result<(), RecordError> {
+        let body = PodState { sandbox: sandbox.clone() };
+        self.write(&self.pod(id).join("state.json"), &body, Durability::Renamed)
+    }
+
+    /// Writes a new container's spec.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_container(&self, spec: &ContainerSpec) -> Result<(), RecordError> {
+        let dir = self.container(&spec.sandbox_id, &spec.id);
+        fs::create_dir_all(&dir).map_err(io("make directory of", &dir))?;
+        self.write(&dir.join("spec.json"), spec, Durability::Renamed)
+    }
+
+    /// Replaces a container's state.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_container_state(
+        &self,
+        pod: &SandboxId,
+        id: &ContainerId,
+        record: &ContainerRecord,
+    ) -> Result<(), RecordError> {
+        self.write(&self.container(pod, id).join("state.json"), record, Durability::Renamed)
+    }
+
+    /// Removes a container's records; absent is fine.
+    ///
+    /// # Errors
+    /// When they cannot be removed.
+    pub fn remove_container(&self, pod: &SandboxId, id: &ContainerId) -> Result<(), RecordError> {
+        remove_tree(&self.container(pod, id))
+    }
+
+    /// Removes a pod's records; absent is fine.
+    ///
+    /// # Errors
+    /// When they cannot be removed.
+    pub fn remove_pod(&self, id: &SandboxId) -> Result<(), RecordError> {
+        remove_tree(&self.pod(id))
+    }
+
+    /// Reads every pod. A pod that cannot be read is moved to `<root>/pods.quarantine` and told, never dropped.
+    ///
+    /// # Errors
+    /// When the directory itself cannot be listed.
+    pub fn load(&self) -> Result<(Vec<StoredPod>, Vec<RecordError>), RecordError> {
+        let (mut pods, mut broken) = (Vec::new(), Vec::new());
+        for entry in fs::read_dir(&self.dir).map_err(io("list", &self.dir))? {
+            let path = entry.map_err(io("list", &self.dir))?.path();
+            let named_as_a_pod = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| SandboxId::parse(n).is_ok());
+            if !named_as_a_pod {
+                continue;
+            }
+            match self.load_pod(&path, &mut broken) {
+                Ok(pod) => pods.push(pod),
+                Err(error) => {
+                    broken.push(error);
+                    self.quarantine(&path);
+                }
+            }
+        }
+        Ok((pods, broken))
+    }
+
+    fn load_pod(&self, dir: &Path, broken: &mut Vec<RecordError>) -> Result<StoredPod, RecordError> {
+        let spec: Versioned<SandboxSpec> = read(&dir.join("spec.json"))?;
+        let state: Option<Versioned<PodState>> = read_optional(&dir.join("state.json"))?;
+        let this_boot = state.as_ref().map_or(spec.boot_id == self.boot_id, |s| s.boot_id == self.boot_id);
+        let mut containers = Vec::new();
+        let containers_dir = dir.join("containers");
+        for entry in fs::read_dir(&containers_dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let loaded = read::<Versioned<ContainerSpec>>(&path.join("spec.json")).and_then(|spec| {
+                let state: Option<Versioned<ContainerRecord>> = read_optional(&path.join("state.json"))?;
+                Ok(StoredContainer { spec: spec.body, state: state.map(|s| s.body) })
+            });
+            match loaded {
+                Ok(container) => containers.push(container),
+                Err(error) => {
+                    broken.push(error);
+                    self.quarantine(&path);
+                }
+            }
+        }
+        Ok(StoredPod { spec: spec.body, state: state.map(|s| s.body), this_boot, containers })
+    }
+
+    fn quarantine(&self, path: &Path) {
+        let shelf = self.dir.with_extension("quarantine");
+        let Some(name) = path.file_name() else { return };
+        let moved = fs::create_dir_all(&shelf).and_then(|()| fs::rename(path, shelf.join(name)));
+        if let Err(error) = moved {
+            tracing::error!(path = %path.display(), %error, "cannot move an unreadable record aside");
+        }
+    }
+
+    fn write<T: Serialize>(&self, path: &Path, body: &T, durability: Durability) -> Result<(), RecordError> {
+        let text = serde_json::to_vec(&Versioned { version: VERSION, boot_id: self.boot_id.clone(), body })
+            .map_err(|source| RecordError::Malformed { path: path.to_owned(), source })?;
+        write_atomic(path, &text, durability).map_err(io("write", path))
+    }
+}
+
+/// What a write survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Durability {
+    /// The daemon's death.
+    Renamed,
+    /// A power cut.
+    Synced,
+}
+
+fn write_atomic(path: &Path, text: &[u8], durability: Durability) -> std::io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    let mut file = fs::File::create(&temporary)?;
+    file.write_all(text)?;
+    if durability == Durability::Synced {
+        file.sync_data()?;
+    }
+    fs::rename(&temporary, path)?;
+    match (durability, path.parent()) {
+        (Durability::Synced, Some(dir)) => fs::File::open(dir)?.sync_all(),
+        _ => Ok(()),
+    }
+}
+
+fn sync_dir(dir: &Path) -> Result<(), RecordError> {
+    fs::File::open(dir).and_then(|d| d.sync_all()).map_err(io("sync directory of", dir))
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Versioned<T>, RecordError> {
+    let text = fs::read(path).map_err(io("read", path))?;
+    #[derive(Deserialize)]
+    struct Head {
+        version: u32,
+    }
+    let malformed = |source| RecordError::Malformed { path: path.to_owned(), source };
+    let head: Head = serde_json::from_slice(&text).map_err(malformed)?;
+    if head.version > VERSION {
+        return Err(RecordError::Version { path: path.to_owned(), found: head.version });
+    }
+    serde_json::from_slice(&text).map_err(malformed)
+}
+
+fn read_optional<T: DeserializeOwned>(path: &Path) -> Result<Option<Versioned<T>>, RecordError> {
+    if path.exists() { read(path).map(Some) } else { Ok(None) }
+}
+
+fn remove_tree(dir: &Path) -> Result<(), RecordError> {
+    match fs::remove_dir_all(dir) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(io("remove", dir)(source)),
+        _ => Ok(()),
+    }
+}
+
+fn io(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RecordError {
+    let path = path.to_owned();
+    move |source| RecordError::Io { operation, path, source }
+}

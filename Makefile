@@ -1,0 +1,118 @@
+# podwright: build, try, test. `make help` lists the targets.
+#
+# Works on a fresh Debian 12 with Rust, Go and apt, as root. Everything that is
+# made stands in build/ and target/; `make clean` removes build/ only.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+BIN := $(CURDIR)/build/bin
+TRIPLE := $(shell rustc -vV | sed -n 's/^host: //p')
+CRI_TOOLS := $(shell awk '$$1 == "require" && $$2 == "sigs.k8s.io/cri-tools" { print $$3 }' tests/critest/go.mod)
+CARGO_DENY := 0.20.2
+# The daemon under test must find the monitor that `build` made.
+export PODWRIGHT_MONITOR := $(BIN)/podwright-monitor
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: deps
+deps: ## Install the Debian packages that are missing (apt, root)
+	@scripts/deps.sh
+
+.PHONY: tools
+tools: $(BIN)/crictl $(BIN)/critest ## Build crictl and critest at the version of tests/critest/go.mod
+
+$(BIN)/crictl: tests/critest/go.mod
+	GOBIN=$(BIN) CGO_ENABLED=0 go install -ldflags '-X sigs.k8s.io/cri-tools/pkg/version.Version=$(CRI_TOOLS)' \
+		sigs.k8s.io/cri-tools/cmd/crictl@$(CRI_TOOLS)
+	@touch $@
+
+$(BIN)/critest: tests/critest/go.mod tests/critest/go.sum
+	@mkdir -p $(BIN)
+	cd tests/critest && CGO_ENABLED=0 go test -c -o $@ \
+		-ldflags '-X sigs.k8s.io/cri-tools/pkg/version.Version=$(CRI_TOOLS)' sigs.k8s.io/cri-tools/cmd/critest
+	@touch $@
+
+.PHONY: images
+images: ## Build the static programs of the stand-in images (busybox from Debian's source)
+	@tests/images/build.sh build/images
+
+.PHONY: build
+build: monitor ## Build the daemon (release) and the static pod monitor into build/bin
+	cargo build --release --locked
+	@install -D target/release/podwright $(BIN)/podwright
+
+# The monitor lives once per pod: static, without relocations, in its own target
+# directory so that its flags do not rebuild everything else.
+.PHONY: monitor
+monitor: ## Build only the pod monitor
+	RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' cargo build --locked --profile monitor \
+		-p podwright-monitor --target $(TRIPLE) --target-dir build/monitor-target
+	@install -D build/monitor-target/$(TRIPLE)/monitor/podwright-monitor $(BIN)/podwright-monitor
+
+.PHONY: testkit
+testkit: ## Build the test kit's command line
+	cargo build --locked -p podwright-testkit
+	@install -D target/debug/podwright-testkit $(BIN)/podwright-testkit
+
+.PHONY: run
+run: deps build testkit tools images ## Try it: a throw-away node runs a web pod, step by step (SERVE=1 keeps it up)
+	@scripts/run.sh
+
+.PHONY: test
+test: ## All checks in order: fmt, lint, unit, proto-check, e2e, critest
+	@$(MAKE) --no-print-directory deps
+	@$(MAKE) --no-print-directory fmt
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory proto-check
+	@$(MAKE) --no-print-directory e2e
+	@$(MAKE) --no-print-directory critest
+
+.PHONY: fmt
+fmt: ## Check the formatting (`cargo fmt --all` corrects it)
+	cargo fmt --all -- --check
+
+.PHONY: lint
+lint: ## clippy on everything, warnings are errors
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+.PHONY: unit
+unit: ## Tests beside the code, of all crates
+	cargo test --workspace --lib --bins --locked
+
+.PHONY: proto-check
+proto-check: ## Check our copy of the CRI contract against its source
+	tests/proto-check/run.sh
+
+.PHONY: e2e
+e2e: build images ## Integration tests: the real daemon on scratch nodes
+	if compgen -G 'tests/*.rs' >/dev/null; then cargo test --locked --test '*'; fi
+
+.PHONY: critest
+critest: build testkit tools images ## The Kubernetes CRI conformance suite
+	tests/critest/suite.sh
+
+.PHONY: bench
+bench: build testkit tools images ## Measure against Debian's containerd
+	@scripts/deps.sh containerd
+	tests/bench/run.sh
+
+.PHONY: deny
+deny: $(BIN)/cargo-deny ## Check licences, bans and sources of the dependencies (builds cargo-deny once)
+	$(BIN)/cargo-deny --locked check bans licenses sources
+
+$(BIN)/cargo-deny:
+	cargo install --locked --quiet --root $(CURDIR)/build --target-dir build/cargo-deny-target cargo-deny@$(CARGO_DENY)
+	@rm -rf build/cargo-deny-target
+
+.PHONY: sweep
+sweep: testkit ## Remove what killed test runs have left on this machine
+	$(BIN)/podwright-testkit sweep
+
+.PHONY: clean
+clean: ## Remove build/
+	rm -rf build

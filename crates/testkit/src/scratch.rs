@@ -1,0 +1,424 @@
+//! A node in a directory: everything that a daemon under test reads and writes.
+//!
+//! Owns the directory `/run/podwright-test/<id>` with the daemon's configuration,
+//! a CNI network of its own (bridge, subnet, address records), its own place for
+//! network namespaces and its own cgroup parent, all named after the id, so that
+//! [`crate::ledger`] can find and [`crate::teardown`] can remove every trace.
+//! It never starts the daemon and never touches the host's own CNI or images.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::programs::workspace;
+use crate::{certs_d, host_ports, teardown};
+
+/// Where scratch nodes live unless `PODWRIGHT_SCRATCH` names another directory.
+const DEFAULT_BASE: &str = "/run/podwright-test";
+
+/// The file by which a scratch node is known again from its directory alone.
+const RECORD: &str = "scratch.json";
+
+/// What a scratch node is made like.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The registry that stand-in names lead to; none: pulls fail.
+    pub registry: Option<SocketAddr>,
+    /// Hosts that lead to it.
+    pub hosts: Vec<String>,
+    /// Whether pods reach beyond the bridge by masquerading (iptables rules).
+    pub ip_masq: bool,
+    /// Whether the daemon serves /metrics, on a free loopback port.
+    pub metrics: bool,
+    /// The OCI runtime that pods get by default.
+    pub runtime: String,
+    /// Further TOML for a drop-in, `config.toml.d/50-test.toml`.
+    pub extra_config: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            registry: None,
+            hosts: certs_d::STAND_IN_HOSTS.iter().map(|host| (*host).to_owned()).collect(),
+            ip_masq: true,
+            metrics: true,
+            // crun refuses hosts that mount cgroup v1 and v2 together; runc takes both.
+            runtime: "runc".to_owned(),
+            extra_config: String::new(),
+        }
+    }
+}
+
+/// What is written to [`RECORD`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Record {
+    id: String,
+    octet: u8,
+    metrics: Option<SocketAddr>,
+}
+
+/// A scratch node. Dropping it removes every trace of it.
+#[derive(Debug)]
+pub struct Scratch {
+    root: PathBuf,
+    record: Record,
+    keep: bool,
+}
+
+impl Scratch {
+    /// A node with the default [`Options`].
+    ///
+    /// # Errors
+    /// As [`Self::with`].
+    pub fn new() -> Result<Self> {
+        Self::with(&Options::default())
+    }
+
+    /// A node with the default [`Options`] and a registry.
+    ///
+    /// # Errors
+    /// As [`Self::with`].
+    pub fn with_registry(registry: SocketAddr) -> Result<Self> {
+        Self::with(&Options { registry: Some(registry), ..Options::default() })
+    }
+
+    /// Makes the directory and writes all configuration.
+    ///
+    /// # Errors
+    /// Fails when the directory cannot be made or no subnet is free.
+    pub fn with(options: &Options) -> Result<Self> {
+        let base = base();
+        std::fs::create_dir_all(&base).with_context(|| format!("create {}", base.display()))?;
+        let random = random_bytes()?;
+        let id = format!("podw{:02x}{:02x}{:02x}", random[0], random[1], random[2]);
+        let _lock = lock(&base)?;
+        if !host_ports::exist() {
+            let mark = host_ports_mark(&base);
+            std::fs::write(&mark, "").with_context(|| format!("write {}", mark.display()))?;
+        }
+        let octet = take_subnet(&base, random[3], &id)?;
+        let metrics = if options.metrics { Some(free_address()?) } else { None };
+        let scratch = Self { root: base.join(&id), record: Record { id, octet, metrics }, keep: false };
+        scratch.write(options).with_context(|| format!("write scratch node {}", scratch.root.display()))?;
+        Ok(scratch)
+    }
+
+    /// Knows a node again that another process made.
+    ///
+    /// # Errors
+    /// Fails when `root` is no scratch node.
+    pub fn open(root: &Path) -> Result<Self> {
+        let file = root.join(RECORD);
+        let text = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+        let record = serde_json::from_slice(&text).with_context(|| format!("parse {}", file.display()))?;
+        Ok(Self { root: root.to_owned(), record, keep: true })
+    }
+
+    /// All nodes that stand on this machine, of this and of other processes.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        let entries = std::fs::read_dir(base()).into_iter().flatten().flatten();
+        entries.filter_map(|entry| Self::open(&entry.path()).ok()).collect()
+    }
+
+    /// Leaves the node in place when this value is dropped.
+    #[must_use]
+    pub fn keep(mut self) -> Self {
+        self.keep = true;
+        self
+    }
+
+    /// The id, which is also the bridge's name and the cgroup parent's.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.record.id
+    }
+
+    /// The node's directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The daemon's configuration file.
+    #[must_use]
+    pub fn config_file(&self) -> PathBuf {
+        self.root.join("config.toml")
+    }
+
+    /// The CRI socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.root.join("cri.sock")
+    }
+
+    /// The CRI socket as crictl and critest want it.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("unix://{}", self.socket().display())
+    }
+
+    /// The daemon's log, appended to by every start.
+    #[must_use]
+    pub fn daemon_log(&self) -> PathBuf {
+        self.root.join("daemon.log")
+    }
+
+    /// Where `/metrics` is served, if it is.
+    #[must_use]
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        self.record.metrics
+    }
+
+    /// The `certs.d` directory.
+    #[must_use]
+    pub fn certs_dir(&self) -> PathBuf {
+        self.root.join("certs.d")
+    }
+
+    /// The CNI configuration directory.
+    #[must_use]
+    pub fn cni_conf_dir(&self) -> PathBuf {
+        self.root.join("cni/net.d")
+    }
+
+    /// The host-local plugin's address records.
+    #[must_use]
+    pub fn ipam_dir(&self) -> PathBuf {
+        self.root.join("cni/ipam")
+    }
+
+    /// libcni's result cache.
+    #[must_use]
+    pub fn cni_cache_dir(&self) -> PathBuf {
+        self.root.join("cni/cache")
+    }
+
+    /// Where pods' network namespaces are pinned.
+    #[must_use]
+    pub fn netns_dir(&self) -> PathBuf {
+        self.root.join("netns")
+    }
+
+    /// A directory for pod logs.
+    #[must_use]
+    pub fn logs_dir(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+
+    /// The bridge of the node's network.
+    #[must_use]
+    pub fn bridge(&self) -> &str {
+        &self.record.id
+    }
+
+    /// What every address of the node's network begins with: `10.88.x.`
+    #[must_use]
+    pub fn subnet_prefix(&self) -> String {
+        format!("10.88.{}.", self.record.octet)
+    }
+
+    /// The cgroup parent of pods that name none; pods of tests that do name one should stay below it.
+    #[must_use]
+    pub fn cgroup_parent(&self) -> String {
+        format!("/{}", self.record.id)
+    }
+
+    /// Points image names to a registry (again).
+    ///
+    /// # Errors
+    /// Fails when a file cannot be written.
+    pub fn set_registry(&self, registry: SocketAddr, hosts: &[impl AsRef<str>]) -> Result<()> {
+        certs_d::write(&self.certs_dir(), registry, hosts)
+    }
+
+    /// Writes the network configuration: bridge, host-local addresses, portmap.
+    ///
+    /// # Errors
+    /// Fails when the file cannot be written.
+    pub fn write_network(&self, ip_masq: bool) -> Result<()> {
+        let subnet = format!("{}0/24", self.subnet_prefix());
+        let list = json!({
+            "cniVersion": "1.0.0",
+            "name": self.id(),
+            "plugins": [
+                {
+                    "type": "bridge",
+                    "bridge": self.bridge(),
+                    "isGateway": true,
+                    "ipMasq": ip_masq,
+                    "hairpinMode": true,
+                    "ipam": {
+                        "type": "host-local",
+                        "dataDir": self.ipam_dir(),
+                        "ranges": [[{ "subnet": subnet }]],
+                        "routes": [{ "dst": "0.0.0.0/0" }],
+                    },
+                },
+                { "type": "portmap", "capabilities": { "portMappings": true } },
+            ],
+        });
+        let file = self.cni_conf_dir().join("10-scratch.conflist");
+        std::fs::write(&file, format!("{list:#}\n")).with_context(|| format!("write {}", file.display()))
+    }
+
+    fn write(&self, options: &Options) -> Result<()> {
+        for dir in [self.cni_conf_dir(), self.ipam_dir(), self.netns_dir(), self.certs_dir(), self.logs_dir()]
+        {
+            std::fs::create_dir_all(dir)?;
+        }
+        std::fs::write(self.root.join(RECORD), serde_json::to_vec(&self.record)?)?;
+        if let Some(registry) = options.registry {
+            self.set_registry(registry, &options.hosts)?;
+        }
+        self.write_network(options.ip_masq)?;
+        std::fs::write(self.config_file(), self.config(options))?;
+        if !options.extra_config.is_empty() {
+            let drop_ins = self.root.join("config.toml.d");
+            std::fs::create_dir_all(&drop_ins)?;
+            std::fs::write(drop_ins.join("50-test.toml"), &options.extra_config)?;
+        }
+        Ok(())
+    }
+
+    fn config(&self, options: &Options) -> String {
+        let root = self.root.display();
+        let runtime = &options.runtime;
+        let metrics = self.metrics().map_or_else(String::new, |address| address.to_string());
+        format!(
+            r#"root = "{root}/root"
+state = "{root}/state"
+
+[grpc]
+socket = "{socket}"
+
+[monitor]
+binary = "{monitor}"
+
+[runtime]
+default = "{runtime}"
+
+[runtime.handlers.{runtime}]
+path = "{runtime}"
+
+[cgroups]
+default_parent = "{cgroup}"
+
+[network]
+conf_dir = "{conf}"
+bin_dirs = ["/usr/lib/cni", "/opt/cni/bin"]
+cache_dir = "{cache}"
+netns_dir = "{netns}"
+
+[images]
+certs_dirs = ["{certs}"]
+
+[metrics]
+address = "{metrics}"
+"#,
+            socket = self.socket().display(),
+            monitor = monitor_binary().display(),
+            cgroup = self.cgroup_parent(),
+            conf = self.cni_conf_dir().display(),
+            cache = self.cni_cache_dir().display(),
+            netns = self.netns_dir().display(),
+            certs = self.certs_dir().display(),
+        )
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if !self.keep {
+            teardown::remove(self);
+        }
+    }
+}
+
+/// The directory that holds all scratch nodes.
+#[must_use]
+pub fn base() -> PathBuf {
+    std::env::var_os("PODWRIGHT_SCRATCH").map_or_else(|| PathBuf::from(DEFAULT_BASE), PathBuf::from)
+}
+
+/// The file that reserves a node's subnet among all nodes of this machine.
+pub(crate) fn subnet_file(base: &Path, octet: u8) -> PathBuf {
+    base.join(format!("subnet-{octet}"))
+}
+
+/// Holds off other processes' nodes from appearing or disappearing, until the file is dropped.
+pub(crate) fn lock(base: &Path) -> Result<std::fs::File> {
+    let path = base.join(".lock");
+    let locked = || {
+        let file = std::fs::File::options().create(true).append(true).open(&path)?;
+        file.lock()?;
+        std::io::Result::Ok(file)
+    };
+    locked().with_context(|| format!("lock {}", path.display()))
+}
+
+/// Says, while it exists, that the portmap plugin's host-wide chains came after the first scratch node.
+pub(crate) fn host_ports_mark(base: &Path) -> PathBuf {
+    base.join("host-ports-are-ours")
+}
+
+pub(crate) fn octet(scratch: &Scratch) -> u8 {
+    scratch.record.octet
+}
+
+/// Reserves the first free `10.88.x.0/24` from `start` on.
+fn take_subnet(base: &Path, start: u8, id: &str) -> Result<u8> {
+    for step in 0..=u8::MAX {
+        let octet = start.wrapping_add(step);
+        let file = subnet_file(base, octet);
+        match std::fs::File::create_new(&file) {
+            Ok(_) => {
+                std::fs::write(&file, id)?;
+                return Ok(octet);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error).with_context(|| format!("create {}", file.display())),
+        }
+    }
+    anyhow::bail!("all 256 scratch subnets are taken; `podwright-testkit sweep` frees those of dead tests")
+}
+
+/// `PODWRIGHT_MONITOR`, or where `make build` puts the monitor.
+fn monitor_binary() -> PathBuf {
+    std::env::var_os("PODWRIGHT_MONITOR")
+        .map_or_else(|| workspace().join("build/bin/podwright-monitor"), PathBuf::from)
+}
+
+fn free_address() -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
+    listener.local_addr().context("find a free port")
+}
+
+fn random_bytes() -> Result<[u8; 4]> {
+    use std::io::Read as _;
+    let mut bytes = [0; 4];
+    let mut source = std::fs::File::open("/dev/urandom").context("open /dev/urandom")?;
+    source.read_exact(&mut bytes).context("read /dev/urandom")?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_nodes_share_nothing_and_leave_nothing() {
+        let (a, b) = (Scratch::new().unwrap(), Scratch::new().unwrap());
+        assert_ne!(a.id(), b.id());
+        assert_ne!(a.subnet_prefix(), b.subnet_prefix());
+        let reserved = subnet_file(&base(), octet(&a));
+        assert!(a.config_file().exists() && reserved.exists());
+        let root = a.root().to_owned();
+        drop(a);
+        assert!(!root.exists() && !reserved.exists() && b.config_file().exists());
+    }
+}

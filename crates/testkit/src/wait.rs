@@ -1,0 +1,24 @@
+//! Waiting for a condition of another process, with a deadline.
+//!
+//! Owns the one polling loop of the test kit. It never guesses a time: the
+//! caller states the condition, the loop ends at the first moment it holds.
+
+use std::time::{Duration, Instant};
+
+/// How often a condition is looked at again: short, since most are met at once.
+const STEP: Duration = Duration::from_millis(5);
+
+/// Calls `ready` until it gives a value, at most for `limit`.
+///
+/// # Errors
+/// Fails with `what` and the time waited when the limit has passed.
+pub fn wait_for<T>(what: &str, limit: Duration, mut ready: impl FnMut() -> Option<T>) -> anyhow::Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = ready() {
+            return Ok(value);
+        }
+        anyhow::ensure!(start.elapsed() < limit, "{what}: not so within {limit:?}");
+        std::thread::sleep(STEP);
+    }
+}

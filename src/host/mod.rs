@@ -1,1 +1,3 @@
-//! Stub.
+//! Mechanisms of the host, and the only place that runs other programs. Knows no policy of pods or images.
+
+pub mod monitor;

@@ -309,7 +309,10 @@ fn terminals() {
     assert_eq!(pod.client.exit_of("c1").exit_code, 0);
     // Busybox complains, on its terminal, for as long as there is no size.
     let log = pod.log("c1");
-    assert_eq!((log.first().unwrap().as_str(), log.last().unwrap().as_str()), ("stdout F one", "stdout F two"));
+    assert_eq!(
+        (log.first().unwrap().as_str(), log.last().unwrap().as_str()),
+        ("stdout F one", "stdout F two")
+    );
     assert!(!std::fs::read_to_string(pod.log_path("c1")).unwrap().contains('\r'));
 
     pod.run("c2", &["sleep", "1000"]);

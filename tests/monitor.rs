@@ -1,5 +1,7 @@
 //! The daemon's monitor client with the real monitor, without containers: those are in the monitor's own tests.
 
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;

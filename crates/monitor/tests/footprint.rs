@@ -1,6 +1,9 @@
 //! What ten pods cost in memory. Only meaningful for the static release build:
 //! `PODWRIGHT_MONITOR=<binary> cargo test -p podwright-monitor --test footprint -- --ignored --nocapture`
 
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+#![allow(clippy::print_stderr, reason = "the figures are its purpose")]
+
 mod support;
 
 use podwright_monitor_proto::{Event, Reply, Request};
@@ -22,20 +25,45 @@ fn ten_pods() {
     std::thread::sleep(std::time::Duration::from_millis(2500));
     let sizes: Vec<u64> = pods.iter().map(|pod| podwright_sys::proc::pss_kib(pod.pid()).unwrap()).collect();
     eprintln!("Pss of ten monitors in KiB: {sizes:?}");
-    let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", pods[9].pid())).unwrap();
-    eprintln!("{rollup}");
-    let maps = std::fs::read_to_string(format!("/proc/{}/smaps", pods[9].pid())).unwrap();
-    for line in maps.lines() {
-        if line.contains('-') && line.contains(' ') && !line.ends_with("kB")
-            || line.starts_with("Pss:")
-            || line.starts_with("Private_Dirty")
-        {
-            eprintln!("{line}");
-        }
-    }
+    let init = Pod::launch("sizeinit", |launch| launch.namespaces.pid = true);
+    let pss = podwright_sys::proc::pss_kib(init.record.init.unwrap().pid).unwrap();
+    eprintln!("Pss of a pod init in KiB: {pss}");
+    let mut init = init;
+    init.shutdown();
     for pod in &mut pods {
         pod.shutdown();
         assert!(pod.client.events.iter().any(|event| matches!(event, Event::ContainerExited { .. })));
     }
     assert!(sizes.iter().all(|size| *size <= BUDGET_KIB), "{sizes:?}");
+}
+
+#[test]
+#[ignore = "takes a while"]
+fn a_gigabyte_of_output() {
+    for (name, command) in [
+        ("no line ends", "dd if=/dev/zero bs=65536 count=16384"),
+        (
+            "lines of 60 bytes",
+            "yes 0123456789012345678901234567890123456789012345678901234567 | dd bs=65536 count=16384 iflag=fullblock",
+        ),
+    ] {
+        let mut pod = Pod::launch("load", |_| {});
+        std::os::unix::fs::symlink("busybox", pod.path("yes")).unwrap();
+        let start = std::time::Instant::now();
+        pod.bundle("c1", &["sh", "-c", &command.replace("yes ", "busybox yes ")], |_| {});
+        let mut request = pod.create_request("c1");
+        // Where writing costs nothing, so that the monitor is what is measured.
+        request.log_path = Some(format!("/dev/shm/podwright-test-{}.log", pod.id));
+        pod.run_with(request.clone());
+        let peak = || podwright_sys::proc::pss_kib(pod.pid()).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let during = peak();
+        assert_eq!(pod.client.exit_of("c1").exit_code, 0);
+        let seconds = start.elapsed().as_secs_f64();
+        let path = request.log_path.unwrap();
+        let size = std::fs::metadata(&path).unwrap().len();
+        std::fs::remove_file(&path).unwrap();
+        eprintln!("{name}: 1 GiB in {seconds:.2} s, log of {size} bytes, Pss meanwhile {during} KiB");
+        pod.shutdown();
+    }
 }

@@ -1,5 +1,7 @@
 //! Every message and record of version 1, byte for byte: what an old monitor says must stay readable.
 
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 

@@ -233,7 +233,7 @@ impl Pod {
     fn take_signals(&mut self) {
         let mut children = false;
         loop {
-            match self.signals.next() {
+            match self.signals.take() {
                 Ok(Some(received)) if received.signal == SIGCHLD => children = true,
                 Ok(Some(received)) => {
                     self.diary

@@ -19,7 +19,7 @@ pub(crate) fn run() -> i32 {
         while let Ok(Some(_)) = process::reap_any() {}
         let mut fds = [PollFd::new(&signals, PollFlags::IN)];
         let _ = poll(&mut fds, None);
-        while let Ok(Some(received)) = signals.next() {
+        while let Ok(Some(received)) = signals.take() {
             // A sender inside the namespace has a pid here: a container may not end its pod this way.
             if received.signal == SIGTERM && received.sender == 0 {
                 return 0;

@@ -50,8 +50,9 @@ impl Pod {
         } else if let Some(serial) = self.running_with(exit.pid) {
             self.container_ended(serial, exit.ended, exit.at_ns);
         } else if let Some(at) = self.execs.iter().position(|exec| exec.process.pid == exit.pid) {
-            let exec = self.execs.remove(at);
-            self.exec_ended(&exec.id, exit.ended);
+            // Its handle is closed before anybody is told.
+            let id = self.execs.remove(at).id;
+            self.exec_ended(&id, exit.ended);
         } else if self.namespaces.init.is_some_and(|init| init.pid == exit.pid) {
             self.namespaces.init = None;
             self.diary.note(format!("pod init {} ended: {:?}", exit.pid, exit.ended));

@@ -1,5 +1,7 @@
 //! The real binary with the real runc: containers from create to exit, with the daemon there and not there.
 
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
 mod support;
 
 use std::io::{Read as _, Write as _};
@@ -309,7 +311,10 @@ fn terminals() {
     assert_eq!(pod.client.exit_of("c1").exit_code, 0);
     // Busybox complains, on its terminal, for as long as there is no size.
     let log = pod.log("c1");
-    assert_eq!((log.first().unwrap().as_str(), log.last().unwrap().as_str()), ("stdout F one", "stdout F two"));
+    assert_eq!(
+        (log.first().unwrap().as_str(), log.last().unwrap().as_str()),
+        ("stdout F one", "stdout F two")
+    );
     assert!(!std::fs::read_to_string(pod.log_path("c1")).unwrap().contains('\r'));
 
     pod.run("c2", &["sleep", "1000"]);
@@ -400,5 +405,43 @@ fn output_without_a_log_is_drained() {
     request.log_path = None;
     pod.run_with(request);
     assert_eq!(pod.client.exit_of("c1").exit_code, 0);
+    pod.shutdown();
+}
+
+#[test]
+fn many_requests_at_once_on_one_connection() {
+    let mut pod = Pod::launch("many", |_| {});
+    let ids: Vec<String> = (0..4).map(|number| format!("c{number}")).collect();
+    let created: Vec<RequestId> = ids
+        .iter()
+        .map(|id| {
+            pod.bundle(id, &["sleep", "1000"], |_| {});
+            let request = pod.create_request(id);
+            pod.client.send(Request::Create(Box::new(request)), &[])
+        })
+        .collect();
+    for request in created {
+        assert!(matches!(pod.client.wait(request), Reply::Created { .. }));
+    }
+    for id in &ids {
+        pod.runc(&["start", id]);
+    }
+    let files = pod.open_files();
+    let execs: Vec<(String, RequestId)> = (0..24)
+        .map(|number| {
+            let id = format!("e{number}");
+            let command = format!("exit {number}");
+            let request =
+                pod.exec_request(&id, &ids[number % ids.len()], &["sh", "-c", &command], number % 3 == 0);
+            (id, pod.client.send(Request::Exec(Box::new(request)), &[]))
+        })
+        .collect();
+    for (number, (id, request)) in execs.into_iter().enumerate() {
+        let reply = pod.client.wait(request);
+        assert!(matches!(reply, Reply::ExecStarted { .. }), "{reply:?}");
+        assert_eq!(pod.client.exec_exit_of(&id).0, i32::try_from(number).unwrap());
+    }
+    assert_eq!(pod.open_files(), files);
+    assert_eq!(pod.children().len(), ids.len());
     pod.shutdown();
 }

@@ -1,5 +1,7 @@
 //! The real binary without containers: launch, namespaces, connections, shutdown.
 
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
 mod support;
 
 use std::io::{Read as _, Write as _};

@@ -32,7 +32,7 @@ pub fn fork_child(body: impl FnOnce() -> i32) -> io::Result<u32> {
 
 /// Closes every descriptor from `first` on.
 ///
-/// # Safety
+/// # The caller's duty
 /// Not memory-unsafe, but every owner of such a descriptor in this process must be gone or never used again: call it
 /// first thing in a process, or in a forked child that keeps nothing.
 ///
@@ -131,7 +131,7 @@ impl Signals {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn next(&mut self) -> io::Result<Option<Received>> {
+    pub fn take(&mut self) -> io::Result<Option<Received>> {
         let Some(info) = self.0.read_signal()? else { return Ok(None) };
         let signal = i32::try_from(info.ssi_signo).map_err(io::Error::other)?;
         Ok(Some(Received { signal, sender: info.ssi_pid }))

@@ -127,7 +127,9 @@ pub(crate) struct Pod {
 
 pub(crate) fn spawn(dir: &Path) -> (Child, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let child = Command::new(env!("CARGO_BIN_EXE_podwright-monitor"))
+    // The release build can be tested in the place of the debug one.
+    let binary = std::env::var("PODWRIGHT_MONITOR");
+    let child = Command::new(binary.as_deref().unwrap_or(env!("CARGO_BIN_EXE_podwright-monitor")))
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())
         .stderr(Stdio::inherit())

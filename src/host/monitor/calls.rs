@@ -1,0 +1,258 @@
+//! The calls that a monitor takes, each with its deadline.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use podwright_monitor_proto::{
+    ContainerStatus, Create, Exec, ExecStatus, ExecStdio as StdioFlags, MonitorRecord, ProcessId, Reply,
+    Request, RequestFrame, Runtime, Target, encode,
+};
+use tokio::sync::{mpsc, oneshot};
+
+use super::MonitorError;
+use super::connection::{Answer, Command};
+
+/// For what a monitor does at once. It never waits for a disk or another process meanwhile, so that seconds mean that
+/// it is stopped or the node is badly overloaded.
+pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// For the OCI runtime's create and exec when the caller names none; kubelet's own limit for a call is two minutes.
+const RUNTIME_DEADLINE: Duration = Duration::from_secs(60);
+
+/// For a shutdown: longer than the monitor waits for killed containers (10 s).
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(15);
+
+/// A pod's monitor. Cheap to clone; the connection closes with the last clone.
+#[derive(Debug, Clone)]
+pub struct Monitor {
+    info: Arc<MonitorRecord>,
+    link: Link,
+}
+
+/// Descriptors for an exec; /dev/null for what is missing.
+#[derive(Debug, Default)]
+pub struct ExecStdio {
+    /// Read by the process.
+    pub stdin: Option<OwnedFd>,
+    /// Written by the process.
+    pub stdout: Option<OwnedFd>,
+    /// Written by the process.
+    pub stderr: Option<OwnedFd>,
+}
+
+/// An exec that runs.
+#[derive(Debug)]
+pub struct ExecStarted {
+    /// The process in the host's pid namespace.
+    pub pid: u32,
+    /// Master of its terminal, if it has one.
+    pub terminal: Option<OwnedFd>,
+}
+
+/// What became of a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignalOutcome {
+    /// The kernel took it.
+    Sent,
+    /// There is no such process any more.
+    AlreadyExited,
+}
+
+/// What a monitor has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// In order of creation.
+    pub containers: Vec<ContainerStatus>,
+    /// Those that run.
+    pub execs: Vec<ExecStatus>,
+}
+
+impl Monitor {
+    pub(super) fn new(info: MonitorRecord, link: Link) -> Self {
+        Self { info: Arc::new(info), link }
+    }
+
+    /// Who and where it is: process, namespace paths.
+    #[must_use]
+    pub fn info(&self) -> &MonitorRecord {
+        &self.info
+    }
+
+    /// Creates a container; it waits for the runtime's start. The runtime is killed after `deadline_ms` (a minute if
+    /// not given).
+    ///
+    /// # Errors
+    /// `Refused` with the runtime's own message, among others.
+    pub async fn create(&self, mut request: Create) -> Result<ProcessId, MonitorError> {
+        let deadline = runtime_deadline(&mut request.deadline_ms);
+        match self.link.call("create", Request::Create(Box::new(request)), vec![], deadline).await? {
+            (Reply::Created { pid, start_time }, _) => Ok(ProcessId { pid, start_time }),
+            _ => Err(self.link.mismatch("create")),
+        }
+    }
+
+    /// Runs a process in a container. Its end comes as an event.
+    ///
+    /// # Errors
+    /// `Refused` with the runtime's own message, among others.
+    pub async fn exec(
+        &self,
+        exec_id: String,
+        container_id: String,
+        runtime: Runtime,
+        process_file: String,
+        terminal: bool,
+        deadline: Option<Duration>,
+        stdio: ExecStdio,
+    ) -> Result<ExecStarted, MonitorError> {
+        let flags = StdioFlags {
+            stdin: stdio.stdin.is_some(),
+            stdout: stdio.stdout.is_some(),
+            stderr: stdio.stderr.is_some(),
+        };
+        let fds = [stdio.stdin, stdio.stdout, stdio.stderr].into_iter().flatten().collect();
+        let mut deadline_ms = deadline.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        let deadline = runtime_deadline(&mut deadline_ms);
+        let exec = Exec { exec_id, container_id, runtime, process_file, terminal, stdio: flags, deadline_ms };
+        match self.link.call("exec", Request::Exec(Box::new(exec)), fds, deadline).await? {
+            (Reply::ExecStarted { pid, .. }, terminal) => Ok(ExecStarted { pid, terminal }),
+            _ => Err(self.link.mismatch("exec")),
+        }
+    }
+
+    /// Sends a signal to a process, or to the group that it leads.
+    ///
+    /// # Errors
+    /// `Refused` for an unknown container or a number that is no signal, among others.
+    pub async fn signal(
+        &self,
+        target: Target,
+        signal: i32,
+        group: bool,
+    ) -> Result<SignalOutcome, MonitorError> {
+        let request = Request::Signal { target, signal, group };
+        match self.link.call("signal", request, vec![], CALL_DEADLINE).await?.0 {
+            Reply::Done => Ok(SignalOutcome::Sent),
+            Reply::AlreadyExited => Ok(SignalOutcome::AlreadyExited),
+            _ => Err(self.link.mismatch("signal")),
+        }
+    }
+
+    /// Switches a container to the file that is now at its log path; in use on return.
+    ///
+    /// # Errors
+    /// `Refused` when it does not run, and then no file was made.
+    pub async fn reopen_log(&self, container_id: String) -> Result<(), MonitorError> {
+        self.done("reopen log", Request::ReopenLog { container_id }, CALL_DEADLINE).await
+    }
+
+    /// Everything that the monitor has.
+    ///
+    /// # Errors
+    /// Those of every call.
+    pub async fn list(&self) -> Result<Listing, MonitorError> {
+        match self.link.call("list", Request::List, vec![], CALL_DEADLINE).await?.0 {
+            Reply::List { containers, execs } => Ok(Listing { containers, execs }),
+            _ => Err(self.link.mismatch("list")),
+        }
+    }
+
+    /// Drops an exited container and its exit record.
+    ///
+    /// # Errors
+    /// `Refused` when it has not exited, or is unknown.
+    pub async fn forget(&self, container_id: String) -> Result<(), MonitorError> {
+        self.done("forget", Request::Forget { container_id }, CALL_DEADLINE).await
+    }
+
+    /// Closes a container's standard input.
+    ///
+    /// # Errors
+    /// `Refused` when it does not run.
+    pub async fn close_stdin(&self, container_id: String) -> Result<(), MonitorError> {
+        self.done("close stdin", Request::CloseStdin { container_id }, CALL_DEADLINE).await
+    }
+
+    /// Sets a container's terminal size. An exec's is set on the descriptor that came with its start.
+    ///
+    /// # Errors
+    /// `Refused` when there is no terminal.
+    pub async fn resize(&self, target: Target, width: u16, height: u16) -> Result<(), MonitorError> {
+        self.done("resize", Request::Resize { target, width, height }, CALL_DEADLINE).await
+    }
+
+    /// Takes the pod's namespaces down and ends the monitor; with `force` it kills what runs first.
+    ///
+    /// # Errors
+    /// `Refused` when something still runs.
+    pub async fn shutdown(&self, force: bool) -> Result<(), MonitorError> {
+        self.done("shutdown", Request::Shutdown { force }, SHUTDOWN_DEADLINE).await
+    }
+
+    async fn done(
+        &self,
+        operation: &'static str,
+        request: Request,
+        deadline: Duration,
+    ) -> Result<(), MonitorError> {
+        match self.link.call(operation, request, vec![], deadline).await?.0 {
+            Reply::Done => Ok(()),
+            _ => Err(self.link.mismatch(operation)),
+        }
+    }
+}
+
+/// Fills in the default; returns how long to wait for the answer: the monitor needs a moment after the deadline.
+fn runtime_deadline(milliseconds: &mut Option<u64>) -> Duration {
+    let default = || u64::try_from(RUNTIME_DEADLINE.as_millis()).unwrap_or(u64::MAX);
+    Duration::from_millis(*milliseconds.get_or_insert_with(default)).saturating_add(CALL_DEADLINE)
+}
+
+/// Sends requests to the connection's task and waits for answers.
+#[derive(Debug, Clone)]
+pub(super) struct Link {
+    sandbox_id: Arc<str>,
+    commands: mpsc::Sender<Command>,
+    next: Arc<AtomicU64>,
+}
+
+impl Link {
+    pub(super) fn new(sandbox_id: &str, commands: mpsc::Sender<Command>) -> Self {
+        Self { sandbox_id: sandbox_id.into(), commands, next: Arc::new(AtomicU64::new(1)) }
+    }
+
+    pub(super) async fn call(
+        &self,
+        operation: &'static str,
+        request: Request,
+        fds: Vec<OwnedFd>,
+        deadline: Duration,
+    ) -> Result<Answer, MonitorError> {
+        let sandbox_id = || self.sandbox_id.to_string();
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let frame = encode(&RequestFrame { id, request }).map_err(|source| MonitorError::Encode {
+            operation,
+            sandbox_id: sandbox_id(),
+            source,
+        })?;
+        let (answer, receiver) = oneshot::channel();
+        let exchange = async {
+            self.commands.send(Command { id, frame, fds, answer }).await.ok()?;
+            receiver.await.ok()
+        };
+        match tokio::time::timeout(deadline, exchange).await {
+            Err(_) => Err(MonitorError::Unresponsive { operation, sandbox_id: sandbox_id(), deadline }),
+            Ok(None) => Err(MonitorError::Gone { operation, sandbox_id: sandbox_id() }),
+            Ok(Some((Reply::Error { kind, message }, _))) => {
+                Err(MonitorError::Refused { operation, sandbox_id: sandbox_id(), kind, message })
+            }
+            Ok(Some(answer)) => Ok(answer),
+        }
+    }
+
+    pub(super) fn mismatch(&self, operation: &'static str) -> MonitorError {
+        MonitorError::Mismatch { operation, sandbox_id: self.sandbox_id.to_string() }
+    }
+}

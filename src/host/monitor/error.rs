@@ -1,0 +1,119 @@
+//! What can go wrong between the daemon and a monitor.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use podwright_monitor_proto::{ErrorKind, FrameError};
+
+/// Failure of a call to a monitor, or of starting or finding one.
+#[derive(Debug, thiserror::Error)]
+pub enum MonitorError {
+    /// The binary could not be run.
+    #[error("start monitor {binary:?}: {source}")]
+    Spawn {
+        /// The binary.
+        binary: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The monitor's directory has no live monitor.
+    #[error("no monitor runs in {dir:?}: {reason}")]
+    NotRunning {
+        /// The monitor's directory.
+        dir: PathBuf,
+        /// What was found instead.
+        reason: String,
+    },
+    /// The monitor's record is damaged.
+    #[error("read monitor record {path:?}: {source}")]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The connection could not be made.
+    #[error("connect to monitor in {dir:?}: {source}")]
+    Connect {
+        /// The monitor's directory.
+        dir: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The monitor speaks another protocol.
+    #[error("monitor in {dir:?} speaks protocol {theirs}, this daemon {ours}", ours = podwright_monitor_proto::PROTOCOL_VERSION)]
+    Version {
+        /// The monitor's directory.
+        dir: PathBuf,
+        /// The monitor's version.
+        theirs: u32,
+    },
+    /// No answer within the deadline.
+    #[error("monitor of {sandbox_id} did not answer {operation} within {deadline:?}")]
+    Unresponsive {
+        /// What was asked.
+        operation: &'static str,
+        /// The pod.
+        sandbox_id: String,
+        /// How long was waited.
+        deadline: Duration,
+    },
+    /// The connection ended before the answer came.
+    #[error("connection to the monitor of {sandbox_id} ended during {operation}")]
+    Gone {
+        /// What was asked.
+        operation: &'static str,
+        /// The pod.
+        sandbox_id: String,
+    },
+    /// The monitor said no.
+    #[error("{operation} in pod {sandbox_id}: {message}")]
+    Refused {
+        /// What was asked.
+        operation: &'static str,
+        /// The pod.
+        sandbox_id: String,
+        /// For the program.
+        kind: ErrorKind,
+        /// For the reader.
+        message: String,
+    },
+    /// The answer was one to another question.
+    #[error("monitor of {sandbox_id} gave an answer to {operation} that does not fit")]
+    Mismatch {
+        /// What was asked.
+        operation: &'static str,
+        /// The pod.
+        sandbox_id: String,
+    },
+    /// The request is too large to be sent.
+    #[error("encode {operation} for the monitor of {sandbox_id}: {source}")]
+    Encode {
+        /// What was asked.
+        operation: &'static str,
+        /// The pod.
+        sandbox_id: String,
+        /// The cause.
+        source: FrameError,
+    },
+}
+
+impl MonitorError {
+    /// The monitor's own reason, if it gave one.
+    #[must_use]
+    pub fn kind(&self) -> Option<ErrorKind> {
+        match self {
+            Self::Refused { kind, .. } => Some(*kind),
+            Self::Spawn { .. }
+            | Self::NotRunning { .. }
+            | Self::Record { .. }
+            | Self::Connect { .. }
+            | Self::Version { .. }
+            | Self::Unresponsive { .. }
+            | Self::Gone { .. }
+            | Self::Mismatch { .. }
+            | Self::Encode { .. } => None,
+        }
+    }
+}

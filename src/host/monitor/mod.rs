@@ -1,0 +1,47 @@
+//! The daemon's side of a pod's monitor: starting one, finding one again, and talking to it.
+//!
+//! Owns the connection and its one task. Never owns anything that a container needs: when the daemon dies, the
+//! connection closes and the pod does not notice. Every call has a deadline; a monitor that does not answer
+//! ([`MonitorError::Unresponsive`]) holds up nobody but its caller.
+
+mod calls;
+mod connection;
+mod error;
+mod launch;
+
+use tokio::sync::mpsc;
+
+pub use calls::{ExecStarted, ExecStdio, Listing, Monitor, SignalOutcome};
+pub use error::MonitorError;
+pub use launch::{LaunchRequest, adopt, launch};
+pub use podwright_monitor_proto::{
+    ContainerState, ContainerStatus, Create as CreateRequest, ErrorKind, ExecStatus, ExitRecord,
+    MonitorRecord as MonitorInfo, NamespacePaths, NamespaceRequest, ProcessId, Runtime, Target,
+};
+
+/// What a monitor tells without being asked. In order; after [`MonitorEvent::Gone`] nothing comes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MonitorEvent {
+    /// A container's init is gone, its output is in its log, its exit record is on disk.
+    ContainerExited {
+        /// The container.
+        container_id: String,
+        /// As on disk.
+        exit: ExitRecord,
+    },
+    /// An exec's process is gone.
+    ExecExited {
+        /// The exec.
+        exec_id: String,
+        /// 128 + n for signal n.
+        exit_code: i32,
+        /// Signal that ended it.
+        signal: Option<i32>,
+    },
+    /// The connection ended: the monitor is dead, or more events waited than are kept. [`adopt`] tells which, and
+    /// [`Monitor::list`] what was missed.
+    Gone,
+}
+
+/// Events of one pod, bounded.
+pub type Events = mpsc::Receiver<MonitorEvent>;

@@ -1,0 +1,119 @@
+//! The daemon itself: configuration, lock, socket, signals, metrics.
+
+use crate::support::*;
+use podwright::cri::proto as pb;
+use podwright_testkit::Options;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+use std::time::{Duration, Instant};
+use tonic::Code;
+
+fn podwright() -> Command {
+    Command::new(podwright_testkit::default_binary())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn version_status_and_config_answer() {
+    let mut node = Node::new(Options::default()).await;
+    let version = node.runtime.version(pb::VersionRequest::default()).await.unwrap().into_inner();
+    assert_eq!((version.version.as_str(), version.runtime_name.as_str()), ("0.1.0", "podwright"));
+    assert_eq!((version.runtime_version.as_str(), version.runtime_api_version.as_str()), (env!("CARGO_PKG_VERSION"), "v1"));
+    let status = node.runtime.status(pb::StatusRequest { verbose: true }).await.unwrap().into_inner();
+    let conditions = status.status.unwrap().conditions;
+    for kind in ["RuntimeReady", "NetworkReady"] {
+        assert!(conditions.iter().any(|c| c.r#type == kind && c.status), "{conditions:?}");
+    }
+    assert!(status.runtime_handlers.iter().any(|h| h.name.is_empty()));
+    let config = node.runtime.runtime_config(pb::RuntimeConfigRequest {}).await.unwrap().into_inner();
+    assert_eq!(config.linux.unwrap().cgroup_driver(), pb::CgroupDriver::Cgroupfs);
+    refused(node.runtime.exec(pb::ExecRequest::default()).await, Code::Unimplemented, &["Exec"]);
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_socket_is_for_root_and_its_group_alone() {
+    let node = Node::new(Options::default()).await;
+    let mode = std::fs::metadata(node.scratch.socket()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_daemon_on_the_same_root_is_refused() {
+    let node = Node::new(Options::default()).await;
+    let output = podwright().args(["serve", "--config"]).arg(node.scratch.config_file()).output().unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("another podwright serves"), "{said}");
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_the_daemon_soon_and_touches_no_pod() {
+    let mut node = Node::with_busybox().await;
+    let (pod, id) = node.running("term", &[]).await;
+    let mut client = node.runtime.clone();
+    let request = pb::ExecSyncRequest { container_id: id.clone(), cmd: words(&["sleep", "60"]), timeout: 0 };
+    let hanging = tokio::spawn(async move { client.exec_sync(request).await });
+    let begun = Instant::now();
+    node.daemon.stop().unwrap();
+    // The promise of `serve`, not a measurement.
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(hanging.await.unwrap().is_err());
+    assert!(!node.scratch.socket().exists());
+    node.daemon.launch().unwrap();
+    assert_eq!(node.status(&id).await.unwrap().state(), pb::ContainerState::ContainerRunning);
+    assert_eq!(node.pod_status(&pod).await.unwrap().state(), pb::PodSandboxState::SandboxReady);
+    node.finish().await;
+}
+
+#[test]
+fn a_wrong_key_is_told_with_file_line_and_suggestion() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    std::fs::write(&file, "root = \"/tmp/x\"\n\n[grpc]\nsocked = \"/x\"\n").unwrap();
+    let output = podwright().args(["serve", "--config"]).arg(&file).output().unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("config.toml:4:") && said.contains("did you mean `socket`?"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_count_calls_steps_and_pulls() {
+    let mut node = Node::with_busybox().await;
+    node.running("metrics", &[]).await;
+    let refused_call = node.status(&"0".repeat(64)).await;
+    assert!(refused_call.is_err());
+    let address = node.scratch.metrics().unwrap();
+    let text = podwright_testkit::http::get(address, "/metrics").unwrap();
+    let text = String::from_utf8(text).unwrap();
+    for line in [
+        "podwright_rpcs_total{code=\"OK\",method=\"RunPodSandbox\"} 1",
+        "podwright_rpcs_total{code=\"NotFound\",method=\"ContainerStatus\"} 1",
+        "podwright_rpc_seconds_count{method=\"StartContainer\"} 1",
+        "podwright_step_seconds_count{operation=\"run_pod_sandbox\",step=\"network\"} 1",
+        "podwright_pulls_succeeded_total 1",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    let bytes = text.lines().find_map(|l| l.strip_prefix("podwright_pull_bytes_total ")).unwrap();
+    assert!(bytes.parse::<f64>().unwrap() > 100_000.0, "{bytes}");
+    assert_eq!(podwright_testkit::http::get(address, "/healthz").unwrap(), b"ok\n");
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_network_configuration_only_host_network_pods_run() {
+    let mut node = Node::new(Options::default()).await;
+    for entry in std::fs::read_dir(node.scratch.cni_conf_dir()).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    node.daemon.restart().unwrap();
+    let status = node.runtime.status(pb::StatusRequest { verbose: false }).await.unwrap().into_inner();
+    let network = status.status.unwrap().conditions.into_iter().find(|c| c.r#type == "NetworkReady").unwrap();
+    assert_eq!((network.status, network.reason.as_str()), (false, "NetworkPluginNotReady"));
+    let config = node.pod("nonet");
+    refused(node.run(&config).await, Code::Unavailable, &["no CNI configuration"]);
+    assert!(node.list_pods().await.is_empty());
+    node.finish().await;
+}

@@ -1,12 +1,7 @@
-<<<<<<< HEAD
 //! Mechanisms of the host: what runs programs, talks to the network and the kernel on behalf of the domain.
 //!
 //! Modules here do not see each other, except `command`, which those that run programs use.
 
 pub mod command;
-pub mod network;
-=======
-//! Mechanisms of the host, and the only place that runs other programs. Knows no policy of pods or images.
-
 pub mod monitor;
->>>>>>> monitor
+pub mod network;

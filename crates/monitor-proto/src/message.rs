@@ -29,7 +29,7 @@ pub enum Request {
         /// The client's [`crate::PROTOCOL_VERSION`].
         version: u32,
     },
-    /// Run the OCI runtime's create.
+    /// Run the OCI runtime's create, or its run.
     Create(Box<Create>),
     /// Run the OCI runtime's exec; descriptors may come along.
     Exec(Box<Exec>),
@@ -133,7 +133,7 @@ pub struct Runtime {
     pub args: Vec<String>,
 }
 
-/// A container to create. It does not run before the daemon calls the runtime's start.
+/// A container to create. Without `start` it does not run before the daemon calls the runtime's start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Create {
     /// The container.
@@ -142,6 +142,9 @@ pub struct Create {
     pub runtime: Runtime,
     /// Bundle directory with config.json; also holds runtime.log and the pid file.
     pub bundle: String,
+    /// Start it too, by the runtime's `run --detach`: one process of the runtime instead of two.
+    #[serde(default)]
+    pub start: bool,
     /// Instead of `<bundle>/pid`.
     #[serde(default)]
     pub pid_file: Option<String>,

@@ -87,6 +87,7 @@ fn requests() {
             container_id: "c1".into(),
             runtime: runtime(),
             bundle: "/b".into(),
+            start: false,
             pid_file: None,
             log_path: Some("/l".into()),
             log_max_line: None,
@@ -95,7 +96,7 @@ fn requests() {
             stdin_once: true,
             deadline_ms: Some(5),
         })),
-        r#"{"create":{"container_id":"c1","runtime":{"path":"/usr/bin/crun","args":["--root","/run/p"]},"bundle":"/b","pid_file":null,"log_path":"/l","log_max_line":null,"terminal":false,"stdin":true,"stdin_once":true,"deadline_ms":5}}"#,
+        r#"{"create":{"container_id":"c1","runtime":{"path":"/usr/bin/crun","args":["--root","/run/p"]},"bundle":"/b","start":false,"pid_file":null,"log_path":"/l","log_max_line":null,"terminal":false,"stdin":true,"stdin_once":true,"deadline_ms":5}}"#,
     );
     request(
         Request::Exec(Box::new(Exec {

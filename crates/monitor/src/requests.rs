@@ -180,11 +180,12 @@ impl Pod {
             streams.push(Stream::new(name, reader.into()));
             *end = Some(writer.into());
         }
+        let verb: &[&str] = if create.start { &["run", "--detach"] } else { &["create"] };
         let pid = runtime::spawn(
             &create.runtime,
             &files,
             console.as_ref(),
-            &["create", "--bundle", &create.bundle],
+            &[verb, &["--bundle", &create.bundle]].concat(),
             &create.container_id,
             stdio,
             self.setup.oom_score,

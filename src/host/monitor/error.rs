@@ -97,6 +97,16 @@ pub enum MonitorError {
         /// The cause.
         source: FrameError,
     },
+    /// What a dead monitor left could not be removed.
+    #[error("{operation} network namespace pin {path:?}: {source}")]
+    Sweep {
+        /// The operation.
+        operation: &'static str,
+        /// The pin.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
 }
 
 impl MonitorError {
@@ -113,7 +123,8 @@ impl MonitorError {
             | Self::Unresponsive { .. }
             | Self::Gone { .. }
             | Self::Mismatch { .. }
-            | Self::Encode { .. } => None,
+            | Self::Encode { .. }
+            | Self::Sweep { .. } => None,
         }
     }
 }

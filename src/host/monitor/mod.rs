@@ -8,12 +8,14 @@ mod calls;
 mod connection;
 mod error;
 mod launch;
+mod sweep;
 
 use tokio::sync::mpsc;
 
 pub use calls::{ExecStarted, ExecStdio, Listing, Monitor, SignalOutcome};
 pub use error::MonitorError;
 pub use launch::{LaunchRequest, adopt, launch};
+pub use sweep::sweep;
 pub use podwright_monitor_proto::{
     ContainerState, ContainerStatus, Create as CreateRequest, ErrorKind, ExecStatus, ExitRecord,
     MonitorRecord as MonitorInfo, NamespacePaths, NamespaceRequest, ProcessId, Runtime, Target,

@@ -245,6 +245,7 @@ impl Pod {
             container_id: id.into(),
             runtime: self.runtime(),
             bundle: self.path(id).to_str().unwrap().into(),
+            start: false,
             pid_file: None,
             log_path: Some(self.log_path(id).to_str().unwrap().into()),
             log_max_line: None,

@@ -1,0 +1,47 @@
+//! What a monitor that was killed leaves behind: its network namespace's pin and the pod's own PID 1.
+
+use super::MonitorError;
+use podwright_monitor_proto::{MONITOR_RECORD, MonitorRecord};
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
+use std::io;
+use std::path::Path;
+
+/// Linux's SIGKILL.
+const SIGKILL: i32 = 9;
+
+/// Removes the pin and ends the pod's PID 1, if they are there. To be called when no monitor runs in `dir`.
+///
+/// # Errors
+/// When the pin cannot be unmounted or removed.
+pub fn sweep(dir: &Path, netns_pin: &Path) -> Result<(), MonitorError> {
+    let error = |operation| {
+        move |source: io::Error| MonitorError::Sweep { operation, path: netns_pin.to_owned(), source }
+    };
+    kill_init(dir);
+    match unmount(netns_pin, UnmountFlags::DETACH) {
+        // EINVAL: it is no mount point (any more).
+        Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
+        Err(errno) => return Err(error("unmount")(errno.into())),
+    }
+    match std::fs::remove_file(netns_pin) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(error("remove")(source)),
+        _ => Ok(()),
+    }
+}
+
+/// Its end ends every process of a shared pid namespace. A record of an earlier boot names nobody of today.
+fn kill_init(dir: &Path) {
+    let Ok(text) = std::fs::read(dir.join(MONITOR_RECORD)) else { return };
+    let Ok(record) = serde_json::from_slice::<MonitorRecord>(&text) else { return };
+    let Some(init) = record.init.filter(|_| podwright_sys::proc::boot_id().is_ok_and(|id| id == record.boot_id))
+    else {
+        return;
+    };
+    // The descriptor first: what is checked afterwards is what gets the signal.
+    let Ok(process) = podwright_sys::pidfd::open(init.pid) else { return };
+    if podwright_sys::proc::start_time(init.pid).is_ok_and(|time| time == init.start_time) {
+        // Gone meanwhile is as good.
+        let _ = podwright_sys::pidfd::send_signal(std::os::fd::AsFd::as_fd(&process), SIGKILL);
+    }
+}

@@ -17,6 +17,7 @@ pub mod ledger;
 pub mod programs;
 pub mod registry;
 pub mod scratch;
+mod shared;
 pub mod stand_ins;
 pub mod teardown;
 pub mod wait;

@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::host_ports;
 use crate::ledger::{self, Ledger};
 use crate::scratch::{self, Scratch};
+use crate::shared;
 use crate::wait::wait_for;
 
 /// After SIGKILL only the kernel can delay a process, by I/O that hangs.
@@ -39,10 +40,10 @@ pub fn remove(scratch: &Scratch) -> Ledger {
 
 /// Frees what nodes share: the subnet's reservation and, with the last node, the host-wide chains.
 fn remove_shared(scratch: &Scratch) {
-    let base = scratch::base();
-    let lock = scratch::lock(&base);
-    let _ = std::fs::remove_file(scratch::subnet_file(&base, scratch::octet(scratch)));
-    if Scratch::all().is_empty() && std::fs::remove_file(scratch::host_ports_mark(&base)).is_ok() {
+    let base = shared::base();
+    let lock = shared::lock(&base);
+    let _ = std::fs::remove_file(shared::subnet_file(&base, scratch::octet(scratch)));
+    if Scratch::all().is_empty() && std::fs::remove_file(shared::host_ports_mark(&base)).is_ok() {
         host_ports::remove_unused();
     }
     report("lock", "scratch nodes", lock);

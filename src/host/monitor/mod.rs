@@ -11,7 +11,7 @@ mod launch;
 
 use tokio::sync::mpsc;
 
-pub use calls::{ExecStarted, ExecStdio, Listing, Monitor, SignalOutcome};
+pub use calls::{ExecRequest, ExecStarted, ExecStdio, Listing, Monitor, SignalOutcome};
 pub use error::MonitorError;
 pub use launch::{LaunchRequest, adopt, launch};
 pub use podwright_monitor_proto::{

@@ -31,6 +31,23 @@ pub struct Monitor {
     link: Link,
 }
 
+/// A process to run in a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecRequest {
+    /// Unique in the pod among the execs that run.
+    pub exec_id: String,
+    /// A running container.
+    pub container_id: String,
+    /// What runs it.
+    pub runtime: Runtime,
+    /// Path of an OCI process specification.
+    pub process_file: String,
+    /// The process has a terminal, as the process file also says.
+    pub terminal: bool,
+    /// For the runtime to return.
+    pub deadline: Option<Duration>,
+}
+
 /// Descriptors for an exec; /dev/null for what is missing.
 #[derive(Debug, Default)]
 pub struct ExecStdio {
@@ -93,29 +110,30 @@ impl Monitor {
         }
     }
 
-    /// Runs a process in a container. Its end comes as an event.
+    /// Runs a process in a container. Its end comes as an event. The runtime, not the process, is killed after the
+    /// deadline (a minute if not given).
     ///
     /// # Errors
     /// `Refused` with the runtime's own message, among others.
-    pub async fn exec(
-        &self,
-        exec_id: String,
-        container_id: String,
-        runtime: Runtime,
-        process_file: String,
-        terminal: bool,
-        deadline: Option<Duration>,
-        stdio: ExecStdio,
-    ) -> Result<ExecStarted, MonitorError> {
+    pub async fn exec(&self, request: ExecRequest, stdio: ExecStdio) -> Result<ExecStarted, MonitorError> {
         let flags = StdioFlags {
             stdin: stdio.stdin.is_some(),
             stdout: stdio.stdout.is_some(),
             stderr: stdio.stderr.is_some(),
         };
         let fds = [stdio.stdin, stdio.stdout, stdio.stderr].into_iter().flatten().collect();
-        let mut deadline_ms = deadline.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        let mut deadline_ms =
+            request.deadline.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
         let deadline = runtime_deadline(&mut deadline_ms);
-        let exec = Exec { exec_id, container_id, runtime, process_file, terminal, stdio: flags, deadline_ms };
+        let exec = Exec {
+            exec_id: request.exec_id,
+            container_id: request.container_id,
+            runtime: request.runtime,
+            process_file: request.process_file,
+            terminal: request.terminal,
+            stdio: flags,
+            deadline_ms,
+        };
         match self.link.call("exec", Request::Exec(Box::new(exec)), fds, deadline).await? {
             (Reply::ExecStarted { pid, .. }, terminal) => Ok(ExecStarted { pid, terminal }),
             _ => Err(self.link.mismatch("exec")),

@@ -12,7 +12,7 @@ mod sweep;
 
 use tokio::sync::mpsc;
 
-pub use calls::{ExecStarted, ExecStdio, Listing, Monitor, SignalOutcome};
+pub use calls::{ExecRequest, ExecStarted, ExecStdio, Listing, Monitor, SignalOutcome};
 pub use error::MonitorError;
 pub use launch::{LaunchRequest, adopt, launch};
 pub use sweep::sweep;

@@ -2,6 +2,13 @@
 //!
 //! Modules here do not see each other, except `command`, which those that run programs use.
 
+pub mod cgroups;
 pub mod command;
+pub mod devices;
 pub mod monitor;
+pub mod mountinfo;
 pub mod network;
+pub mod oci;
+pub mod rootfs;
+pub mod security;
+pub mod users;

@@ -1,0 +1,142 @@
+//! OCI runtimes by their command line: runc, crun, youki, runsc take the same verbs.
+//!
+//! Owns finding them, proving that one works here, and the verbs that the daemon calls itself. What must survive the
+//! daemon (create, run, exec) is the monitor's. Decides nothing about containers.
+
+mod error;
+mod probe;
+mod runtimes;
+mod signals;
+
+pub use error::OciError;
+pub use runtimes::Runtimes;
+pub use signals::{signal_name, signal_number};
+
+use super::command::{Command, CommandError};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Bytes of a runtime's log that are looked through for its last error.
+const MAX_LOG: usize = 64 << 10;
+
+/// One OCI runtime under a handler's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Runtime {
+    name: String,
+    path: PathBuf,
+    args: Vec<String>,
+    deadline: Duration,
+}
+
+impl Runtime {
+    /// A runtime with its state below `root`; `deadline` bounds each call.
+    #[must_use]
+    pub fn new(name: &str, path: PathBuf, root: &Path, extra: &[String], deadline: Duration) -> Self {
+        let mut args = vec!["--root".to_owned(), root.to_string_lossy().into_owned()];
+        args.extend(extra.iter().cloned());
+        Self { name: name.to_owned(), path, args, deadline }
+    }
+
+    /// The handler's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The program.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The program as the monitor runs it.
+    #[must_use]
+    pub fn command(&self) -> podwright_monitor_proto::Runtime {
+        let path = self.path.to_string_lossy().into_owned();
+        podwright_monitor_proto::Runtime { path, args: self.args.clone() }
+    }
+
+    /// Removes what the runtime keeps of a container, killing what still runs. A container it does not know is fine.
+    ///
+    /// # Errors
+    /// When the runtime is missing, fails or takes too long.
+    pub async fn delete(&self, id: &str) -> Result<(), OciError> {
+        match self.call("delete", id, &["delete", "--force", id], None).await {
+            Err(OciError::Failed { message, .. }) if message.contains("does not exist") => Ok(()),
+            other => other.map(|_| ()),
+        }
+    }
+
+    /// Changes a running container's limits; `resources` is the OCI runtime specification's `linux.resources`.
+    ///
+    /// # Errors
+    /// When the runtime is missing, fails or takes too long.
+    pub async fn update(&self, id: &str, resources: &serde_json::Value) -> Result<(), OciError> {
+        let stdin = Some(resources.to_string().into_bytes());
+        self.call("update", id, &["update", "--resources", "-", id], stdin).await.map(|_| ())
+    }
+
+    async fn call(
+        &self,
+        verb: &'static str,
+        id: &str,
+        args: &[&str],
+        stdin: Option<Vec<u8>>,
+    ) -> Result<Vec<u8>, OciError> {
+        let mut command = Command::new(&self.path, self.deadline).args(&self.args).args(args);
+        if let Some(stdin) = stdin {
+            command = command.stdin(stdin);
+        }
+        let output = command.run().await.map_err(|error| self.error(verb, id, error))?;
+        if output.status.success() {
+            return Ok(output.stdout);
+        }
+        let message = last_words(&output.stderr, &output.status.to_string());
+        Err(OciError::Failed { runtime: self.name.clone(), verb, id: id.to_owned(), message })
+    }
+
+    fn error(&self, verb: &'static str, id: &str, error: CommandError) -> OciError {
+        match error {
+            CommandError::Start { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                OciError::Missing { runtime: self.name.clone(), path: self.path.clone() }
+            }
+            error => OciError::Command { runtime: self.name.clone(), verb, id: id.to_owned(), error: Box::new(error) },
+        }
+    }
+}
+
+/// The last line of what a runtime said, without its log decoration (`time=… level=error msg="…"`).
+fn last_words(stderr: &[u8], status: &str) -> String {
+    let tail = &stderr[stderr.len().saturating_sub(MAX_LOG)..];
+    let text = String::from_utf8_lossy(tail);
+    let Some(line) = text.lines().rev().find(|line| !line.trim().is_empty()) else {
+        return status.to_owned();
+    };
+    match line.split_once("msg=\"") {
+        Some((_, message)) => message.trim_end_matches('"').replace("\\\"", "\""),
+        None => line.trim().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runtimes_words_are_taken_out_of_their_decoration() {
+        let runc = b"time=\"2026-11-24T10:00:00Z\" level=error msg=\"container \\\"x\\\" does not exist\"\n";
+        assert_eq!(last_words(runc, "exit status: 1"), "container \"x\" does not exist");
+        assert_eq!(last_words(b"first\nerror opening file\n\n", "exit status: 1"), "error opening file");
+        assert_eq!(last_words(b"", "exit status: 3"), "exit status: 3");
+    }
+
+    #[tokio::test]
+    async fn a_missing_runtime_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime =
+            Runtime::new("x", "/no/such/runtime".into(), dir.path(), &[], Duration::from_secs(1));
+        let error = runtime.delete("c").await.unwrap_err();
+        assert!(matches!(error, OciError::Missing { .. }), "{error}");
+        assert!(error.to_string().contains("/no/such/runtime"));
+    }
+}

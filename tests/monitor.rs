@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use podwright::host::monitor::{
-    ErrorKind, LaunchRequest, Listing, Monitor, MonitorError, MonitorEvent, NamespaceRequest, Runtime, adopt,
-    launch,
+    CreateRequest, ErrorKind, ExecRequest, ExecStdio, LaunchRequest, Listing, Monitor, MonitorError,
+    MonitorEvent, NamespaceRequest, Runtime, SignalOutcome, Target, adopt, launch,
 };
 
 /// Built once, beside this test's own binary.
@@ -116,7 +116,7 @@ async fn a_slow_request_does_not_hold_up_another() {
     let (monitor, _events) = launch(request(tmp.path())).await.unwrap();
     let bundle = tmp.path().join("bundle");
     std::fs::create_dir(&bundle).unwrap();
-    let create = podwright::host::monitor::CreateRequest {
+    let create = CreateRequest {
         container_id: "c1".into(),
         runtime: Runtime { path: "/bin/sh".into(), args: vec!["-c".into(), "sleep 1000".into()] },
         bundle: bundle.to_str().unwrap().into(),
@@ -137,4 +137,98 @@ async fn a_slow_request_does_not_hold_up_another() {
     }
     assert_eq!(slow.await.unwrap_err().kind(), Some(ErrorKind::Deadline));
     monitor.shutdown(false).await.unwrap();
+}
+
+fn bundle(dir: &Path, id: &str) {
+    std::fs::create_dir_all(dir.join("rootfs/bin")).unwrap();
+    std::fs::copy("/usr/bin/busybox", dir.join("rootfs/bin/sh")).unwrap();
+    let config = serde_json::json!({
+        "ociVersion": "1.0.2",
+        "root": {"path": "rootfs"},
+        "process": {"args": ["sh", "-c", "echo up; read line; exit 5"], "cwd": "/", "env": ["PATH=/bin"],
+            "user": {"uid": 0, "gid": 0}},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance"]}
+        ],
+        "linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}],
+            "cgroupsPath": format!("/podwright-test/client-{}-{id}", std::process::id())}
+    });
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+}
+
+#[tokio::test]
+async fn a_container_and_its_execs() {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = |name: &str| tmp.path().join(name).to_str().unwrap().to_owned();
+    let (monitor, mut events) = launch(request(tmp.path())).await.unwrap();
+    bundle(&tmp.path().join("bundle"), "c1");
+    let runtime = Runtime { path: "/usr/sbin/runc".into(), args: vec!["--root".into(), path("runc")] };
+    let runc = |verb: &[&str]| {
+        assert!(Command::new("runc").args(["--root", &path("runc")]).args(verb).status().unwrap().success());
+    };
+    let create = CreateRequest {
+        container_id: "c1".into(),
+        runtime: runtime.clone(),
+        bundle: path("bundle"),
+        pid_file: None,
+        log_path: Some(path("0.log")),
+        log_max_line: None,
+        terminal: false,
+        stdin: true,
+        stdin_once: false,
+        deadline_ms: None,
+    };
+    monitor.create(create).await.unwrap();
+    runc(&["start", "c1"]);
+    let exec = |exec_id: &str, terminal: bool| {
+        let file = path(&format!("{exec_id}.json"));
+        let process = serde_json::json!({"args": ["sh", "-c", "echo done; exit 3"], "cwd": "/",
+            "env": ["PATH=/bin"], "terminal": terminal, "user": {"uid": 0, "gid": 0}});
+        std::fs::write(&file, process.to_string()).unwrap();
+        ExecRequest {
+            exec_id: exec_id.into(),
+            container_id: "c1".into(),
+            runtime: runtime.clone(),
+            process_file: file,
+            terminal,
+            deadline: None,
+        }
+    };
+    let read = |source: std::fs::File| {
+        tokio::task::spawn_blocking(move || {
+            let (mut source, mut text) = (source, Vec::new());
+            // A terminal ends with EIO.
+            let _ = std::io::Read::read_to_end(&mut source, &mut text);
+            String::from_utf8(text).unwrap()
+        })
+    };
+    let ended =
+        |exec_id: &str| MonitorEvent::ExecExited { exec_id: exec_id.into(), exit_code: 3, signal: None };
+
+    let (reader, writer) = std::io::pipe().unwrap();
+    let stdio = ExecStdio { stdout: Some(writer.into()), ..ExecStdio::default() };
+    assert!(monitor.exec(exec("e1", false), stdio).await.unwrap().terminal.is_none());
+    let reader: std::os::fd::OwnedFd = reader.into();
+    assert_eq!(read(reader.into()).await.unwrap(), "done\n");
+    assert_eq!(events.recv().await, Some(ended("e1")));
+
+    let terminal = monitor.exec(exec("e2", true), ExecStdio::default()).await.unwrap().terminal.unwrap();
+    assert_eq!(read(terminal.into()).await.unwrap(), "done\r\n");
+    assert_eq!(events.recv().await, Some(ended("e2")));
+
+    monitor.close_stdin("c1".into()).await.unwrap();
+    let Some(MonitorEvent::ContainerExited { container_id, exit }) = events.recv().await else { panic!() };
+    assert_eq!((container_id.as_str(), exit.exit_code), ("c1", 5));
+    let target = Target::Container("c1".into());
+    assert_eq!(monitor.signal(target, 15, false).await.unwrap(), SignalOutcome::AlreadyExited);
+    assert!(std::fs::read_to_string(path("0.log")).unwrap().ends_with(" stdout F up\n"));
+    runc(&["delete", "c1"]);
+    monitor.forget("c1".into()).await.unwrap();
+    monitor.shutdown(false).await.unwrap();
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        // Goes when the last test's containers are gone.
+        let _ = std::fs::remove_dir(hierarchy.path().join("podwright-test"));
+    }
 }

@@ -243,6 +243,31 @@ mod tests {
     }
 
     #[test]
+    fn a_record_torn_by_a_full_disk_spoils_no_other() {
+        use std::os::fd::AsFd as _;
+        let dir = tempfile::tempdir().unwrap();
+        let disk = podwright_sys::mount::tmpfs(Some(64 * 1024), 0o755).unwrap();
+        podwright_sys::mount::attach(disk.as_fd(), dir.path()).unwrap();
+        let (path, ballast) = (dir.path().join("0.log"), dir.path().join("ballast"));
+        std::fs::write(&ballast, vec![0; 32 * 1024]).unwrap();
+        let mut log = LogFile::open(&path).unwrap();
+        let line = format!("{}\n", "x".repeat(1000));
+        let lines_of = |count: usize| line.repeat(count);
+        while log.dropped_bytes() == 0 {
+            log.append(StreamName::Stdout, Records::new(lines_of(7).as_bytes(), 2000, Pause::None));
+        }
+        assert!(log.torn);
+        std::fs::remove_file(&ballast).unwrap();
+        log.append(StreamName::Stderr, Records::new(b"space again\n", 2000, Pause::None));
+        let all = lines(&path);
+        podwright_sys::mount::unmount_detach(dir.path()).unwrap();
+        assert_eq!(all.last().unwrap(), "stderr F space again");
+        let whole = format!("stdout F {}", line.trim_end());
+        let torn = all.iter().filter(|record| **record != whole).count();
+        assert_eq!(torn, 2, "the torn one and the last");
+    }
+
+    #[test]
     fn an_unused_file_is_removed_only_when_ours_and_empty() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("0.log");

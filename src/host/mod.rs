@@ -1,1 +1,6 @@
-//! Stub.
+//! Mechanisms of the node: mounts, users, cgroups, devices, security facts, the OCI runtime.
+//!
+//! Owns every effect on the host that a pod needs. Never decides what a pod should get.
+
+pub mod rootfs;
+pub mod users;

@@ -2,5 +2,7 @@
 //!
 //! Owns every effect on the host that a pod needs. Never decides what a pod should get.
 
+pub mod devices;
 pub mod rootfs;
+pub mod security;
 pub mod users;

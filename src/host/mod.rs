@@ -2,7 +2,9 @@
 //!
 //! Owns every effect on the host that a pod needs. Never decides what a pod should get.
 
+pub mod cgroups;
 pub mod devices;
+pub mod mountinfo;
 pub mod rootfs;
 pub mod security;
 pub mod users;

@@ -1,1 +1,3 @@
-//! Stub.
+//! Pods and their containers.
+
+pub mod spec;

@@ -1,0 +1,119 @@
+use super::*;
+use std::io::Write as _;
+use std::process::{Child, Command, Stdio};
+
+fn id() -> ContainerId {
+    ContainerId::random().unwrap()
+}
+
+/// A leaf of our own in every hierarchy of this host, gone at the end.
+struct Made {
+    cgroups: Cgroups,
+    leaf: Leaf,
+    parent: String,
+}
+
+impl Made {
+    fn new(name: &str) -> Self {
+        let cgroups = Cgroups::detect().unwrap();
+        let parent = format!("/podwright-test-{name}-{}", std::process::id());
+        let leaf = leaf(&parent, "", &id()).unwrap();
+        for root in cgroups.v1.values().chain(&cgroups.v2) {
+            let dir = root.join(leaf.path().strip_prefix("/").unwrap());
+            std::fs::create_dir_all(&dir).unwrap();
+            if dir.join("cpuset.cpus").exists() {
+                for level in [dir.parent().unwrap(), &dir] {
+                    for file in ["cpuset.cpus", "cpuset.mems"] {
+                        let above = std::fs::read_to_string(level.parent().unwrap().join(file)).unwrap();
+                        std::fs::write(level.join(file), above.trim()).unwrap();
+                    }
+                }
+            }
+        }
+        Self { cgroups, leaf, parent }
+    }
+
+    /// The script waits for a line, which comes once it is in the cgroup.
+    fn run(&self, script: &str) -> Child {
+        let script = format!("read go; {script}");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        for dir in self.cgroups.dirs(&self.leaf) {
+            std::fs::write(dir.join("cgroup.procs"), child.id().to_string()).unwrap();
+        }
+        child.stdin.take().unwrap().write_all(b"\n").unwrap();
+        child
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let _ = self.cgroups.kill_all(&self.leaf);
+        let _ = self.cgroups.remove(&self.leaf);
+        for root in self.cgroups.v1.values().chain(&self.cgroups.v2) {
+            let _ = std::fs::remove_dir(root.join(self.parent.trim_start_matches('/')));
+        }
+    }
+}
+
+#[test]
+fn the_leaf_lies_below_the_parent() {
+    let id = id();
+    let at = |parent: &str| leaf(parent, "/podwright", &id).map(|leaf| leaf.path().to_owned());
+    assert_eq!(at("/kubepods/burstable/podx").unwrap(), Path::new(&format!("/kubepods/burstable/podx/{id}")));
+    assert_eq!(at("").unwrap(), Path::new(&format!("/podwright/{id}")));
+    assert_eq!(at("relative/./x").unwrap(), Path::new(&format!("/relative/x/{id}")));
+    assert!(matches!(at("/kubepods.slice/kubepods-pod1.slice"), Err(CgroupError::SliceParent { .. })));
+    assert!(matches!(at("/kubepods/../.."), Err(CgroupError::BadParent { .. })));
+}
+
+#[test]
+fn the_mode_follows_what_is_mounted() {
+    let v1 = "30 1 0:1 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+              31 1 0:2 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+              32 1 0:3 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n";
+    let hybrid = format!("{v1}33 1 0:4 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n");
+    let v2 = "33 1 0:4 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n";
+    let mode = |text: &str, unified| Cgroups::from_mounts(&mountinfo::parse(text), unified).map(|c| c.mode());
+    assert_eq!(mode(v1, false).unwrap(), CgroupMode::V1);
+    assert_eq!(mode(&hybrid, false).unwrap(), CgroupMode::Hybrid);
+    assert_eq!(mode(v2, true).unwrap(), CgroupMode::V2);
+    assert!(matches!(mode("", false), Err(CgroupError::NotMounted)));
+    let found = Cgroups::from_mounts(&mountinfo::parse(v1), false).unwrap();
+    assert!(found.has_controller("cpuacct") && !found.has_controller("hugetlb"));
+}
+
+#[test]
+fn processes_are_listed_killed_and_the_cgroup_removed() {
+    let made = Made::new("kill");
+    let mut child = made.run("sleep 1000 & sleep 1000 & wait");
+    while made.cgroups.pids(&made.leaf).unwrap().len() < 3 {
+        std::thread::yield_now();
+    }
+    made.cgroups.kill_all(&made.leaf).unwrap();
+    child.wait().unwrap();
+    made.cgroups.remove(&made.leaf).unwrap();
+    assert!(!made.cgroups.exists(&made.leaf));
+    assert!(made.cgroups.pids(&made.leaf).unwrap().is_empty());
+    made.cgroups.kill_all(&made.leaf).unwrap();
+    made.cgroups.remove(&made.leaf).unwrap();
+}
+
+#[test]
+fn usage_is_read_from_the_running_host() {
+    let made = Made::new("stats");
+    let mut child = made.run("while :; do :; done");
+    let stats = loop {
+        let stats = made.cgroups.stats(&made.leaf).unwrap();
+        if stats.cpu_usage_ns.is_some_and(|ns| ns > 0) {
+            break stats;
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!(stats.pids, Some(1));
+    assert!(stats.memory.is_some());
+    assert_eq!(made.cgroups.oom_kills(&made.leaf).unwrap(), Some(0));
+    made.cgroups.kill_all(&made.leaf).unwrap();
+    child.wait().unwrap();
+}

@@ -1,0 +1,115 @@
+//! Why no spec can be built.
+
+use std::path::PathBuf;
+
+/// Why no spec can be built. Each is the caller's mistake or a lack of the host.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// Neither the request nor the image names a program.
+    #[error("no command specified")]
+    NoCommand,
+    /// A privileged container in a pod that is not.
+    #[error("no privileged container allowed in a sandbox that is not privileged")]
+    PrivilegedContainer,
+    /// A NUL byte ends a C string early.
+    #[error("{what} {value:?} holds a NUL byte")]
+    Nul {
+        /// `argument`, `environment variable`.
+        what: &'static str,
+        /// As given.
+        value: String,
+    },
+    /// An environment name that cannot be written as `NAME=value`.
+    #[error("environment variable name {name:?} is empty or holds \"=\"")]
+    EnvName {
+        /// As given.
+        name: String,
+    },
+    /// A working directory that reaches a descriptor of the runtime (CVE-2024-21626).
+    #[error("working directory {path:?} names a file descriptor")]
+    WorkingDir {
+        /// As given.
+        path: String,
+    },
+    /// A capability without a name in Linux.
+    #[error("unknown capability {name:?}")]
+    UnknownCapability {
+        /// As given.
+        name: String,
+    },
+    /// A capability that the daemon does not have either.
+    #[error("capability {name} is not in the daemon's bounding set")]
+    CapabilityNotAvailable {
+        /// Its name.
+        name: &'static str,
+    },
+    /// A mount path that is relative or has `..`.
+    #[error("mount at {}: the container path must be absolute and without \"..\"", path.display())]
+    MountPath {
+        /// Container path.
+        path: PathBuf,
+    },
+    /// Two mounts at one path.
+    #[error("two mounts at {}", path.display())]
+    DuplicateMount {
+        /// Container path.
+        path: PathBuf,
+    },
+    /// A mount without its resolved source.
+    #[error("mount at {}: its source was not resolved", path.display())]
+    UnresolvedMount {
+        /// Container path.
+        path: PathBuf,
+    },
+    /// Propagation that the source's mount cannot give.
+    #[error("mount at {}: {} is not on a {needed} mount", path.display(), source_path.display())]
+    Propagation {
+        /// Container path.
+        path: PathBuf,
+        /// Host path.
+        source_path: PathBuf,
+        /// `shared` or `shared or slave`.
+        needed: &'static str,
+    },
+    /// A recursively read-only mount that cannot be made. The kubelet reads the message's start.
+    #[error("RROUnsupported: mount at {}: {reason}", path.display())]
+    RecursiveReadOnly {
+        /// Container path.
+        path: PathBuf,
+        /// Why.
+        reason: &'static str,
+    },
+    /// A mount option other than noexec, nodev and nosuid.
+    #[error("mount at {}: unknown option {option:?}", path.display())]
+    MountOption {
+        /// Container path.
+        path: PathBuf,
+        /// As given.
+        option: String,
+    },
+    /// The namespace that was asked for is not there.
+    #[error("the {kind} namespace that the container shall join does not exist")]
+    MissingNamespace {
+        /// Kind.
+        kind: &'static str,
+    },
+    /// AppArmor was asked for, the host has none.
+    #[error("AppArmor profile {profile:?} is asked for but the host has no AppArmor or no such profile")]
+    NoAppArmor {
+        /// Profile.
+        profile: String,
+    },
+    /// A resource limit that contradicts itself or is out of range.
+    #[error("resource {field} = {value}: {reason}")]
+    Resource {
+        /// Field.
+        field: &'static str,
+        /// As given.
+        value: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// The types of the OCI spec refused a value.
+    #[error("assemble the OCI spec: {0}")]
+    Oci(#[from] oci_spec::OciSpecError),
+}

@@ -1,0 +1,208 @@
+//! Mounts: the defaults, the pod's files, the image's volumes and what was asked, in the order to mount them.
+
+use super::linux::{has_cgroup_namespace, mappings};
+use super::{Inputs, SpecError};
+use crate::host::cgroups::CgroupMode;
+use crate::host::mountinfo::{MountEntry, holding};
+use crate::model::{self, NamespaceMode, Propagation};
+use oci_spec::runtime::{Mount, MountBuilder};
+use std::path::{Component, Path, PathBuf};
+
+/// What mount options a request may add.
+const MOUNT_OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
+/// Options of the host's cgroup2 superblock that a mount without a cgroup namespace would reset for the whole host.
+const CGROUP2_OPTIONS: [&str; 5] =
+    ["nsdelegate", "memory_recursiveprot", "memory_localevents", "favordynmods", "memory_hugetlb_accounting"];
+
+/// The mounts, and `rootfsPropagation` where a mount needs it.
+pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<Mount>, Option<&'static str>), SpecError> {
+    let mut asked: Vec<PathBuf> = Vec::new();
+    for mount in &inputs.container.mounts {
+        let path = clean(&mount.container_path)?;
+        if asked.contains(&path) {
+            return Err(SpecError::DuplicateMount { path });
+        }
+        asked.push(path);
+    }
+    let covered = |path: &Path| asked.iter().any(|asked| asked == path);
+    let mut mounts = Vec::new();
+    for mount in defaults(inputs)? {
+        let path = mount.destination();
+        // A request that brings its own /dev brings all of it.
+        let of_replaced_dev = covered(Path::new("/dev")) && path.starts_with("/dev");
+        if !covered(path) && !of_replaced_dev {
+            mounts.push(mount);
+        }
+    }
+    for (path, source) in inputs.volumes {
+        let path = clean(path)?;
+        if !covered(&path) {
+            mounts.push(make(&path, "bind", source, &["rbind", "rprivate", "rw"])?);
+        }
+    }
+    let mut propagation = None;
+    for (index, mount) in inputs.container.mounts.iter().enumerate() {
+        let source = inputs
+            .mount_sources
+            .get(index)
+            .ok_or_else(|| SpecError::UnresolvedMount { path: mount.container_path.clone() })?;
+        mounts.push(asked_mount(inputs, mount, &asked[index], source)?);
+        propagation = match (mount.propagation, propagation) {
+            (Propagation::Bidirectional, _) => Some("rshared"),
+            (Propagation::HostToContainer, None) => Some("rslave"),
+            (Propagation::Private | Propagation::HostToContainer, kept) => kept,
+        };
+    }
+    // Stable, so a request's order stays among equals.
+    mounts.sort_by_key(|mount| mount.destination().components().count());
+    Ok((mounts, propagation))
+}
+
+fn clean(path: &Path) -> Result<PathBuf, SpecError> {
+    let wrong = || SpecError::MountPath { path: path.to_owned() };
+    if !path.is_absolute() {
+        return Err(wrong());
+    }
+    let mut clean = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::Normal(part) => clean.push(part),
+            Component::RootDir | Component::CurDir => {}
+            Component::ParentDir | Component::Prefix(_) => return Err(wrong()),
+        }
+    }
+    // A mount on the root itself would hide the image.
+    if clean == Path::new("/") { Err(wrong()) } else { Ok(clean) }
+}
+
+fn make(
+    destination: impl AsRef<Path>,
+    kind: &str,
+    source: impl AsRef<Path>,
+    options: &[&str],
+) -> Result<Mount, SpecError> {
+    let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
+    Ok(MountBuilder::default()
+        .destination(destination.as_ref())
+        .typ(kind)
+        .source(source.as_ref())
+        .options(options)
+        .build()?)
+}
+
+fn defaults(inputs: &Inputs<'_>) -> Result<Vec<Mount>, SpecError> {
+    let privileged = inputs.container.security.privileged;
+    let access = if privileged { "rw" } else { "ro" };
+    let kept = ["nosuid", "noexec", "nodev"];
+    let mut mounts = vec![
+        make("/proc", "proc", "proc", &kept)?,
+        make("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
+        make(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        )?,
+        make("/dev/mqueue", "mqueue", "mqueue", &kept)?,
+        sysfs(inputs, access)?,
+    ];
+    let mut cgroup = vec!["nosuid", "noexec", "nodev", "relatime", access];
+    if inputs.host.cgroups == CgroupMode::V2 && !has_cgroup_namespace(inputs) {
+        cgroup.extend(host_cgroup_options(inputs.mounts));
+    }
+    mounts.push(make("/sys/fs/cgroup", "cgroup", "cgroup", &cgroup)?);
+    mounts.push(make(
+        "/dev/shm",
+        "bind",
+        &inputs.files.shm,
+        &["rbind", "rprivate", "rw", "nosuid", "nodev", "noexec"],
+    )?);
+    let files = inputs.files;
+    // On a read-only root the files that the pod owns are read-only too.
+    let access = if inputs.container.security.readonly_rootfs { "ro" } else { "rw" };
+    for (path, source) in [
+        ("/etc/hostname", &files.hostname),
+        ("/etc/hosts", &files.hosts),
+        ("/etc/resolv.conf", &files.resolv_conf),
+    ] {
+        if let Some(source) = source {
+            mounts.push(make(path, "bind", source, &["rbind", "rprivate", access])?);
+        }
+    }
+    Ok(mounts)
+}
+
+/// A sysfs of its own needs the network namespace to belong to the user namespace; a pod with its own user
+/// namespace on the host's network binds the host's.
+fn sysfs(inputs: &Inputs<'_>, access: &str) -> Result<Mount, SpecError> {
+    let asked = &inputs.sandbox.namespaces;
+    if asked.user.is_some() && asked.network == NamespaceMode::Node {
+        let options = ["rbind", "rprivate", "nosuid", "noexec", "nodev", "rro"];
+        return make("/sys", "bind", "/sys", &options);
+    }
+    make("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access])
+}
+
+fn host_cgroup_options(mounts: &[MountEntry]) -> impl Iterator<Item = &'static str> + '_ {
+    let host = mounts.iter().find(|m| m.fstype == "cgroup2" && m.mount_point == Path::new("/sys/fs/cgroup"));
+    CGROUP2_OPTIONS
+        .into_iter()
+        .filter(move |name| host.is_some_and(|host| host.super_options.iter().any(|option| option == name)))
+}
+
+fn asked_mount(
+    inputs: &Inputs<'_>,
+    mount: &model::Mount,
+    path: &Path,
+    source: &Path,
+) -> Result<Mount, SpecError> {
+    let mut options = vec!["rbind", propagation(inputs, mount, path, source)?];
+    if mount.recursive_read_only {
+        let refuse = |reason| SpecError::RecursiveReadOnly { path: path.to_owned(), reason };
+        if !mount.readonly {
+            return Err(refuse("recursive_read_only needs readonly"));
+        }
+        if mount.propagation != Propagation::Private {
+            return Err(refuse("recursive_read_only needs private propagation"));
+        }
+        if !inputs.host.recursive_read_only {
+            return Err(refuse("the kernel or the OCI runtime has no recursive read-only mounts"));
+        }
+        options.push("rro");
+    } else {
+        options.push(if mount.readonly { "ro" } else { "rw" });
+    }
+    for option in &mount.options {
+        let known = MOUNT_OPTIONS.iter().find(|known| *known == option);
+        options.push(known.ok_or_else(|| SpecError::MountOption {
+            path: path.to_owned(),
+            option: option.chars().take(80).collect(),
+        })?);
+    }
+    let mut made = make(path, "bind", source, &options)?;
+    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
+        made.set_uid_mappings(Some(mappings(&mount.uid_mappings)?))
+            .set_gid_mappings(Some(mappings(&mount.gid_mappings)?));
+    }
+    Ok(made)
+}
+
+fn propagation(
+    inputs: &Inputs<'_>,
+    mount: &model::Mount,
+    path: &Path,
+    source: &Path,
+) -> Result<&'static str, SpecError> {
+    let host = holding(inputs.mounts, source);
+    let shared = host.is_some_and(|host| host.shared.is_some());
+    let slave = host.is_some_and(|host| host.master.is_some());
+    let refuse =
+        |needed| SpecError::Propagation { path: path.to_owned(), source_path: source.to_owned(), needed };
+    match mount.propagation {
+        Propagation::Private => Ok("rprivate"),
+        Propagation::HostToContainer if shared || slave => Ok("rslave"),
+        Propagation::HostToContainer => Err(refuse("shared or slave")),
+        Propagation::Bidirectional if shared => Ok("rshared"),
+        Propagation::Bidirectional => Err(refuse("shared")),
+    }
+}

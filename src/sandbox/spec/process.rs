@@ -1,0 +1,163 @@
+//! The process: arguments, environment, directory, user, rights.
+
+use super::capabilities::{self, ContainerCapabilities};
+use super::{Inputs, SpecError};
+use crate::model::{Profile, SelinuxOptions};
+use oci_spec::runtime::{Process, ProcessBuilder, UserBuilder};
+use std::path::{Component, Path, PathBuf};
+
+/// PATH of an image that sets none (Docker's default).
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+pub(super) fn build(inputs: &Inputs<'_>, caps: &ContainerCapabilities) -> Result<Process, SpecError> {
+    let security = &inputs.container.security;
+    let user = UserBuilder::default()
+        .uid(inputs.user.uid)
+        .gid(inputs.user.gid)
+        .additional_gids(inputs.user.additional_gids.clone())
+        .build()?;
+    let mut process = ProcessBuilder::default()
+        .terminal(inputs.container.tty)
+        .user(user)
+        .args(args(inputs)?)
+        .env(env(inputs)?)
+        .cwd(cwd(inputs)?)
+        .capabilities(capabilities::oci(caps))
+        .no_new_privileges(security.no_new_privs)
+        .oom_score_adj(oom_score_adj(inputs)?)
+        .build()?;
+    process
+        .set_rlimits(None)
+        .set_apparmor_profile(apparmor(inputs)?)
+        .set_selinux_label(selinux_labels(inputs).map(|(process, _)| process));
+    Ok(process)
+}
+
+/// command and args of the request replace the image's Entrypoint and Cmd; args alone replace Cmd.
+fn args(inputs: &Inputs<'_>) -> Result<Vec<String>, SpecError> {
+    let (container, image) = (inputs.container, inputs.image);
+    let (first, second) = match (container.command.is_empty(), container.args.is_empty()) {
+        (false, _) => (&container.command, &container.args),
+        (true, false) => (&image.entrypoint, &container.args),
+        (true, true) => (&image.entrypoint, &image.cmd),
+    };
+    let args: Vec<String> = first.iter().chain(second).cloned().collect();
+    if args.first().is_none_or(String::is_empty) {
+        return Err(SpecError::NoCommand);
+    }
+    match args.iter().find(|arg| arg.contains('\0')) {
+        Some(arg) => Err(SpecError::Nul { what: "argument", value: arg.chars().take(80).collect() }),
+        None => Ok(args),
+    }
+}
+
+/// The image's variables, then ours, then the request's; a later one replaces an earlier of the same name in place.
+/// HOME is left to the OCI runtime, which reads the passwd file of the container.
+fn env(inputs: &Inputs<'_>) -> Result<Vec<String>, SpecError> {
+    let mut all: Vec<(String, String)> = Vec::new();
+    let mut put = |name: &str, value: &str| match all.iter_mut().find(|(known, _)| known == name) {
+        Some((_, old)) => value.clone_into(old),
+        None => all.push((name.to_owned(), value.to_owned())),
+    };
+    put("PATH", DEFAULT_PATH);
+    // An entry without "=" sets nothing.
+    for (name, value) in inputs.image.env.iter().filter_map(|entry| entry.split_once('=')) {
+        if !name.is_empty() {
+            put(name, value);
+        }
+    }
+    if !inputs.sandbox.hostname.is_empty() {
+        put("HOSTNAME", &inputs.sandbox.hostname);
+    }
+    if inputs.container.tty {
+        put("TERM", "xterm");
+    }
+    for (name, value) in &inputs.container.envs {
+        if name.is_empty() || name.contains('=') {
+            return Err(SpecError::EnvName { name: name.chars().take(80).collect() });
+        }
+        put(name, value);
+    }
+    // Only the name is shown: values are secrets.
+    match all.iter().find(|(name, value)| name.contains('\0') || value.contains('\0')) {
+        Some((name, _)) => Err(SpecError::Nul { what: "environment variable", value: name.clone() }),
+        None => Ok(all.into_iter().map(|(name, value)| format!("{name}={value}")).collect()),
+    }
+}
+
+fn cwd(inputs: &Inputs<'_>) -> Result<PathBuf, SpecError> {
+    let asked =
+        [&inputs.container.working_dir, &inputs.image.working_dir].into_iter().find(|dir| !dir.is_empty());
+    let Some(asked) = asked else { return Ok("/".into()) };
+    if asked.contains('\0') {
+        return Err(SpecError::Nul { what: "working directory", value: asked.clone() });
+    }
+    let mut path = PathBuf::from("/");
+    for component in Path::new(asked).components() {
+        match component {
+            Component::Normal(part) => path.push(part),
+            Component::ParentDir => {
+                path.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    if path.starts_with("/proc") && path.components().any(|c| c.as_os_str() == "fd") {
+        return Err(SpecError::WorkingDir { path: asked.clone() });
+    }
+    Ok(path)
+}
+
+fn oom_score_adj(inputs: &Inputs<'_>) -> Result<i32, SpecError> {
+    let asked = inputs.container.resources.oom_score_adj;
+    if !(-1000..=1000).contains(&asked) {
+        return Err(SpecError::Resource {
+            field: "oom_score_adj",
+            value: asked.to_string(),
+            reason: "must be from -1000 to 1000",
+        });
+    }
+    let given = asked.max(inputs.host.oom_score_adj_floor).min(1000);
+    i32::try_from(given).map_err(|_| SpecError::Resource {
+        field: "oom_score_adj",
+        value: given.to_string(),
+        reason: "must be from -1000 to 1000",
+    })
+}
+
+/// What is not asked gets the loaded default; a privileged container gets only what it names.
+fn apparmor(inputs: &Inputs<'_>) -> Result<Option<String>, SpecError> {
+    let (security, host) = (&inputs.container.security, inputs.host);
+    match &security.apparmor {
+        Some(Profile::Unconfined) => Ok(host.apparmor.then(|| "unconfined".to_owned())),
+        Some(Profile::Localhost(name)) if host.apparmor => {
+            Ok(Some(name.strip_prefix("localhost/").unwrap_or(name).to_owned()))
+        }
+        Some(Profile::Localhost(name)) => Err(SpecError::NoAppArmor { profile: name.clone() }),
+        Some(Profile::RuntimeDefault) if security.privileged => Ok(None),
+        Some(Profile::RuntimeDefault) => match (&host.apparmor_default, host.apparmor) {
+            (Some(name), true) => Ok(Some(name.clone())),
+            _ => Err(SpecError::NoAppArmor { profile: "runtime/default".to_owned() }),
+        },
+        None if security.privileged || !host.apparmor => Ok(None),
+        None => Ok(host.apparmor_default.clone()),
+    }
+}
+
+/// (process label, mount label), with the defaults of container-selinux for parts that are not given. Without
+/// SELinux on the host, or nothing asked, there are none.
+pub(super) fn selinux_labels(inputs: &Inputs<'_>) -> Option<(String, String)> {
+    if !inputs.host.selinux {
+        return None;
+    }
+    let asked = inputs.container.security.selinux.as_ref().or(inputs.sandbox.security.selinux.as_ref())?;
+    let SelinuxOptions { user, role, kind, level } = asked;
+    let or =
+        |given: &str, default: &str| if given.is_empty() { default.to_owned() } else { given.to_owned() };
+    let default_kind = if inputs.container.security.privileged { "spc_t" } else { "container_t" };
+    let (user, level) = (or(user, "system_u"), or(level, "s0"));
+    Some((
+        format!("{user}:{}:{}:{level}", or(role, "system_r"), or(kind, default_kind)),
+        format!("{user}:object_r:container_file_t:{level}"),
+    ))
+}

@@ -5,6 +5,7 @@
 pub mod cgroups;
 pub mod devices;
 pub mod mountinfo;
+pub mod oci;
 pub mod rootfs;
 pub mod security;
 pub mod users;

@@ -94,11 +94,12 @@ impl OciError {
     /// Whether the runtime says that there is no such container, or that its process has ended.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        // The runtimes have no exit codes for this: runc and youki, runc, runc and youki, crun, crun.
-        const WORDS: [&str; 5] = [
+        // The runtimes have no exit codes for this: runc and youki, runc, runc, crun, any, crun.
+        const WORDS: [&str; 6] = [
             "does not exist",
             "process already finished",
             "container not running",
+            "is not running",
             "No such process",
             "/status`: No such file or directory",
         ];
@@ -347,7 +348,9 @@ impl Runtime {
 
     /// A log of its own for each call, beside the runtime's state and not in it.
     fn log_file(&self, verb: &'static str, id: &str) -> Result<PathBuf, OciError> {
-        let dir = self.root.with_extension("log");
+        let mut dir = self.root.clone().into_os_string();
+        dir.push(".log");
+        let dir = PathBuf::from(dir);
         std::fs::create_dir_all(&dir).map_err(|cause| OciError::Run {
             runtime: self.name.clone(),
             verb,

@@ -114,3 +114,17 @@ async fn a_runtime_that_cannot_create_fails_the_probe() {
     let fake = scripted(dir.path(), "exit 0", LONG);
     assert!(matches!(fake.probe(dir.path()).await.unwrap_err(), OciError::Answer { .. }));
 }
+
+/// The case that the probe is for: crun 1.8 reports a version and refuses a hybrid host.
+#[tokio::test]
+async fn the_probe_tells_whether_crun_can_run_here() {
+    let dir = tempfile::tempdir().unwrap();
+    let crun = runtime("crun", Path::new(""), dir.path(), LONG);
+    let version = crun.version().await.unwrap();
+    let hybrid =
+        crate::host::cgroups::Cgroups::detect().unwrap().mode() == crate::host::cgroups::CgroupMode::Hybrid;
+    match crun.probe(dir.path()).await {
+        Ok(()) => assert!(!(hybrid && version.contains(" 1.8")), "{version}"),
+        Err(e) => assert!(hybrid && e.to_string().contains("hybrid"), "{e}"),
+    }
+}

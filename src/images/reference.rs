@@ -241,24 +241,17 @@ mod tests {
             ("r.example/a:", "tag"),
             ("r.example/a:-x", "tag"),
             ("r.example:99999/a", "port"),
-            ("r.example:5000", "tag"),
             ("-r.example/a", "host name"),
             ("x@sha256:12", "digest"),
             ("x@", "digest"),
             (&"a".repeat(64), "image id"),
             ("a b", "character"),
-            ("../../etc/passwd", "empty component"),
+            ("../../etc/passwd", "host name"),
             ("x\n", "character"),
             (&format!("r.example/{}", "a".repeat(250)), "255"),
         ] {
-            let error = Reference::parse(bad);
-            // "r.example:5000" alone reads as name r.example with tag 5000, as Docker reads it.
-            if bad == "r.example:5000" {
-                assert!(error.is_ok());
-                continue;
-            }
-            let text = error.unwrap_err().to_string();
-            assert!(text.contains(reason) || bad.starts_with(".."), "{bad}: {text}");
+            let text = Reference::parse(bad).unwrap_err().to_string();
+            assert!(text.contains(reason), "{bad}: {text}");
         }
     }
 }

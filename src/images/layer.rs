@@ -97,11 +97,18 @@ fn work(job: Job, receiver: mpsc::Receiver<Piece>) -> Result<(Staging, Unpacked)
     let (full, tar) = blocking::sync_channel::<Vec<u8>>(TAR_BUFFERS);
     let (give_back, empty) = blocking::channel::<Vec<u8>>();
     let (decoded, unpacked) = std::thread::scope(|scope| {
-        let unpacker = std::thread::Builder::new().name("layer-unpack".into()).stack_size(STACK).spawn_scoped(
-            scope,
-            || {
-                let mut source =
-                    TarSource { tar, give_back, current: Vec::new(), at: 0, hasher: Hasher::sha256(), ended: false };
+        let unpacker = std::thread::Builder::new()
+            .name("layer-unpack".into())
+            .stack_size(STACK)
+            .spawn_scoped(scope, || {
+                let mut source = TarSource {
+                    tar,
+                    give_back,
+                    current: Vec::new(),
+                    at: 0,
+                    hasher: Hasher::sha256(),
+                    ended: false,
+                };
                 let unpacked = unpack(&mut source, staging.path(), &name, limits)?;
                 let actual = source.hasher.finish();
                 if actual != diff_id {
@@ -112,8 +119,7 @@ fn work(job: Job, receiver: mpsc::Receiver<Piece>) -> Result<(Staging, Unpacked)
                     });
                 }
                 Ok(unpacked)
-            },
-        );
+            });
         let unpacker = match unpacker {
             Ok(unpacker) => unpacker,
             Err(e) => {

@@ -43,7 +43,13 @@ impl State {
     }
 
     /// Adds or replaces an image.
-    pub(crate) fn put(&mut self, id: &str, record: Arc<ImageRecord>, file: ConfigFile, pinned: &BTreeSet<String>) {
+    pub(crate) fn put(
+        &mut self,
+        id: &str,
+        record: Arc<ImageRecord>,
+        file: ConfigFile,
+        pinned: &BTreeSet<String>,
+    ) {
         let config = file.config.unwrap_or_default();
         let image = Arc::new(Image {
             id: ImageId::from_digest(id),
@@ -118,7 +124,8 @@ impl State {
 /// counts: it hides the lower one wholly, and overlayfs refuses a directory that is given twice.
 pub(crate) fn keys(record: &ImageRecord) -> Vec<String> {
     let mut keys: Vec<String> = Vec::new();
-    let top_first = record.directories.iter().cloned().chain(record.diff_ids.iter().rev().map(|d| d.hex().to_owned()));
+    let top_first =
+        record.directories.iter().cloned().chain(record.diff_ids.iter().rev().map(|d| d.hex().to_owned()));
     for key in top_first {
         if !keys.contains(&key) {
             keys.push(key);

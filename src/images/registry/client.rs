@@ -57,7 +57,11 @@ impl Registry {
     }
 
     fn http_client(&self, host: &Host) -> Result<reqwest::Client, ImageError> {
-        let files = host.tls.ca.iter().chain(host.tls.client.iter().flat_map(|(c, k)| [Some(c), k.as_ref()].into_iter().flatten()));
+        let files = host
+            .tls
+            .ca
+            .iter()
+            .chain(host.tls.client.iter().flat_map(|(c, k)| [Some(c), k.as_ref()].into_iter().flatten()));
         let key = ClientKey {
             tls: host.tls.clone(),
             changed: files.map(|f| f.metadata().and_then(|m| m.modified()).ok()).collect(),
@@ -107,7 +111,9 @@ fn build(key: &ClientKey) -> Result<reqwest::Client, ImageError> {
     match builder.build() {
         Ok(client) => Ok(client),
         // A machine without any root certificates can still use plain http.
-        Err(_) if !own_files => base().tls_certs_only([]).build().map_err(|e| wrong(&PathBuf::from("TLS"), &e)),
+        Err(_) if !own_files => {
+            base().tls_certs_only([]).build().map_err(|e| wrong(&PathBuf::from("TLS"), &e))
+        }
         Err(e) => Err(wrong(&PathBuf::from("TLS"), &e)),
     }
 }
@@ -317,7 +323,8 @@ impl HostClient {
                     .body(encoded.query().unwrap_or_default().to_owned())
             }
         };
-        builder = builder.header(header::ACCEPT, "application/json").header(header::ACCEPT_ENCODING, "identity");
+        builder =
+            builder.header(header::ACCEPT, "application/json").header(header::ACCEPT_ENCODING, "identity");
         if let Some(value) = authorization {
             builder = builder.header(header::AUTHORIZATION, value);
         }

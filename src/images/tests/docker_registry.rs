@@ -53,11 +53,13 @@ async fn push(port: u16, repository: &str, content: &Content) {
         let begun = http.post(format!("{base}/blobs/uploads/")).send().await.unwrap();
         let location = begun.headers()["location"].to_str().unwrap().to_owned();
         let join = if location.contains('?') { '&' } else { '?' };
-        let put = http.put(format!("{location}{join}digest={digest}")).body(blob.clone()).send().await.unwrap();
+        let put =
+            http.put(format!("{location}{join}digest={digest}")).body(blob.clone()).send().await.unwrap();
         assert_eq!(put.status(), 201, "{digest}");
     }
     // Digests sort before tags, and an index needs its manifests.
-    let (indexes, manifests): (Vec<_>, Vec<_>) = content.manifests.iter().partition(|(_, (kind, _))| *kind == INDEX);
+    let (indexes, manifests): (Vec<_>, Vec<_>) =
+        content.manifests.iter().partition(|(_, (kind, _))| *kind == INDEX);
     for (name, (media_type, body)) in manifests.into_iter().chain(indexes) {
         let put = http.put(format!("{base}/manifests/{name}")).header("content-type", *media_type);
         let put = put.body(body.clone()).send().await.unwrap();
@@ -73,7 +75,8 @@ fn image() -> (Content, String, String) {
         Layer::new(&tar(&[("d/f", "upper"), ("d/.wh.g", "")]), Packing::Zstd),
         Layer::new(&tar(&[("plain", "p")]), Packing::Plain),
     ];
-    let (manifest, id) = content.add("single", &layers, r#"{"Entrypoint":["/e"],"User":"nobody","Labels":{"a":"b"}}"#);
+    let (manifest, id) =
+        content.add("single", &layers, r#"{"Entrypoint":["/e"],"User":"nobody","Labels":{"a":"b"}}"#);
     let size = content.manifests["single"].1.len();
     let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let index = format!(

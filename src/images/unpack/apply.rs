@@ -93,10 +93,16 @@ impl Apply {
                 if target.is_empty() || target.contains(&0) || target.len() > super::MAX_PATH {
                     return Err(self.blame.hostile(&path, "its target is not a path"));
                 }
-                self.node(&parent, name, &path, &meta, true, |dir, name| fs::symlinkat(&target[..], dir.fd(), name))
+                self.node(&parent, name, &path, &meta, true, |dir, name| {
+                    fs::symlinkat(&target[..], dir.fd(), name)
+                })
             }
-            Kind::Char(major, minor) => self.device(&parent, name, &path, &meta, FileType::CharacterDevice, (major, minor)),
-            Kind::Block(major, minor) => self.device(&parent, name, &path, &meta, FileType::BlockDevice, (major, minor)),
+            Kind::Char(major, minor) => {
+                self.device(&parent, name, &path, &meta, FileType::CharacterDevice, (major, minor))
+            }
+            Kind::Block(major, minor) => {
+                self.device(&parent, name, &path, &meta, FileType::BlockDevice, (major, minor))
+            }
             Kind::Fifo => self.device(&parent, name, &path, &meta, FileType::Fifo, (0, 0)),
         }
     }
@@ -140,7 +146,13 @@ impl Apply {
         fs::futimens(&fd, &meta::times(meta.mtime)).map_err(|e| self.tree.fail("set times of", path, e))
     }
 
-    fn directory(&mut self, parent: &OpenDir, name: &[u8], path: &[u8], meta: &Meta) -> Result<(), ImageError> {
+    fn directory(
+        &mut self,
+        parent: &OpenDir,
+        name: &[u8],
+        path: &[u8],
+        meta: &Meta,
+    ) -> Result<(), ImageError> {
         let make = |tree: &Tree| {
             fs::mkdirat(parent.fd(), name, Mode::RWXU).map_err(|e| tree.fail("make directory", path, e))
         };
@@ -175,7 +187,13 @@ impl Apply {
         Ok(())
     }
 
-    fn hard_link(&mut self, parent: &OpenDir, name: &[u8], path: &[u8], target: &[u8]) -> Result<(), ImageError> {
+    fn hard_link(
+        &mut self,
+        parent: &OpenDir,
+        name: &[u8],
+        path: &[u8],
+        target: &[u8],
+    ) -> Result<(), ImageError> {
         let Some((from, from_name)) = self.tree.parent(target, false)? else {
             return Err(self.blame.hostile(path, "it is a hard link to the root"));
         };
@@ -199,7 +217,9 @@ impl Apply {
         };
         match made {
             Ok(()) => Ok(()),
-            Err(Errno::NOENT) => Err(self.blame.hostile(path, "it is a hard link to what is not in this layer")),
+            Err(Errno::NOENT) => {
+                Err(self.blame.hostile(path, "it is a hard link to what is not in this layer"))
+            }
             Err(Errno::PERM) => Err(self.blame.hostile(path, "it is a hard link to a directory")),
             Err(e) => Err(self.tree.fail("make hard link", path, e)),
         }
@@ -241,7 +261,13 @@ impl Apply {
         meta::apply_at(parent.fd(), name, meta, symlink, &self.tree.shown(path))
     }
 
-    fn whiteout(&mut self, parent: &OpenDir, name: &[u8], path: &[u8], meta: &Meta) -> Result<(), ImageError> {
+    fn whiteout(
+        &mut self,
+        parent: &OpenDir,
+        name: &[u8],
+        path: &[u8],
+        meta: &Meta,
+    ) -> Result<(), ImageError> {
         if name == OPAQUE_WHITEOUT {
             return fs::fsetxattr(parent.fd(), OPAQUE, b"y", XattrFlags::empty())
                 .map_err(|e| self.tree.fail("make opaque the directory of", path, e));
@@ -255,11 +281,14 @@ impl Apply {
         }
         match fs::statat(parent.fd(), hidden, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => {
-                let owner = Meta { mode: 0, mtime: meta.mtime, uid: meta.uid, gid: meta.gid, xattrs: Vec::new() };
+                let owner =
+                    Meta { mode: 0, mtime: meta.mtime, uid: meta.uid, gid: meta.gid, xattrs: Vec::new() };
                 self.device(parent, hidden, path, &owner, FileType::CharacterDevice, (0, 0))
             }
             // The layer has the name itself: it hides a file below anyhow, and a directory when it is opaque.
-            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && !is_whiteout(&stat) => {
+            Ok(stat)
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && !is_whiteout(&stat) =>
+            {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let fd = fs::openat(parent.fd(), hidden, flags, Mode::empty())
                     .map_err(|e| self.tree.fail("open directory", path, e))?;
@@ -271,7 +300,8 @@ impl Apply {
     }
 
     fn set_opaque(&self, fd: &OwnedFd, path: &[u8]) -> Result<(), ImageError> {
-        fs::fsetxattr(fd, OPAQUE, b"y", XattrFlags::empty()).map_err(|e| self.tree.fail("make opaque", path, e))
+        fs::fsetxattr(fd, OPAQUE, b"y", XattrFlags::empty())
+            .map_err(|e| self.tree.fail("make opaque", path, e))
     }
 
     fn count(&mut self, bytes: u64) -> Result<(), ImageError> {

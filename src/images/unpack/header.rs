@@ -112,7 +112,8 @@ fn signed(field: &[u8]) -> Option<i64> {
         }
         return i64::try_from(value).ok();
     }
-    let digits = field.iter().copied().skip_while(|b| *b == b' ' || *b == 0).take_while(|b| *b != b' ' && *b != 0);
+    let digits =
+        field.iter().copied().skip_while(|b| *b == b' ' || *b == 0).take_while(|b| *b != b' ' && *b != 0);
     let mut value: i64 = 0;
     for digit in digits {
         if !(b'0'..=b'7').contains(&digit) {
@@ -135,7 +136,10 @@ mod tests {
         assert_eq!(signed(b"00008440"), None);
         assert_eq!(signed(&[0x80, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff]), Some(0x7fff_ffff));
         assert_eq!(signed(&[0xff; 12]), Some(-1));
-        assert_eq!(signed(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x9c]), Some(-100));
+        assert_eq!(
+            signed(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x9c]),
+            Some(-100)
+        );
         assert_eq!(signed(&[0x80, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0]), None);
         assert_eq!(unsigned(&[0xff; 8]), None);
     }

@@ -26,7 +26,10 @@ pub(super) struct Entry {
 #[derive(Debug)]
 pub(super) enum Kind {
     /// A file with this many bytes of data, and where they belong if it has holes.
-    File { size: u64, sparse: Option<Map> },
+    File {
+        size: u64,
+        sparse: Option<Map>,
+    },
     Directory,
     Symlink(Vec<u8>),
     HardLink(Vec<u8>),
@@ -83,9 +86,10 @@ impl<R: BufRead> TarReader<R> {
         let link = pax.link.take().or(long_link).unwrap_or(header.link);
         let id = |value: u64| {
             // The highest value means "unchanged" to chown.
-            u32::try_from(value).ok().filter(|id| *id != u32::MAX).ok_or_else(|| {
-                self.blame.hostile(&path, "its owner does not fit 32 bits")
-            })
+            u32::try_from(value)
+                .ok()
+                .filter(|id| *id != u32::MAX)
+                .ok_or_else(|| self.blame.hostile(&path, "its owner does not fit 32 bits"))
         };
         let (uid, gid) = (id(pax.uid.unwrap_or(header.uid))?, id(pax.gid.unwrap_or(header.gid))?);
         let size = pax.size.unwrap_or(header.size);
@@ -108,8 +112,10 @@ impl<R: BufRead> TarReader<R> {
                     None if pax.sparse.map_in_data() => Some(self.map_in_data(&pax)?),
                     None => pax.sparse.map().map_err(|reason| self.blame.corrupt(reason))?,
                 };
-                let sparse =
-                    map.map(|m| m.check(self.left)).transpose().map_err(|reason| self.blame.corrupt(reason))?;
+                let sparse = map
+                    .map(|m| m.check(self.left))
+                    .transpose()
+                    .map_err(|reason| self.blame.corrupt(reason))?;
                 Kind::File { size: self.left, sparse }
             }
             _ => return Err(self.blame.hostile(&path, "its type is unknown")),
@@ -165,7 +171,8 @@ impl<R: BufRead> TarReader<R> {
                     }
                     continue;
                 }
-                let number = decimal(&line).ok_or_else(|| self.blame.corrupt("sparse map with a bad number"))?;
+                let number =
+                    decimal(&line).ok_or_else(|| self.blame.corrupt("sparse map with a bad number"))?;
                 line.clear();
                 match wanted {
                     Some(_) => numbers.push(number),

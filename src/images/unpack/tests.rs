@@ -48,7 +48,8 @@ impl Layer {
                     continue;
                 }
                 let meta = path.symlink_metadata().unwrap();
-                seen += &format!("{path:?} {:o} {} {} {}\n", meta.mode(), meta.uid(), meta.mtime(), meta.nlink());
+                seen +=
+                    &format!("{path:?} {:o} {} {} {}\n", meta.mode(), meta.uid(), meta.mtime(), meta.nlink());
                 if meta.is_dir() {
                     dirs.push(path);
                 } else {
@@ -162,7 +163,11 @@ fn breakouts() {
         ),
         (
             "metadata through hardlinked symlink",
-            vec![symlink("l", "../../outside/victim"), hard_link("h", "l"), entry(EntryType::Symlink, "h", "x", "")],
+            vec![
+                symlink("l", "../../outside/victim"),
+                hard_link("h", "l"),
+                entry(EntryType::Symlink, "h", "x", ""),
+            ],
             Land("l"),
         ),
         ("hardlink to directory", vec![dir("d/"), hard_link("h", "d")], Fail("directory")),
@@ -223,7 +228,10 @@ fn whiteouts_become_overlays_own() {
     .concat();
     let unpacked = layer.apply(&tar).unwrap();
     assert!(whiteout("a/gone").file_type().is_char_device() && whiteout("a/gone").rdev() == 0);
-    assert_eq!((layer.read("a/kept"), layer.read("o/before"), layer.read("o/after")), ("x".into(), "x".into(), "x".into()));
+    assert_eq!(
+        (layer.read("a/kept"), layer.read("o/before"), layer.read("o/after")),
+        ("x".into(), "x".into(), "x".into())
+    );
     assert!(opaque("o") && opaque("again") && opaque("implied") && opaque("dir"));
     assert!(!opaque("a") && !layer.at(".wh..wh.plnk").exists());
     assert!(!layer.at("o/.wh..wh..opq").exists() && !layer.at("a/.wh.gone").exists());
@@ -237,7 +245,11 @@ fn metadata_is_kept() {
     let capability: &[u8] = &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let mut setuid = entry(EntryType::Regular, "bin/su", "", "x");
     setuid[100..108].copy_from_slice(b"0006755\0");
-    let sum: u64 = setuid[..512].iter().enumerate().map(|(i, b)| if (148..156).contains(&i) { 32 } else { u64::from(*b) }).sum();
+    let sum: u64 = setuid[..512]
+        .iter()
+        .enumerate()
+        .map(|(i, b)| if (148..156).contains(&i) { 32 } else { u64::from(*b) })
+        .sum();
     setuid[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     let tar = [
         dir("bin/"),
@@ -287,7 +299,10 @@ fn a_later_entry_replaces_an_earlier_one() {
     ]
     .concat();
     layer.apply(&tar).unwrap();
-    assert_eq!((layer.read("f"), layer.read("d"), layer.read("g/y")), ("two".into(), "now a file".into(), "y".into()));
+    assert_eq!(
+        (layer.read("f"), layer.read("d"), layer.read("g/y")),
+        ("two".into(), "now a file".into(), "y".into())
+    );
 }
 
 #[test]
@@ -314,7 +329,10 @@ fn long_names_and_sparse_files() {
     layer.apply(&tar).unwrap();
     assert_eq!(layer.read(&long), "x");
     let sparse = std::fs::read(layer.at("sparse1")).unwrap();
-    assert_eq!((sparse.len(), &sparse[..3], &sparse[9000..9002], sparse[5000]), (10_000, &b"abc"[..], &b"de"[..], 0));
+    assert_eq!(
+        (sparse.len(), &sparse[..3], &sparse[9000..9002], sparse[5000]),
+        (10_000, &b"abc"[..], &b"de"[..], 0)
+    );
     let sparse = std::fs::read(layer.at("sparse0")).unwrap();
     assert_eq!((sparse.len(), &sparse[4096..4098]), (5000, &b"zz"[..]));
 }

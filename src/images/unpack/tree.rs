@@ -71,7 +71,8 @@ impl Tree {
         };
         let shown_root = staging.join("fs");
         let fd = open(&shown_root)?;
-        let real_root = real_path(&fd).map_err(|e| ImageError::io("read the real path of", &shown_root, e))?;
+        let real_root =
+            real_path(&fd).map_err(|e| ImageError::io("read the real path of", &shown_root, e))?;
         Ok(Self {
             root: Rc::new(OpenDir { fd, setgid: false }),
             real_root,
@@ -125,7 +126,9 @@ impl Tree {
         let dir = match self.enter(&directory) {
             Ok(dir) => dir,
             Err(Errno::NOENT | Errno::NOTDIR) if make => self.make_dirs(&parts, 0, path)?,
-            Err(Errno::NOENT | Errno::NOTDIR) => return Err(self.blame.hostile(path, "its directory is not in this layer")),
+            Err(Errno::NOENT | Errno::NOTDIR) => {
+                return Err(self.blame.hostile(path, "its directory is not in this layer"));
+            }
             Err(e) => return Err(self.fail("open the directory of", path, e)),
         };
         self.cached = Some((directory, Rc::clone(&dir)));

@@ -251,7 +251,7 @@ impl Read for BlobSource {
 
 /// The compression is what the first bytes say: media types of old images lie.
 enum Decoder {
-    Plain(BlobSource),
+    Plain(Box<BlobSource>),
     Gzip(Box<flate2::bufread::MultiGzDecoder<BlobSource>>),
     Zstd(Box<zstd::stream::read::Decoder<'static, BlobSource>>),
 }
@@ -273,13 +273,13 @@ impl Decoder {
         if start.starts_with(b"BZh") || start.starts_with(b"\xfd7zXZ\0") {
             return Err(io::Error::other("compressed with bzip2 or xz, which no image format allows"));
         }
-        Ok(Self::Plain(source))
+        Ok(Self::Plain(Box::new(source)))
     }
 
     /// Reads the blob to its end and gives its digest.
     fn finish(self) -> io::Result<Digest> {
         let mut source = match self {
-            Self::Plain(source) => source,
+            Self::Plain(source) => *source,
             Self::Gzip(decoder) => decoder.into_inner(),
             Self::Zstd(decoder) => decoder.finish(),
         };

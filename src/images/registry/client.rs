@@ -9,7 +9,7 @@ use http::{HeaderValue, Method, StatusCode, header};
 use reqwest::{Response, Url};
 use std::collections::HashMap;
 use std::error::Error as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -111,15 +111,13 @@ fn build(key: &ClientKey) -> Result<reqwest::Client, ImageError> {
     match builder.build() {
         Ok(client) => Ok(client),
         // A machine without any root certificates can still use plain http.
-        Err(_) if !own_files => {
-            base().tls_certs_only([]).build().map_err(|e| wrong(&PathBuf::from("TLS"), &e))
-        }
-        Err(e) => Err(wrong(&PathBuf::from("TLS"), &e)),
+        Err(_) if !own_files => base().tls_certs_only([]).build().map_err(|e| wrong(Path::new("TLS"), &e)),
+        Err(e) => Err(wrong(Path::new("TLS"), &e)),
     }
 }
 
-fn wrong(path: &PathBuf, error: &reqwest::Error) -> ImageError {
-    ImageError::Hosts { path: path.clone(), reason: told(error) }
+fn wrong(path: &Path, error: &reqwest::Error) -> ImageError {
+    ImageError::Hosts { path: path.to_owned(), reason: told(error) }
 }
 
 /// An HTTP error with its causes and without its URL, whose query may be signed.

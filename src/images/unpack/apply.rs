@@ -58,6 +58,12 @@ pub(crate) fn unpack(
     apply.finish()
 }
 
+/// A directory and its mtime.
+struct DirTime {
+    path: Box<[u8]>,
+    mtime: (i64, u32),
+}
+
 struct Apply {
     tree: Tree,
     blame: Blame,
@@ -66,7 +72,7 @@ struct Apply {
     bytes: u64,
     inodes: u64,
     /// Directory times are set last, as every child changes them.
-    dir_times: Vec<(Box<[u8]>, (i64, u32))>,
+    dir_times: Vec<DirTime>,
     dir_bytes: usize,
 }
 
@@ -182,7 +188,7 @@ impl Apply {
         if self.dir_bytes > MAX_DIR_PATHS {
             return Err(self.blame.limit("the paths of directories", 64 << 20, "bytes"));
         }
-        self.dir_times.push((path.into(), meta.mtime));
+        self.dir_times.push(DirTime { path: path.into(), mtime: meta.mtime });
         self.tree.remember(path, fd, meta.mode & 0o2000 != 0);
         Ok(())
     }
@@ -314,7 +320,7 @@ impl Apply {
     }
 
     fn finish(mut self) -> Result<Unpacked, ImageError> {
-        for (path, mtime) in std::mem::take(&mut self.dir_times) {
+        for DirTime { path, mtime } in std::mem::take(&mut self.dir_times) {
             match self.tree.open_last(&path) {
                 Ok(fd) => fs::futimens(&fd, &meta::times(mtime))
                     .map_err(|e| self.tree.fail("set times of directory", &path, e))?,

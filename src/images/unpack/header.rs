@@ -16,8 +16,18 @@ pub(super) struct Header {
     pub(super) mtime: i64,
     pub(super) major: u32,
     pub(super) minor: u32,
-    /// GNU old sparse: the four ranges in the header, whether more blocks follow, and the real size.
-    pub(super) sparse: Option<(Vec<(u64, u64)>, bool, u64)>,
+    pub(super) sparse: Option<OldSparse>,
+}
+
+/// The GNU old sparse fields.
+#[derive(Debug)]
+pub(super) struct OldSparse {
+    /// (offset, length), at most four.
+    pub(super) ranges: Vec<(u64, u64)>,
+    /// Blocks of ranges follow the header.
+    pub(super) more: bool,
+    /// Size with holes.
+    pub(super) real_size: u64,
 }
 
 impl Header {
@@ -43,7 +53,11 @@ impl Header {
         };
         let sparse = if kind == b'S' {
             let ranges = ranges(&block[386..482]).ok_or("sparse map")?;
-            Some((ranges, block[482] != 0, unsigned(&block[483..495]).ok_or("sparse size")?))
+            Some(OldSparse {
+                ranges,
+                more: block[482] != 0,
+                real_size: unsigned(&block[483..495]).ok_or("sparse size")?,
+            })
         } else {
             None
         };

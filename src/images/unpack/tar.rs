@@ -2,7 +2,7 @@
 //!
 //! The `tar` crate is not used here: it reads PAX and GNU name records into memory whatever their size.
 
-use super::header::{BLOCK, Header, ranges};
+use super::header::{BLOCK, Header, OldSparse, ranges};
 use super::pax::{Pax, decimal};
 use super::sparse::Map;
 use super::{Blame, MAX_LONG_NAME, MAX_PAX, MAX_SPARSE};
@@ -108,7 +108,7 @@ impl<R: BufRead> TarReader<R> {
             0 | b'0' | b'7' | b'S' => {
                 self.begin(size);
                 let map = match header.sparse {
-                    Some((first, more, real_size)) => Some(self.old_map(first, more, real_size)?),
+                    Some(old) => Some(self.old_map(old)?),
                     None if pax.sparse.map_in_data() => Some(self.map_in_data(&pax)?),
                     None => pax.sparse.map().map_err(|reason| self.blame.corrupt(reason))?,
                 };
@@ -132,12 +132,8 @@ impl<R: BufRead> TarReader<R> {
     }
 
     /// GNU old format: further blocks of ranges stand between header and data, outside the size.
-    fn old_map(
-        &mut self,
-        mut found: Vec<(u64, u64)>,
-        mut more: bool,
-        real_size: u64,
-    ) -> Result<Map, ImageError> {
+    fn old_map(&mut self, old: OldSparse) -> Result<Map, ImageError> {
+        let OldSparse { ranges: mut found, mut more, real_size } = old;
         while more {
             let mut block = [0u8; BLOCK];
             self.fill(&mut block)?;

@@ -30,6 +30,9 @@ impl OpenDir {
     }
 }
 
+/// An open parent and the name of an entry in it.
+pub(super) type Place<'p> = (Rc<OpenDir>, &'p [u8]);
+
 /// The tree of one layer while it is unpacked.
 #[derive(Debug)]
 pub(super) struct Tree {
@@ -98,11 +101,7 @@ impl Tree {
 
     /// Splits an entry's path into its parent, opened (and made where missing when `make`), and its name.
     /// None: the path is the root itself.
-    pub(super) fn parent<'p>(
-        &mut self,
-        path: &'p [u8],
-        make: bool,
-    ) -> Result<Option<(Rc<OpenDir>, &'p [u8])>, ImageError> {
+    pub(super) fn parent<'p>(&mut self, path: &'p [u8], make: bool) -> Result<Option<Place<'p>>, ImageError> {
         if path.len() > MAX_PATH {
             return Err(self.blame.limit("a path", 4095, "bytes"));
         }

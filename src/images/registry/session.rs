@@ -81,8 +81,8 @@ impl Session {
         {
             return Ok((descriptor, None));
         }
-        // 404 may be trusted; everything else is asked again by GET, whose errors have a body.
-        if response.status() == http::StatusCode::NOT_FOUND {
+        // A refusal is asked again by GET, which has a body with the reason; of a mirror that has it not, nobody asks why.
+        if response.status() == http::StatusCode::NOT_FOUND && host.host.mirror {
             return Err(refusal(response, what, &host.name(), true).await);
         }
         let response = host.send(&Request { method: Method::GET, ..request }).await?;

@@ -49,8 +49,8 @@ pub fn load(file: &Path, required: bool) -> Result<Config, ConfigError> {
     }
     sources.extend(drop_ins(file)?);
     for path in sources {
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+        let text =
+            std::fs::read_to_string(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
         // Typed first, so that an error is told with its own file and line.
         toml::from_str::<Config>(&text).map_err(|e| invalid(&path, &text, &e))?;
         let table = text.parse::<toml::Table>().map_err(|e| invalid(&path, &text, &e))?;
@@ -134,10 +134,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         return value("runtime.default", format!("no [runtime.handlers.{}]", config.runtime.default));
     }
     if config.images.max_concurrent_downloads == 0 {
-        return value(
-            "images.max_concurrent_downloads",
-            "0 would never pull anything; use at least 1".into(),
-        );
+        return value("images.max_concurrent_downloads", "0 would never pull anything; use at least 1".into());
     }
     if config.containers.log_line_bytes < 512 {
         return value("containers.log_line_bytes", "must be at least 512".into());

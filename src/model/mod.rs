@@ -15,7 +15,7 @@ pub use id::{ContainerId, IdError, ImageId, SandboxId};
 pub use resources::{HugepageLimit, Resources};
 pub use sandbox::{DnsConfig, PodName, PortMapping, Protocol, SandboxSpec};
 pub use security::{
-    Capabilities, ContainerSecurity, GroupsPolicy, NamespaceMode, Namespaces, Profile, RunAs,
-    SandboxSecurity, SelinuxOptions, UserNamespace,
+    Capabilities, ContainerSecurity, GroupsPolicy, NamespaceMode, Namespaces, Profile, RunAs, SandboxSecurity,
+    SelinuxOptions, UserNamespace,
 };
 pub use time::{Clock, Timestamp};

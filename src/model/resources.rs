@@ -76,12 +76,7 @@ mod tests {
 
     #[test]
     fn an_update_keeps_what_it_does_not_name() {
-        let old = Resources {
-            cpu_shares: 512,
-            memory_limit: 1 << 20,
-            cpuset_cpus: "0".into(),
-            ..Default::default()
-        };
+        let old = Resources { cpu_shares: 512, memory_limit: 1 << 20, cpuset_cpus: "0".into(), ..Default::default() };
         let new = old.updated_by(&Resources { cpu_shares: 1024, ..Default::default() });
         assert_eq!((new.cpu_shares, new.memory_limit, new.cpuset_cpus.as_str()), (1024, 1 << 20, "0"));
     }

@@ -74,7 +74,9 @@ impl Container {
     pub(super) fn new(spec: Arc<ContainerSpec>, state: ContainerState, resources: Resources) -> Self {
         let phase = match state {
             ContainerState::Starting | ContainerState::Running { .. } => Phase::Alive,
-            ContainerState::Creating | ContainerState::Created | ContainerState::Exited { .. } => Phase::Cleaned,
+            ContainerState::Creating | ContainerState::Created | ContainerState::Exited { .. } => {
+                Phase::Cleaned
+            }
         };
         Self {
             spec,
@@ -205,8 +207,7 @@ impl Pod {
 
     fn spawn(self, events: Option<Events>) -> PodHandle {
         let (mailbox, commands) = mpsc::channel(MAILBOX);
-        let handle =
-            PodHandle { mailbox, snapshots: self.snapshots.subscribe(), up: self.up.subscribe() };
+        let handle = PodHandle { mailbox, snapshots: self.snapshots.subscribe(), up: self.up.subscribe() };
         tokio::spawn(self.run(commands, events));
         handle
     }
@@ -313,8 +314,7 @@ impl Pod {
         for id in running {
             self.kill_now(&id);
         }
-        let dying =
-            self.containers.iter().map(|(id, c)| (id.clone(), c.phase.subscribe())).collect();
+        let dying = self.containers.iter().map(|(id, c)| (id.clone(), c.phase.subscribe())).collect();
         let (node, spec, monitor) = (self.node.clone(), self.spec.clone(), self.monitor.clone());
         self.jobs.spawn(async move { Finished::Down(bring_up::tear_down(node, spec, monitor, dying).await) });
     }
@@ -411,15 +411,20 @@ impl Pod {
         if admit_sandbox(&self.state, self.activity, SandboxRequest::CreateContainer) != Admission::Do {
             let state = if self.activity == SandboxActivity::Idle { self.state.name() } else { "going down" };
             let id = self.spec.id.to_string();
-            return send(reply, refuse(SandboxError::SandboxState { operation: "create a container", id, state }));
+            return send(
+                reply,
+                refuse(SandboxError::SandboxState { operation: "create a container", id, state }),
+            );
         }
-        let twin = self.containers.values_mut().find(|c| c.spec.name == spec.name && c.spec.attempt == spec.attempt);
+        let twin =
+            self.containers.values_mut().find(|c| c.spec.name == spec.name && c.spec.attempt == spec.attempt);
         if let Some(twin) = twin {
             return match container::retry_of(&twin.spec, &spec) {
                 true if twin.activity == Activity::Creating => twin.create_waiters.push(reply),
                 true if twin.state == ContainerState::Created => send(reply, Ok(twin.spec.id.clone())),
                 same => {
-                    let why = if same { "which was started already" } else { "which was asked for differently" };
+                    let why =
+                        if same { "which was started already" } else { "which was asked for differently" };
                     let id = twin.spec.id.to_string();
                     let (name, attempt, sandbox) = (spec.name, spec.attempt, self.spec.id.clone());
                     send(reply, refuse(SandboxError::ContainerNameTaken { name, attempt, sandbox, id, why }));
@@ -429,23 +434,20 @@ impl Pod {
         let Some(monitor) = self.monitor.clone() else {
             return send(reply, refuse(SandboxError::MonitorLost(self.spec.id.clone())));
         };
-        let target_pid = match container::target_pid(&spec, |id| {
-            self.containers.get(id).map(|c| c.state.clone())
-        }) {
-            Ok(pid) => pid,
-            Err(error) => return send(reply, refuse(error)),
-        };
+        let target_pid =
+            match container::target_pid(&spec, |id| self.containers.get(id).map(|c| c.state.clone())) {
+                Ok(pid) => pid,
+                Err(error) => return send(reply, refuse(error)),
+            };
         let spec = Arc::new(spec);
         let resources = spec.resources.clone();
         let mut container = Container::new(spec.clone(), ContainerState::Creating, resources);
         container.hold = Some(hold.clone());
         container.activity = Activity::Creating;
         container.create_waiters.push(reply);
-        let recorded = self
-            .node
-            .records
-            .write_container(&spec)
-            .and_then(|()| self.node.records.write_container_state(&self.spec.id, &spec.id, &container.record()));
+        let recorded = self.node.records.write_container(&spec).and_then(|()| {
+            self.node.records.write_container_state(&self.spec.id, &spec.id, &container.record())
+        });
         if let Err(error) = recorded {
             answer_all(&mut container.create_waiters, &refuse(error.into()));
             return;
@@ -672,7 +674,9 @@ impl Pod {
 
     fn monitor_event(&mut self, event: MonitorEvent) {
         match event {
-            MonitorEvent::ContainerExited { container_id, exit } => self.container_exited(&container_id, &exit),
+            MonitorEvent::ContainerExited { container_id, exit } => {
+                self.container_exited(&container_id, &exit)
+            }
             MonitorEvent::ExecExited { exec_id, exit_code, .. } => self.node.execs.ended(&exec_id, exit_code),
             MonitorEvent::Gone => self.monitor_lost(),
         }

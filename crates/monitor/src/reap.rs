@@ -80,7 +80,8 @@ impl Pod {
         let refused = match &job.kind {
             JobKind::Create { serial } => {
                 let serial = *serial;
-                let words = if self.may_have_spoken(serial, ended) { String::new() } else { self.take_words(serial) };
+                let words =
+                    if self.may_have_spoken(serial, ended) { String::new() } else { self.take_words(serial) };
                 match succeeded(&job, ended, &words).and_then(|()| self.created(serial, &job, console)) {
                     Ok(()) => None,
                     Err(refusal) => {

@@ -196,8 +196,9 @@ impl Pod {
     pub(super) fn spawn_recovered(mut self, events: Option<Events>) -> PodHandle {
         self.up.send_replace(Some(Ok(())));
         // What ended while no daemon watched has not been cleaned up after.
+        let ended = |c: &Container| matches!(c.state, ContainerState::Exited { .. });
         let ended: Vec<ContainerId> =
-            self.containers.iter().filter(|(_, c)| !c.may_run()).map(|(id, _)| id.clone()).collect();
+            self.containers.iter().filter(|(_, c)| ended(c)).map(|(id, _)| id.clone()).collect();
         for id in ended {
             self.clean(&id);
         }
@@ -690,7 +691,8 @@ impl Pod {
     fn ended(&mut self, id: &ContainerId, exit: Exit) {
         let Some(container) = self.containers.get(id) else { return };
         let started_at = match &container.state {
-            ContainerState::Running { since, .. } => Some(*since),
+            // The runtime reports a start a moment after it; the end is told exactly.
+            ContainerState::Running { since, .. } => Some((*since).min(exit.finished_at)),
             // The runtime has not reported yet, but a process that ended did start.
             ContainerState::Starting => Some(exit.finished_at),
             ContainerState::Creating | ContainerState::Created | ContainerState::Exited { .. } => return,

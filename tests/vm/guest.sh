@@ -36,4 +36,6 @@ done
 printf 'guest: %s\n' "${results[@]}"
 dmesg --level=emerg,alert,crit,err | tail -20
 if [ $failed = 0 ]; then echo 'test-vm: all passed'; else echo 'test-vm: failed'; fi
+# The power goes off at once: first let the serial line drain.
+stty -F /dev/ttyS1 raw
 exit $failed

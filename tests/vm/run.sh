@@ -71,8 +71,8 @@ make_base() {
     cat >"$work/rootfs/etc/systemd/system/podwright-test.service" <<'UNIT'
 [Unit]
 Description=podwright's tests
-SuccessAction=poweroff-force
-FailureAction=poweroff-force
+SuccessAction=poweroff-immediate
+FailureAction=poweroff-immediate
 
 [Service]
 Type=oneshot
@@ -148,7 +148,7 @@ echo "test-vm: booting $version ($accel)"
 setpriv --pdeathsig KILL qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
     -machine pc -accel "$accel" -cpu "$cpu" -smp 2 -m 4096 \
     -kernel "$base.vmlinuz" -initrd "$base.initrd" \
-    -append "console=ttyS0 panic=-1 mitigations=off random.trust_cpu=on systemd.unit=podwright-test.service systemd.mask=apt-daily.timer systemd.mask=apt-daily-upgrade.timer systemd.mask=systemd-networkd-wait-online.service systemd.journald.forward_to_console=0 quiet" \
+    -append "console=ttyS0 panic=-1 mitigations=off random.trust_cpu=on systemd.unit=podwright-test.service systemd.mask=apt-daily.timer systemd.mask=apt-daily-upgrade.timer systemd.mask=systemd-networkd-wait-online.service quiet" \
     -drive "file=$base.ext4,format=raw,if=virtio,snapshot=on,cache=unsafe" \
     -drive "file=$work/payload.tar,format=raw,if=virtio,readonly=on" \
     -serial "file:$vm/console.log" -serial "file:$vm/tests.log" </dev/null &

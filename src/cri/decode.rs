@@ -231,17 +231,8 @@ fn user_namespace(options: Option<pb::UserNamespace>) -> Checked<Option<UserName
     let Some(options) = options else { return Ok(None) };
     match pb::NamespaceMode::try_from(options.mode) {
         Ok(pb::NamespaceMode::Node) => Ok(None),
-        Ok(pb::NamespaceMode::Pod) => {
-            let uids = id_mappings(FIELD, &options.uids)?;
-            let gids = id_mappings(FIELD, &options.gids)?;
-            if uids.len() != 1 || gids.len() != 1 || uids[0].container_id != 0 || gids[0].container_id != 0 {
-                return invalid(
-                    FIELD,
-                    "exactly one uid and one gid mapping, from container id 0, are supported",
-                );
-            }
-            Ok(Some(UserNamespace { uids, gids }))
-        }
+        // Running without would give less isolation than was asked for. Status tells that no handler has them.
+        Ok(pb::NamespaceMode::Pod) => invalid(FIELD, "user namespaces are not supported by this version"),
         Ok(pb::NamespaceMode::Container | pb::NamespaceMode::Target) | Err(_) => {
             invalid(FIELD, "only the modes POD and NODE are supported")
         }
@@ -368,7 +359,7 @@ pub fn container(
         envs: envs(config.envs)?,
         mounts: config.mounts.into_iter().map(mount).collect::<Checked<_>>()?,
         devices: config.devices.into_iter().map(device).collect::<Checked<_>>()?,
-        cdi_devices: config.cdi_devices.into_iter().map(|d| d.name).collect(),
+        cdi_devices: cdi_devices(&config.cdi_devices)?,
         labels: sorted(config.labels),
         annotations: sorted(config.annotations),
         log_path,
@@ -450,6 +441,17 @@ fn device(d: pb::Device) -> Checked<Device> {
         host_path: absolute(FIELD, &d.host_path)?,
         permissions: d.permissions,
     })
+}
+
+/// A container that asked for a device must not run without it.
+fn cdi_devices(devices: &[pb::CdiDevice]) -> Checked<Vec<String>> {
+    match devices.first() {
+        None => Ok(Vec::new()),
+        Some(device) => invalid(
+            "config.CDI_devices",
+            format!("{}: CDI devices are not supported by this version", device.name),
+        ),
+    }
 }
 
 fn absolute(field: &'static str, path: &str) -> Checked<PathBuf> {

@@ -244,10 +244,9 @@ mod tests {
 
     #[test]
     fn a_record_torn_by_a_full_disk_spoils_no_other() {
-        use std::os::fd::AsFd as _;
+        use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
         let dir = tempfile::tempdir().unwrap();
-        let disk = podwright_sys::mount::tmpfs(Some(64 * 1024), 0o755).unwrap();
-        podwright_sys::mount::attach(disk.as_fd(), dir.path()).unwrap();
+        mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), Some(c"size=64k")).unwrap();
         let (path, ballast) = (dir.path().join("0.log"), dir.path().join("ballast"));
         std::fs::write(&ballast, vec![0; 32 * 1024]).unwrap();
         let mut log = LogFile::open(&path).unwrap();
@@ -260,7 +259,7 @@ mod tests {
         std::fs::remove_file(&ballast).unwrap();
         log.append(StreamName::Stderr, Records::new(b"space again\n", 2000, Pause::None));
         let all = lines(&path);
-        podwright_sys::mount::unmount_detach(dir.path()).unwrap();
+        unmount(dir.path(), UnmountFlags::DETACH).unwrap();
         assert_eq!(all.last().unwrap(), "stderr F space again");
         let whole = format!("stdout F {}", line.trim_end());
         let torn = all.iter().filter(|record| **record != whole).count();

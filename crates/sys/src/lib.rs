@@ -5,7 +5,6 @@
 
 pub mod fdpass;
 pub mod memory;
-pub mod mount;
 pub mod namespace;
 pub mod path;
 pub mod pidfd;

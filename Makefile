@@ -96,6 +96,12 @@ e2e: build images ## Integration tests: the real daemon on scratch nodes
 critest: build testkit tools images ## The Kubernetes CRI conformance suite
 	tests/critest/suite.sh
 
+# Not part of `test`: an emulated machine is slow.
+.PHONY: test-vm
+test-vm: build testkit tools images ## e2e and critest on cgroup v2 and systemd, in an emulated guest (STEPS, FILTER, FOCUS)
+	@scripts/deps.sh qemu-system-x86 mmdebstrap e2fsprogs
+	tests/vm/run.sh
+
 .PHONY: bench
 bench: build testkit tools images ## Measure against Debian's containerd
 	@scripts/deps.sh containerd

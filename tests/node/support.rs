@@ -6,7 +6,7 @@ use pb::runtime_service_client::RuntimeServiceClient;
 use podwright::cri::proto as pb;
 use podwright_testkit::{
     Artifact, Compression, Daemon, Entry, Image, ImageBuilder, LayerBuilder, Ledger, Options, Programs,
-    Registry, Scratch, wait_for,
+    Registry, Scratch, patience, wait_for,
 };
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -185,7 +185,7 @@ impl Node {
 
     /// Waits until a container has exited.
     pub(crate) async fn exited(&mut self, id: &str) -> pb::ContainerStatus {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + PATIENCE * patience();
         loop {
             let status = self.status(id).await.unwrap();
             if status.state() == pb::ContainerState::ContainerExited {

@@ -10,6 +10,7 @@ use crate::host::security::HostSecurity;
 use crate::images::Images;
 use crate::metrics::{self, PullCollector, Registry, Rpcs};
 use crate::model::Clock;
+use crate::sandbox::spec::HostFacts;
 use crate::sandbox::{self, ExecWaiters, Node, PodMetrics, Records};
 use anyhow::Context as _;
 use std::fs::File;
@@ -101,21 +102,42 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
     let boot_id = podwright_sys::proc::boot_id().context("read the boot id")?;
     let images = Images::open(&config.root.join("images"), &config.images).context("open the image store")?;
     registry.register(Box::new(PullCollector::new(images.stats())?))?;
-    let cgroups = Cgroups::detect(&config.cgroups)?;
-    let security = HostSecurity::detect()?;
+    let cgroups = Cgroups::detect()?;
+    let facts = facts(&cgroups)?;
     Ok(Arc::new(Node {
         records: Records::open(&config.root, &boot_id)?,
         network: Network::start(&config.network)?,
         images,
-        runtimes: Runtimes::find(&config.runtime, &config.state, &cgroups).await?,
+        runtimes: Runtimes::find(&config.runtime, &config.state, &config.cgroups.default_parent).await?,
         cgroups,
-        security,
+        facts,
         monitor_binary: monitor_binary(config)?,
         clock: Clock::default(),
         metrics: PodMetrics::register(registry)?,
         execs: ExecWaiters::default(),
         config: config.clone(),
     }))
+}
+
+fn facts(cgroups: &Cgroups) -> anyhow::Result<HostFacts> {
+    let security = HostSecurity::detect()?;
+    if security.oom_score_adj_floor > -1000 {
+        tracing::warn!(
+            floor = security.oom_score_adj_floor,
+            "no CAP_SYS_RESOURCE: containers get no oom_score_adj below the daemon's own"
+        );
+    }
+    Ok(HostFacts {
+        bounding: security.bounding,
+        oom_score_adj_floor: security.oom_score_adj_floor,
+        cgroups: cgroups.mode(),
+        swap: cgroups.accounts_swap(),
+        hugetlb: cgroups.has_controller("hugetlb"),
+        recursive_read_only: podwright_sys::mount::has_recursive_attributes(),
+        apparmor: security.apparmor,
+        apparmor_default: None,
+        selinux: security.selinux,
+    })
 }
 
 /// Where packages put the monitor.

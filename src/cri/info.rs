@@ -74,7 +74,7 @@ pub(super) fn node(node: &Node) -> Info {
 /// One entry a handler and one with the empty name for the default; sorted by name.
 pub(super) fn handlers(node: &Node) -> Vec<pb::RuntimeHandler> {
     let features = pb::RuntimeHandlerFeatures {
-        recursive_read_only_mounts: node.security.recursive_read_only,
+        recursive_read_only_mounts: node.facts.recursive_read_only,
         user_namespaces: false,
     };
     let mut names = node.runtimes.names();

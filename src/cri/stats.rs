@@ -3,7 +3,7 @@
 
 use super::encode;
 use super::proto as pb;
-use crate::host::cgroups::Usage;
+use crate::host::cgroups::{CgroupStats, Pressure, PressureLine};
 use crate::sandbox::{ContainerSnapshot, ContainerState, Manager, Node, PodSnapshot};
 use std::path::Path;
 use std::sync::Arc;
@@ -50,30 +50,44 @@ fn one(node: &Node, pod: &PodSnapshot, container: &ContainerSnapshot) -> pb::Con
         writable_layer: Some(writable_layer(&node.writable(&spec.id), now)),
         ..Default::default()
     };
-    match node.cgroups.usage(&pod.spec, &spec.id) {
+    let read = node.leaf(&pod.spec, &spec.id).and_then(|leaf| Ok(node.cgroups.stats(&leaf)?));
+    match read {
         Ok(usage) => fill(&mut stats, &usage, now),
         Err(error) => tracing::debug!(container = %spec.id, %error, "no cgroup reading"),
     }
     stats
 }
 
-fn fill(stats: &mut pb::ContainerStats, usage: &Usage, now: i64) {
+fn fill(stats: &mut pb::ContainerStats, usage: &CgroupStats, now: i64) {
+    let pressure = |p: &Option<Pressure>| p.as_ref().map(psi);
     stats.cpu = Some(pb::CpuUsage {
         timestamp: now,
-        usage_core_nano_seconds: value(usage.cpu_nanos),
+        usage_core_nano_seconds: usage.cpu_usage_ns.and_then(value),
         usage_nano_cores: None,
-        psi: None,
+        psi: pressure(&usage.pressure.cpu),
     });
+    stats.io = usage.pressure.io.as_ref().map(|p| pb::IoUsage { timestamp: now, psi: Some(psi(p)) });
+    let Some(memory) = &usage.memory else { return };
     stats.memory = Some(pb::MemoryUsage {
         timestamp: now,
-        working_set_bytes: value(usage.memory_working_set),
-        available_bytes: usage.memory_limit.and_then(|l| value(l.saturating_sub(usage.memory_working_set))),
-        usage_bytes: value(usage.memory_usage),
-        rss_bytes: value(usage.memory_rss),
-        page_faults: value(usage.page_faults),
-        major_page_faults: value(usage.major_page_faults),
-        psi: None,
+        working_set_bytes: value(memory.working_set),
+        available_bytes: memory.limit.and_then(|limit| value(limit.saturating_sub(memory.working_set))),
+        usage_bytes: value(memory.usage),
+        rss_bytes: value(memory.rss),
+        page_faults: value(memory.page_faults),
+        major_page_faults: value(memory.major_page_faults),
+        psi: pressure(&usage.pressure.memory),
     });
+    stats.swap = memory.swap_usage.map(|used| pb::SwapUsage {
+        timestamp: now,
+        swap_usage_bytes: value(used),
+        swap_available_bytes: memory.swap_limit.and_then(|limit| value(limit.saturating_sub(used))),
+    });
+}
+
+fn psi(pressure: &Pressure) -> pb::PsiStats {
+    let line = |l: &PressureLine| pb::PsiData { total: l.total_ns, avg10: l.avg10, avg60: l.avg60, avg300: l.avg300 };
+    pb::PsiStats { full: Some(line(&pressure.full)), some: Some(line(&pressure.some)) }
 }
 
 fn writable_layer(dir: &Path, now: i64) -> pb::FilesystemUsage {

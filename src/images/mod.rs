@@ -1,1 +1,232 @@
-//! Stub.
+//! Images: names, pulls and the local store of unpacked layers.
+//!
+//! ```text
+//! reference ─► session (registry/) ─► manifest ─► layers, side by side ─► index ─► snapshot
+//!                                                    │
+//!                       socket ─► digest ─► decompress ─► diffID ─► unpack/ ─► staging ─► layers/<diffID>/fs
+//! ```
+//!
+//! Content is addressed by digest and verified before it is visible. A layer is a directory keyed by its diffID, stored
+//! once, used by overlayfs as it is. Never learns that pods exist: a container's need is a [`Hold`].
+
+mod digest;
+mod directories;
+mod error;
+mod flight;
+mod image;
+mod index;
+mod layer;
+mod manifest;
+mod pull;
+mod reference;
+mod registry;
+mod staging;
+mod state;
+mod stats;
+mod store;
+mod unpack;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{ImageError, RegistryMessage};
+pub use image::{Image, ImageConfig, ImageUser};
+pub use reference::{Reference, Target};
+pub use registry::Credentials;
+pub use stats::PullStats;
+
+use crate::config;
+use crate::model::ImageId;
+use digest::Digest;
+use flight::Flights;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use store::{Lease, Store};
+use tokio::sync::Semaphore;
+use unpack::Limits;
+
+/// The image store and its registry client. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Images {
+    inner: Shared,
+}
+
+type Shared = Arc<Inner>;
+
+#[derive(Debug)]
+struct Inner {
+    store: Arc<Store>,
+    registry: Arc<registry::Registry>,
+    /// Pulls by reference and credentials: a caller never gets an image by another's rights.
+    pulls: Flights<(Reference, Option<Credentials>), ImageId>,
+    /// Layers by diffID.
+    layers: Flights<Digest, ()>,
+    /// Layers downloaded at once, all pulls together.
+    downloads: Arc<Semaphore>,
+    limits: Limits,
+    stats: Arc<PullStats>,
+}
+
+/// Use of the file system by images, from sums that the index keeps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FsUsage {
+    /// The store's directory.
+    pub mountpoint: PathBuf,
+    /// Bytes of all layers, in allocation units of 4 KiB.
+    pub used_bytes: u64,
+    /// Inodes of all layers.
+    pub inodes_used: u64,
+}
+
+/// A container's use of an image: its layer directories stay while this exists, also when the image is removed.
+#[derive(Debug)]
+pub struct Hold {
+    image: Arc<Image>,
+    layers: Vec<PathBuf>,
+    _lease: Lease,
+}
+
+impl Hold {
+    /// The image as it was when the hold was taken.
+    #[must_use]
+    pub fn image(&self) -> &Arc<Image> {
+        &self.image
+    }
+
+    /// Overlay lower directories, bottom first.
+    #[must_use]
+    pub fn layers(&self) -> &[PathBuf] {
+        &self.layers
+    }
+}
+
+impl Images {
+    /// Opens the store below `root`, sweeps what a crash left and makes index and directories agree. Blocking.
+    ///
+    /// # Errors
+    /// When `root` cannot be used, the index is of another version, or another process has it open; and for a malformed
+    /// reference among `pinned`.
+    pub fn open(root: &Path, config: &config::Images) -> Result<Self, ImageError> {
+        let pinned = config
+            .pinned
+            .iter()
+            .map(|name| Reference::parse(name).map(|r| r.to_string()))
+            .collect::<Result<BTreeSet<_>, _>>()?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                store: Store::open(root, pinned)?,
+                registry: registry::Registry::new(config),
+                pulls: Flights::default(),
+                layers: Flights::default(),
+                downloads: Arc::new(Semaphore::new(config.max_concurrent_downloads.max(1))),
+                limits: Limits { bytes: config.max_layer_bytes, entries: config.max_layer_entries },
+                stats: Arc::default(),
+            }),
+        })
+    }
+
+    /// Pulls an image and returns its id. Calls for the same reference and credentials join, as do layers of different
+    /// images; the work goes on while anybody waits for it and ends when nobody does.
+    ///
+    /// # Errors
+    /// Any of [`ImageError`]; nothing of a failed layer stays.
+    pub async fn pull(&self, reference: &str, auth: Option<Credentials>) -> Result<ImageId, ImageError> {
+        let reference = Reference::parse(reference)?;
+        let what = reference.to_string();
+        let inner = &self.inner;
+        let start = || pull::start(inner, &reference, auth.as_ref());
+        inner.pulls.join((reference.clone(), auth.clone()), &what, start).await.0
+    }
+
+    /// All images, in the order of their ids. From memory.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<Image>> {
+        self.inner.store.state().listed().cloned().collect()
+    }
+
+    /// Finds an image by id, `sha256:` id, unique id prefix, tag (normalised) or digest. From memory.
+    #[must_use]
+    pub fn status(&self, name: &str) -> Option<Arc<Image>> {
+        self.inner.store.state().find(name).ok().map(|e| Arc::clone(&e.image))
+    }
+
+    /// The config blob as the registry gave it. Blocking for one read of the index.
+    ///
+    /// # Errors
+    /// When the image is gone or the index cannot be read.
+    pub fn raw_config(&self, id: &ImageId) -> Result<String, ImageError> {
+        let bytes = self.inner.store.index().config(id.as_str())?;
+        bytes
+            .and_then(|b| String::from_utf8(b).ok())
+            .ok_or_else(|| ImageError::NotFound { name: id.to_string() })
+    }
+
+    /// Removes the image with all its names; an unknown one is fine. Layers that no other image and no hold needs are
+    /// deleted behind the caller's back.
+    ///
+    /// # Errors
+    /// When a prefix is ambiguous or the index cannot be written.
+    pub async fn remove(&self, name: &str) -> Result<(), ImageError> {
+        let id = match self.inner.store.state().find(name) {
+            Ok(entry) => entry.image.id.as_str().to_owned(),
+            Err(error @ ImageError::Ambiguous { .. }) => return Err(error),
+            Err(_) => return Ok(()),
+        };
+        let store = Arc::clone(&self.inner.store);
+        pull::blocking(move || store.remove_image(&id)).await
+    }
+
+    /// Takes a hold on an image for a container.
+    ///
+    /// # Errors
+    /// `NotFound`, `Ambiguous` or `Malformed`.
+    pub fn hold(&self, name: &str) -> Result<Hold, ImageError> {
+        self.hold_entry(|state| state.find(name).cloned())
+    }
+
+    /// Takes the hold of a container that lived before this process, also on an image removed since.
+    #[must_use]
+    pub fn restore_hold(&self, id: &ImageId) -> Option<Hold> {
+        let missing = || ImageError::NotFound { name: id.to_string() };
+        self.hold_entry(|state| state.images.get(id.as_str()).cloned().ok_or_else(missing)).ok()
+    }
+
+    fn hold_entry(
+        &self,
+        find: impl FnOnce(&state::State) -> Result<state::Entry, ImageError>,
+    ) -> Result<Hold, ImageError> {
+        let (entry, lease) = self.inner.store.hold(find)?;
+        let layers = state::keys(&entry.record).iter().map(|key| self.inner.store.layer_fs(key)).collect();
+        Ok(Hold { image: entry.image, layers, _lease: lease })
+    }
+
+    /// To be called once all holds are restored: forgets removed images that no container uses any more. Blocking.
+    ///
+    /// # Errors
+    /// When the index cannot be written.
+    pub fn recovered(&self) -> Result<(), ImageError> {
+        self.inner.store.reap()
+    }
+
+    /// What the layers take. From memory, never a walk.
+    #[must_use]
+    pub fn fs_usage(&self) -> FsUsage {
+        let store = &self.inner.store;
+        let state = store.state();
+        let sum = |field: fn(&index::LayerRecord) -> u64| {
+            state.layers.values().map(field).fold(0, u64::saturating_add)
+        };
+        FsUsage {
+            mountpoint: store.root().to_owned(),
+            used_bytes: sum(|l| l.bytes),
+            inodes_used: sum(|l| l.inodes),
+        }
+    }
+
+    /// Counters of pulls.
+    #[must_use]
+    pub fn stats(&self) -> &Arc<PullStats> {
+        &self.inner.stats
+    }
+}

@@ -5,15 +5,16 @@ use super::bring_up::blocking;
 use super::error::SandboxError;
 use super::files::PodFiles;
 use super::node::{Node, make_private_dir};
-use super::spec::{self, Inputs};
+use super::spec::{self, ImageProcess, Inputs, PodNamespaces, Seccomp};
 use super::state::{ContainerState, Init};
 use super::stop::{kill_cgroup, shares_pid_namespace};
 use crate::host::monitor::{CreateRequest, Monitor, NamespacePaths};
 use crate::host::oci::Runtime;
 use crate::host::users::{self, User};
-use crate::host::{devices, rootfs};
+use crate::host::{devices, mountinfo, rootfs};
+use crate::host::security::seccomp;
 use crate::images::Hold;
-use crate::model::{ContainerId, ContainerSpec, MountSource, NamespaceMode, SandboxSpec};
+use crate::model::{ContainerId, ContainerSpec, MountSource, NamespaceMode, Profile, SandboxSpec};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,33 +104,77 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
     }
     // The upper directory's mode becomes that of the container's `/`.
     open_to_all(&upper)?;
-    rootfs::mount(hold.layers(), &upper, &work, &root)?;
+    rootfs::mount(hold.layers(), &upper, &work, &root, &[])?;
     let image = hold.image();
     let user = users::resolve(&root, &image.config.user, &spec.security.run_as)?;
-    let host_devices = if spec.security.privileged { devices::all_of_host()? } else { Vec::new() };
-    let asked_devices = devices::resolve(&spec.devices)?;
+    make_volumes(&root, image.config.volumes.keys())?;
     let inputs = Inputs {
-        pod,
+        sandbox: pod,
         container: spec,
-        image: &image.config,
-        image_name: &spec.image.display,
+        image: &ImageProcess {
+            entrypoint: image.config.entrypoint.clone(),
+            cmd: image.config.cmd.clone(),
+            env: image.config.env.clone(),
+            working_dir: image.config.working_dir.clone(),
+        },
         user: &user,
-        security: &node.security,
-        seccomp: node.security.seccomp(spec)?,
-        mounts: &mounts,
-        devices: asked_devices,
-        host_devices,
-        namespaces,
-        target_pid: *target_pid,
-        files: &PodFiles::below(&node.pod_dir(&pod.id)),
-        cgroups_path: node.cgroups.container_path(pod, &spec.id)?,
-        cgroup_mode: node.cgroups.mode(),
-        defaults: &node.config.containers,
+        host: &node.facts,
+        config: &node.config.containers,
+        namespaces: &pod_namespaces(namespaces, *target_pid),
+        files: &bound_files(&PodFiles::below(&node.pod_dir(&pod.id)), pod),
+        mount_sources: &mounts,
+        volumes: &[],
+        devices: &devices::resolve(&spec.devices)?,
+        host_devices: &if spec.security.privileged { devices::all_of_host()? } else { Vec::new() },
+        mounts: &mountinfo::read().map_err(SandboxError::io("read", Path::new("/proc/self/mountinfo")))?,
+        seccomp: match &spec.security.seccomp {
+            Profile::Unconfined => Seccomp::Unconfined,
+            Profile::RuntimeDefault => Seccomp::RuntimeDefault,
+            Profile::Localhost(path) => Seccomp::Profile(Box::new(seccomp::load(Path::new(path))?)),
+        },
+        rootfs: &root,
+        cgroup: node.leaf(pod, &spec.id)?.path(),
+        allowed_annotations: &[],
     };
-    let text = spec::build(&inputs)?;
     let config = bundle.join("config.json");
+    let text = serde_json::to_vec(&spec::build(&inputs)?)
+        .map_err(|e| SandboxError::io("encode", &config)(std::io::Error::from(e)))?;
     std::fs::write(&config, text).map_err(SandboxError::io("write", &config))?;
     Ok(Prepared { user })
+}
+
+fn pod_namespaces(paths: &NamespacePaths, target_pid: Option<u32>) -> PodNamespaces {
+    let path = |text: &Option<String>| text.as_ref().map(PathBuf::from);
+    PodNamespaces {
+        network: path(&paths.net),
+        ipc: path(&paths.ipc),
+        uts: path(&paths.uts),
+        pid: path(&paths.pid),
+        target_pid: target_pid.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/pid"))),
+        user: None,
+    }
+}
+
+fn bound_files(files: &PodFiles, pod: &SandboxSpec) -> spec::PodFiles {
+    let shm = if pod.namespaces.ipc == NamespaceMode::Node { "/dev/shm".into() } else { files.shm.clone() };
+    spec::PodFiles {
+        hostname: Some(files.hostname.clone()),
+        hosts: Some(files.hosts.clone()),
+        resolv_conf: Some(files.resolv_conf.clone()),
+        shm,
+    }
+}
+
+/// Makes the directories that the image declares as volumes. Their data lives in the container's writable layer and
+/// goes with it, as with CRI-O's `image_volumes = "mkdir"`.
+fn make_volumes<'a>(root: &Path, volumes: impl Iterator<Item = &'a String>) -> Result<(), SandboxError> {
+    use podwright_sys::path::{mkdir_all_in_root, open_root};
+    for volume in volumes {
+        let dir = open_root(root).map_err(SandboxError::io("open", root))?;
+        mkdir_all_in_root(std::os::fd::AsFd::as_fd(&dir), Path::new(volume), 0o755.into())
+            .map_err(SandboxError::io("make the image's volume", Path::new(volume)))?;
+    }
+    Ok(())
 }
 
 fn open_to_all(dir: &Path) -> Result<(), SandboxError> {

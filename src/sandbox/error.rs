@@ -9,7 +9,7 @@ use crate::host::monitor::MonitorError;
 use crate::host::network::NetworkError;
 use crate::host::oci::OciError;
 use crate::host::rootfs::RootfsError;
-use crate::host::security::SecurityError;
+use crate::host::security::seccomp::SeccompError;
 use crate::host::users::UserError;
 use crate::images::ImageError;
 use crate::model::{IdError, PodName, SandboxId};
@@ -86,14 +86,6 @@ pub enum SandboxError {
         handler: String,
         /// What there is.
         known: String,
-    },
-    /// A privileged container in a sandbox that is not.
-    #[error("container {name} asks for privileged mode, but its pod sandbox {id} is not privileged")]
-    NotPrivileged {
-        /// Container name.
-        name: String,
-        /// Sandbox id.
-        id: SandboxId,
     },
     /// A target container that cannot lend its pid namespace.
     #[error("target container {target} of pid namespace mode TARGET: {why}")]
@@ -187,9 +179,9 @@ pub enum SandboxError {
     /// The user.
     #[error(transparent)]
     User(#[from] UserError),
-    /// Seccomp and its kin.
+    /// A seccomp profile of the node.
     #[error(transparent)]
-    Security(#[from] SecurityError),
+    Seccomp(#[from] SeccompError),
     /// Devices.
     #[error(transparent)]
     Device(#[from] DeviceError),

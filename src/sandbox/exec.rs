@@ -5,7 +5,7 @@ use super::error::SandboxError;
 use super::node::Node;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::ContainerState;
-use crate::host::monitor::{ExecStdio, Monitor, Target};
+use crate::host::monitor::{ExecRequest, ExecStdio, Monitor, Target};
 use crate::model::ContainerId;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -55,9 +55,15 @@ pub(super) async fn exec_sync(
     let run = async {
         let process = process_file.0.to_string_lossy().into_owned();
         let deadline = Some(node.config.runtime_timeout());
-        monitor
-            .exec(exec_id.clone(), id.to_string(), pod.runtime.command(), process, false, deadline, stdio)
-            .await?;
+        let request = ExecRequest {
+            exec_id: exec_id.clone(),
+            container_id: id.to_string(),
+            runtime: pod.runtime.command(),
+            process_file: process,
+            terminal: false,
+            deadline,
+        };
+        monitor.exec(request, stdio).await?;
         ended.await.map_err(|_| SandboxError::MonitorLost(pod.spec.id.clone()))
     };
     let exit_code = match timeout {

@@ -3,11 +3,11 @@
 use super::error::SandboxError;
 use super::metrics::PodMetrics;
 use super::record::Records;
+use super::spec::HostFacts;
 use crate::config::Config;
 use crate::host::cgroups::{self, Cgroups, Leaf};
 use crate::host::network::Network;
 use crate::host::oci::{Runtime, Runtimes};
-use crate::host::security::HostSecurity;
 use crate::images::Images;
 use crate::model::{Clock, ContainerId, SandboxId, SandboxSpec};
 use std::collections::HashMap;
@@ -31,7 +31,7 @@ pub struct Node {
     /// Cgroups.
     pub cgroups: Cgroups,
     /// What the kernel and our own privileges allow.
-    pub security: HostSecurity,
+    pub facts: HostFacts,
     /// The monitor's program.
     pub monitor_binary: PathBuf,
     /// Timestamps.

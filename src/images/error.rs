@@ -1,0 +1,295 @@
+//! Every way in which the image domain can fail. Owns the wording; never maps to gRPC codes (`cri` does).
+//!
+//! Errors are `Clone`, because all that wait for one shared download get the same one.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Why an image operation failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ImageError {
+    /// The name is not an image reference.
+    #[error("malformed image reference {reference:?}: {reason}")]
+    Malformed {
+        /// As given, cut to a printable length.
+        reference: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// No such image in the local store.
+    #[error("image {name:?} is not in the local store")]
+    NotFound {
+        /// As asked.
+        name: String,
+    },
+    /// An id prefix fits more than one image.
+    #[error("image id prefix {name:?} fits {count} images")]
+    Ambiguous {
+        /// As asked.
+        name: String,
+        /// Number of images.
+        count: usize,
+    },
+    /// The registry says that it has no such manifest or blob.
+    #[error("{what} not found at {host}{}", told(.registry))]
+    NotAtRegistry {
+        /// Reference or digest.
+        what: String,
+        /// Host asked last.
+        host: String,
+        /// The registry's own words.
+        registry: Option<RegistryMessage>,
+    },
+    /// 401 or 403 after the credentials, if any, were used.
+    #[error(
+        "pull access denied for {what} at {host} (HTTP {status}): repository does not exist or may require authorization{}",
+        told(.registry)
+    )]
+    Unauthorized {
+        /// Reference or digest.
+        what: String,
+        /// Host.
+        host: String,
+        /// HTTP status.
+        status: u16,
+        /// The registry's own words.
+        registry: Option<RegistryMessage>,
+    },
+    /// The token service failed or answered nonsense.
+    #[error("get a token for {host} from {realm}: {reason}")]
+    Token {
+        /// Registry host.
+        host: String,
+        /// Token service, without its query.
+        realm: String,
+        /// Cause.
+        reason: String,
+    },
+    /// 429 after the retries.
+    #[error("{host} limits the rate of requests for {what}{}{}", after(.retry_after), told(.registry))]
+    RateLimited {
+        /// Reference or digest.
+        what: String,
+        /// Host.
+        host: String,
+        /// What the registry asked for.
+        retry_after: Option<Duration>,
+        /// The registry's own words.
+        registry: Option<RegistryMessage>,
+    },
+    /// No connection, no name, broken connection or 5xx after the retries.
+    #[error("registry {host} is unavailable for {what}: {reason}")]
+    Unavailable {
+        /// Reference or digest.
+        what: String,
+        /// Host.
+        host: String,
+        /// Cause.
+        reason: String,
+    },
+    /// No byte came for the configured time.
+    #[error("no byte of {what} from {host} for {} s", .after.as_secs())]
+    Stalled {
+        /// Reference or digest.
+        what: String,
+        /// Host.
+        host: String,
+        /// The limit that was reached.
+        after: Duration,
+    },
+    /// A status or header that the protocol does not allow here.
+    #[error("unexpected answer of {host} for {what}: {reason}{}", told(.registry))]
+    Protocol {
+        /// Reference or digest.
+        what: String,
+        /// Host.
+        host: String,
+        /// What was wrong.
+        reason: String,
+        /// The registry's own words.
+        registry: Option<RegistryMessage>,
+    },
+    /// A redirect that must not be followed.
+    #[error("redirect of {what} by {host} refused: {reason}")]
+    Redirect {
+        /// Reference or digest.
+        what: String,
+        /// Host that redirected.
+        host: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// Bytes do not hash to the digest that names them.
+    #[error("{what} does not match its digest: expected {expected}, got {actual}")]
+    DigestMismatch {
+        /// What was hashed.
+        what: String,
+        /// Named.
+        expected: String,
+        /// Computed.
+        actual: String,
+    },
+    /// Bytes are more or fewer than the descriptor says.
+    #[error("{what} has the wrong size: expected {expected} bytes, got {actual}{}", if *.more { " or more" } else { "" })]
+    SizeMismatch {
+        /// What was counted.
+        what: String,
+        /// Declared bytes.
+        expected: u64,
+        /// Counted bytes.
+        actual: u64,
+        /// Counting stopped at `actual`.
+        more: bool,
+    },
+    /// A manifest, index or config that cannot be used.
+    #[error("{what} is not usable: {reason}")]
+    BadManifest {
+        /// Which document.
+        what: String,
+        /// Why.
+        reason: String,
+    },
+    /// Valid, but outside what this runtime does.
+    #[error("{what} is not supported: {reason}")]
+    Unsupported {
+        /// Which thing.
+        what: String,
+        /// Why.
+        reason: String,
+    },
+    /// A corrupt compressed stream or tar.
+    #[error("layer {layer} is corrupt: {reason}")]
+    CorruptLayer {
+        /// Layer.
+        layer: String,
+        /// Cause.
+        reason: String,
+    },
+    /// An entry that no honest layer has.
+    #[error("layer {layer}: entry {entry:?} refused: {reason}")]
+    HostileEntry {
+        /// Layer.
+        layer: String,
+        /// Entry name, cut to a printable length.
+        entry: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// A configured or built-in cap was reached.
+    #[error("{what} exceeds the limit of {limit} {unit}")]
+    Limit {
+        /// What grew.
+        what: String,
+        /// The cap.
+        limit: u64,
+        /// Its unit.
+        unit: &'static str,
+    },
+    /// ENOSPC or EDQUOT.
+    #[error("no space left on the file system of {path}: {operation}")]
+    NoSpace {
+        /// What was done.
+        operation: &'static str,
+        /// Where.
+        path: PathBuf,
+    },
+    /// A system call failed.
+    #[error("{operation} {path}: {source}")]
+    Io {
+        /// What was done.
+        operation: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Cause.
+        source: Arc<io::Error>,
+    },
+    /// The index database failed.
+    #[error("image index: {operation}: {reason}")]
+    Index {
+        /// What was done.
+        operation: &'static str,
+        /// Cause.
+        reason: String,
+    },
+    /// A hosts.toml that cannot be used. Never skipped silently: it would send pulls past the mirrors.
+    #[error("registry configuration {path}: {reason}")]
+    Hosts {
+        /// File.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The shared work ended without a result (daemon shutdown or a bug in a worker).
+    #[error("{what} was interrupted")]
+    Interrupted {
+        /// What.
+        what: String,
+    },
+}
+
+/// A registry's own error, from `{"errors":[{"code","message"}]}`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistryMessage {
+    /// `MANIFEST_UNKNOWN` and the like.
+    pub code: String,
+    /// Text, cut to a printable length.
+    pub message: String,
+}
+
+impl fmt::Display for RegistryMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.message)
+    }
+}
+
+fn told(message: &Option<RegistryMessage>) -> String {
+    message.as_ref().map_or_else(String::new, |m| format!(": {m}"))
+}
+
+fn after(wait: &Option<Duration>) -> String {
+    wait.map_or_else(String::new, |d| format!(" (retry after {} s)", d.as_secs()))
+}
+
+impl ImageError {
+    /// An I/O error with its operation and path; a full disk becomes `NoSpace`.
+    pub(crate) fn io(operation: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
+        let source = source.into();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::NoSpace { operation, path: path.to_owned() }
+            }
+            _ => Self::Io { operation, path: path.to_owned(), source: Arc::new(source) },
+        }
+    }
+
+    /// Whether another host, or the same one later, may do better with the same request.
+    pub(crate) fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable { .. } | Self::RateLimited { .. } | Self::Stalled { .. })
+    }
+
+    /// How much the error tells; of the errors of several hosts the most telling is returned.
+    pub(crate) fn weight(&self) -> u8 {
+        match self {
+            Self::NotAtRegistry { .. } => 1,
+            Self::Unavailable { .. } | Self::Stalled { .. } => 2,
+            Self::Protocol { .. } | Self::Token { .. } | Self::Redirect { .. } => 3,
+            Self::Unauthorized { .. } => 4,
+            Self::RateLimited { .. } => 5,
+            _ => 6,
+        }
+    }
+}
+
+/// `text` cut for an error message: hostile input must not fill the log.
+pub(crate) fn cut(text: &str) -> String {
+    /// Enough for any honest reference (255) or path shown.
+    const SHOWN: usize = 256;
+    if text.chars().count() <= SHOWN {
+        text.to_owned()
+    } else {
+        text.chars().take(SHOWN).chain(['…']).collect()
+    }
+}

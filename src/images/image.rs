@@ -1,0 +1,112 @@
+//! An image as the rest of the daemon sees it: immutable, built from the index, shared by `Arc`.
+
+use crate::model::ImageId;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// One image of the local store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Digest of the config blob.
+    pub id: ImageId,
+    /// Normalised `registry/repository:tag`, sorted.
+    pub repo_tags: Vec<String>,
+    /// `registry/repository@digest`, the digest of what the reference pointed to (often an index), sorted.
+    pub repo_digests: Vec<String>,
+    /// Compressed bytes of manifest, config and layers.
+    pub size: u64,
+    /// The user part of the config's User; None: not set, so root.
+    pub user: Option<ImageUser>,
+    /// The kubelet must not collect it.
+    pub pinned: bool,
+    /// What a container of it runs.
+    pub config: ImageConfig,
+    /// Chain id of the whole stack.
+    pub chain_id: String,
+    /// Uncompressed layer digests, bottom first.
+    pub diff_ids: Vec<String>,
+    /// Digest of the manifest for this platform.
+    pub manifest_digest: String,
+}
+
+/// The user that an image names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageUser {
+    /// Numeric.
+    Uid(i64),
+    /// To be looked up in the image's passwd.
+    Name(String),
+}
+
+impl ImageUser {
+    /// Reads `user[:group]`; the group is not part of the answer (containerd's getUserFromImage).
+    #[must_use]
+    pub fn parse(user: &str) -> Option<Self> {
+        let name = user.split(':').next().unwrap_or_default();
+        if name.is_empty() {
+            return None;
+        }
+        Some(name.parse::<i64>().map_or_else(|_| Self::Name(name.to_owned()), Self::Uid))
+    }
+}
+
+/// The `config` object of an image config; absent and null fields are empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct ImageConfig {
+    /// Entrypoint.
+    #[serde(deserialize_with = "null_is_default")]
+    pub entrypoint: Vec<String>,
+    /// Cmd.
+    #[serde(deserialize_with = "null_is_default")]
+    pub cmd: Vec<String>,
+    /// `KEY=value`, in order.
+    #[serde(deserialize_with = "null_is_default")]
+    pub env: Vec<String>,
+    /// WorkingDir; empty: `/`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub working_dir: String,
+    /// `user[:group]`, names or numbers.
+    #[serde(deserialize_with = "null_is_default")]
+    pub user: String,
+    /// `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`; empty: not set.
+    #[serde(deserialize_with = "null_is_default")]
+    pub stop_signal: String,
+    /// Paths of the image's volumes.
+    #[serde(deserialize_with = "null_is_default")]
+    pub volumes: BTreeMap<String, serde_json::Value>,
+    /// Labels. Never merged into CRI labels and never read as control.
+    #[serde(deserialize_with = "null_is_default")]
+    pub labels: BTreeMap<String, String>,
+}
+
+fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_as_critest_wants_them() {
+        assert_eq!(ImageUser::parse("1000:5"), Some(ImageUser::Uid(1000)));
+        assert_eq!(ImageUser::parse("nobody"), Some(ImageUser::Name("nobody".into())));
+        assert_eq!(ImageUser::parse(""), None);
+        assert_eq!(ImageUser::parse(":5"), None);
+    }
+
+    #[test]
+    fn nulls_and_unknown_fields_are_fine() {
+        let config: ImageConfig = serde_json::from_str(
+            r#"{"Cmd":["a"],"Entrypoint":null,"Env":null,"Volumes":{"/v":{}},"Labels":null,"Healthcheck":{}}"#,
+        )
+        .unwrap();
+        assert_eq!(config.cmd, ["a"]);
+        assert!(config.entrypoint.is_empty() && config.volumes.contains_key("/v"));
+    }
+}

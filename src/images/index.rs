@@ -1,0 +1,238 @@
+//! The durable index: a redb file with images, names and layers. Owns the tables and their record types; the directories
+//! are `store`'s.
+
+use super::digest::Digest;
+use super::error::ImageError;
+use super::manifest::Descriptor;
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Version of the tables and records. A newer file is refused, never guessed at.
+const SCHEMA: u64 = 1;
+/// redb's page cache, bytes: the index is read once at start, and the daemon must idle small.
+const CACHE: usize = 1 << 20;
+
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+/// Image id → `ImageRecord` as JSON.
+const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
+/// Image id → config blob as it came.
+const CONFIGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("configs");
+/// `registry/repository:tag` or `registry/repository@digest` → image id.
+const NAMES: TableDefinition<'_, &str, &str> = TableDefinition::new("names");
+/// Layer key (hex) → `LayerRecord` as JSON.
+const LAYERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("layers");
+/// Layer key → paths of implied directories, NUL between them.
+const IMPLIED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("implied");
+
+/// Whether an image is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Presence {
+    /// In lists.
+    Listed,
+    /// Removed, but a container may still need its layers.
+    Removed,
+}
+
+/// An image on disk.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ImageRecord {
+    pub(crate) presence: Presence,
+    pub(crate) manifest: Digest,
+    /// Compressed bytes of manifest, config and layers.
+    pub(crate) size: u64,
+    /// Bottom first.
+    pub(crate) diff_ids: Vec<Digest>,
+    /// The compressed layers, to fetch a lost one again.
+    pub(crate) blobs: Vec<Descriptor>,
+    /// Key of the directories-only layer on top, where one is needed.
+    pub(crate) directories: Option<String>,
+}
+
+/// A layer on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LayerRecord {
+    pub(crate) bytes: u64,
+    pub(crate) inodes: u64,
+    /// Seconds since the epoch when it was made.
+    pub(crate) since: u64,
+}
+
+/// All that the daemon keeps in memory.
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
+    pub(crate) images: Vec<(String, ImageRecord, Vec<u8>)>,
+    pub(crate) names: Vec<(String, String)>,
+    pub(crate) layers: Vec<(String, LayerRecord)>,
+}
+
+/// One change of a transaction.
+#[derive(Debug)]
+pub(crate) enum Change<'a> {
+    /// Adds or replaces an image.
+    PutImage(&'a str, &'a ImageRecord),
+    /// Adds or replaces a config.
+    PutConfig(&'a str, &'a [u8]),
+    /// Points a name to an image.
+    PutName(&'a str, &'a str),
+    /// Drops a name.
+    DropName(&'a str),
+    /// Drops an image and its config.
+    DropImage(&'a str),
+    /// Adds a layer with its implied directories.
+    PutLayer(&'a str, &'a LayerRecord, &'a [Vec<u8>]),
+    /// Drops a layer.
+    DropLayer(&'a str),
+}
+
+/// The open index.
+#[derive(Debug)]
+pub(crate) struct Index {
+    database: Database,
+}
+
+fn failed(operation: &'static str, path: &Path, error: redb::Error) -> ImageError {
+    match error {
+        redb::Error::Io(e) => ImageError::io(operation, path, e),
+        e => ImageError::Index { operation, reason: e.to_string() },
+    }
+}
+
+impl Index {
+    pub(crate) fn open(path: &Path) -> Result<Self, ImageError> {
+        let open = || -> Result<(Database, u64), redb::Error> {
+            let database = Database::builder().set_cache_size(CACHE).create(path)?;
+            let write = database.begin_write()?;
+            let found = {
+                let mut meta = write.open_table(META)?;
+                let found = meta.get("schema")?.map(|v| v.value());
+                if found.is_none() {
+                    meta.insert("schema", SCHEMA)?;
+                }
+                write.open_table(IMAGES)?;
+                write.open_table(CONFIGS)?;
+                write.open_table(NAMES)?;
+                write.open_table(LAYERS)?;
+                write.open_table(IMPLIED)?;
+                found.unwrap_or(SCHEMA)
+            };
+            if found == SCHEMA {
+                write.commit()?;
+            }
+            Ok((database, found))
+        };
+        let (database, found) = open().map_err(|e| failed("open the image index", path, e))?;
+        if found != SCHEMA {
+            return Err(ImageError::Index {
+                operation: "open",
+                reason: format!("{} has schema {found}, this daemon knows {SCHEMA}", path.display()),
+            });
+        }
+        Ok(Self { database })
+    }
+
+    /// Reads everything.
+    pub(crate) fn load(&self) -> Result<Contents, ImageError> {
+        let read = || -> Result<_, redb::Error> {
+            let read = self.database.begin_read()?;
+            let (configs, mut contents) = (read.open_table(CONFIGS)?, Contents::default());
+            let mut broken = Vec::new();
+            for item in read.open_table(IMAGES)?.iter()? {
+                let (id, record) = item?;
+                let config = configs.get(id.value())?;
+                match (serde_json::from_slice(record.value()), config) {
+                    (Ok(record), Some(config)) => {
+                        contents.images.push((id.value().to_owned(), record, config.value().to_vec()));
+                    }
+                    _ => broken.push(id.value().to_owned()),
+                }
+            }
+            for item in read.open_table(NAMES)?.iter()? {
+                let (name, id) = item?;
+                contents.names.push((name.value().to_owned(), id.value().to_owned()));
+            }
+            for item in read.open_table(LAYERS)?.iter()? {
+                let (key, record) = item?;
+                match serde_json::from_slice(record.value()) {
+                    Ok(record) => contents.layers.push((key.value().to_owned(), record)),
+                    Err(_) => broken.push(key.value().to_owned()),
+                }
+            }
+            Ok((contents, broken))
+        };
+        let (contents, broken) = read().map_err(|e| failed("read the image index", Path::new("index"), e))?;
+        for key in broken {
+            tracing::warn!(key, "unreadable record in the image index, its image has to be pulled again");
+        }
+        Ok(contents)
+    }
+
+    /// Applies all changes or none; durable when it returns.
+    pub(crate) fn commit(&self, changes: &[Change<'_>]) -> Result<(), ImageError> {
+        let write = || -> Result<(), redb::Error> {
+            let write = self.database.begin_write()?;
+            {
+                let (mut images, mut configs) = (write.open_table(IMAGES)?, write.open_table(CONFIGS)?);
+                let mut names = write.open_table(NAMES)?;
+                let (mut layers, mut implied) = (write.open_table(LAYERS)?, write.open_table(IMPLIED)?);
+                for change in changes {
+                    match change {
+                        Change::PutImage(id, record) => {
+                            images.insert(*id, json(record)?.as_slice())?;
+                        }
+                        Change::PutConfig(id, config) => {
+                            configs.insert(*id, *config)?;
+                        }
+                        Change::PutName(name, id) => {
+                            names.insert(*name, *id)?;
+                        }
+                        Change::DropName(name) => {
+                            names.remove(*name)?;
+                        }
+                        Change::DropImage(id) => {
+                            images.remove(*id)?;
+                            configs.remove(*id)?;
+                        }
+                        Change::PutLayer(key, record, paths) => {
+                            layers.insert(*key, json(record)?.as_slice())?;
+                            if !paths.is_empty() {
+                                implied.insert(*key, paths.join(&0).as_slice())?;
+                            }
+                        }
+                        Change::DropLayer(key) => {
+                            layers.remove(*key)?;
+                            implied.remove(*key)?;
+                        }
+                    }
+                }
+            }
+            Ok(write.commit()?)
+        };
+        write().map_err(|e| failed("write the image index", Path::new("index"), e))
+    }
+
+    /// A config blob.
+    pub(crate) fn config(&self, id: &str) -> Result<Option<Vec<u8>>, ImageError> {
+        self.get(CONFIGS, id)
+    }
+
+    /// A layer's implied directories.
+    pub(crate) fn implied(&self, key: &str) -> Result<Vec<Vec<u8>>, ImageError> {
+        let joined = self.get(IMPLIED, key)?.unwrap_or_default();
+        Ok(joined.split(|b| *b == 0).filter(|p| !p.is_empty()).map(<[u8]>::to_vec).collect())
+    }
+
+    fn get(&self, table: TableDefinition<'_, &str, &[u8]>, key: &str) -> Result<Option<Vec<u8>>, ImageError> {
+        let read = || -> Result<_, redb::Error> {
+            let read = self.database.begin_read()?;
+            let found = read.open_table(table)?.get(key)?;
+            Ok(found.map(|v| v.value().to_vec()))
+        };
+        read().map_err(|e| failed("read the image index", Path::new("index"), e))
+    }
+}
+
+fn json(record: &impl Serialize) -> Result<Vec<u8>, redb::Error> {
+    serde_json::to_vec(record).map_err(|e| redb::Error::Io(e.into()))
+}

@@ -1,0 +1,339 @@
+//! One layer in one pass: socket → digest → decompress → digest → files, without a temporary blob.
+//!
+//! Three stages side by side: the async download, a thread that hashes and decompresses, a thread that hashes the tar and
+//! writes files. Bounded buffers between them; whichever fails stops the others, and its error is the one that is told.
+
+use super::digest::{Digest, Hasher};
+use super::error::ImageError;
+use super::manifest::Descriptor;
+use super::registry::Session;
+use super::staging::Staging;
+use super::stats::PullStats;
+use super::unpack::{Limits, Unpacked, unpack};
+use bytes::{Buf as _, Bytes};
+use std::io::{self, BufRead, Read};
+use std::sync::Arc;
+use std::sync::mpsc as blocking;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+/// Pieces from the socket waiting for the decompressor; hyper's are at most some hundred KiB.
+const NETWORK_PIECES: usize = 8;
+/// One buffer of tar, bytes: large enough that a write of file data is not dominated by the system call.
+const TAR_BUFFER: usize = 256 << 10;
+/// Tar buffers between the threads.
+const TAR_BUFFERS: usize = 4;
+/// Largest zstd window, 2^27 bytes: what the zstd tool itself accepts without being told to use more.
+const MAX_ZSTD_WINDOW_LOG: u32 = 27;
+/// Stack of the worker threads: the decompressors keep their state on the heap.
+const STACK: usize = 512 << 10;
+
+/// A layer to be fetched.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) blob: Descriptor,
+    pub(crate) diff_id: Digest,
+    pub(crate) staging: Staging,
+    pub(crate) limits: Limits,
+    pub(crate) stats: Arc<PullStats>,
+}
+
+enum Piece {
+    Data(Bytes),
+    End,
+}
+
+fn stopped() -> ImageError {
+    ImageError::Interrupted { what: "the layer pipeline".into() }
+}
+
+/// Downloads and unpacks. The permit is kept until the threads have ended, also when this future is dropped.
+pub(crate) async fn fetch(
+    session: &Session,
+    job: Job,
+    permit: OwnedSemaphorePermit,
+) -> Result<(Staging, Unpacked), ImageError> {
+    let (pieces, receiver) = mpsc::channel(NETWORK_PIECES);
+    let (done, outcome) = oneshot::channel();
+    let blob = job.blob.clone();
+    let stats = Arc::clone(&job.stats);
+    std::thread::Builder::new()
+        .name("layer-decode".into())
+        .stack_size(STACK)
+        .spawn(move || {
+            let result = work(job, receiver);
+            drop(permit);
+            // Nobody listens when the pull was cancelled; the staging directory is removed then.
+            let _ = done.send(result);
+        })
+        .map_err(|e| ImageError::io("start a thread for", std::path::Path::new("layer"), e))?;
+    let downloaded = download(session, &blob, &pieces, &stats).await;
+    drop(pieces);
+    let worked = outcome.await.unwrap_or_else(|_| Err(stopped()));
+    match (downloaded, worked) {
+        (_, Ok(unpacked)) => Ok(unpacked),
+        (Err(error), Err(ImageError::Interrupted { .. })) => Err(error),
+        (_, Err(error)) => Err(error),
+    }
+}
+
+async fn download(
+    session: &Session,
+    blob: &Descriptor,
+    pieces: &mpsc::Sender<Piece>,
+    stats: &PullStats,
+) -> Result<(), ImageError> {
+    let mut stream = session.blob(blob).await?;
+    while let Some(data) = stream.next().await? {
+        PullStats::add(&stats.bytes, u64::try_from(data.len()).unwrap_or_default());
+        // A slow disk makes this wait; only the network has a deadline.
+        pieces.send(Piece::Data(data)).await.map_err(|_| stopped())?;
+    }
+    pieces.send(Piece::End).await.map_err(|_| stopped())
+}
+
+fn work(job: Job, receiver: mpsc::Receiver<Piece>) -> Result<(Staging, Unpacked), ImageError> {
+    let Job { blob, diff_id, staging, limits, stats } = job;
+    let name = blob.digest.to_string();
+    let (full, tar) = blocking::sync_channel::<Vec<u8>>(TAR_BUFFERS);
+    let (give_back, empty) = blocking::channel::<Vec<u8>>();
+    let (decoded, unpacked) = std::thread::scope(|scope| {
+        let unpacker = std::thread::Builder::new().name("layer-unpack".into()).stack_size(STACK).spawn_scoped(
+            scope,
+            || {
+                let mut source =
+                    TarSource { tar, give_back, current: Vec::new(), at: 0, hasher: Hasher::sha256(), ended: false };
+                let unpacked = unpack(&mut source, staging.path(), &name, limits)?;
+                let actual = source.hasher.finish();
+                if actual != diff_id {
+                    return Err(ImageError::DigestMismatch {
+                        what: format!("the content of layer {name}"),
+                        expected: diff_id.to_string(),
+                        actual: actual.to_string(),
+                    });
+                }
+                Ok(unpacked)
+            },
+        );
+        let unpacker = match unpacker {
+            Ok(unpacker) => unpacker,
+            Err(e) => {
+                return (Err(ImageError::io("start a thread for", staging.path(), e)), Err(stopped()));
+            }
+        };
+        let decoded = decode(receiver, &blob, limits, &full, &empty);
+        if decoded.is_ok() {
+            // The empty buffer is the end mark; a channel that closes without it is a broken one.
+            let _ = full.send(Vec::new());
+        }
+        drop(full);
+        (decoded, unpacker.join().unwrap_or_else(|_| Err(stopped())))
+    });
+    match (decoded, unpacked) {
+        (Ok(bytes), Ok(unpacked)) => {
+            PullStats::add(&stats.unpacked_bytes, bytes);
+            Ok((staging, unpacked))
+        }
+        (Err(error), Err(ImageError::Interrupted { .. })) => Err(error),
+        (_, Err(error)) => Err(error),
+        (Err(error), Ok(_)) => Err(error),
+    }
+}
+
+/// Hashes and decompresses; returns the bytes of tar.
+fn decode(
+    receiver: mpsc::Receiver<Piece>,
+    blob: &Descriptor,
+    limits: Limits,
+    full: &blocking::SyncSender<Vec<u8>>,
+    empty: &blocking::Receiver<Vec<u8>>,
+) -> Result<u64, ImageError> {
+    let name = blob.digest.as_str();
+    let source = BlobSource { receiver, hasher: blob.digest.hasher(), current: Bytes::new(), ended: false };
+    let blame = super::unpack::Blame::new(name);
+    let mut decoder = Decoder::sniff(source).map_err(|e| blame.stream(&e))?;
+    let mut total = 0u64;
+    let mut allocated = 0;
+    loop {
+        let mut buffer = match empty.try_recv() {
+            Ok(buffer) => buffer,
+            Err(_) if allocated < TAR_BUFFERS => {
+                allocated += 1;
+                vec![0; TAR_BUFFER]
+            }
+            Err(_) => empty.recv().map_err(|_| stopped())?,
+        };
+        buffer.resize(TAR_BUFFER, 0);
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match decoder.read(&mut buffer[filled..]) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(blame.stream(&e)),
+            }
+        }
+        if filled == 0 {
+            break;
+        }
+        total += u64::try_from(filled).unwrap_or_default();
+        if total > limits.bytes {
+            return Err(blame.limit("the tar", limits.bytes, "bytes"));
+        }
+        buffer.truncate(filled);
+        full.send(buffer).map_err(|_| stopped())?;
+    }
+    let actual = decoder.finish().map_err(|e| blame.stream(&e))?;
+    if actual != blob.digest {
+        return Err(ImageError::DigestMismatch {
+            what: format!("layer {name}"),
+            expected: name.to_owned(),
+            actual: actual.to_string(),
+        });
+    }
+    Ok(total)
+}
+
+/// The blob's bytes, hashed as they pass.
+struct BlobSource {
+    receiver: mpsc::Receiver<Piece>,
+    hasher: Hasher,
+    current: Bytes,
+    ended: bool,
+}
+
+impl BlobSource {
+    /// Joins pieces until `length` bytes lie in a row, or the blob ends.
+    fn gather(&mut self, length: usize) -> io::Result<&[u8]> {
+        while self.current.len() < length && !self.ended {
+            let before = std::mem::take(&mut self.current);
+            self.fill_buf()?;
+            self.current = [before, std::mem::take(&mut self.current)].concat().into();
+        }
+        Ok(&self.current)
+    }
+}
+
+impl BufRead for BlobSource {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.current.is_empty() && !self.ended {
+            match self.receiver.blocking_recv() {
+                Some(Piece::Data(data)) => {
+                    self.hasher.update(&data);
+                    self.current = data;
+                }
+                Some(Piece::End) => self.ended = true,
+                None => return Err(io::Error::other(stopped())),
+            }
+        }
+        Ok(&self.current)
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.current.advance(amount);
+    }
+}
+
+impl Read for BlobSource {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let from = self.fill_buf()?;
+        let length = from.len().min(into.len());
+        into[..length].copy_from_slice(&from[..length]);
+        self.consume(length);
+        Ok(length)
+    }
+}
+
+/// The compression is what the first bytes say: media types of old images lie.
+enum Decoder {
+    Plain(BlobSource),
+    Gzip(Box<flate2::bufread::MultiGzDecoder<BlobSource>>),
+    Zstd(Box<zstd::stream::read::Decoder<'static, BlobSource>>),
+}
+
+impl Decoder {
+    fn sniff(mut source: BlobSource) -> io::Result<Self> {
+        let start = source.gather(6)?;
+        if start.starts_with(&[0x1f, 0x8b]) {
+            return Ok(Self::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(source))));
+        }
+        // A frame, or a skippable one (zstd:chunked has them).
+        let zstd = start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd])
+            || (start.len() >= 4 && start[0] & 0xf0 == 0x50 && start[1..4] == [0x2a, 0x4d, 0x18]);
+        if zstd {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(source)?;
+            decoder.window_log_max(MAX_ZSTD_WINDOW_LOG)?;
+            return Ok(Self::Zstd(Box::new(decoder)));
+        }
+        if start.starts_with(b"BZh") || start.starts_with(b"\xfd7zXZ\0") {
+            return Err(io::Error::other("compressed with bzip2 or xz, which no image format allows"));
+        }
+        Ok(Self::Plain(source))
+    }
+
+    /// Reads the blob to its end and gives its digest.
+    fn finish(self) -> io::Result<Digest> {
+        let mut source = match self {
+            Self::Plain(source) => source,
+            Self::Gzip(decoder) => decoder.into_inner(),
+            Self::Zstd(decoder) => decoder.finish(),
+        };
+        loop {
+            let length = source.fill_buf()?.len();
+            if length == 0 {
+                return Ok(source.hasher.finish());
+            }
+            source.consume(length);
+        }
+    }
+}
+
+impl Read for Decoder {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(source) => source.read(into),
+            Self::Gzip(decoder) => decoder.read(into),
+            Self::Zstd(decoder) => decoder.read(into),
+        }
+    }
+}
+
+/// The tar, hashed buffer by buffer; spent buffers go back.
+struct TarSource {
+    tar: blocking::Receiver<Vec<u8>>,
+    give_back: blocking::Sender<Vec<u8>>,
+    current: Vec<u8>,
+    at: usize,
+    hasher: Hasher,
+    ended: bool,
+}
+
+impl BufRead for TarSource {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.at == self.current.len() && !self.ended {
+            let spent = std::mem::take(&mut self.current);
+            if spent.capacity() > 0 {
+                // The decoder may have ended; then nobody needs it.
+                let _ = self.give_back.send(spent);
+            }
+            let next = self.tar.recv().map_err(|_| io::Error::other(stopped()))?;
+            self.hasher.update(&next);
+            self.ended = next.is_empty();
+            (self.current, self.at) = (next, 0);
+        }
+        Ok(&self.current[self.at..])
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.at += amount;
+    }
+}
+
+impl Read for TarSource {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let from = self.fill_buf()?;
+        let length = from.len().min(into.len());
+        into[..length].copy_from_slice(&from[..length]);
+        self.consume(length);
+        Ok(length)
+    }
+}

@@ -1,0 +1,393 @@
+//! Manifests, indexes and image configs: parsing and choosing. Pure; one parse decides what a document is.
+
+use super::digest::Digest;
+use super::error::ImageError;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Largest manifest or index, bytes: containerd's own limit (core/remotes/docker), which registries keep too.
+pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
+/// Largest image config, bytes. Real ones are a few KiB; the index keeps it in memory while it is parsed.
+pub(crate) const MAX_CONFIG: u64 = 4 << 20;
+/// Layers of an image: overlayfs takes 500 lower layers (OVL_MAX_STACK); one is kept for directories.
+pub(crate) const MAX_LAYERS: usize = 499;
+/// Indexes within indexes. Real ones nest once.
+pub(crate) const MAX_INDEX_DEPTH: usize = 4;
+
+/// What is asked of a registry, in order of preference.
+pub(crate) const ACCEPT: &str = "application/vnd.docker.distribution.manifest.v2+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.manifest.v1+json, \
+     application/vnd.oci.image.index.v1+json, */*";
+
+/// A pointer to content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Descriptor {
+    /// Declared media type.
+    #[serde(default)]
+    pub(crate) media_type: String,
+    /// Digest.
+    pub(crate) digest: Digest,
+    /// Bytes.
+    pub(crate) size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    platform: Option<Platform>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<String, String>,
+}
+
+impl Descriptor {
+    pub(crate) fn new(digest: Digest, size: u64) -> Self {
+        Self { media_type: String::new(), digest, size, platform: None, annotations: BTreeMap::new() }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Platform {
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    variant: String,
+}
+
+/// A parsed manifest document.
+#[derive(Debug)]
+pub(crate) enum Document {
+    /// Entries for platforms.
+    Index(Vec<Descriptor>),
+    /// One image.
+    Manifest { config: Descriptor, layers: Vec<Descriptor> },
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Raw {
+    schema_version: Option<u32>,
+    #[serde(default)]
+    media_type: String,
+    manifests: Option<Vec<Descriptor>>,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+    fs_layers: Option<serde::de::IgnoredAny>,
+    signatures: Option<serde::de::IgnoredAny>,
+}
+
+/// Parses a manifest or an index; `what` names it in errors. The body decides, not the Content-Type, and a body
+/// of both shapes is refused (CVE-2021-41190).
+pub(crate) fn parse(what: &str, body: &[u8]) -> Result<Document, ImageError> {
+    let bad = |reason: String| ImageError::BadManifest { what: what.to_owned(), reason };
+    let raw: Raw = serde_json::from_slice(body).map_err(|e| bad(format!("not a manifest: {e}")))?;
+    if raw.schema_version == Some(1) || raw.fs_layers.is_some() || raw.signatures.is_some() {
+        return Err(ImageError::Unsupported {
+            what: what.to_owned(),
+            reason: "manifest schema 1 is obsolete; push the image again with a current tool".into(),
+        });
+    }
+    if raw.schema_version != Some(2) {
+        return Err(bad("schemaVersion is not 2".into()));
+    }
+    match (raw.manifests, raw.config, raw.layers) {
+        (Some(_), Some(_), _) | (Some(_), _, Some(_)) => {
+            Err(bad("it has the fields of a manifest and of an index".into()))
+        }
+        (Some(entries), None, None) => {
+            if raw.media_type.contains("manifest.v") {
+                return Err(bad(format!("an index that says it is {}", raw.media_type)));
+            }
+            Ok(Document::Index(entries))
+        }
+        (None, Some(config), Some(layers)) => {
+            if raw.media_type.contains("index") || raw.media_type.contains("manifest.list") {
+                return Err(bad(format!("a manifest that says it is {}", raw.media_type)));
+            }
+            check_layers(what, &config, &layers)?;
+            Ok(Document::Manifest { config, layers })
+        }
+        (None, None, _) => Err(bad("it has no config".into())),
+        (None, Some(_), None) => Err(bad("it has no layers".into())),
+    }
+}
+
+fn check_layers(what: &str, config: &Descriptor, layers: &[Descriptor]) -> Result<(), ImageError> {
+    match config.media_type.as_str() {
+        "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json" | "" => {}
+        other => {
+            return Err(ImageError::Unsupported {
+                what: what.to_owned(),
+                reason: format!("an artifact with config type {other} is not a container image"),
+            });
+        }
+    }
+    if layers.len() > MAX_LAYERS {
+        return Err(ImageError::Limit {
+            what: format!("the manifest {what}"),
+            limit: u64::try_from(MAX_LAYERS).unwrap_or(u64::MAX),
+            unit: "layers",
+        });
+    }
+    for layer in layers {
+        let media_type = layer.media_type.as_str();
+        let known = media_type.starts_with("application/vnd.oci.image.layer.")
+            || media_type.starts_with("application/vnd.docker.image.rootfs.");
+        // The compression is sniffed; the type only has to say that it is a layer and not an encrypted one.
+        if !known || media_type.ends_with("+encrypted") {
+            return Err(ImageError::Unsupported {
+                what: format!("layer {} of {what}", layer.digest),
+                reason: format!("media type {media_type:?}"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The node's platform.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Node {
+    architecture: &'static str,
+    /// amd64 micro-architecture level, 1 to 4; arm64: 8.
+    level: u8,
+}
+
+impl Node {
+    /// What this daemon runs on.
+    pub(crate) fn here() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            Self { architecture: "amd64", level: amd64_level() }
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            Self { architecture: "arm64", level: 8 }
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        {
+            Self { architecture: std::env::consts::ARCH, level: 0 }
+        }
+    }
+
+    /// How well a platform fits, higher is better; None: not at all.
+    fn fit(self, os: &str, architecture: &str, variant: &str) -> Option<u8> {
+        let architecture = match architecture {
+            "x86_64" | "x86-64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        if os != "linux" || architecture != self.architecture {
+            return None;
+        }
+        let default = if architecture == "arm64" { 8 } else { 1 };
+        let level = match variant {
+            "" => default,
+            v => v.strip_prefix('v').unwrap_or(v).split('.').next().and_then(|n| n.parse().ok())?,
+        };
+        (level <= self.level).then_some(level)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn amd64_level() -> u8 {
+    use std::arch::is_x86_feature_detected as has;
+    // The levels of the x86-64 psABI, by the features that tell them apart.
+    let v2 = has!("sse3") && has!("ssse3") && has!("sse4.1") && has!("sse4.2") && has!("popcnt");
+    let v3 = v2 && has!("avx") && has!("avx2") && has!("bmi1") && has!("bmi2") && has!("fma") && has!("lzcnt");
+    let v4 = v3 && has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512dq") && has!("avx512vl");
+    if v4 {
+        4
+    } else if v3 {
+        3
+    } else if v2 {
+        2
+    } else {
+        1
+    }
+}
+
+/// The entry of an index for this node: best variant first, then the index's own order. Entries without a platform
+/// come last, as fetching them is the only way to know. Attestations never match.
+pub(crate) fn choose(what: &str, entries: &[Descriptor], node: Node) -> Result<Descriptor, ImageError> {
+    let mut best: Option<(u8, &Descriptor)> = None;
+    for entry in entries {
+        if entry.annotations.contains_key("vnd.docker.reference.type") {
+            continue;
+        }
+        let fit = match &entry.platform {
+            Some(p) if p.os.is_empty() && p.architecture.is_empty() => Some(0),
+            Some(p) => node.fit(&p.os, &p.architecture, &p.variant),
+            None => Some(0),
+        };
+        if let Some(fit) = fit
+            && best.is_none_or(|(so_far, _)| fit > so_far)
+        {
+            best = Some((fit, entry));
+        }
+    }
+    best.map(|(_, entry)| entry.clone()).ok_or_else(|| {
+        let has = entries
+            .iter()
+            .filter_map(|e| e.platform.as_ref())
+            .filter(|p| p.os != "unknown")
+            .map(|p| format!("{}/{}{}{}", p.os, p.architecture, if p.variant.is_empty() { "" } else { "/" }, p.variant))
+            .take(16)
+            .collect::<Vec<_>>()
+            .join(", ");
+        ImageError::BadManifest {
+            what: what.to_owned(),
+            reason: format!("no match for platform linux/{}; it has {has}", node.architecture),
+        }
+    })
+}
+
+/// The parts of an image config that matter here.
+#[derive(Debug, Deserialize)]
+pub(crate) struct ConfigFile {
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    variant: String,
+    #[serde(default)]
+    pub(crate) config: Option<super::image::ImageConfig>,
+    rootfs: RootFs,
+}
+
+#[derive(Debug, Deserialize)]
+struct RootFs {
+    #[serde(default)]
+    diff_ids: Option<Vec<Digest>>,
+}
+
+impl ConfigFile {
+    /// Parses a config and checks it against the node and the number of layers.
+    pub(crate) fn parse(what: &str, body: &[u8], layers: usize, node: Node) -> Result<Self, ImageError> {
+        let file = Self::read(what, body)?;
+        let bad = |reason: String| Err(ImageError::BadManifest { what: what.to_owned(), reason });
+        if file.diff_ids().len() != layers {
+            return bad(format!("its config names {} layers, its manifest {layers}", file.diff_ids().len()));
+        }
+        if let Some(odd) = file.diff_ids().iter().find(|d| !d.is_sha256()) {
+            return Err(ImageError::Unsupported { what: what.to_owned(), reason: format!("diff id {odd}") });
+        }
+        if node.fit(&file.os, &file.architecture, &file.variant).is_none() {
+            return bad(format!(
+                "no match for platform linux/{}: it is {}/{}{}",
+                node.architecture, file.os, file.architecture, file.variant
+            ));
+        }
+        Ok(file)
+    }
+
+    /// Parses a config that was checked before.
+    pub(crate) fn read(what: &str, body: &[u8]) -> Result<Self, ImageError> {
+        serde_json::from_slice(body).map_err(|e| ImageError::BadManifest {
+            what: what.to_owned(),
+            reason: format!("its config cannot be read: {e}"),
+        })
+    }
+
+    /// Uncompressed layer digests, bottom first.
+    pub(crate) fn diff_ids(&self) -> &[Digest] {
+        self.rootfs.diff_ids.as_deref().unwrap_or_default()
+    }
+}
+
+/// The chain id of a stack of layers, from the OCI image specification ("Layer ChainID").
+pub(crate) fn chain_id(diff_ids: &[Digest]) -> String {
+    let mut ids = diff_ids.iter();
+    let Some(first) = ids.next() else { return String::new() };
+    ids.fold(first.clone(), |chain, diff| Digest::sha256(format!("{chain} {diff}").as_bytes())).as_str().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: Node = Node { architecture: "amd64", level: 3 };
+
+    fn digest(c: char) -> String {
+        format!("sha256:{}", c.to_string().repeat(64))
+    }
+
+    fn index(entries: &str) -> Vec<Descriptor> {
+        match parse("t", format!(r#"{{"schemaVersion":2,"manifests":[{entries}]}}"#).as_bytes()).unwrap() {
+            Document::Index(entries) => entries,
+            Document::Manifest { .. } => panic!("an index"),
+        }
+    }
+
+    fn entry(c: char, platform: &str) -> String {
+        format!(r#"{{"digest":"{}","size":1,"platform":{platform}}}"#, digest(c))
+    }
+
+    #[test]
+    fn the_best_variant_not_above_the_node_is_chosen() {
+        let entries = index(
+            &[
+                entry('a', r#"{"os":"linux","architecture":"arm64"}"#),
+                entry('b', r#"{"os":"linux","architecture":"amd64"}"#),
+                entry('c', r#"{"os":"linux","architecture":"amd64","variant":"v3"}"#),
+                entry('d', r#"{"os":"linux","architecture":"amd64","variant":"v4"}"#),
+                entry('e', r#"{"os":"windows","architecture":"amd64"}"#),
+                entry('f', r#"{"os":"unknown","architecture":"unknown"}"#),
+            ]
+            .join(","),
+        );
+        assert_eq!(choose("t", &entries, NODE).unwrap().digest.as_str(), digest('c'));
+        assert_eq!(choose("t", &entries, Node { architecture: "arm64", level: 8 }).unwrap().digest.as_str(), digest('a'));
+        let none = choose("t", &entries, Node { architecture: "riscv64", level: 0 }).unwrap_err().to_string();
+        assert!(none.contains("linux/amd64/v3") && !none.contains("unknown"), "{none}");
+    }
+
+    #[test]
+    fn attestations_are_skipped() {
+        let attestation = format!(
+            r#"{{"digest":"{}","size":1,"annotations":{{"vnd.docker.reference.type":"attestation-manifest"}}}}"#,
+            digest('a')
+        );
+        assert!(choose("t", &index(&attestation), NODE).is_err());
+    }
+
+    #[test]
+    fn ambiguous_and_obsolete_documents_are_refused() {
+        let d = format!(r#"{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{}","size":1}}"#, digest('a'));
+        for (body, part) in [
+            (format!(r#"{{"schemaVersion":2,"manifests":[],"config":{d},"layers":[]}}"#), "manifest and of an index"),
+            (format!(r#"{{"schemaVersion":2,"manifests":[],"layers":[{d}]}}"#), "manifest and of an index"),
+            (r#"{"schemaVersion":1,"fsLayers":[],"signatures":[]}"#.into(), "schema 1"),
+            (format!(r#"{{"config":{d},"layers":[]}}"#), "schemaVersion"),
+            (r#"{"schemaVersion":2,"layers":[]}"#.into(), "no config"),
+            (format!(r#"{{"schemaVersion":2,"config":{d}}}"#), "no layers"),
+            (
+                format!(r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","config":{d},"layers":[]}}"#),
+                "says it is",
+            ),
+            (format!(r#"{{"schemaVersion":2,"config":{d},"layers":[{d}]}}"#), "media type"),
+            ("[]".into(), "not a manifest"),
+            (r#"{"schemaVersion":2,"manifests":[{"digest":"sha256:1","size":1}]}"#.into(), "digest"),
+            (format!(r#"{{"schemaVersion":2,"manifests":[{{"digest":"{}","size":-1}}]}}"#, digest('a')), "not a manifest"),
+        ] {
+            let error = parse("t", body.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(part), "{body}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_config_must_fit_the_manifest_and_the_node() {
+        let body = |arch: &str, n: usize| {
+            let ids = vec![format!("{:?}", digest('a')); n].join(",");
+            format!(r#"{{"os":"linux","architecture":"{arch}","rootfs":{{"type":"layers","diff_ids":[{ids}]}}}}"#)
+        };
+        assert!(ConfigFile::parse("t", body("amd64", 2).as_bytes(), 2, NODE).is_ok());
+        assert!(ConfigFile::parse("t", body("amd64", 1).as_bytes(), 2, NODE).is_err());
+        assert!(ConfigFile::parse("t", body("arm64", 2).as_bytes(), 2, NODE).unwrap_err().to_string().contains("arm64"));
+    }
+
+    #[test]
+    fn chain_ids_fold() {
+        let (a, b) = (Digest::parse(&digest('a')).unwrap(), Digest::parse(&digest('b')).unwrap());
+        assert_eq!(chain_id(std::slice::from_ref(&a)), digest('a'));
+        assert_eq!(chain_id(&[a, b]), Digest::sha256(format!("{} {}", digest('a'), digest('b')).as_bytes()).as_str());
+    }
+}

@@ -1,0 +1,346 @@
+//! Which hosts serve a registry's images: containerd's `certs.d/<host>/hosts.toml`, read anew for every pull.
+
+use crate::images::error::ImageError;
+use crate::images::reference::DOCKER_HUB;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::Url;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The network host behind `docker.io`, from containerd's core/remotes/docker/config.
+const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
+
+/// A place to ask.
+#[derive(Debug, Clone)]
+pub(crate) struct Host {
+    /// `scheme://authority/…/v2/`, with the slash.
+    pub(crate) base: Url,
+    /// Whether it may turn a tag into a digest.
+    pub(crate) resolve: bool,
+    /// Whether it may serve content.
+    pub(crate) pull: bool,
+    /// TLS files.
+    pub(crate) tls: Tls,
+    /// Sent with each request to this host only.
+    pub(crate) headers: HeaderMap,
+    /// Time to connect; None: the configured one.
+    pub(crate) dial_timeout: Option<Duration>,
+    /// A mirror: gets `?ns=<registry>` and no credentials that do not name it.
+    pub(crate) mirror: bool,
+}
+
+/// TLS of a host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Tls {
+    /// PEM files of further roots.
+    pub(crate) ca: Vec<PathBuf>,
+    /// Client certificate and key; None: in one file.
+    pub(crate) client: Vec<(PathBuf, Option<PathBuf>)>,
+    /// No verification at all.
+    pub(crate) skip_verify: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct File {
+    server: Option<String>,
+    #[serde(default)]
+    host: BTreeMap<String, toml::Spanned<Entry>>,
+    #[serde(flatten)]
+    own: Entry,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+struct Entry {
+    capabilities: Option<Vec<String>>,
+    ca: Option<OneOrMany>,
+    client: Option<Client>,
+    #[serde(default)]
+    skip_verify: bool,
+    #[serde(default)]
+    header: BTreeMap<String, OneOrMany>,
+    #[serde(default)]
+    override_path: bool,
+    dial_timeout: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum Client {
+    One(String),
+    Many(Vec<OneOrMany>),
+}
+
+impl OneOrMany {
+    fn list(self) -> Vec<String> {
+        match self {
+            Self::One(one) => vec![one],
+            Self::Many(many) => many,
+        }
+    }
+}
+
+/// The hosts for `registry` in the order in which they are asked; the registry itself (or `server`) comes last.
+pub(crate) fn hosts_for(certs_dirs: &[PathBuf], registry: &str) -> Result<Vec<Host>, ImageError> {
+    let Some(dir) = find_dir(certs_dirs, registry) else { return Ok(vec![default_host(registry, Tls::default())?]) };
+    let path = dir.join("hosts.toml");
+    match std::fs::read_to_string(&path) {
+        Ok(text) if !text.trim().is_empty() => parse(&path, &text, registry),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(ImageError::io("read", &path, e)),
+        _ => Ok(vec![default_host(registry, docker_style(&dir)?)?]),
+    }
+}
+
+/// A directory for the host itself in any root wins over a `_default` one.
+fn find_dir(roots: &[PathBuf], registry: &str) -> Option<PathBuf> {
+    let mut names = Vec::new();
+    if let Some((host, port)) = registry.rsplit_once(':') {
+        names.push(format!("{host}_{port}_"));
+    }
+    names.push(registry.to_owned());
+    let specific = roots.iter().flat_map(|root| names.iter().map(move |name| root.join(name)));
+    specific.chain(roots.iter().map(|root| root.join("_default"))).find(|dir| dir.is_dir())
+}
+
+fn default_host(registry: &str, tls: Tls) -> Result<Host, ImageError> {
+    let text = format!("{}://{}", default_scheme(registry), network_host(registry));
+    let base = Url::parse(&format!("{text}/v2/")).map_err(|e| ImageError::Hosts {
+        path: registry.into(),
+        reason: format!("{text} is not a URL: {e}"),
+    })?;
+    Ok(Host {
+        base,
+        resolve: true,
+        pull: true,
+        tls,
+        headers: HeaderMap::new(),
+        dial_timeout: None,
+        mirror: false,
+    })
+}
+
+fn network_host(registry: &str) -> &str {
+    if registry == DOCKER_HUB { DOCKER_HUB_HOST } else { registry }
+}
+
+/// Plain http only for this machine's own registries with a port, as containerd does.
+fn default_scheme(registry: &str) -> &'static str {
+    let local = |host: &str| host == "localhost" || host == "[::1]" || host.starts_with("127.");
+    match registry.rsplit_once(':') {
+        Some((host, port)) if port != "443" && !port.ends_with(']') && local(host) => "http",
+        _ => "https",
+    }
+}
+
+/// Docker's layout: `*.crt` are roots, `x.cert` with `x.key` a client certificate.
+fn docker_style(dir: &Path) -> Result<Tls, ImageError> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) => return Err(ImageError::io("read", dir, e)),
+    };
+    let mut tls = Tls::default();
+    for entry in entries {
+        let path = entry.map_err(|e| ImageError::io("read", dir, e))?.path();
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("crt") => tls.ca.push(path),
+            Some("cert") => tls.client.push((path.clone(), Some(path.with_extension("key")))),
+            _ => {}
+        }
+    }
+    tls.ca.sort();
+    tls.client.sort();
+    Ok(tls)
+}
+
+fn parse(path: &Path, text: &str, registry: &str) -> Result<Vec<Host>, ImageError> {
+    let wrong = |reason: String| ImageError::Hosts { path: path.to_owned(), reason };
+    let file: File = toml::from_str(text).map_err(|e| wrong(e.to_string()))?;
+    let mut mirrors: Vec<_> = file.host.into_iter().collect();
+    // Order in the file is the order of asking; a table's span is where it starts.
+    mirrors.sort_by_key(|(_, entry)| entry.span().start);
+    let mut hosts = Vec::new();
+    for (address, entry) in mirrors {
+        hosts.push(host(path, &address, entry.into_inner(), true)?);
+    }
+    let server = file.server.unwrap_or_else(|| {
+        format!("{}://{}", default_scheme(registry), network_host(registry))
+    });
+    hosts.push(host(path, &server, file.own, false)?);
+    Ok(hosts)
+}
+
+fn host(path: &Path, address: &str, entry: Entry, mirror: bool) -> Result<Host, ImageError> {
+    let wrong = |reason: String| ImageError::Hosts { path: path.to_owned(), reason };
+    let address = if address.contains("://") { address.to_owned() } else { format!("https://{address}") };
+    let mut base = Url::parse(&address).map_err(|e| wrong(format!("{address:?} is not a URL: {e}")))?;
+    if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
+        return Err(wrong(format!("{address:?} is not an http or https URL")));
+    }
+    let mut prefix = base.path().trim_end_matches('/').to_owned();
+    if !entry.override_path && !prefix.ends_with("/v2") {
+        prefix.push_str("/v2");
+    }
+    base.set_path(&format!("{prefix}/"));
+    let (mut resolve, mut pull) = (entry.capabilities.is_none(), entry.capabilities.is_none());
+    for capability in entry.capabilities.iter().flatten() {
+        match capability.as_str() {
+            "resolve" => resolve = true,
+            "pull" => pull = true,
+            "push" | "referrers" => {}
+            other => return Err(wrong(format!("unknown capability {other:?} of {address}"))),
+        }
+    }
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let client = match entry.client {
+        None => Vec::new(),
+        Some(Client::One(file)) => vec![(dir.join(file), None)],
+        Some(Client::Many(list)) => list
+            .into_iter()
+            .map(|item| match item {
+                OneOrMany::One(file) => Ok((dir.join(file), None)),
+                OneOrMany::Many(pair) => match pair.as_slice() {
+                    [cert] => Ok((dir.join(cert), None)),
+                    [cert, key] if key.is_empty() => Ok((dir.join(cert), None)),
+                    [cert, key] => Ok((dir.join(cert), Some(dir.join(key)))),
+                    _ => Err(wrong(format!("a client entry of {address} is not a certificate and a key"))),
+                },
+            })
+            .collect::<Result<_, _>>()?,
+    };
+    let mut headers = HeaderMap::new();
+    for (name, values) in entry.header {
+        let key = HeaderName::try_from(&name).map_err(|_| wrong(format!("{name:?} is not a header name")))?;
+        for value in values.list() {
+            let value =
+                HeaderValue::from_str(&value).map_err(|_| wrong(format!("the value of header {name} is not one")))?;
+            headers.append(key.clone(), value);
+        }
+    }
+    let dial_timeout = entry
+        .dial_timeout
+        .map(|text| duration(&text).ok_or_else(|| wrong(format!("dial_timeout {text:?} is not a duration"))))
+        .transpose()?;
+    Ok(Host {
+        base,
+        resolve,
+        pull,
+        tls: Tls {
+            ca: entry.ca.map(OneOrMany::list).unwrap_or_default().into_iter().map(|f| dir.join(f)).collect(),
+            client,
+            skip_verify: entry.skip_verify,
+        },
+        headers,
+        dial_timeout,
+        mirror,
+    })
+}
+
+/// Go's duration text, whole numbers only: `10s`, `500ms`, `1m30s`.
+fn duration(text: &str) -> Option<Duration> {
+    let (mut rest, mut total) = (text, Duration::ZERO);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let number: u32 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let unit = match &rest[..end] {
+            "ms" => Duration::from_millis(1),
+            "s" => Duration::from_secs(1),
+            "m" => Duration::from_secs(60),
+            "h" => Duration::from_secs(3600),
+            _ => return None,
+        };
+        total = total.checked_add(unit.checked_mul(number)?)?;
+        rest = &rest[end..];
+    }
+    (!text.is_empty()).then_some(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bases(hosts: &[Host]) -> Vec<&str> {
+        hosts.iter().map(|h| h.base.as_str()).collect()
+    }
+
+    #[test]
+    fn without_configuration_the_registry_itself_is_asked() {
+        for (registry, base) in [
+            ("docker.io", "https://registry-1.docker.io/v2/"),
+            ("r.example", "https://r.example/v2/"),
+            ("r.example:5000", "https://r.example:5000/v2/"),
+            ("localhost:5000", "http://localhost:5000/v2/"),
+            ("127.0.0.1:1", "http://127.0.0.1:1/v2/"),
+            ("[::1]:1", "http://[::1]:1/v2/"),
+            ("localhost", "https://localhost/v2/"),
+            ("[::1]", "https://[::1]/v2/"),
+        ] {
+            assert_eq!(bases(&hosts_for(&[], registry).unwrap()), [base]);
+        }
+    }
+
+    #[test]
+    fn the_order_of_the_file_is_kept() {
+        let text = r#"
+            server = "https://up.example"
+            skip_verify = true
+            [host."https://z.example"]
+            capabilities = ["pull"]
+            [host."http://m.example:80/prefix"]
+            ca = "ca.pem"
+            client = [["c.pem", "k.pem"], "both.pem"]
+            dial_timeout = "1m30s"
+            [host."http://m.example:80/prefix".header]
+            x-a = ["1", "2"]
+            [host."a.example/p/v2"]
+            override_path = true
+        "#;
+        let hosts = parse(Path::new("/etc/c/r/hosts.toml"), text, "r.example").unwrap();
+        assert_eq!(
+            bases(&hosts),
+            ["https://z.example/v2/", "http://m.example/prefix/v2/", "https://a.example/p/v2/", "https://up.example/v2/"]
+        );
+        assert!(!hosts[0].resolve && hosts[0].pull && hosts[0].mirror);
+        assert_eq!(hosts[1].tls.ca, [Path::new("/etc/c/r/ca.pem")]);
+        assert_eq!(
+            hosts[1].tls.client,
+            [("/etc/c/r/c.pem".into(), Some("/etc/c/r/k.pem".into())), ("/etc/c/r/both.pem".into(), None)]
+        );
+        assert_eq!(hosts[1].dial_timeout, Some(Duration::from_secs(90)));
+        assert_eq!(hosts[1].headers.get_all("x-a").iter().count(), 2);
+        assert!(!hosts[3].mirror && hosts[3].tls.skip_verify);
+    }
+
+    #[test]
+    fn a_broken_file_is_an_error_and_not_a_fallback() {
+        for text in ["server = 1", "[host.\"ftp://x\"]", "capabilities = [\"fly\"]", "dial_timeout = \"soon\"", "x ="] {
+            assert!(parse(Path::new("/c/hosts.toml"), text, "r.example").is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn directories_are_found_as_containerd_does() {
+        let root = tempfile::tempdir().unwrap();
+        let (a, b) = (root.path().join("a"), root.path().join("b"));
+        for dir in [a.join("_default"), b.join("r.example_5000_"), a.join("x.example")] {
+            std::fs::create_dir_all(dir).unwrap();
+        }
+        let roots = [a.clone(), b.clone()];
+        assert_eq!(find_dir(&roots, "r.example:5000"), Some(b.join("r.example_5000_")));
+        assert_eq!(find_dir(&roots, "x.example"), Some(a.join("x.example")));
+        assert_eq!(find_dir(&roots, "other"), Some(a.join("_default")));
+        std::fs::write(a.join("x.example/ca.crt"), "").unwrap();
+        std::fs::write(a.join("x.example/c.cert"), "").unwrap();
+        let hosts = hosts_for(&roots, "x.example").unwrap();
+        assert_eq!((hosts[0].tls.ca.len(), hosts[0].tls.client.len()), (1, 1));
+    }
+}

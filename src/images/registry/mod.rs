@@ -1,0 +1,14 @@
+//! The registry side: which hosts serve a reference (`hosts`), how they are asked (`client`, `session`) and with which
+//! credentials (`auth`). Hands out verified documents and byte streams; never touches the store.
+
+mod answer;
+mod auth;
+mod blob;
+mod challenge;
+mod client;
+mod hosts;
+mod session;
+
+pub use auth::Credentials;
+pub(crate) use client::Registry;
+pub(crate) use session::Session;

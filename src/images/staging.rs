@@ -1,0 +1,69 @@
+//! Directories in which a layer is built before it is visible. What is not handed over is removed when dropped, and what a
+//! crash leaves is swept when the store opens.
+
+use super::error::ImageError;
+use super::unpack::remove_tree;
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Names within one process; the directory is empty when a process starts.
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// A staging directory with `fs` (the layer) and `trash` (what the layer itself replaced).
+#[derive(Debug)]
+pub(crate) struct Staging {
+    path: PathBuf,
+}
+
+impl Staging {
+    pub(crate) fn new(dir: &Path) -> Result<Self, ImageError> {
+        let path = fresh(dir);
+        let make = |path: &Path, mode| {
+            DirBuilder::new().mode(mode).create(path).map_err(|e| ImageError::io("make directory", path, e))
+        };
+        make(&path, 0o700)?;
+        let staging = Self { path };
+        make(&staging.fs(), 0o700)?;
+        make(&staging.path.join("trash"), 0o700)?;
+        // Whatever the umask: the root of an image is traversed by its users.
+        std::fs::set_permissions(staging.fs(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .map_err(|e| ImageError::io("chmod", &staging.fs(), e))?;
+        Ok(staging)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn fs(&self) -> PathBuf {
+        self.path.join("fs")
+    }
+
+    /// Makes the content durable and moves it to `to`, which must not exist.
+    pub(crate) fn publish(self, to: &Path) -> Result<(), ImageError> {
+        let trash = self.path.join("trash");
+        remove_tree(&trash).map_err(|e| ImageError::io("remove", &trash, e))?;
+        let dir = File::open(&self.path).map_err(|e| ImageError::io("open", &self.path, e))?;
+        // One sync for the thousands of files of a layer.
+        rustix::fs::syncfs(&dir).map_err(|e| ImageError::io("sync", &self.path, e))?;
+        std::fs::rename(&self.path, to).map_err(|e| ImageError::io("move layer to", to, e))?;
+        let parent = to.parent().unwrap_or(to);
+        File::open(parent).and_then(|d| d.sync_all()).map_err(|e| ImageError::io("sync", parent, e))
+        // The drop finds nothing at the old path.
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if let Err(error) = remove_tree(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "staging directory stays until the next start");
+        }
+    }
+}
+
+/// An unused name in the staging directory.
+pub(crate) fn fresh(dir: &Path) -> PathBuf {
+    dir.join(NEXT.fetch_add(1, Ordering::Relaxed).to_string())
+}

@@ -1,0 +1,181 @@
+//! What is in the store, in memory: an immutable snapshot that lists and look-ups read without waiting for anybody.
+
+use super::error::ImageError;
+use super::image::{Image, ImageUser};
+use super::index::{Contents, ImageRecord, LayerRecord, Presence};
+use super::manifest::{ConfigFile, chain_id};
+use super::reference::Reference;
+use crate::model::ImageId;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// One image with what only the store needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) record: Arc<ImageRecord>,
+    pub(crate) image: Arc<Image>,
+}
+
+/// A snapshot.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct State {
+    /// All images, removed but held ones too.
+    pub(crate) images: BTreeMap<String, Entry>,
+    /// Tags and `name@digest`.
+    pub(crate) names: BTreeMap<String, String>,
+    /// Layers by key.
+    pub(crate) layers: HashMap<String, LayerRecord>,
+}
+
+impl State {
+    /// Builds the snapshot of an index.
+    pub(crate) fn from_index(contents: Contents, pinned: &BTreeSet<String>) -> Result<Self, ImageError> {
+        let mut state = Self {
+            images: BTreeMap::new(),
+            names: contents.names.into_iter().collect(),
+            layers: contents.layers.into_iter().collect(),
+        };
+        for (id, record, config) in contents.images {
+            let file = ConfigFile::read(&id, &config)?;
+            state.put(&id, Arc::new(record), file, pinned);
+        }
+        Ok(state)
+    }
+
+    /// Adds or replaces an image.
+    pub(crate) fn put(&mut self, id: &str, record: Arc<ImageRecord>, file: ConfigFile, pinned: &BTreeSet<String>) {
+        let config = file.config.unwrap_or_default();
+        let image = Arc::new(Image {
+            id: ImageId::from_digest(id),
+            repo_tags: Vec::new(),
+            repo_digests: Vec::new(),
+            size: record.size,
+            user: ImageUser::parse(&config.user),
+            pinned: false,
+            config,
+            chain_id: chain_id(&record.diff_ids),
+            diff_ids: record.diff_ids.iter().map(ToString::to_string).collect(),
+            manifest_digest: record.manifest.to_string(),
+        });
+        self.images.insert(id.to_owned(), Entry { record, image });
+        self.rename(id, pinned);
+    }
+
+    /// Brings an image's tags, digests and pin up to date with `names`.
+    pub(crate) fn rename(&mut self, id: &str, pinned: &BTreeSet<String>) {
+        let names = self.names.iter().filter(|(_, target)| *target == id).map(|(name, _)| name.clone());
+        let (repo_digests, repo_tags): (Vec<_>, Vec<_>) = names.partition(|name| name.contains('@'));
+        if let Some(entry) = self.images.get_mut(id) {
+            let pinned = repo_tags.iter().chain(&repo_digests).any(|name| pinned.contains(name));
+            let image = Image { repo_tags, repo_digests, pinned, ..(*entry.image).clone() };
+            entry.image = Arc::new(image);
+        }
+    }
+
+    /// Listed images in the order of their ids.
+    pub(crate) fn listed(&self) -> impl Iterator<Item = &Arc<Image>> {
+        self.images.values().filter(|e| e.record.presence == Presence::Listed).map(|e| &e.image)
+    }
+
+    /// Finds a listed image by id, unique id prefix, tag or digest.
+    pub(crate) fn find(&self, name: &str) -> Result<&Entry, ImageError> {
+        let missing = || ImageError::NotFound { name: super::error::cut(name) };
+        let listed = |id: &str| self.images.get(id).filter(|e| e.record.presence == Presence::Listed);
+        let hex = name.strip_prefix("sha256:").unwrap_or(name);
+        if !hex.is_empty() && hex.len() <= 64 && super::digest::is_hex(hex) {
+            let from = format!("sha256:{hex}");
+            let mut found = self
+                .images
+                .range(from.clone()..)
+                .take_while(|(id, _)| id.starts_with(&from))
+                .map(|(_, entry)| entry)
+                .filter(|e| e.record.presence == Presence::Listed);
+            if let Some(first) = found.next() {
+                let more = found.count();
+                // "sha256:" says that an id is meant; a bare hex word may also be a repository's name.
+                return if more == 0 {
+                    Ok(first)
+                } else {
+                    Err(ImageError::Ambiguous { name: name.to_owned(), count: more + 1 })
+                };
+            }
+            if hex.len() == 64 || name.len() != hex.len() {
+                return Err(missing());
+            }
+        }
+        let reference = Reference::parse(name)?;
+        self.names.get(&reference.to_string()).and_then(|id| listed(id)).ok_or_else(missing)
+    }
+
+    /// Keys of the layers that some image needs.
+    pub(crate) fn referenced(&self) -> BTreeSet<String> {
+        let keys = |e: &Entry| keys(&e.record);
+        self.images.values().flat_map(keys).collect()
+    }
+}
+
+/// The layer keys of an image, bottom first, its directories layer last. Of a layer that occurs twice only the upper
+/// counts: it hides the lower one wholly, and overlayfs refuses a directory that is given twice.
+pub(crate) fn keys(record: &ImageRecord) -> Vec<String> {
+    let mut keys: Vec<String> = Vec::new();
+    let top_first = record.directories.iter().cloned().chain(record.diff_ids.iter().rev().map(|d| d.hex().to_owned()));
+    for key in top_first {
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
+    keys.reverse();
+    keys
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::images::digest::Digest;
+
+    fn state(ids: &[&str]) -> State {
+        let mut state = State::default();
+        for id in ids {
+            let record = ImageRecord {
+                presence: Presence::Listed,
+                manifest: Digest::sha256(b""),
+                size: 1,
+                diff_ids: Vec::new(),
+                blobs: Vec::new(),
+                directories: None,
+            };
+            let file = ConfigFile::read("t", br#"{"rootfs":{}}"#).unwrap();
+            state.put(id, Arc::new(record), file, &BTreeSet::new());
+        }
+        state
+    }
+
+    #[test]
+    fn look_ups_by_id_and_prefix() {
+        let (a, b) = (format!("sha256:aa{}", "1".repeat(62)), format!("sha256:ab{}", "2".repeat(62)));
+        let state = state(&[&a, &b]);
+        let id = |name: &str| state.find(name).map(|e| e.image.id.to_string());
+        assert_eq!(id(&a).unwrap(), a);
+        assert_eq!(id(&a["sha256:".len()..]).unwrap(), a);
+        assert_eq!(id("sha256:aa").unwrap(), a);
+        assert_eq!(id("ab2").unwrap(), b);
+        assert!(matches!(id("a"), Err(ImageError::Ambiguous { count: 2, .. })));
+        for missing in ["", "sha256:", "ac", "sha256:ff", &"c".repeat(64)] {
+            assert!(id(missing).is_err(), "{missing}");
+        }
+    }
+
+    #[test]
+    fn a_layer_that_occurs_twice_counts_at_its_upper_place() {
+        let d = |c: char| Digest::parse(&format!("sha256:{}", c.to_string().repeat(64))).unwrap();
+        let record = ImageRecord {
+            presence: Presence::Listed,
+            manifest: d('0'),
+            size: 0,
+            diff_ids: vec![d('a'), d('b'), d('a')],
+            blobs: Vec::new(),
+            directories: Some("dirs".into()),
+        };
+        assert_eq!(keys(&record), [d('b').hex(), d('a').hex(), "dirs"]);
+    }
+}

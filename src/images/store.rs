@@ -1,0 +1,427 @@
+//! The local store: layer directories, the index, and who needs what. Blocking; callers are on blocking threads.
+//!
+//! Layout: `index.redb`; `layers/<key>/fs`, one directory a layer, visible only when whole; `staging/`, swept at open.
+//! Order of a layer's birth: staged, synced, renamed, indexed. Of its death: out of the snapshot, out of the index, renamed
+//! into staging, deleted. So a crash leaves a directory without a record, never a record without its directory.
+//!
+//! Locks: `writer` (disk changes, one after the other) before `leases` (counts) before `state` (a pointer swap).
+
+use super::error::ImageError;
+use super::index::{Change, ImageRecord, Index, LayerRecord, Presence};
+use super::manifest::ConfigFile;
+use super::staging::{Staging, fresh};
+use super::state::{Entry, State, keys};
+use super::unpack::{Unpacked, remove_tree};
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+/// How long the finished layers of a failed pull are kept for its retry: the kubelet's back-off ends at five minutes.
+pub(crate) const KEEP_UNREFERENCED: Duration = Duration::from_secs(3600);
+
+/// The store.
+#[derive(Debug)]
+pub(crate) struct Store {
+    root: PathBuf,
+    index: Index,
+    pinned: BTreeSet<String>,
+    writer: Mutex<()>,
+    leases: Mutex<Leases>,
+    state: RwLock<Arc<State>>,
+}
+
+#[derive(Debug, Default)]
+struct Leases {
+    /// Pulls and containers that need a layer.
+    layers: HashMap<String, usize>,
+    /// Containers that need an image.
+    images: HashMap<String, usize>,
+}
+
+/// Keeps layers while it exists.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    store: Arc<Store>,
+    keys: Vec<String>,
+    image: Option<String>,
+}
+
+/// A new image for the index.
+#[derive(Debug)]
+pub(crate) struct NewImage {
+    pub(crate) id: String,
+    pub(crate) record: ImageRecord,
+    pub(crate) config: Vec<u8>,
+    /// The tag, if it was pulled by one.
+    pub(crate) tag: Option<String>,
+    /// `name@digest` of what the reference pointed to.
+    pub(crate) at_digest: String,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Store {
+    pub(crate) fn open(root: &Path, pinned: BTreeSet<String>) -> Result<Arc<Self>, ImageError> {
+        for dir in [root.to_owned(), root.join("layers"), root.join("staging")] {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&dir)
+                .map_err(|e| ImageError::io("make directory", &dir, e))?;
+        }
+        // Layers hold setuid files: no user of the node may reach them.
+        std::fs::set_permissions(root, Permissions::from_mode(0o700))
+            .map_err(|e| ImageError::io("chmod", root, e))?;
+        let staging = root.join("staging");
+        for name in names(&staging)? {
+            remove(&staging.join(name))?;
+        }
+        let index = Index::open(&root.join("index.redb"))?;
+        let state = State::from_index(index.load()?, &pinned)?;
+        let store = Self {
+            root: root.to_owned(),
+            index,
+            pinned,
+            writer: Mutex::default(),
+            leases: Mutex::default(),
+            state: RwLock::new(Arc::new(state)),
+        };
+        store.reconcile()?;
+        Ok(Arc::new(store))
+    }
+
+    /// Makes index and directories agree: a directory without a record goes, and so does a record without its directory,
+    /// with the images that need it (their next pull fetches only what is lost).
+    fn reconcile(&self) -> Result<(), ImageError> {
+        let present: BTreeSet<String> = names(&self.root.join("layers"))?.into_iter().collect();
+        let mut state = (*self.state()).clone();
+        for orphan in present.iter().filter(|name| !state.layers.contains_key(*name)) {
+            tracing::info!(layer = orphan, "removing a layer directory that the index does not know");
+            self.discard(orphan)?;
+        }
+        let lost: Vec<String> = state
+            .layers
+            .keys()
+            .filter(|key| !present.contains(*key) || !self.layer_fs(key).is_dir())
+            .cloned()
+            .collect();
+        for key in &lost {
+            tracing::warn!(layer = key, "a layer of the index has no directory, its images have to be pulled again");
+            state.layers.remove(key);
+        }
+        let broken: Vec<String> = state
+            .images
+            .iter()
+            .filter(|(_, e)| keys(&e.record).iter().any(|key| !state.layers.contains_key(key)))
+            .map(|(id, _)| id.clone())
+            .collect();
+        let names: Vec<String> = state
+            .names
+            .iter()
+            .filter(|(_, id)| broken.contains(id) || !state.images.contains_key(*id))
+            .map(|(name, _)| name.clone())
+            .collect();
+        let changes: Vec<Change<'_>> = lost
+            .iter()
+            .map(|key| Change::DropLayer(key))
+            .chain(broken.iter().map(|id| Change::DropImage(id)))
+            .chain(names.iter().map(|name| Change::DropName(name)))
+            .collect();
+        if !changes.is_empty() {
+            self.index.commit(&changes)?;
+        }
+        state.images.retain(|id, _| !broken.contains(id));
+        state.names.retain(|name, _| !names.contains(name));
+        self.publish(state);
+        for key in &lost {
+            // A directory without `fs` inside.
+            remove(&self.root.join("layers").join(key))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn state(&self) -> Arc<State> {
+        Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn publish(&self, state: State) {
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn index(&self) -> &Index {
+        &self.index
+    }
+
+    pub(crate) fn staging_dir(&self) -> PathBuf {
+        self.root.join("staging")
+    }
+
+    /// The overlay lower directory of a layer.
+    pub(crate) fn layer_fs(&self, key: &str) -> PathBuf {
+        self.root.join("layers").join(key).join("fs")
+    }
+
+    /// Keeps layers, present or not, from being swept.
+    pub(crate) fn lease(self: &Arc<Self>, keys: Vec<String>) -> Lease {
+        let mut leases = lock(&self.leases);
+        for key in &keys {
+            *leases.layers.entry(key.clone()).or_default() += 1;
+        }
+        Lease { store: Arc::clone(self), keys, image: None }
+    }
+
+    /// Keeps an image's layers for a container. The look-up and the count are one step against a removal.
+    pub(crate) fn hold(
+        self: &Arc<Self>,
+        find: impl FnOnce(&State) -> Result<Entry, ImageError>,
+    ) -> Result<(Entry, Lease), ImageError> {
+        let mut leases = lock(&self.leases);
+        let entry = find(&self.state())?;
+        let keys = keys(&entry.record);
+        for key in &keys {
+            *leases.layers.entry(key.clone()).or_default() += 1;
+        }
+        let id = entry.image.id.as_str().to_owned();
+        *leases.images.entry(id.clone()).or_default() += 1;
+        Ok((entry, Lease { store: Arc::clone(self), keys, image: Some(id) }))
+    }
+
+    /// Makes a staged layer visible.
+    pub(crate) fn add_layer(&self, key: &str, staging: Staging, unpacked: &Unpacked) -> Result<(), ImageError> {
+        let _writer = lock(&self.writer);
+        if self.state().layers.contains_key(key) {
+            return Ok(());
+        }
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let record = LayerRecord { bytes: unpacked.bytes, inodes: unpacked.inodes, since };
+        staging.publish(&self.root.join("layers").join(key))?;
+        if let Err(error) = self.index.commit(&[Change::PutLayer(key, &record, &unpacked.implied)]) {
+            self.discard(key)?;
+            return Err(error);
+        }
+        let mut state = (*self.state()).clone();
+        state.layers.insert(key.to_owned(), record);
+        self.publish(state);
+        Ok(())
+    }
+
+    /// Makes an image visible, or gives a known one further names. Its layers must be present and leased.
+    pub(crate) fn add_image(&self, new: NewImage) -> Result<(), ImageError> {
+        let _writer = lock(&self.writer);
+        let file = ConfigFile::read(&new.id, &new.config)?;
+        let state = self.state();
+        if let Some(key) = keys(&new.record).iter().find(|key| !state.layers.contains_key(*key)) {
+            return Err(ImageError::Index { operation: "add an image", reason: format!("layer {key} is absent") });
+        }
+        let mut changes = vec![
+            Change::PutImage(&new.id, &new.record),
+            Change::PutConfig(&new.id, &new.config),
+            Change::PutName(&new.at_digest, &new.id),
+        ];
+        if let Some(tag) = &new.tag {
+            changes.push(Change::PutName(tag, &new.id));
+        }
+        self.index.commit(&changes)?;
+        let mut state = (*state).clone();
+        let names = [Some(&new.at_digest), new.tag.as_ref()];
+        let mut losers = Vec::new();
+        for name in names.into_iter().flatten() {
+            losers.extend(state.names.insert(name.clone(), new.id.clone()).filter(|old| *old != new.id));
+        }
+        state.put(&new.id, Arc::new(new.record), file, &self.pinned);
+        for loser in losers {
+            state.rename(&loser, &self.pinned);
+        }
+        // A hold that is taken now sees the new state; one taken before holds the same layers.
+        self.publish(state);
+        Ok(())
+    }
+
+    /// Gives a listed image another name; false: it is not there any more.
+    pub(crate) fn add_names(&self, id: &str, tag: Option<&str>, at_digest: &str) -> Result<bool, ImageError> {
+        let _writer = lock(&self.writer);
+        let mut state = (*self.state()).clone();
+        if state.images.get(id).is_none_or(|e| e.record.presence != Presence::Listed) {
+            return Ok(false);
+        }
+        let names: Vec<&str> = [Some(at_digest), tag].into_iter().flatten().collect();
+        let fresh: Vec<&str> =
+            names.into_iter().filter(|n| state.names.get(*n).is_none_or(|known| known != id)).collect();
+        if fresh.is_empty() {
+            return Ok(true);
+        }
+        self.index.commit(&fresh.iter().map(|name| Change::PutName(name, id)).collect::<Vec<_>>())?;
+        for name in fresh {
+            if let Some(loser) = state.names.insert(name.to_owned(), id.to_owned()) {
+                state.rename(&loser, &self.pinned);
+            }
+        }
+        state.rename(id, &self.pinned);
+        self.publish(state);
+        Ok(true)
+    }
+
+    /// Removes an image with all its names. While containers hold it, its record stays unlisted, so that their layers
+    /// survive a restart.
+    pub(crate) fn remove_image(self: &Arc<Self>, id: &str) -> Result<(), ImageError> {
+        {
+            let _writer = lock(&self.writer);
+            let leases = lock(&self.leases);
+            let old = self.state();
+            let Some(entry) = old.images.get(id) else { return Ok(()) };
+            let names: Vec<&String> = old.names.iter().filter(|(_, t)| *t == id).map(|(n, _)| n).collect();
+            let mut changes: Vec<Change<'_>> = names.iter().map(|n| Change::DropName(n)).collect();
+            let mut state = (*old).clone();
+            for name in &names {
+                state.names.remove(*name);
+            }
+            let record = ImageRecord { presence: Presence::Removed, ..(*entry.record).clone() };
+            if leases.images.contains_key(id) {
+                changes.push(Change::PutImage(id, &record));
+                if let Some(kept) = state.images.get_mut(id) {
+                    kept.record = Arc::new(record.clone());
+                }
+                state.rename(id, &self.pinned);
+            } else {
+                changes.push(Change::DropImage(id));
+                state.images.remove(id);
+            }
+            self.publish(state);
+            drop(leases);
+            if let Err(error) = self.index.commit(&changes) {
+                self.publish((*old).clone());
+                return Err(error);
+            }
+        }
+        self.sweep(Duration::ZERO)
+    }
+
+    /// Drops removed images that nobody holds any more, and then the layers that nothing needs.
+    pub(crate) fn reap(self: &Arc<Self>) -> Result<(), ImageError> {
+        {
+            let _writer = lock(&self.writer);
+            let leases = lock(&self.leases);
+            let mut state = (*self.state()).clone();
+            let gone: Vec<String> = state
+                .images
+                .iter()
+                .filter(|(id, e)| e.record.presence == Presence::Removed && !leases.images.contains_key(*id))
+                .map(|(id, _)| id.clone())
+                .collect();
+            drop(leases);
+            if !gone.is_empty() {
+                self.index.commit(&gone.iter().map(|id| Change::DropImage(id)).collect::<Vec<_>>())?;
+                state.images.retain(|id, _| !gone.contains(id));
+                self.publish(state);
+            }
+        }
+        self.sweep(Duration::ZERO)
+    }
+
+    /// Deletes layers that no image and no lease needs and that are at least `age` old.
+    pub(crate) fn sweep(self: &Arc<Self>, age: Duration) -> Result<(), ImageError> {
+        let _writer = lock(&self.writer);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let leases = lock(&self.leases);
+        let old = self.state();
+        let needed = old.referenced();
+        let unneeded: Vec<String> = old
+            .layers
+            .iter()
+            .filter(|(key, record)| {
+                !needed.contains(*key)
+                    && !leases.layers.contains_key(*key)
+                    && now.saturating_sub(record.since) >= age.as_secs()
+            })
+            .map(|(key, _)| key.clone())
+            .collect();
+        if unneeded.is_empty() {
+            return Ok(());
+        }
+        let mut state = (*old).clone();
+        state.layers.retain(|key, _| !unneeded.contains(key));
+        // Out of the snapshot while the leases are locked: a pull that comes now fetches the layer anew.
+        self.publish(state);
+        drop(leases);
+        let changes: Vec<Change<'_>> = unneeded.iter().map(|key| Change::DropLayer(key)).collect();
+        if let Err(error) = self.index.commit(&changes) {
+            self.publish((*old).clone());
+            return Err(error);
+        }
+        for key in &unneeded {
+            self.discard(key)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a layer directory out of sight at once and deletes it on a thread of its own.
+    fn discard(&self, key: &str) -> Result<(), ImageError> {
+        let (from, to) = (self.root.join("layers").join(key), fresh(&self.staging_dir()));
+        std::fs::rename(&from, &to).map_err(|e| ImageError::io("move away", &from, e))?;
+        let path = to.clone();
+        let deleting = std::thread::Builder::new().name("layer-delete".into()).spawn(move || {
+            if let Err(error) = remove(&path) {
+                tracing::warn!(%error, "a deleted layer stays until the next start");
+            }
+        });
+        match deleting {
+            Ok(_detached) => Ok(()),
+            Err(_) => remove(&to),
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut leases = lock(&self.store.leases);
+        for key in &self.keys {
+            release(&mut leases.layers, key);
+        }
+        let last = self.image.as_ref().is_some_and(|id| release(&mut leases.images, id));
+        drop(leases);
+        let removed = |id: &String| {
+            self.store.state().images.get(id).is_some_and(|e| e.record.presence == Presence::Removed)
+        };
+        if last && self.image.as_ref().is_some_and(removed) {
+            let store = Arc::clone(&self.store);
+            // Rare (a container whose image was removed), and the drop may run on an async thread.
+            let reaping = std::thread::Builder::new().name("image-reap".into()).spawn(move || store.reap());
+            if let Err(error) = reaping {
+                tracing::warn!(%error, "layers of a removed image stay until the next removal");
+            }
+        }
+    }
+}
+
+/// Counts down; true: it was the last.
+fn release(counts: &mut HashMap<String, usize>, key: &str) -> bool {
+    match counts.get_mut(key) {
+        Some(count) if *count > 1 => {
+            *count -= 1;
+            false
+        }
+        Some(_) => counts.remove(key).is_some(),
+        None => false,
+    }
+}
+
+fn names(dir: &Path) -> Result<Vec<String>, ImageError> {
+    let failed = |e| ImageError::io("read directory", dir, e);
+    std::fs::read_dir(dir)
+        .map_err(failed)?
+        .map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()).map_err(failed))
+        .collect()
+}
+
+fn remove(path: &Path) -> Result<(), ImageError> {
+    remove_tree(path).map_err(|e| ImageError::io("remove", path, e))
+}

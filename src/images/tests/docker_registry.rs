@@ -1,0 +1,140 @@
+//! Against the real thing: Debian's docker-registry on a free port.
+
+use super::fixture::{Content, INDEX, Layer, Packing, open, tar};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+struct Registry {
+    child: Child,
+    port: u16,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+fn start() -> Registry {
+    let dir = tempfile::tempdir().unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let config = dir.path().join("config.yml");
+    let storage = dir.path().join("data");
+    std::fs::write(
+        &config,
+        format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {storage:?}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n"
+        ),
+    )
+    .unwrap();
+    let child = Command::new("docker-registry")
+        .arg("serve")
+        .arg(&config)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("Debian's docker-registry is installed");
+    let registry = Registry { child, port, _dir: dir };
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        std::thread::yield_now();
+    }
+    registry
+}
+
+async fn push(port: u16, repository: &str, content: &Content) {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let base = format!("http://127.0.0.1:{port}/v2/{repository}");
+    for (digest, blob) in &content.blobs {
+        let begun = http.post(format!("{base}/blobs/uploads/")).send().await.unwrap();
+        let location = begun.headers()["location"].to_str().unwrap().to_owned();
+        let join = if location.contains('?') { '&' } else { '?' };
+        let put = http.put(format!("{location}{join}digest={digest}")).body(blob.clone()).send().await.unwrap();
+        assert_eq!(put.status(), 201, "{digest}");
+    }
+    // Digests sort before tags, and an index needs its manifests.
+    let (indexes, manifests): (Vec<_>, Vec<_>) = content.manifests.iter().partition(|(_, (kind, _))| *kind == INDEX);
+    for (name, (media_type, body)) in manifests.into_iter().chain(indexes) {
+        let put = http.put(format!("{base}/manifests/{name}")).header("content-type", *media_type);
+        let put = put.body(body.clone()).send().await.unwrap();
+        assert_eq!(put.status(), 201, "{name}: {}", put.text().await.unwrap());
+    }
+}
+
+/// Two compressed layers behind an index with a foreign platform and an attestation.
+fn image() -> (Content, String, String) {
+    let mut content = Content::default();
+    let layers = [
+        Layer::new(&tar(&[("d/", ""), ("d/f", "lower"), ("d/g", "hidden")]), Packing::Gzip),
+        Layer::new(&tar(&[("d/f", "upper"), ("d/.wh.g", "")]), Packing::Zstd),
+        Layer::new(&tar(&[("plain", "p")]), Packing::Plain),
+    ];
+    let (manifest, id) = content.add("single", &layers, r#"{"Entrypoint":["/e"],"User":"nobody","Labels":{"a":"b"}}"#);
+    let size = content.manifests["single"].1.len();
+    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let index = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[
+            {{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{manifest}","size":{size},"platform":{{"os":"linux","architecture":"{arch}"}}}}]}}"#
+    );
+    let top = content.manifest("multi", INDEX, index.into_bytes());
+    (content, top.to_string(), id.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_through_an_index_and_a_restart() {
+    let registry = start();
+    let (content, top, id) = image();
+    push(registry.port, "team/app", &content).await;
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path());
+    let name = format!("localhost:{}/team/app", registry.port);
+
+    let pulled = images.pull(&format!("{name}:multi"), None).await.unwrap();
+    assert_eq!(pulled.as_str(), id);
+    let image = images.status(&id).unwrap();
+    assert_eq!(image.repo_tags, [format!("{name}:multi")]);
+    assert_eq!(image.repo_digests, [format!("{name}@{top}")]);
+    assert!(image.size > 0);
+    assert_eq!(image.config.entrypoint, ["/e"]);
+    assert_eq!(images.status(&format!("{name}@{top}")).unwrap().id, image.id);
+    assert!(images.raw_config(&image.id).unwrap().contains("rootfs"));
+
+    let hold = images.hold(&id[..20]).unwrap();
+    check_layers(hold.layers());
+    let usage = images.fs_usage();
+    assert!(usage.used_bytes >= 4096 && usage.inodes_used >= 7);
+
+    // A second tag and the digest of the same image: no layer comes again.
+    let bytes = images.stats().bytes.load(std::sync::atomic::Ordering::Relaxed);
+    images.pull(&format!("{name}:single"), None).await.unwrap();
+    images.pull(&format!("{name}@{top}"), None).await.unwrap();
+    assert_eq!(images.stats().bytes.load(std::sync::atomic::Ordering::Relaxed), bytes);
+    assert_eq!(images.list().len(), 1);
+    assert_eq!(images.status(&id).unwrap().repo_tags.len(), 2);
+
+    drop((hold, images));
+    let images = open(root.path());
+    assert_eq!(images.status(&id).unwrap().repo_tags.len(), 2);
+    assert_eq!(images.fs_usage(), usage);
+    check_layers(images.restore_hold(&pulled).unwrap().layers());
+
+    let missing = images.pull(&format!("{name}:nothing"), None).await.unwrap_err();
+    assert!(matches!(missing, crate::images::ImageError::NotAtRegistry { .. }), "{missing}");
+}
+
+fn check_layers(layers: &[std::path::PathBuf]) {
+    let read = |layer: &Path, name: &str| std::fs::read_to_string(layer.join(name)).unwrap();
+    assert_eq!(layers.len(), 4, "three layers and the directories of the second");
+    assert_eq!((read(&layers[0], "d/f"), read(&layers[1], "d/f")), ("lower".into(), "upper".into()));
+    let whiteout = layers[1].join("d/g").symlink_metadata().unwrap();
+    assert!(whiteout.file_type().is_char_device() && whiteout.rdev() == 0);
+    // The second layer only implies `d`; the directories layer on top says what the first one does.
+    let implied = layers[1].join("d").metadata().unwrap();
+    let repeated = layers[3].join("d").metadata().unwrap();
+    assert_eq!((implied.mode() & 0o7777, implied.uid()), (0o755, 0));
+    assert_eq!((repeated.mode() & 0o7777, repeated.uid(), repeated.mtime()), (0o750, 10, 1_000_000_000));
+}

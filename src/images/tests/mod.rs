@@ -1,0 +1,7 @@
+//! Pulls against an in-process registry with faults, and against Debian's docker-registry. Need root, as unpacking does.
+
+mod docker_registry;
+mod faults;
+mod fixture;
+mod server;
+mod sharing;

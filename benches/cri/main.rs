@@ -130,7 +130,8 @@ async fn main() -> Result<()> {
     let (alone, share) = latency::one_at_a_time(&mut sides, cli.rounds, &cli.runtime).await?;
     let together = latency::side_by_side(&mut sides, cli.parallel_rounds, cli.parallel).await?;
     let after = sides.iter().map(|side| side.pid.map(memory::pss).transpose()).collect::<Result<Vec<_>>>()?;
-    let report = report::Report { sides: &sides, parallel: cli.parallel, memory, alone, together, share, after };
+    let report =
+        report::Report { sides: &sides, parallel: cli.parallel, memory, alone, together, share, after };
     std::io::stdout().write_all(report.markdown().as_bytes())?;
     if let Some(json) = &cli.json {
         let text = serde_json::to_vec_pretty(&report.json())?;

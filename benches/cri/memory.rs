@@ -58,7 +58,8 @@ pub(crate) async fn measure(sides: &mut [Side], pods: usize) -> Result<Vec<Optio
         }
         let mut binaries = Vec::new();
         for binary in &side.binaries {
-            let size = std::fs::metadata(binary).with_context(|| format!("look at {}", binary.display()))?.len();
+            let size =
+                std::fs::metadata(binary).with_context(|| format!("look at {}", binary.display()))?.len();
             binaries.push((binary.display().to_string(), size));
         }
         measured.push(Some(Memory { idle, with_pods, pods, per_pod, binaries }));
@@ -70,7 +71,10 @@ pub(crate) async fn measure(sides: &mut [Side], pods: usize) -> Result<Vec<Optio
 pub(crate) fn pss(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).with_context(|| format!("no Pss in {path}"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Pss:"))
+        .with_context(|| format!("no Pss in {path}"))?;
     line.trim().trim_end_matches(" kB").parse().with_context(|| format!("the Pss in {path}"))
 }
 
@@ -80,7 +84,9 @@ fn kept(daemon: u32, side: &Side) -> Result<BTreeMap<String, (usize, u64)>> {
     let mut kept: BTreeMap<String, (usize, u64)> = BTreeMap::new();
     let Some(dir) = &side.dir else { return Ok(kept) };
     for entry in std::fs::read_dir("/proc").context("read /proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         if pid == daemon {
             continue;
         }

@@ -82,25 +82,35 @@ impl Report<'_> {
         let _ = writeln!(text, "| daemon, idle after a pull |{}|", self.row(|_, m, _| mib(m.idle)));
         let pods = self.memory.iter().flatten().map(|m| m.pods).next().unwrap_or_default();
         let _ = writeln!(text, "| daemon with {pods} pods |{}|", self.row(|_, m, _| mib(m.with_pods)));
-        let _ = writeln!(text, "| beside it |{}|", self.row(|_, m, _| {
-            let kinds = m.per_pod.iter().map(|(name, (n, sum))| format!("{} ({n} {name})", mib(*sum)));
-            kinds.collect::<Vec<_>>().join(", ")
-        }));
+        let _ = writeln!(
+            text,
+            "| beside it |{}|",
+            self.row(|_, m, _| {
+                let kinds = m.per_pod.iter().map(|(name, (n, sum))| format!("{} ({n} {name})", mib(*sum)));
+                kinds.collect::<Vec<_>>().join(", ")
+            })
+        );
         let per_pod = self.row(|_, m, _| format!("{:.2}", m.of_one_pod() / 1024.0));
         let _ = writeln!(text, "| one pod with a container, the daemon's growth included |{per_pod}|");
         let after = self.row(|_, _, after| after.map_or_else(String::new, mib));
         let _ = writeln!(text, "| daemon after all of the above |{after}|");
-        let _ = writeln!(text, "| programs on disk |{}|\n", self.row(|_, m, _| {
-            let sizes = m.binaries.iter().map(|(path, size)| {
-                format!("{} {}", mib(size / 1024), path.rsplit('/').next().unwrap_or_default())
-            });
-            sizes.collect::<Vec<_>>().join(", ")
-        }));
+        let _ = writeln!(
+            text,
+            "| programs on disk |{}|\n",
+            self.row(|_, m, _| {
+                let sizes = m.binaries.iter().map(|(path, size)| {
+                    format!("{} {}", mib(size / 1024), path.rsplit('/').next().unwrap_or_default())
+                });
+                sizes.collect::<Vec<_>>().join(", ")
+            })
+        );
     }
 
     fn row(&self, cell: impl Fn(&Side, &Memory, Option<u64>) -> String) -> String {
         let cells = self.sides.iter().zip(&self.memory).zip(&self.after).map(|((side, memory), after)| {
-            memory.as_ref().map_or_else(|| " ".to_owned(), |memory| format!(" {} ", cell(side, memory, *after)))
+            memory
+                .as_ref()
+                .map_or_else(|| " ".to_owned(), |memory| format!(" {} ", cell(side, memory, *after)))
         });
         cells.collect::<Vec<_>>().join("|")
     }

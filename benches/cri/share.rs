@@ -73,7 +73,8 @@ fn step_sum(line: &str) -> Option<((String, String), f64)> {
 /// Seconds that the runtime alone takes to create and start a twin of a running container: same configuration and
 /// root file system, no daemon, no monitor.
 pub(crate) fn runtime_alone(dir: &Path, container: &str, runtime: &Path) -> Result<f64> {
-    let bundle = find_bundle(dir, container).with_context(|| format!("no bundle of {container} in {}", dir.display()))?;
+    let bundle = find_bundle(dir, container)
+        .with_context(|| format!("no bundle of {container} in {}", dir.display()))?;
     let text = std::fs::read(bundle.join("config.json"))?;
     let mut config: serde_json::Value = serde_json::from_slice(&text)?;
     let root = config["root"]["path"].as_str().context("a bundle without a root")?;

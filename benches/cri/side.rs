@@ -83,7 +83,10 @@ impl Side {
             }),
             hostname: name.to_owned(),
             log_directory: logs.to_string_lossy().into_owned(),
-            linux: Some(pb::LinuxPodSandboxConfig { cgroup_parent: self.cgroup.clone(), ..Default::default() }),
+            linux: Some(pb::LinuxPodSandboxConfig {
+                cgroup_parent: self.cgroup.clone(),
+                ..Default::default()
+            }),
             ..Default::default()
         })
     }
@@ -143,7 +146,9 @@ impl Side {
     }
 
     pub(crate) async fn remove_pod(&mut self, id: &str) -> Result<()> {
-        self.runtime.remove_pod_sandbox(pb::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() }).await?;
+        self.runtime
+            .remove_pod_sandbox(pb::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() })
+            .await?;
         Ok(())
     }
 }

@@ -27,8 +27,17 @@ async fn a_sandbox_request_with_a_wrong_field_names_it() {
         (|c| c.log_directory = "relative".into(), "log_directory"),
         (|c| c.linux.as_mut().unwrap().cgroup_parent = "/a/../..".into(), "cgroup_parent"),
         (|c| c.linux.as_mut().unwrap().sysctls = map(&[("kernel.core_pattern", "x")]), "kernel.core_pattern"),
-        (|c| c.port_mappings = vec![pb::PortMapping { host_port: 70_000, container_port: 1, ..Default::default() }], "70000"),
-        (|c| c.dns_config = Some(pb::DnsConfig { servers: words(&["1\n2"]), ..Default::default() }), "dns_config"),
+        (
+            |c| {
+                c.port_mappings =
+                    vec![pb::PortMapping { host_port: 70_000, container_port: 1, ..Default::default() }]
+            },
+            "70000",
+        ),
+        (
+            |c| c.dns_config = Some(pb::DnsConfig { servers: words(&["1\n2"]), ..Default::default() }),
+            "dns_config",
+        ),
     ];
     for (edit, field) in cases {
         refused(node.run(&change(edit)).await, Code::InvalidArgument, &[field]);
@@ -50,8 +59,16 @@ async fn a_container_request_with_a_wrong_field_names_it() {
         (|c| c.image = None, Code::InvalidArgument, "image"),
         (|c| c.image = Some(image_spec("docker.io/library/absent:1")), Code::NotFound, "absent:1"),
         (|c| c.log_path = "../../etc/x".into(), Code::InvalidArgument, "log_path"),
-        (|c| security(c).run_as_group = Some(pb::Int64Value { value: 5 }), Code::InvalidArgument, "run_as_group"),
-        (|c| security(c).run_as_user = Some(pb::Int64Value { value: 1 << 32 }), Code::InvalidArgument, "run_as_user"),
+        (
+            |c| security(c).run_as_group = Some(pb::Int64Value { value: 5 }),
+            Code::InvalidArgument,
+            "run_as_group",
+        ),
+        (
+            |c| security(c).run_as_user = Some(pb::Int64Value { value: 1 << 32 }),
+            Code::InvalidArgument,
+            "run_as_user",
+        ),
         (|c| security(c).run_as_username = "nobody-knows".into(), Code::InvalidArgument, "nobody-knows"),
         (
             |c| {
@@ -62,7 +79,13 @@ async fn a_container_request_with_a_wrong_field_names_it() {
             "NO_SUCH",
         ),
         (
-            |c| c.mounts = vec![pb::Mount { container_path: "/x".into(), host_path: "/no/such/dir".into(), ..Default::default() }],
+            |c| {
+                c.mounts = vec![pb::Mount {
+                    container_path: "/x".into(),
+                    host_path: "/no/such/dir".into(),
+                    ..Default::default()
+                }]
+            },
             Code::InvalidArgument,
             "/no/such/dir",
         ),

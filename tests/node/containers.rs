@@ -85,8 +85,11 @@ async fn security_settings_reach_the_process() {
     let context = security(&mut spec);
     context.readonly_rootfs = true;
     context.no_new_privs = true;
-    context.capabilities =
-        Some(pb::Capability { add_capabilities: words(&["NET_ADMIN"]), drop_capabilities: words(&["ALL"]), ..Default::default() });
+    context.capabilities = Some(pb::Capability {
+        add_capabilities: words(&["NET_ADMIN"]),
+        drop_capabilities: words(&["ALL"]),
+        ..Default::default()
+    });
     context.seccomp = Some(pb::SecurityProfile {
         profile_type: pb::security_profile::ProfileType::RuntimeDefault.into(),
         localhost_ref: String::new(),
@@ -96,7 +99,8 @@ async fn security_settings_reach_the_process() {
     let id = node.create(&pod, &config, spec).await.unwrap();
     node.start(&id).await.unwrap();
     let status = node.output(&id, &["cat", "/proc/1/status"]).await;
-    let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default().trim().to_owned();
+    let field =
+        |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default().trim().to_owned();
     // NET_ADMIN is capability 12.
     assert_eq!(field("CapEff:"), "0000000000001000");
     assert_eq!(field("CapInh:"), "0000000000000000");
@@ -119,7 +123,12 @@ async fn mounts_are_there_and_read_only_means_it() {
     let mut spec = container("main", &[]);
     spec.mounts = vec![
         pb::Mount { container_path: "/rw".into(), host_path: host.clone(), ..Default::default() },
-        pb::Mount { container_path: "/ro".into(), host_path: host.clone(), readonly: true, ..Default::default() },
+        pb::Mount {
+            container_path: "/ro".into(),
+            host_path: host.clone(),
+            readonly: true,
+            ..Default::default()
+        },
     ];
     let id = node.create(&pod, &config, spec).await.unwrap();
     node.start(&id).await.unwrap();

@@ -17,7 +17,10 @@ async fn version_status_and_config_answer() {
     let mut node = Node::new(Options::default()).await;
     let version = node.runtime.version(pb::VersionRequest::default()).await.unwrap().into_inner();
     assert_eq!((version.version.as_str(), version.runtime_name.as_str()), ("0.1.0", "podwright"));
-    assert_eq!((version.runtime_version.as_str(), version.runtime_api_version.as_str()), (env!("CARGO_PKG_VERSION"), "v1"));
+    assert_eq!(
+        (version.runtime_version.as_str(), version.runtime_api_version.as_str()),
+        (env!("CARGO_PKG_VERSION"), "v1")
+    );
     let status = node.runtime.status(pb::StatusRequest { verbose: true }).await.unwrap().into_inner();
     let conditions = status.status.unwrap().conditions;
     for kind in ["RuntimeReady", "NetworkReady"] {

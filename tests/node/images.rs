@@ -138,10 +138,8 @@ async fn a_full_disk_fails_the_pull_and_leaves_nothing() {
         .unwrap();
     assert!(mounted.success());
     node.daemon.launch().unwrap();
-    let big = LayerBuilder::new()
-        .entry(Entry::file("big", vec![7u8; 16 << 20]))
-        .build(Compression::Gzip)
-        .unwrap();
+    let big =
+        LayerBuilder::new().entry(Entry::file("big", vec![7u8; 16 << 20])).build(Compression::Gzip).unwrap();
     push(&node.registry, "library/big", "1", ImageBuilder::new().layer(&big).build());
     refused(node.pull("docker.io/library/big:1").await, Code::ResourceExhausted, &["space"]);
     let staged: Vec<_> = std::fs::read_dir(images.join("staging")).into_iter().flatten().flatten().collect();

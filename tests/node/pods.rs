@@ -44,8 +44,10 @@ async fn containers_of_a_pod_share_network_ipc_and_hostname_but_not_processes() 
     }
     for kind in ["net", "ipc", "uts"] {
         let link = format!("/proc/self/ns/{kind}");
-        let (a, b) =
-            (node.output(&ids[0], &["readlink", &link]).await, node.output(&ids[1], &["readlink", &link]).await);
+        let (a, b) = (
+            node.output(&ids[0], &["readlink", &link]).await,
+            node.output(&ids[1], &["readlink", &link]).await,
+        );
         assert_eq!(a, b);
         let host = std::fs::read_link(&link).unwrap();
         assert_ne!(a, host.to_string_lossy(), "{kind} is the host's");
@@ -184,7 +186,8 @@ async fn a_host_port_leads_into_the_pod() {
     let mut node = Node::with_busybox().await;
     let mut config = node.pod("port");
     let port = 20_000 + i32::from(u16::try_from(std::process::id() % 10_000).unwrap());
-    config.port_mappings = vec![pb::PortMapping { container_port: 8080, host_port: port, ..Default::default() }];
+    config.port_mappings =
+        vec![pb::PortMapping { container_port: 8080, host_port: port, ..Default::default() }];
     let pod = node.run(&config).await.unwrap();
     let serve = ["sh", "-c", "while true; do echo hello | nc -l -p 8080; done"];
     let id = node.create(&pod, &config, container("main", &serve)).await.unwrap();

@@ -1,12 +1,12 @@
 //! A scratch node with a daemon and a client, and requests in few words. Owns no assertions about the daemon but one:
 //! that a node leaves nothing behind.
 
-use podwright::cri::proto as pb;
 use pb::image_service_client::ImageServiceClient;
 use pb::runtime_service_client::RuntimeServiceClient;
+use podwright::cri::proto as pb;
 use podwright_testkit::{
-    Artifact, Compression, Daemon, Entry, Image, ImageBuilder, LayerBuilder, Ledger, Options, Programs, Registry,
-    Scratch, assert_same,
+    Artifact, Compression, Daemon, Entry, Image, ImageBuilder, LayerBuilder, Ledger, Options, Programs,
+    Registry, Scratch, assert_same,
 };
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -191,7 +191,9 @@ impl Node {
     }
 
     pub(crate) async fn stop(&mut self, id: &str, timeout: i64) -> Result<(), Status> {
-        self.runtime.stop_container(pb::StopContainerRequest { container_id: id.to_owned(), timeout }).await?;
+        self.runtime
+            .stop_container(pb::StopContainerRequest { container_id: id.to_owned(), timeout })
+            .await?;
         Ok(())
     }
 
@@ -206,12 +208,19 @@ impl Node {
     }
 
     pub(crate) async fn remove_pod(&mut self, id: &str) -> Result<(), Status> {
-        self.runtime.remove_pod_sandbox(pb::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() }).await?;
+        self.runtime
+            .remove_pod_sandbox(pb::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() })
+            .await?;
         Ok(())
     }
 
     pub(crate) async fn list_pods(&mut self) -> Vec<pb::PodSandbox> {
-        self.runtime.list_pod_sandbox(pb::ListPodSandboxRequest { filter: None }).await.unwrap().into_inner().items
+        self.runtime
+            .list_pod_sandbox(pb::ListPodSandboxRequest { filter: None })
+            .await
+            .unwrap()
+            .into_inner()
+            .items
     }
 
     pub(crate) async fn list_containers(&mut self) -> Vec<pb::Container> {
@@ -245,7 +254,8 @@ impl Node {
         assert_same(&self.before, &Ledger::of(&self.scratch));
         for dir in ["state/pods", "state/containers", "root/pods", "root/containers"] {
             let dir = self.scratch.root().join(dir);
-            let left: Vec<_> = std::fs::read_dir(&dir).into_iter().flatten().flatten().map(|e| e.path()).collect();
+            let left: Vec<_> =
+                std::fs::read_dir(&dir).into_iter().flatten().flatten().map(|e| e.path()).collect();
             assert!(left.is_empty(), "left behind: {left:?}");
         }
     }

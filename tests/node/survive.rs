@@ -32,7 +32,8 @@ async fn a_pod_outlives_a_killed_daemon() {
     let ending_pod = node.run(&ends_later).await.unwrap();
     let gate = node.scratch.root().join("gate");
     std::fs::create_dir(&gate).unwrap();
-    let mut spec = container("main", &["sh", "-c", "while [ ! -e /gate/go ]; do sleep 0.05; done; echo last; exit 42"]);
+    let mut spec =
+        container("main", &["sh", "-c", "while [ ! -e /gate/go ]; do sleep 0.05; done; echo last; exit 42"]);
     let host_path = gate.to_string_lossy().into_owned();
     spec.mounts = vec![pb::Mount { container_path: "/gate".into(), host_path, ..Default::default() }];
     let ending = node.create(&ending_pod, &ends_later, spec).await.unwrap();
@@ -89,7 +90,8 @@ async fn a_daemon_killed_at_any_moment_leaves_nothing_that_cannot_be_removed() {
         let mut client = node.runtime.clone();
         let sandbox_config = config.clone();
         let work = tokio::spawn(async move {
-            let request = pb::RunPodSandboxRequest { config: Some(sandbox_config.clone()), ..Default::default() };
+            let request =
+                pb::RunPodSandboxRequest { config: Some(sandbox_config.clone()), ..Default::default() };
             let pod = client.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
             let request = pb::CreateContainerRequest {
                 pod_sandbox_id: pod,
@@ -116,8 +118,11 @@ async fn a_lost_monitor_is_told_and_can_be_cleaned_up() {
     let info = node.runtime.pod_sandbox_status(request).await.unwrap().into_inner().info;
     let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
     let pid = i32::try_from(info["pid"].as_i64().unwrap()).unwrap();
-    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL)
-        .unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
     let ended = node.exited(&id).await;
     assert_eq!((ended.exit_code, ended.reason.as_str()), (255, "Unknown"));
     assert_eq!(node.pod_status(&pod).await.unwrap().state(), pb::PodSandboxState::SandboxNotready);

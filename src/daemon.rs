@@ -101,7 +101,7 @@ fn make_private_dir(path: &Path) -> anyhow::Result<()> {
 async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>> {
     let boot_id = podwright_sys::proc::boot_id().context("read the boot id")?;
     let images = Images::open(&config.root.join("images"), &config.images).context("open the image store")?;
-    registry.register(Box::new(PullCollector::new(images.stats())?))?;
+    registry.register(Box::new(PullCollector::new(images.stats().clone())?))?;
     let cgroups = Cgroups::detect()?;
     let facts = facts(&cgroups)?;
     Ok(Arc::new(Node {
@@ -133,11 +133,19 @@ fn facts(cgroups: &Cgroups) -> anyhow::Result<HostFacts> {
         cgroups: cgroups.mode(),
         swap: cgroups.accounts_swap(),
         hugetlb: cgroups.has_controller("hugetlb"),
-        recursive_read_only: podwright_sys::mount::has_recursive_attributes(),
+        recursive_read_only: kernel_at_least(5, 12),
         apparmor: security.apparmor,
         apparmor_default: None,
         selinux: security.selinux,
     })
+}
+
+/// Whether the kernel is of this version or newer; mount_setattr(2) with AT_RECURSIVE came with 5.12.
+fn kernel_at_least(major: u32, minor: u32) -> bool {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
 }
 
 /// Where packages put the monitor.

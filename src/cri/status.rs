@@ -1,8 +1,28 @@
 //! The one table from errors to gRPC codes. Every match is exhaustive: a new error has to be given its code here.
+//!
+//! What a code means to a kubelet: NotFound, the object is gone; DeadlineExceeded of ExecSync, a probe that failed;
+//! Unimplemented, fall back. Some messages begin with a word that it parses (k8s.io/cri-api `pkg/errors`).
 
 use super::decode::Invalid;
-use crate::sandbox::SandboxError;
+use crate::host::cgroups::CgroupError;
+use crate::host::command::CommandError;
+use crate::host::devices::DeviceError;
+use crate::host::monitor::{ErrorKind, MonitorError};
+use crate::host::network::{Fault, NetworkError};
+use crate::host::oci::OciError;
+use crate::host::rootfs::RootfsError;
+use crate::host::security::seccomp::SeccompError;
+use crate::host::users::UserError;
+use crate::images::ImageError;
+use crate::sandbox::spec::SpecError;
+use crate::sandbox::{RecordError, SandboxError};
+use std::io;
 use tonic::{Code, Status};
+
+/// cri-api's ErrRegistryUnavailable, by which a pod's waiting reason is told.
+const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
+/// How the OCI runtimes (runc, crun, youki) say that a program is not in the container.
+const NO_SUCH_PROGRAM: [&str; 3] = ["executable file not found", "no such file or directory", "executable file `"];
 
 impl From<Invalid> for Status {
     fn from(error: Invalid) -> Self {
@@ -10,13 +30,226 @@ impl From<Invalid> for Status {
     }
 }
 
-/// The status of a domain error.
+/// The status of an error of pods and containers.
 #[must_use]
 pub fn status(error: &SandboxError) -> Status {
-    Status::new(code(error), error.to_string())
+    match error {
+        SandboxError::Image(error) => image_status(error),
+        error => Status::new(code(error), error.to_string()),
+    }
+}
+
+/// The status of an error of images.
+#[must_use]
+pub fn image_status(error: &ImageError) -> Status {
+    let (code, word) = image_code(error);
+    let message = if word.is_empty() { error.to_string() } else { format!("{word}: {error}") };
+    Status::new(code, message)
 }
 
 fn code(error: &SandboxError) -> Code {
-    let _ = error;
-    Code::Unknown
+    match error {
+        SandboxError::SandboxNotFound(_) | SandboxError::ContainerNotFound(_) => Code::NotFound,
+        SandboxError::UnknownHandler { .. } => Code::NotFound,
+        SandboxError::AmbiguousId { .. } => Code::InvalidArgument,
+        SandboxError::SandboxNameTaken { .. } | SandboxError::ContainerNameTaken { .. } => Code::AlreadyExists,
+        SandboxError::SandboxState { .. } | SandboxError::ContainerState { .. } => Code::FailedPrecondition,
+        SandboxError::Target { .. } => Code::FailedPrecondition,
+        SandboxError::MountSource { source, .. } => match source.kind() {
+            io::ErrorKind::NotFound => Code::InvalidArgument,
+            _ => io_code(source),
+        },
+        SandboxError::Unsupported(_) => Code::Unimplemented,
+        SandboxError::ExecTimeout { .. } | SandboxError::StepTimeout { .. } => Code::DeadlineExceeded,
+        SandboxError::Unkillable { .. } => Code::DeadlineExceeded,
+        SandboxError::MonitorLost(_) => Code::FailedPrecondition,
+        SandboxError::ShuttingDown => Code::Unavailable,
+        // The first is the cause, the others what undoing it met.
+        SandboxError::Several(errors) => errors.first().map_or(Code::Internal, code),
+        SandboxError::Io { source, .. } => io_code(source),
+        SandboxError::Id(_) => Code::Internal,
+        SandboxError::Image(error) => image_code(error).0,
+        SandboxError::Network(error) => network_code(error),
+        SandboxError::Monitor(error) => monitor_code(error),
+        SandboxError::Oci(error) => oci_code(error),
+        SandboxError::Spec(error) => spec_code(error),
+        SandboxError::Rootfs(error) => rootfs_code(error),
+        SandboxError::User(error) => user_code(error),
+        SandboxError::Seccomp(error) => seccomp_code(error),
+        SandboxError::Device(error) => device_code(error),
+        SandboxError::Cgroup(error) => cgroup_code(error),
+        SandboxError::Record(error) => match error {
+            RecordError::Io { source, .. } => io_code(source),
+            RecordError::Malformed { .. } | RecordError::Version { .. } => Code::DataLoss,
+        },
+    }
+}
+
+fn io_code(error: &io::Error) -> Code {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::OutOfMemory => {
+            Code::ResourceExhausted
+        }
+        _ => match error.raw_os_error() {
+            // EMFILE, ENFILE, EAGAIN of fork.
+            Some(24 | 23 | 11) => Code::ResourceExhausted,
+            _ => Code::Internal,
+        },
+    }
+}
+
+fn image_code(error: &ImageError) -> (Code, &'static str) {
+    let code = match error {
+        ImageError::Malformed { .. } | ImageError::Ambiguous { .. } => Code::InvalidArgument,
+        ImageError::NotFound { .. } | ImageError::NotAtRegistry { .. } => Code::NotFound,
+        ImageError::Unauthorized { .. } | ImageError::Token { .. } => Code::PermissionDenied,
+        ImageError::RateLimited { .. } => Code::ResourceExhausted,
+        ImageError::Unavailable { .. } | ImageError::Stalled { .. } => {
+            return (Code::Unavailable, REGISTRY_UNAVAILABLE);
+        }
+        ImageError::Protocol { .. } | ImageError::Redirect { .. } => Code::Unknown,
+        ImageError::DigestMismatch { .. }
+        | ImageError::SizeMismatch { .. }
+        | ImageError::BadManifest { .. }
+        | ImageError::CorruptLayer { .. }
+        | ImageError::HostileEntry { .. } => Code::DataLoss,
+        ImageError::Unsupported { .. } => Code::FailedPrecondition,
+        ImageError::Limit { .. } | ImageError::NoSpace { .. } => Code::ResourceExhausted,
+        ImageError::Io { source, .. } => io_code(source),
+        ImageError::Index { .. } => Code::Internal,
+        ImageError::Hosts { .. } => Code::FailedPrecondition,
+        ImageError::Interrupted { .. } => Code::Aborted,
+    };
+    (code, "")
+}
+
+fn network_code(error: &NetworkError) -> Code {
+    match error {
+        NetworkError::NotConfigured { .. } => Code::Unavailable,
+        NetworkError::Plugin { fault, .. } => match &**fault {
+            Fault::Timeout { .. } => Code::DeadlineExceeded,
+            Fault::Missing { .. } => Code::FailedPrecondition,
+            Fault::Refused { .. } | Fault::Failed { .. } | Fault::NotRun { .. } | Fault::BadResult { .. } => {
+                Code::Unavailable
+            }
+        },
+        NetworkError::NoAddress { .. } => Code::Unavailable,
+        NetworkError::Annotation { .. } | NetworkError::Argument { .. } => Code::InvalidArgument,
+        NetworkError::Cache { source, .. } => io_code(source),
+        NetworkError::NotUndone { error, .. } => network_code(error),
+    }
+}
+
+fn monitor_code(error: &MonitorError) -> Code {
+    match error {
+        MonitorError::Spawn { source, .. } => match source.kind() {
+            io::ErrorKind::NotFound => Code::FailedPrecondition,
+            _ => io_code(source),
+        },
+        MonitorError::NotRunning { .. } | MonitorError::Gone { .. } => Code::FailedPrecondition,
+        MonitorError::Record { source, .. }
+        | MonitorError::Connect { source, .. }
+        | MonitorError::Sweep { source, .. } => io_code(source),
+        MonitorError::Version { .. } => Code::FailedPrecondition,
+        MonitorError::Unresponsive { .. } => Code::DeadlineExceeded,
+        MonitorError::Refused { kind, message, .. } => match kind {
+            ErrorKind::Runtime { .. } if NO_SUCH_PROGRAM.iter().any(|words| message.contains(words)) => {
+                Code::InvalidArgument
+            }
+            ErrorKind::Runtime { .. } => Code::Unknown,
+            ErrorKind::Deadline => Code::DeadlineExceeded,
+            ErrorKind::NotFound => Code::NotFound,
+            ErrorKind::AlreadyExists => Code::AlreadyExists,
+            ErrorKind::NotRunning | ErrorKind::StillRunning => Code::FailedPrecondition,
+            ErrorKind::Invalid | ErrorKind::Namespace | ErrorKind::Io => Code::Internal,
+        },
+        MonitorError::Mismatch { .. } | MonitorError::Encode { .. } => Code::Internal,
+    }
+}
+
+fn oci_code(error: &OciError) -> Code {
+    match error {
+        OciError::Missing { .. } | OciError::NoneWorks { .. } => Code::FailedPrecondition,
+        OciError::Failed { .. } => Code::Unknown,
+        OciError::Command { error, .. } => match &**error {
+            CommandError::Timeout { .. } => Code::DeadlineExceeded,
+            CommandError::Start { source, .. } | CommandError::Io { source, .. } => io_code(source),
+            CommandError::TooMuchOutput { .. } | CommandError::Failed { .. } => Code::Unknown,
+        },
+        OciError::Probe { source, .. } => io_code(source),
+    }
+}
+
+fn spec_code(error: &SpecError) -> Code {
+    match error {
+        SpecError::NoCommand
+        | SpecError::PrivilegedContainer
+        | SpecError::Nul { .. }
+        | SpecError::EnvName { .. }
+        | SpecError::WorkingDir { .. }
+        | SpecError::UnknownCapability { .. }
+        | SpecError::MountPath { .. }
+        | SpecError::DuplicateMount { .. }
+        | SpecError::Propagation { .. }
+        | SpecError::RecursiveReadOnly { .. }
+        | SpecError::MountOption { .. }
+        | SpecError::Resource { .. } => Code::InvalidArgument,
+        SpecError::CapabilityNotAvailable { .. }
+        | SpecError::MissingNamespace { .. }
+        | SpecError::NoAppArmor { .. } => Code::FailedPrecondition,
+        SpecError::UnresolvedMount { .. } | SpecError::Oci(_) => Code::Internal,
+    }
+}
+
+fn rootfs_code(error: &RootfsError) -> Code {
+    match error {
+        RootfsError::NoLayers { .. } | RootfsError::TooManyLayers { .. } => Code::FailedPrecondition,
+        RootfsError::Open { cause, .. }
+        | RootfsError::Option { cause, .. }
+        | RootfsError::Mount { cause, .. }
+        | RootfsError::Unmount { cause, .. }
+        | RootfsError::Inspect { cause, .. } => io_code(cause),
+    }
+}
+
+fn user_code(error: &UserError) -> Code {
+    match error {
+        UserError::GroupWithoutUser { .. }
+        | UserError::OutOfRange { .. }
+        | UserError::Unknown { .. }
+        | UserError::NotRegular { .. }
+        | UserError::TooLarge { .. } => Code::InvalidArgument,
+        UserError::Read { cause, .. } => io_code(cause),
+    }
+}
+
+fn seccomp_code(error: &SeccompError) -> Code {
+    match error {
+        SeccompError::NotAbsolute { .. }
+        | SeccompError::Read { .. }
+        | SeccompError::NotRegular { .. }
+        | SeccompError::TooLarge { .. }
+        | SeccompError::Parse { .. } => Code::InvalidArgument,
+    }
+}
+
+fn device_code(error: &DeviceError) -> Code {
+    match error {
+        DeviceError::Read { cause, .. } => match cause.kind() {
+            io::ErrorKind::NotFound => Code::InvalidArgument,
+            _ => io_code(cause),
+        },
+        DeviceError::NotDevice { .. } | DeviceError::Permissions { .. } | DeviceError::TooMany { .. } => {
+            Code::InvalidArgument
+        }
+    }
+}
+
+fn cgroup_code(error: &CgroupError) -> Code {
+    match error {
+        CgroupError::SliceParent { .. } | CgroupError::BadParent { .. } => Code::InvalidArgument,
+        CgroupError::NotMounted => Code::FailedPrecondition,
+        CgroupError::Io { cause, .. } => io_code(cause),
+        CgroupError::Kill { .. } | CgroupError::Freezer { .. } | CgroupError::StillAlive { .. } => Code::Internal,
+    }
 }

@@ -13,6 +13,7 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, Opts};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Shows the image store's own counters under Prometheus names.
 #[derive(Debug)]
@@ -22,13 +23,15 @@ pub struct PullCollector {
 }
 
 /// Name, help, reader.
-type Counter = (&'static str, &'static str, fn(&PullStats) -> u64);
+type Counter = (&'static str, &'static str, fn(&PullStats) -> &AtomicU64);
 
-const COUNTERS: [Counter; 4] = [
-    ("podwright_pull_bytes_total", "Bytes of blobs received from registries.", PullStats::bytes),
-    ("podwright_pull_layers_total", "Layers unpacked.", PullStats::layers),
-    ("podwright_pulls_succeeded_total", "Image pulls that succeeded.", PullStats::succeeded),
-    ("podwright_pulls_failed_total", "Image pulls that failed.", PullStats::failed),
+const COUNTERS: [Counter; 6] = [
+    ("podwright_pull_bytes_total", "Bytes of blobs received from registries.", |s| &s.bytes),
+    ("podwright_pull_layers_total", "Layers unpacked.", |s| &s.layers),
+    ("podwright_pull_layers_reused_total", "Layers that were there already.", |s| &s.layers_reused),
+    ("podwright_pull_microseconds_total", "Microseconds spent in pulls.", |s| &s.micros),
+    ("podwright_pulls_succeeded_total", "Image pulls that succeeded.", |s| &s.pulls_ok),
+    ("podwright_pulls_failed_total", "Image pulls that failed.", |s| &s.pulls_failed),
 ];
 
 impl PullCollector {
@@ -55,7 +58,7 @@ impl Collector for PullCollector {
         for (name, help, read) in COUNTERS {
             // The names were checked in `new`.
             if let Ok(counter) = IntCounter::with_opts(Opts::new(name, help)) {
-                counter.inc_by(read(&self.stats));
+                counter.inc_by(read(&self.stats).load(Ordering::Relaxed));
                 families.extend(counter.collect());
             }
         }

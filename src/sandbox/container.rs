@@ -31,7 +31,7 @@ pub(super) struct Request {
     pub(super) node: Arc<Node>,
     pub(super) pod: Arc<SandboxSpec>,
     pub(super) spec: Arc<ContainerSpec>,
-    pub(super) hold: Hold,
+    pub(super) hold: Arc<Hold>,
     pub(super) namespaces: NamespacePaths,
     pub(super) target_pid: Option<u32>,
 }
@@ -108,6 +108,7 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
     let image = hold.image();
     let user = users::resolve(&root, &image.config.user, &spec.security.run_as)?;
     make_volumes(&root, image.config.volumes.keys())?;
+    let leaf = node.leaf(pod, &spec.id)?;
     let inputs = Inputs {
         sandbox: pod,
         container: spec,
@@ -133,7 +134,7 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
             Profile::Localhost(path) => Seccomp::Profile(Box::new(seccomp::load(Path::new(path))?)),
         },
         rootfs: &root,
-        cgroup: node.leaf(pod, &spec.id)?.path(),
+        cgroup: leaf.path(),
         allowed_annotations: &[],
     };
     let config = bundle.join("config.json");

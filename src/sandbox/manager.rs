@@ -141,6 +141,7 @@ impl Manager {
     pub async fn create_container(&self, spec: ContainerSpec) -> Outcome<ContainerId> {
         let handle = self.find_pod(spec.sandbox_id.as_str()).map_err(Arc::new)?;
         let hold = self.node.images.hold(spec.image.id.as_str()).map_err(|e| Arc::new(e.into()))?;
+        let hold = Arc::new(hold);
         let gone = Err(Arc::new(SandboxError::SandboxNotFound(spec.sandbox_id.to_string())));
         ask(&handle, |reply| Command::Create { spec: Box::new(spec), hold, reply }, gone).await
     }

@@ -84,12 +84,14 @@ impl Node {
     /// The runtime of a handler; empty: the default.
     ///
     /// # Errors
-    /// When there is none of that name.
+    /// When there is none of that name, or its program is missing.
     pub fn runtime(&self, handler: &str) -> Result<Arc<Runtime>, SandboxError> {
-        self.runtimes.get(handler).ok_or_else(|| SandboxError::UnknownHandler {
+        let runtime = self.runtimes.get(handler).ok_or_else(|| SandboxError::UnknownHandler {
             handler: handler.to_owned(),
             known: self.runtimes.names().join(", "),
-        })
+        })?;
+        runtime.present()?;
+        Ok(runtime)
     }
 }
 

@@ -34,7 +34,7 @@ type Reply<T> = oneshot::Sender<Outcome<T>>;
 /// What may be asked of a pod.
 #[derive(Debug)]
 pub(super) enum Command {
-    Create { spec: Box<ContainerSpec>, hold: Hold, reply: Reply<ContainerId> },
+    Create { spec: Box<ContainerSpec>, hold: Arc<Hold>, reply: Reply<ContainerId> },
     Start { id: ContainerId, reply: Reply<()> },
     Stop { id: ContainerId, grace: Duration, reply: Reply<()> },
     Remove { id: ContainerId, reply: Reply<()> },
@@ -61,7 +61,7 @@ pub(super) struct Container {
     pub(super) state: ContainerState,
     pub(super) resources: Resources,
     pub(super) user: Option<User>,
-    pub(super) hold: Option<Hold>,
+    pub(super) hold: Option<Arc<Hold>>,
     activity: Activity,
     waiters: Vec<Reply<()>>,
     create_waiters: Vec<Reply<ContainerId>>,
@@ -407,7 +407,7 @@ impl Pod {
 
     // ---- containers ----
 
-    fn create(&mut self, spec: ContainerSpec, hold: Hold, reply: Reply<ContainerId>) {
+    fn create(&mut self, spec: ContainerSpec, hold: Arc<Hold>, reply: Reply<ContainerId>) {
         if admit_sandbox(&self.state, self.activity, SandboxRequest::CreateContainer) != Admission::Do {
             let state = if self.activity == SandboxActivity::Idle { self.state.name() } else { "going down" };
             let id = self.spec.id.to_string();
@@ -566,7 +566,7 @@ impl Pod {
             monitor: self.monitor.clone(),
             pod: self.spec.clone(),
             spec: container.spec.clone(),
-            signal: container::stop_signal(&container.spec, container.hold.as_ref()),
+            signal: container::stop_signal(&container.spec, container.hold.as_deref()),
             kill_at: kill_at.subscribe(),
             phase: container.phase.subscribe(),
         };

@@ -216,7 +216,7 @@ impl Records {
         let containers_dir = dir.join("containers");
         for entry in fs::read_dir(&containers_dir).into_iter().flatten().flatten() {
             let path = entry.path();
-            let loaded = read::<Versioned<ContainerSpec>>(&path.join("spec.json")).and_then(|spec| {
+            let loaded = read::<ContainerSpec>(&path.join("spec.json")).and_then(|spec| {
                 let state: Option<Versioned<ContainerRecord>> = read_optional(&path.join("state.json"))?;
                 Ok(StoredContainer { spec: spec.body, state: state.map(|s| s.body) })
             });

@@ -194,7 +194,7 @@ async fn recover_container(
             };
             let mut container = Container::new(spec.clone(), state, resources);
             container.user = user;
-            container.hold = node.images.restore_hold(&spec.image.id);
+            container.hold = node.images.restore_hold(&spec.image.id).map(Arc::new);
             let record = container.record();
             if let Err(error) = node.records.write_container_state(&pod.spec.id, &spec.id, &record) {
                 tracing::error!(container = %spec.id, %error, "cannot record a container's state");

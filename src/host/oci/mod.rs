@@ -49,6 +49,17 @@ impl Runtime {
         &self.path
     }
 
+    /// Whether the program is there.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn present(&self) -> Result<(), OciError> {
+        if self.path.is_file() {
+            return Ok(());
+        }
+        Err(OciError::Missing { runtime: self.name.clone(), path: self.path.clone() })
+    }
+
     /// The program as the monitor runs it.
     #[must_use]
     pub fn command(&self) -> podwright_monitor_proto::Runtime {

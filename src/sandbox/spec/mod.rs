@@ -10,7 +10,7 @@ mod mounts;
 mod process;
 mod resources;
 
-pub use capabilities::capabilities;
+pub use capabilities::{ContainerCapabilities, capabilities};
 pub use error::SpecError;
 pub use resources::linux_resources;
 

@@ -110,19 +110,25 @@ pub(crate) async fn one_at_a_time(
             let result = async {
                 let up = up(side, &format!("alone-{round}"), &mut times).await?;
                 let after = share::steps(side.metrics)?;
-                exec(side, &up, &mut times).await?;
                 let baseline = match (&side.dir, side.metrics) {
                     (Some(dir), Some(_)) => Some(share::runtime_alone(dir, &up.container, runtime)?),
                     _ => None,
                 };
+                exec(side, &up, &mut times).await?;
+                let exec_done = share::steps(side.metrics)?;
                 down(side, &up, &mut times).await?;
-                anyhow::Ok((up.took, after, baseline))
+                let down_done = share::steps(side.metrics)?;
+                anyhow::Ok((up.took, after, baseline, exec_done.zip(down_done)))
             };
-            let (took, after, baseline) = result.await.with_context(|| side.name.clone())?;
+            let (took, after, baseline, down) = result.await.with_context(|| side.name.clone())?;
             if round > 0 {
                 all[at].merge(times);
                 if let (Some(before), Some(after), Some(baseline)) = (before, after, baseline) {
-                    share.get_or_insert_with(Share::default).add(took, &before, &after, baseline);
+                    let share = share.get_or_insert_with(Share::default);
+                    share.add(took, &before, &after, baseline);
+                    if let Some((before, after)) = down {
+                        share.add_steps(share::difference(&before, &after));
+                    }
                 }
             }
             tokio::time::sleep(SETTLE).await;

@@ -170,7 +170,7 @@ fn own_share(text: &mut String, share: &Share) {
     let _ = writeln!(text, "| | p50 | p99 |\n|---|--:|--:|");
     row(text, "all of it, as the client sees it", &share.total);
     row(text, "CNI plugins (from /metrics, pod by pod)", &share.plugins);
-    row(text, "OCI runtime's create and start, run alone on the same bundle", &share.runtime_alone);
+    row(text, "OCI runtime, run alone on a twin of the bundle", &share.runtime_alone);
     row(text, "own share: the rest, pod by pod", &share.own);
     for ((operation, step), values) in &share.steps {
         row(text, &format!("step {operation} {step}"), values);

@@ -85,7 +85,9 @@ fn lock(config: &Config) -> anyhow::Result<File> {
             "another podwright serves from {}: stop it, or set `root` and `state` to directories of their own",
             config.root.display()
         ),
-        Err(std::fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("lock {}", path.display()))
+        }
     }
 }
 

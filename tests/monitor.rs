@@ -117,6 +117,7 @@ async fn a_slow_request_does_not_hold_up_another() {
     let bundle = tmp.path().join("bundle");
     std::fs::create_dir(&bundle).unwrap();
     let create = CreateRequest {
+        start: false,
         container_id: "c1".into(),
         runtime: Runtime { path: "/bin/sh".into(), args: vec!["-c".into(), "sleep 1000".into()] },
         bundle: bundle.to_str().unwrap().into(),
@@ -169,6 +170,7 @@ async fn a_container_and_its_execs() {
         assert!(Command::new("runc").args(["--root", &path("runc")]).args(verb).status().unwrap().success());
     };
     let create = CreateRequest {
+        start: false,
         container_id: "c1".into(),
         runtime: runtime.clone(),
         bundle: path("bundle"),

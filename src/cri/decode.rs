@@ -3,10 +3,10 @@
 
 use super::proto as pb;
 use crate::model::{
-    Capabilities, ContainerId, ContainerSecurity, ContainerSpec, Device, DnsConfig, GroupsPolicy, HugepageLimit,
-    IdMapping, ImageRequest, Mount, MountSource, NamespaceMode, Namespaces, PodName, PortMapping, Profile,
-    Propagation, Protocol, Resources, RunAs, SandboxId, SandboxSecurity, SandboxSpec, SelinuxOptions, Timestamp,
-    UserNamespace,
+    Capabilities, ContainerId, ContainerSecurity, ContainerSpec, Device, DnsConfig, GroupsPolicy,
+    HugepageLimit, IdMapping, ImageRequest, Mount, MountSource, NamespaceMode, Namespaces, PodName,
+    PortMapping, Profile, Propagation, Protocol, Resources, RunAs, SandboxId, SandboxSecurity, SandboxSpec,
+    SelinuxOptions, Timestamp, UserNamespace,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path, PathBuf};
@@ -65,7 +65,10 @@ pub fn sandbox(
     let context = linux.security_context.unwrap_or_default();
     let namespaces = namespaces(context.namespace_options)?;
     if matches!(namespaces.pid, NamespaceMode::Target(_)) {
-        return invalid("config.linux.security_context.namespace_options.pid", "a sandbox cannot have mode TARGET");
+        return invalid(
+            "config.linux.security_context.namespace_options.pid",
+            "a sandbox cannot have mode TARGET",
+        );
     }
     let host_network = namespaces.network == NamespaceMode::Node;
     Ok(SandboxSpec {
@@ -107,7 +110,10 @@ fn hostname(hostname: String, host_network: bool) -> Checked<String> {
         return Ok(String::new());
     }
     if hostname.len() > MAX_HOSTNAME || hostname.contains(['\0', '\n', '/', ' ']) {
-        return invalid("config.hostname", format!("{hostname:?} is no host name of at most {MAX_HOSTNAME} bytes"));
+        return invalid(
+            "config.hostname",
+            format!("{hostname:?} is no host name of at most {MAX_HOSTNAME} bytes"),
+        );
     }
     Ok(hostname)
 }
@@ -153,7 +159,8 @@ fn ports(mappings: Vec<pb::PortMapping>) -> Checked<Vec<PortMapping>> {
 }
 
 fn cgroup_parent(parent: String) -> Checked<String> {
-    let plain = Path::new(&parent).components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+    let plain =
+        Path::new(&parent).components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
     if plain && !parent.contains('\0') {
         Ok(parent)
     } else {
@@ -179,7 +186,10 @@ fn sysctls(asked: HashMap<String, String>, namespaces: &Namespaces) -> Checked<B
         let of_net = dotted.starts_with("net.");
         match (of_net, of_ipc) {
             (true, _) if namespaces.network == NamespaceMode::Node => {
-                return invalid(FIELD, format!("{key} would change the host: the pod uses the host's network"));
+                return invalid(
+                    FIELD,
+                    format!("{key} would change the host: the pod uses the host's network"),
+                );
             }
             (_, true) if namespaces.ipc == NamespaceMode::Node => {
                 return invalid(FIELD, format!("{key} would change the host: the pod uses the host's IPC"));
@@ -225,7 +235,10 @@ fn user_namespace(options: Option<pb::UserNamespace>) -> Checked<Option<UserName
             let uids = id_mappings(FIELD, &options.uids)?;
             let gids = id_mappings(FIELD, &options.gids)?;
             if uids.len() != 1 || gids.len() != 1 || uids[0].container_id != 0 || gids[0].container_id != 0 {
-                return invalid(FIELD, "exactly one uid and one gid mapping, from container id 0, are supported");
+                return invalid(
+                    FIELD,
+                    "exactly one uid and one gid mapping, from container id 0, are supported",
+                );
             }
             Ok(Some(UserNamespace { uids, gids }))
         }
@@ -239,9 +252,13 @@ fn id_mappings(field: &'static str, mappings: &[pb::IdMapping]) -> Checked<Vec<I
     mappings
         .iter()
         .map(|m| {
-            let fits = m.host_id.checked_add(m.length).is_some() && m.container_id.checked_add(m.length).is_some();
+            let fits =
+                m.host_id.checked_add(m.length).is_some() && m.container_id.checked_add(m.length).is_some();
             if m.length == 0 || !fits {
-                return invalid(field, format!("mapping of {} ids from {} is out of range", m.length, m.host_id));
+                return invalid(
+                    field,
+                    format!("mapping of {} ids from {} is out of range", m.length, m.host_id),
+                );
             }
             Ok(IdMapping { host_id: m.host_id, container_id: m.container_id, length: m.length })
         })
@@ -393,7 +410,10 @@ fn mount(m: pb::Mount) -> Checked<Mount> {
     let source = match m.image {
         Some(image) if !image.image.is_empty() => {
             if !m.host_path.is_empty() {
-                return invalid(FIELD, format!("{}: image and host_path exclude each other", m.container_path));
+                return invalid(
+                    FIELD,
+                    format!("{}: image and host_path exclude each other", m.container_path),
+                );
             }
             MountSource::Image { image: image.image, sub_path: m.image_sub_path }
         }
@@ -420,7 +440,10 @@ fn mount(m: pb::Mount) -> Checked<Mount> {
 fn device(d: pb::Device) -> Checked<Device> {
     const FIELD: &str = "config.devices";
     if d.permissions.is_empty() || !d.permissions.bytes().all(|b| b"rwm".contains(&b)) {
-        return invalid(FIELD, format!("permissions {:?} of {} are not of r, w, m", d.permissions, d.host_path));
+        return invalid(
+            FIELD,
+            format!("permissions {:?} of {} are not of r, w, m", d.permissions, d.host_path),
+        );
     }
     Ok(Device {
         container_path: absolute(FIELD, &d.container_path)?,
@@ -442,7 +465,9 @@ fn optional_path(field: &'static str, path: &str) -> Checked<Option<PathBuf>> {
 
 fn relative_path(field: &'static str, path: &str) -> Checked<PathBuf> {
     let relative = Path::new(path);
-    if relative.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) && !path.contains('\0') {
+    if relative.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
+        && !path.contains('\0')
+    {
         Ok(relative.to_owned())
     } else {
         invalid(field, format!("{path:?} leaves the log directory"))

@@ -4,8 +4,8 @@ use super::proto as pb;
 use crate::host::users::User;
 use crate::images::{Image, ImageUser};
 use crate::model::{
-    ContainerSpec, IdMapping, Mount, MountSource, NamespaceMode, Namespaces, PodName, Propagation,
-    Resources, SandboxSpec, UserNamespace,
+    ContainerSpec, IdMapping, Mount, MountSource, NamespaceMode, Namespaces, PodName, Propagation, Resources,
+    SandboxSpec, UserNamespace,
 };
 use crate::sandbox::{ContainerSnapshot, ContainerState, PodSnapshot, SandboxState};
 use std::collections::{BTreeMap, HashMap};
@@ -161,7 +161,10 @@ pub(super) fn container_status(container: &ContainerSnapshot, stop_signal: i32) 
         annotations: map(&spec.annotations),
         mounts: spec.mounts.iter().map(mount).collect(),
         log_path: spec.log_path.as_deref().map(text).unwrap_or_default(),
-        resources: Some(pb::ContainerResources { linux: Some(resources(&container.resources)), windows: None }),
+        resources: Some(pb::ContainerResources {
+            linux: Some(resources(&container.resources)),
+            windows: None,
+        }),
         image_id: spec.image.id.to_string(),
         user: container.user.as_ref().map(user),
         stop_signal,
@@ -262,7 +265,11 @@ pub(super) fn selected(labels: &BTreeMap<String, String>, selector: &HashMap<Str
 }
 
 /// Whether a sandbox passes a list filter. `None` in the filter means any.
-pub(super) fn sandbox_passes(spec: &SandboxSpec, state: &SandboxState, filter: &pb::PodSandboxFilter) -> bool {
+pub(super) fn sandbox_passes(
+    spec: &SandboxSpec,
+    state: &SandboxState,
+    filter: &pb::PodSandboxFilter,
+) -> bool {
     spec.id.as_str().starts_with(&filter.id)
         && filter.state.as_ref().is_none_or(|wanted| wanted.state == i32::from(sandbox_state(state)))
         && selected(&spec.labels, &filter.label_selector)
@@ -273,7 +280,9 @@ pub(super) fn container_passes(container: &ContainerSnapshot, filter: &pb::Conta
     let spec = &container.spec;
     spec.id.as_str().starts_with(&filter.id)
         && spec.sandbox_id.as_str().starts_with(&filter.pod_sandbox_id)
-        && filter.state.as_ref().is_none_or(|wanted| wanted.state == i32::from(container_state(&container.state)))
+        && filter
+            .state
+            .as_ref()
+            .is_none_or(|wanted| wanted.state == i32::from(container_state(&container.state)))
         && selected(&spec.labels, &filter.label_selector)
 }
-

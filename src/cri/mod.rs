@@ -1,6 +1,7 @@
 //! The front door: decodes gRPC requests into the domain's words, delegates, encodes the answers.
 //! tonic and prost types stop here.
 
+mod deadline;
 pub mod decode;
 mod encode;
 mod image;

@@ -73,7 +73,10 @@ impl RuntimeService for Runtime {
         self.rpcs.observe("Version", answer).await
     }
 
-    async fn run_pod_sandbox(&self, r: Request<pb::RunPodSandboxRequest>) -> Answer<pb::RunPodSandboxResponse> {
+    async fn run_pod_sandbox(
+        &self,
+        r: Request<pb::RunPodSandboxRequest>,
+    ) -> Answer<pb::RunPodSandboxResponse> {
         let answer = async {
             let r = r.into_inner();
             let id = new_id(SandboxId::random())?;
@@ -85,7 +88,10 @@ impl RuntimeService for Runtime {
         self.rpcs.observe("RunPodSandbox", answer).await
     }
 
-    async fn stop_pod_sandbox(&self, r: Request<pb::StopPodSandboxRequest>) -> Answer<pb::StopPodSandboxResponse> {
+    async fn stop_pod_sandbox(
+        &self,
+        r: Request<pb::StopPodSandboxRequest>,
+    ) -> Answer<pb::StopPodSandboxResponse> {
         let answer = async {
             let id = r.into_inner().pod_sandbox_id;
             required("pod_sandbox_id", &id)?;
@@ -126,7 +132,10 @@ impl RuntimeService for Runtime {
         self.rpcs.observe("PodSandboxStatus", answer).await
     }
 
-    async fn list_pod_sandbox(&self, r: Request<pb::ListPodSandboxRequest>) -> Answer<pb::ListPodSandboxResponse> {
+    async fn list_pod_sandbox(
+        &self,
+        r: Request<pb::ListPodSandboxRequest>,
+    ) -> Answer<pb::ListPodSandboxResponse> {
         let answer = async {
             let filter = r.into_inner().filter.unwrap_or_default();
             let items = self
@@ -160,7 +169,10 @@ impl RuntimeService for Runtime {
         self.rpcs.observe("CreateContainer", answer).await
     }
 
-    async fn start_container(&self, r: Request<pb::StartContainerRequest>) -> Answer<pb::StartContainerResponse> {
+    async fn start_container(
+        &self,
+        r: Request<pb::StartContainerRequest>,
+    ) -> Answer<pb::StartContainerResponse> {
         let answer = async {
             let id = r.into_inner().container_id;
             required("container_id", &id)?;
@@ -170,7 +182,10 @@ impl RuntimeService for Runtime {
         self.rpcs.observe("StartContainer", answer).await
     }
 
-    async fn stop_container(&self, r: Request<pb::StopContainerRequest>) -> Answer<pb::StopContainerResponse> {
+    async fn stop_container(
+        &self,
+        r: Request<pb::StopContainerRequest>,
+    ) -> Answer<pb::StopContainerResponse> {
         let answer = async {
             let r = r.into_inner();
             required("container_id", &r.container_id)?;
@@ -194,7 +209,10 @@ impl RuntimeService for Runtime {
         self.rpcs.observe("RemoveContainer", answer).await
     }
 
-    async fn list_containers(&self, r: Request<pb::ListContainersRequest>) -> Answer<pb::ListContainersResponse> {
+    async fn list_containers(
+        &self,
+        r: Request<pb::ListContainersRequest>,
+    ) -> Answer<pb::ListContainersResponse> {
         let answer = async {
             let filter = r.into_inner().filter.unwrap_or_default();
             let pods = self.pods.pods();
@@ -222,7 +240,10 @@ impl RuntimeService for Runtime {
             } else {
                 Default::default()
             };
-            Ok(pb::ContainerStatusResponse { status: Some(encode::container_status(&container, signal)), info })
+            Ok(pb::ContainerStatusResponse {
+                status: Some(encode::container_status(&container, signal)),
+                info,
+            })
         };
         self.rpcs.observe("ContainerStatus", answer).await
     }
@@ -264,7 +285,10 @@ impl RuntimeService for Runtime {
         self.rpcs.observe("ExecSync", answer).await
     }
 
-    async fn container_stats(&self, r: Request<pb::ContainerStatsRequest>) -> Answer<pb::ContainerStatsResponse> {
+    async fn container_stats(
+        &self,
+        r: Request<pb::ContainerStatsRequest>,
+    ) -> Answer<pb::ContainerStatsResponse> {
         let answer = async {
             let (pod, container) = own(self.pods.container(&r.into_inner().container_id))?;
             let stats = stats::containers(self.pods.node().clone(), vec![(pod, container)]).await;
@@ -317,7 +341,10 @@ impl RuntimeService for Runtime {
         self.rpcs.observe("Status", answer).await
     }
 
-    async fn runtime_config(&self, _: Request<pb::RuntimeConfigRequest>) -> Answer<pb::RuntimeConfigResponse> {
+    async fn runtime_config(
+        &self,
+        _: Request<pb::RuntimeConfigRequest>,
+    ) -> Answer<pb::RuntimeConfigResponse> {
         let answer = async {
             let driver = match self.pods.node().config.cgroups.driver {
                 crate::config::CgroupDriver::Cgroupfs => pb::CgroupDriver::Cgroupfs,
@@ -369,7 +396,10 @@ impl RuntimeService for Runtime {
         self.not_yet("CheckpointContainer")
     }
 
-    async fn checkpoint_pod(&self, _: Request<pb::CheckpointPodRequest>) -> Answer<pb::CheckpointPodResponse> {
+    async fn checkpoint_pod(
+        &self,
+        _: Request<pb::CheckpointPodRequest>,
+    ) -> Answer<pb::CheckpointPodResponse> {
         self.not_yet("CheckpointPod")
     }
 
@@ -455,7 +485,9 @@ fn image_request(pods: &Manager, spec: Option<&pb::ImageSpec>) -> Result<ImageRe
     }
     let images = &pods.node().images;
     let image = images.status(requested).ok_or_else(|| {
-        Status::not_found(format!("image {requested:?} is not on this node: pull it before creating a container"))
+        Status::not_found(format!(
+            "image {requested:?} is not on this node: pull it before creating a container"
+        ))
     })?;
     let user_specified = spec.map(|s| s.user_specified_image.clone()).unwrap_or_default();
     let display = if user_specified.is_empty() {

@@ -1,5 +1,6 @@
 //! The CRI socket: opened with its mode and group, served until told to end. Owns the socket file.
 
+use super::deadline::DeadlineLayer;
 use super::image::Image;
 use super::proto::image_service_server::ImageServiceServer;
 use super::proto::runtime_service_server::RuntimeServiceServer;
@@ -73,8 +74,11 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let limit = config.grpc.max_message_bytes;
     let router = tonic::transport::Server::builder()
+        .layer(DeadlineLayer)
         .add_service(
-            RuntimeServiceServer::new(runtime).max_decoding_message_size(limit).max_encoding_message_size(limit),
+            RuntimeServiceServer::new(runtime)
+                .max_decoding_message_size(limit)
+                .max_encoding_message_size(limit),
         )
         .add_service(
             ImageServiceServer::new(image).max_decoding_message_size(limit).max_encoding_message_size(limit),

@@ -86,7 +86,12 @@ fn fill(stats: &mut pb::ContainerStats, usage: &CgroupStats, now: i64) {
 }
 
 fn psi(pressure: &Pressure) -> pb::PsiStats {
-    let line = |l: &PressureLine| pb::PsiData { total: l.total_ns, avg10: l.avg10, avg60: l.avg60, avg300: l.avg300 };
+    let line = |l: &PressureLine| pb::PsiData {
+        total: l.total_ns,
+        avg10: l.avg10,
+        avg60: l.avg60,
+        avg300: l.avg300,
+    };
     pb::PsiStats { full: Some(line(&pressure.full)), some: Some(line(&pressure.some)) }
 }
 

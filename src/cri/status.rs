@@ -22,7 +22,8 @@ use tonic::{Code, Status};
 /// cri-api's ErrRegistryUnavailable, by which a pod's waiting reason is told.
 const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
 /// How the OCI runtimes (runc, crun, youki) say that a program is not in the container.
-const NO_SUCH_PROGRAM: [&str; 3] = ["executable file not found", "no such file or directory", "executable file `"];
+const NO_SUCH_PROGRAM: [&str; 3] =
+    ["executable file not found", "no such file or directory", "executable file `"];
 
 impl From<Invalid> for Status {
     fn from(error: Invalid) -> Self {
@@ -41,7 +42,7 @@ pub fn status(error: &SandboxError) -> Status {
 
 /// The status of an error of images.
 #[must_use]
-pub fn image_status(error: &ImageError) -> Status {
+pub(super) fn image_status(error: &ImageError) -> Status {
     let (code, word) = image_code(error);
     let message = if word.is_empty() { error.to_string() } else { format!("{word}: {error}") };
     Status::new(code, message)
@@ -52,7 +53,9 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::SandboxNotFound(_) | SandboxError::ContainerNotFound(_) => Code::NotFound,
         SandboxError::UnknownHandler { .. } => Code::NotFound,
         SandboxError::AmbiguousId { .. } => Code::InvalidArgument,
-        SandboxError::SandboxNameTaken { .. } | SandboxError::ContainerNameTaken { .. } => Code::AlreadyExists,
+        SandboxError::SandboxNameTaken { .. } | SandboxError::ContainerNameTaken { .. } => {
+            Code::AlreadyExists
+        }
         SandboxError::SandboxState { .. } | SandboxError::ContainerState { .. } => Code::FailedPrecondition,
         SandboxError::Target { .. } => Code::FailedPrecondition,
         SandboxError::MountSource { source, .. } => match source.kind() {
@@ -250,6 +253,8 @@ fn cgroup_code(error: &CgroupError) -> Code {
         CgroupError::SliceParent { .. } | CgroupError::BadParent { .. } => Code::InvalidArgument,
         CgroupError::NotMounted => Code::FailedPrecondition,
         CgroupError::Io { cause, .. } => io_code(cause),
-        CgroupError::Kill { .. } | CgroupError::Freezer { .. } | CgroupError::StillAlive { .. } => Code::Internal,
+        CgroupError::Kill { .. } | CgroupError::Freezer { .. } | CgroupError::StillAlive { .. } => {
+            Code::Internal
+        }
     }
 }

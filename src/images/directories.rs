@@ -26,14 +26,21 @@ enum Says {
     Nothing,
     /// It hides what is below.
     Hidden,
-    Directory { meta: Meta, implied: bool, opaque: bool },
+    Directory {
+        meta: Meta,
+        implied: bool,
+        opaque: bool,
+    },
 }
 
 /// The merged view of a directory.
 enum Merged {
     Absent,
     /// The topmost explicit metadata, or the unpacker's own; and whether the topmost level only implied it.
-    Present { meta: Meta, from_below: bool },
+    Present {
+        meta: Meta,
+        from_below: bool,
+    },
 }
 
 /// A built directories layer.
@@ -56,13 +63,16 @@ pub(crate) fn build(store: &Store, stack: &[String]) -> Result<Option<Directorie
         let implied: HashSet<Vec<u8>> = store.index().implied(key)?.into_iter().collect();
         candidates.extend(implied.iter().cloned());
         let path = store.layer_fs(key);
-        let root = open(rustix::fs::CWD, path.as_os_str().as_bytes()).map_err(|e| ImageError::io("open", &path, e))?;
+        let root = open(rustix::fs::CWD, path.as_os_str().as_bytes())
+            .map_err(|e| ImageError::io("open", &path, e))?;
         levels.push(Level { root, implied });
     }
     let failed = |e: Errno| ImageError::io("read directories of", store.root(), e);
     let mut wanted: BTreeMap<Vec<u8>, Meta> = BTreeMap::new();
     for path in candidates {
-        let Merged::Present { meta, from_below: true } = merged(&levels, &path).map_err(failed)? else { continue };
+        let Merged::Present { meta, from_below: true } = merged(&levels, &path).map_err(failed)? else {
+            continue;
+        };
         if (meta.mode, meta.uid, meta.gid) == (0o755, 0, 0) && meta.xattrs.is_empty() {
             continue;
         }
@@ -121,13 +131,16 @@ fn merged(levels: &[Level], path: &[u8]) -> Result<Merged, Errno> {
 }
 
 fn says(level: &Level, path: &[u8]) -> Result<Says, Errno> {
-    let mut dir = fs::openat(&level.root, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut dir =
+        fs::openat(&level.root, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let mut opaque = is_opaque(&dir);
     for part in path.split(|b| *b == b'/') {
         match fs::statat(&dir, part, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => return Ok(if opaque { Says::Hidden } else { Says::Nothing }),
             Err(e) => return Err(e),
-            Ok(stat) if is_whiteout(&stat) || FileType::from_raw_mode(stat.st_mode) != FileType::Directory => {
+            Ok(stat)
+                if is_whiteout(&stat) || FileType::from_raw_mode(stat.st_mode) != FileType::Directory =>
+            {
                 return Ok(Says::Hidden);
             }
             Ok(_) => {}
@@ -161,7 +174,13 @@ fn make(root: &Path, wanted: &BTreeMap<Vec<u8>, Meta>) -> Result<(), ImageError>
 fn key(wanted: &BTreeMap<Vec<u8>, Meta>) -> String {
     let mut text = b"podwright directories 1\n".to_vec();
     for (path, meta) in wanted {
-        text.extend(format!("{:o} {} {} {:?} {:?} {:?}\n", meta.mode, meta.uid, meta.gid, meta.mtime, meta.xattrs, path).bytes());
+        text.extend(
+            format!(
+                "{:o} {} {} {:?} {:?} {:?}\n",
+                meta.mode, meta.uid, meta.gid, meta.mtime, meta.xattrs, path
+            )
+            .bytes(),
+        );
     }
     Digest::sha256(&text).hex().to_owned()
 }

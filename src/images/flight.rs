@@ -49,7 +49,12 @@ where
     T: Clone + Send + Sync + 'static,
 {
     /// Joins the work for `key`, or starts it. `what` names it should it end without a result.
-    pub(crate) async fn join<F>(&self, key: K, what: &str, work: impl FnOnce() -> F) -> (Result<T, ImageError>, Role)
+    pub(crate) async fn join<F>(
+        &self,
+        key: K,
+        what: &str,
+        work: impl FnOnce() -> F,
+    ) -> (Result<T, ImageError>, Role)
     where
         F: Future<Output = Result<T, ImageError>> + Send + 'static,
     {
@@ -95,7 +100,8 @@ impl<K: Eq + Hash, T> Drop for Waiter<K, T> {
     fn drop(&mut self) {
         let mut running = lock(&self.flights);
         // A later flight may have taken the place of this one.
-        let Some(flight) = running.get_mut(&self.key).filter(|f| f.outcome.same_channel(&self.outcome)) else {
+        let Some(flight) = running.get_mut(&self.key).filter(|f| f.outcome.same_channel(&self.outcome))
+        else {
             return;
         };
         flight.waiters -= 1;

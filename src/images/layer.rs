@@ -97,11 +97,18 @@ fn work(job: Job, receiver: mpsc::Receiver<Piece>) -> Result<(Staging, Unpacked)
     let (full, tar) = blocking::sync_channel::<Vec<u8>>(TAR_BUFFERS);
     let (give_back, empty) = blocking::channel::<Vec<u8>>();
     let (decoded, unpacked) = std::thread::scope(|scope| {
-        let unpacker = std::thread::Builder::new().name("layer-unpack".into()).stack_size(STACK).spawn_scoped(
-            scope,
-            || {
-                let mut source =
-                    TarSource { tar, give_back, current: Vec::new(), at: 0, hasher: Hasher::sha256(), ended: false };
+        let unpacker = std::thread::Builder::new()
+            .name("layer-unpack".into())
+            .stack_size(STACK)
+            .spawn_scoped(scope, || {
+                let mut source = TarSource {
+                    tar,
+                    give_back,
+                    current: Vec::new(),
+                    at: 0,
+                    hasher: Hasher::sha256(),
+                    ended: false,
+                };
                 let unpacked = unpack(&mut source, staging.path(), &name, limits)?;
                 let actual = source.hasher.finish();
                 if actual != diff_id {
@@ -112,8 +119,7 @@ fn work(job: Job, receiver: mpsc::Receiver<Piece>) -> Result<(Staging, Unpacked)
                     });
                 }
                 Ok(unpacked)
-            },
-        );
+            });
         let unpacker = match unpacker {
             Ok(unpacker) => unpacker,
             Err(e) => {
@@ -245,7 +251,7 @@ impl Read for BlobSource {
 
 /// The compression is what the first bytes say: media types of old images lie.
 enum Decoder {
-    Plain(BlobSource),
+    Plain(Box<BlobSource>),
     Gzip(Box<flate2::bufread::MultiGzDecoder<BlobSource>>),
     Zstd(Box<zstd::stream::read::Decoder<'static, BlobSource>>),
 }
@@ -267,13 +273,13 @@ impl Decoder {
         if start.starts_with(b"BZh") || start.starts_with(b"\xfd7zXZ\0") {
             return Err(io::Error::other("compressed with bzip2 or xz, which no image format allows"));
         }
-        Ok(Self::Plain(source))
+        Ok(Self::Plain(Box::new(source)))
     }
 
     /// Reads the blob to its end and gives its digest.
     fn finish(self) -> io::Result<Digest> {
         let mut source = match self {
-            Self::Plain(source) => source,
+            Self::Plain(source) => *source,
             Self::Gzip(decoder) => decoder.into_inner(),
             Self::Zstd(decoder) => decoder.finish(),
         };

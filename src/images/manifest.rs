@@ -112,7 +112,9 @@ pub(crate) fn parse(what: &str, body: &[u8]) -> Result<Document, ImageError> {
 
 fn check_layers(what: &str, config: &Descriptor, layers: &[Descriptor]) -> Result<(), ImageError> {
     match config.media_type.as_str() {
-        "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json" | "" => {}
+        "application/vnd.oci.image.config.v1+json"
+        | "application/vnd.docker.container.image.v1+json"
+        | "" => {}
         other => {
             return Err(ImageError::Unsupported {
                 what: what.to_owned(),
@@ -191,8 +193,10 @@ fn amd64_level() -> u8 {
     use std::arch::is_x86_feature_detected as has;
     // The levels of the x86-64 psABI, by the features that tell them apart.
     let v2 = has!("sse3") && has!("ssse3") && has!("sse4.1") && has!("sse4.2") && has!("popcnt");
-    let v3 = v2 && has!("avx") && has!("avx2") && has!("bmi1") && has!("bmi2") && has!("fma") && has!("lzcnt");
-    let v4 = v3 && has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512dq") && has!("avx512vl");
+    let v3 =
+        v2 && has!("avx") && has!("avx2") && has!("bmi1") && has!("bmi2") && has!("fma") && has!("lzcnt");
+    let v4 =
+        v3 && has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512dq") && has!("avx512vl");
     if v4 {
         4
     } else if v3 {
@@ -228,7 +232,15 @@ pub(crate) fn choose(what: &str, entries: &[Descriptor], node: Node) -> Result<D
             .iter()
             .filter_map(|e| e.platform.as_ref())
             .filter(|p| p.os != "unknown")
-            .map(|p| format!("{}/{}{}{}", p.os, p.architecture, if p.variant.is_empty() { "" } else { "/" }, p.variant))
+            .map(|p| {
+                format!(
+                    "{}/{}{}{}",
+                    p.os,
+                    p.architecture,
+                    if p.variant.is_empty() { "" } else { "/" },
+                    p.variant
+                )
+            })
             .take(16)
             .collect::<Vec<_>>()
             .join(", ");
@@ -297,7 +309,9 @@ impl ConfigFile {
 pub(crate) fn chain_id(diff_ids: &[Digest]) -> String {
     let mut ids = diff_ids.iter();
     let Some(first) = ids.next() else { return String::new() };
-    ids.fold(first.clone(), |chain, diff| Digest::sha256(format!("{chain} {diff}").as_bytes())).as_str().to_owned()
+    ids.fold(first.clone(), |chain, diff| Digest::sha256(format!("{chain} {diff}").as_bytes()))
+        .as_str()
+        .to_owned()
 }
 
 #[cfg(test)]
@@ -335,7 +349,10 @@ mod tests {
             .join(","),
         );
         assert_eq!(choose("t", &entries, NODE).unwrap().digest.as_str(), digest('c'));
-        assert_eq!(choose("t", &entries, Node { architecture: "arm64", level: 8 }).unwrap().digest.as_str(), digest('a'));
+        assert_eq!(
+            choose("t", &entries, Node { architecture: "arm64", level: 8 }).unwrap().digest.as_str(),
+            digest('a')
+        );
         let none = choose("t", &entries, Node { architecture: "riscv64", level: 0 }).unwrap_err().to_string();
         assert!(none.contains("linux/amd64/v3") && !none.contains("unknown"), "{none}");
     }
@@ -351,22 +368,33 @@ mod tests {
 
     #[test]
     fn ambiguous_and_obsolete_documents_are_refused() {
-        let d = format!(r#"{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{}","size":1}}"#, digest('a'));
+        let d = format!(
+            r#"{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{}","size":1}}"#,
+            digest('a')
+        );
         for (body, part) in [
-            (format!(r#"{{"schemaVersion":2,"manifests":[],"config":{d},"layers":[]}}"#), "manifest and of an index"),
+            (
+                format!(r#"{{"schemaVersion":2,"manifests":[],"config":{d},"layers":[]}}"#),
+                "manifest and of an index",
+            ),
             (format!(r#"{{"schemaVersion":2,"manifests":[],"layers":[{d}]}}"#), "manifest and of an index"),
             (r#"{"schemaVersion":1,"fsLayers":[],"signatures":[]}"#.into(), "schema 1"),
             (format!(r#"{{"config":{d},"layers":[]}}"#), "schemaVersion"),
             (r#"{"schemaVersion":2,"layers":[]}"#.into(), "no config"),
             (format!(r#"{{"schemaVersion":2,"config":{d}}}"#), "no layers"),
             (
-                format!(r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","config":{d},"layers":[]}}"#),
+                format!(
+                    r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","config":{d},"layers":[]}}"#
+                ),
                 "says it is",
             ),
             (format!(r#"{{"schemaVersion":2,"config":{d},"layers":[{d}]}}"#), "media type"),
             ("[]".into(), "not a manifest"),
             (r#"{"schemaVersion":2,"manifests":[{"digest":"sha256:1","size":1}]}"#.into(), "digest"),
-            (format!(r#"{{"schemaVersion":2,"manifests":[{{"digest":"{}","size":-1}}]}}"#, digest('a')), "not a manifest"),
+            (
+                format!(r#"{{"schemaVersion":2,"manifests":[{{"digest":"{}","size":-1}}]}}"#, digest('a')),
+                "not a manifest",
+            ),
         ] {
             let error = parse("t", body.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(part), "{body}: {error}");
@@ -377,17 +405,27 @@ mod tests {
     fn the_config_must_fit_the_manifest_and_the_node() {
         let body = |arch: &str, n: usize| {
             let ids = vec![format!("{:?}", digest('a')); n].join(",");
-            format!(r#"{{"os":"linux","architecture":"{arch}","rootfs":{{"type":"layers","diff_ids":[{ids}]}}}}"#)
+            format!(
+                r#"{{"os":"linux","architecture":"{arch}","rootfs":{{"type":"layers","diff_ids":[{ids}]}}}}"#
+            )
         };
         assert!(ConfigFile::parse("t", body("amd64", 2).as_bytes(), 2, NODE).is_ok());
         assert!(ConfigFile::parse("t", body("amd64", 1).as_bytes(), 2, NODE).is_err());
-        assert!(ConfigFile::parse("t", body("arm64", 2).as_bytes(), 2, NODE).unwrap_err().to_string().contains("arm64"));
+        assert!(
+            ConfigFile::parse("t", body("arm64", 2).as_bytes(), 2, NODE)
+                .unwrap_err()
+                .to_string()
+                .contains("arm64")
+        );
     }
 
     #[test]
     fn chain_ids_fold() {
         let (a, b) = (Digest::parse(&digest('a')).unwrap(), Digest::parse(&digest('b')).unwrap());
         assert_eq!(chain_id(std::slice::from_ref(&a)), digest('a'));
-        assert_eq!(chain_id(&[a, b]), Digest::sha256(format!("{} {}", digest('a'), digest('b')).as_bytes()).as_str());
+        assert_eq!(
+            chain_id(&[a, b]),
+            Digest::sha256(format!("{} {}", digest('a'), digest('b')).as_bytes()).as_str()
+        );
     }
 }

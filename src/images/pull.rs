@@ -82,7 +82,10 @@ async fn steps(
     let diff_ids = file.diff_ids().to_vec();
     let mut record = ImageRecord {
         presence: Presence::Listed,
-        size: layers.iter().map(|l| l.size).fold(manifest.size.saturating_add(config.size), u64::saturating_add),
+        size: layers
+            .iter()
+            .map(|l| l.size)
+            .fold(manifest.size.saturating_add(config.size), u64::saturating_add),
         manifest: manifest.digest,
         diff_ids: diff_ids.clone(),
         blobs: layers.clone(),
@@ -132,7 +135,8 @@ impl Names {
 async fn known(inner: &Shared, top: &Digest, names: &Names) -> Result<Option<ImageId>, ImageError> {
     let state = inner.store.state();
     let suffix = format!("@{top}");
-    let Some(id) = state.names.iter().find(|(name, _)| name.ends_with(&suffix)).map(|(_, id)| id.clone()) else {
+    let Some(id) = state.names.iter().find(|(name, _)| name.ends_with(&suffix)).map(|(_, id)| id.clone())
+    else {
         return Ok(None);
     };
     let (store, tag, at_digest, target) =
@@ -179,7 +183,8 @@ async fn fetch_layers(
     let (present, absent): (Vec<_>, Vec<_>) =
         wanted.into_iter().partition(|(diff_id, _)| state.layers.contains_key(diff_id.hex()));
     PullStats::add(&inner.stats.layers_reused, u64::try_from(present.len()).unwrap_or_default());
-    try_join_all(absent.into_iter().map(|(diff_id, blob)| fetch_layer(inner, session, diff_id, blob))).await?;
+    try_join_all(absent.into_iter().map(|(diff_id, blob)| fetch_layer(inner, session, diff_id, blob)))
+        .await?;
     Ok(())
 }
 

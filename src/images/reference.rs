@@ -94,9 +94,10 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
         return Err("it has a URL scheme; an image reference has none");
     }
     let (rest, digest) = match text.split_once('@') {
-        Some((rest, digest)) => {
-            (rest, Some(Digest::parse(digest).map_err(|_| "the digest is not sha256:<64 hex> or sha512:<128 hex>")?))
-        }
+        Some((rest, digest)) => (
+            rest,
+            Some(Digest::parse(digest).map_err(|_| "the digest is not sha256:<64 hex> or sha512:<128 hex>")?),
+        ),
         None => (text, None),
     };
     // A colon behind the last slash starts a tag; one before it is a port.
@@ -126,7 +127,9 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
 fn split_host(name: &str) -> Result<(String, String), &'static str> {
     let (host, path) = match name.split_once('/') {
         Some((first, rest))
-            if first.contains(['.', ':']) || first == "localhost" || first.bytes().any(|b| b.is_ascii_uppercase()) =>
+            if first.contains(['.', ':'])
+                || first == "localhost"
+                || first.bytes().any(|b| b.is_ascii_uppercase()) =>
         {
             check_host(first)?;
             (first, rest)
@@ -142,7 +145,8 @@ fn split_host(name: &str) -> Result<(String, String), &'static str> {
 fn check_host(host: &str) -> Result<(), &'static str> {
     let (name, port) = match host.strip_prefix('[') {
         Some(v6) => {
-            let (address, rest) = v6.split_once(']').ok_or("the IPv6 address of the registry has no closing bracket")?;
+            let (address, rest) =
+                v6.split_once(']').ok_or("the IPv6 address of the registry has no closing bracket")?;
             address.parse::<std::net::Ipv6Addr>().map_err(|_| "the registry is not an IPv6 address")?;
             match rest.strip_prefix(':') {
                 Some(port) => (None, Some(port)),
@@ -241,24 +245,17 @@ mod tests {
             ("r.example/a:", "tag"),
             ("r.example/a:-x", "tag"),
             ("r.example:99999/a", "port"),
-            ("r.example:5000", "tag"),
             ("-r.example/a", "host name"),
             ("x@sha256:12", "digest"),
             ("x@", "digest"),
             (&"a".repeat(64), "image id"),
             ("a b", "character"),
-            ("../../etc/passwd", "empty component"),
+            ("../../etc/passwd", "host name"),
             ("x\n", "character"),
             (&format!("r.example/{}", "a".repeat(250)), "255"),
         ] {
-            let error = Reference::parse(bad);
-            // "r.example:5000" alone reads as name r.example with tag 5000, as Docker reads it.
-            if bad == "r.example:5000" {
-                assert!(error.is_ok());
-                continue;
-            }
-            let text = error.unwrap_err().to_string();
-            assert!(text.contains(reason) || bad.starts_with(".."), "{bad}: {text}");
+            let text = Reference::parse(bad).unwrap_err().to_string();
+            assert!(text.contains(reason), "{bad}: {text}");
         }
     }
 }

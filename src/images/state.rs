@@ -43,7 +43,13 @@ impl State {
     }
 
     /// Adds or replaces an image.
-    pub(crate) fn put(&mut self, id: &str, record: Arc<ImageRecord>, file: ConfigFile, pinned: &BTreeSet<String>) {
+    pub(crate) fn put(
+        &mut self,
+        id: &str,
+        record: Arc<ImageRecord>,
+        file: ConfigFile,
+        pinned: &BTreeSet<String>,
+    ) {
         let config = file.config.unwrap_or_default();
         let image = Arc::new(Image {
             id: ImageId::from_digest(id),
@@ -80,31 +86,33 @@ impl State {
     /// Finds a listed image by id, unique id prefix, tag or digest.
     pub(crate) fn find(&self, name: &str) -> Result<&Entry, ImageError> {
         let missing = || ImageError::NotFound { name: super::error::cut(name) };
-        let listed = |id: &str| self.images.get(id).filter(|e| e.record.presence == Presence::Listed);
         let hex = name.strip_prefix("sha256:").unwrap_or(name);
-        if !hex.is_empty() && hex.len() <= 64 && super::digest::is_hex(hex) {
-            let from = format!("sha256:{hex}");
-            let mut found = self
-                .images
-                .range(from.clone()..)
-                .take_while(|(id, _)| id.starts_with(&from))
-                .map(|(_, entry)| entry)
-                .filter(|e| e.record.presence == Presence::Listed);
-            if let Some(first) = found.next() {
-                let more = found.count();
-                // "sha256:" says that an id is meant; a bare hex word may also be a repository's name.
-                return if more == 0 {
-                    Ok(first)
-                } else {
-                    Err(ImageError::Ambiguous { name: name.to_owned(), count: more + 1 })
-                };
-            }
-            if hex.len() == 64 || name.len() != hex.len() {
-                return Err(missing());
+        let may_be_id = !hex.is_empty() && hex.len() <= 64 && super::digest::is_hex(hex);
+        // `cafe` is a repository's name first; `sha256:cafe` and 64 digits can only be an id.
+        if !may_be_id || (hex.len() == name.len() && hex.len() < 64) {
+            let named = Reference::parse(name).map(|reference| self.names.get(&reference.to_string()));
+            match named {
+                Ok(Some(id)) => return self.images.get(id).ok_or_else(missing),
+                Err(error) if !may_be_id => return Err(error),
+                _ => {}
             }
         }
-        let reference = Reference::parse(name)?;
-        self.names.get(&reference.to_string()).and_then(|id| listed(id)).ok_or_else(missing)
+        if !may_be_id {
+            return Err(missing());
+        }
+        let from = format!("sha256:{hex}");
+        let found: Vec<&Entry> = self
+            .images
+            .range(from.clone()..)
+            .take_while(|(id, _)| id.starts_with(&from))
+            .map(|(_, entry)| entry)
+            .filter(|e| e.record.presence == Presence::Listed)
+            .collect();
+        match found.as_slice() {
+            [] => Err(missing()),
+            [one] => Ok(one),
+            many => Err(ImageError::Ambiguous { name: name.to_owned(), count: many.len() }),
+        }
     }
 
     /// Keys of the layers that some image needs.
@@ -118,7 +126,8 @@ impl State {
 /// counts: it hides the lower one wholly, and overlayfs refuses a directory that is given twice.
 pub(crate) fn keys(record: &ImageRecord) -> Vec<String> {
     let mut keys: Vec<String> = Vec::new();
-    let top_first = record.directories.iter().cloned().chain(record.diff_ids.iter().rev().map(|d| d.hex().to_owned()));
+    let top_first =
+        record.directories.iter().cloned().chain(record.diff_ids.iter().rev().map(|d| d.hex().to_owned()));
     for key in top_first {
         if !keys.contains(&key) {
             keys.push(key);
@@ -160,6 +169,9 @@ mod tests {
         assert_eq!(id("sha256:aa").unwrap(), a);
         assert_eq!(id("ab2").unwrap(), b);
         assert!(matches!(id("a"), Err(ImageError::Ambiguous { count: 2, .. })));
+        let named =
+            State { names: [("docker.io/library/aa:latest".to_owned(), b.clone())].into(), ..state.clone() };
+        assert_eq!(named.find("aa").unwrap().image.id.as_str(), b, "a name wins over a prefix");
         for missing in ["", "sha256:", "ac", "sha256:ff", &"c".repeat(64)] {
             assert!(id(missing).is_err(), "{missing}");
         }

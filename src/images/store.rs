@@ -111,7 +111,10 @@ impl Store {
             .cloned()
             .collect();
         for key in &lost {
-            tracing::warn!(layer = key, "a layer of the index has no directory, its images have to be pulled again");
+            tracing::warn!(
+                layer = key,
+                "a layer of the index has no directory, its images have to be pulled again"
+            );
             state.layers.remove(key);
         }
         let broken: Vec<String> = state
@@ -196,7 +199,12 @@ impl Store {
     }
 
     /// Makes a staged layer visible.
-    pub(crate) fn add_layer(&self, key: &str, staging: Staging, unpacked: &Unpacked) -> Result<(), ImageError> {
+    pub(crate) fn add_layer(
+        &self,
+        key: &str,
+        staging: Staging,
+        unpacked: &Unpacked,
+    ) -> Result<(), ImageError> {
         let _writer = lock(&self.writer);
         if self.state().layers.contains_key(key) {
             return Ok(());
@@ -220,7 +228,10 @@ impl Store {
         let file = ConfigFile::read(&new.id, &new.config)?;
         let state = self.state();
         if let Some(key) = keys(&new.record).iter().find(|key| !state.layers.contains_key(*key)) {
-            return Err(ImageError::Index { operation: "add an image", reason: format!("layer {key} is absent") });
+            return Err(ImageError::Index {
+                operation: "add an image",
+                reason: format!("layer {key} is absent"),
+            });
         }
         let mut changes = vec![
             Change::PutImage(&new.id, &new.record),

@@ -28,7 +28,8 @@ impl Rpcs {
             &["method", "code"],
         )?;
         let seconds = HistogramVec::new(
-            HistogramOpts::new("podwright_rpc_seconds", "Time to answer a CRI call.").buckets(BUCKETS.to_vec()),
+            HistogramOpts::new("podwright_rpc_seconds", "Time to answer a CRI call.")
+                .buckets(BUCKETS.to_vec()),
             &["method"],
         )?;
         let in_flight = IntGauge::new("podwright_rpcs_in_flight", "CRI calls being worked on.")?;
@@ -142,7 +143,8 @@ mod tests {
         {
             let call = rpcs.observe::<()>("Version", std::future::pending());
             let mut call = std::pin::pin!(call);
-            assert!(futures_util::poll!(call.as_mut()).is_pending());
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            assert!(call.as_mut().poll(&mut context).is_pending());
             assert_eq!(rpcs.in_flight.get(), 1);
         }
         assert_eq!(rpcs.handled.with_label_values(&["Version", "Canceled"]).get(), 1);

@@ -35,7 +35,10 @@ pub enum MetricsError {
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub async fn serve(address: &str, registry: Registry) -> Result<impl Future<Output = ()> + use<>, MetricsError> {
+pub async fn serve(
+    address: &str,
+    registry: Registry,
+) -> Result<impl Future<Output = ()> + use<>, MetricsError> {
     let listener = TcpListener::bind(address)
         .await
         .map_err(|source| MetricsError::Listen { address: address.to_owned(), source })?;
@@ -69,7 +72,9 @@ fn answer(request: &Request<Incoming>, registry: &Registry) -> Response<Full<Byt
             let encoder = TextEncoder::new();
             match encoder.encode(&registry.gather(), &mut text) {
                 Ok(()) => reply(StatusCode::OK, encoder.format_type(), text),
-                Err(error) => reply(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string().into()),
+                Err(error) => {
+                    reply(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string().into())
+                }
             }
         }
         (&Method::GET, "/healthz") => reply(StatusCode::OK, "text/plain", b"ok\n".to_vec()),

@@ -59,10 +59,7 @@ async fn record(node: &Arc<Node>, spec: &Arc<SandboxSpec>) -> Result<(), Sandbox
     blocking(move || Ok(node.records.write_pod(&spec)?)).await
 }
 
-async fn launch(
-    node: &Node,
-    spec: &SandboxSpec,
-) -> Result<(Monitor, Events), MonitorError> {
+async fn launch(node: &Node, spec: &SandboxSpec) -> Result<(Monitor, Events), MonitorError> {
     let own_network = spec.namespaces.network != NamespaceMode::Node;
     monitor::launch(LaunchRequest {
         binary: node.monitor_binary.clone(),
@@ -143,7 +140,8 @@ pub(super) async fn tear_down(
     errors.extend(containers);
     errors.extend(network.err());
     if errors.is_empty() {
-        let ended = node.metrics.step("stop_pod_sandbox", "monitor", end_monitor(&node, &spec, monitor)).await;
+        let ended =
+            node.metrics.step("stop_pod_sandbox", "monitor", end_monitor(&node, &spec, monitor)).await;
         errors.extend(ended.err());
         let files = PodFiles::below(&node.pod_dir(&spec.id));
         errors.extend(blocking(move || Ok(rootfs::unmount(&files.shm)?)).await.err());
@@ -174,11 +172,7 @@ async fn detach(node: &Node, spec: &SandboxSpec) -> Result<(), SandboxError> {
     Ok(())
 }
 
-async fn end_monitor(
-    node: &Node,
-    spec: &SandboxSpec,
-    monitor: Option<Monitor>,
-) -> Result<(), SandboxError> {
+async fn end_monitor(node: &Node, spec: &SandboxSpec, monitor: Option<Monitor>) -> Result<(), SandboxError> {
     let dir = node.pod_dir(&spec.id);
     let monitor = match monitor {
         Some(monitor) => Some(monitor),
@@ -203,7 +197,8 @@ async fn end_monitor(
 fn processes(node: &Node, pod: &SandboxSpec, id: &ContainerId) -> String {
     let pids = node.leaf(pod, id).and_then(|leaf| Ok(node.cgroups.pids(&leaf)?)).unwrap_or_default();
     let told = pids.iter().map(|pid| {
-        let state = u32::try_from(*pid).ok().and_then(|pid| podwright_sys::proc::state(pid).ok()).unwrap_or('?');
+        let state =
+            u32::try_from(*pid).ok().and_then(|pid| podwright_sys::proc::state(pid).ok()).unwrap_or('?');
         format!("pid {pid} in state {state}")
     });
     told.collect::<Vec<_>>().join(", ")

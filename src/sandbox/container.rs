@@ -10,9 +10,9 @@ use super::state::{ContainerState, Init};
 use super::stop::{kill_cgroup, shares_pid_namespace};
 use crate::host::monitor::{CreateRequest, Monitor, NamespacePaths};
 use crate::host::oci::Runtime;
+use crate::host::security::seccomp;
 use crate::host::users::{self, User};
 use crate::host::{devices, mountinfo, rootfs};
-use crate::host::security::seccomp;
 use crate::images::Hold;
 use crate::model::{ContainerId, ContainerSpec, MountSource, NamespaceMode, Profile, SandboxSpec};
 use std::path::{Path, PathBuf};
@@ -250,7 +250,11 @@ pub(super) async fn clean(
 }
 
 /// Removes everything of a container but its record and log.
-pub(super) async fn remove(node: &Arc<Node>, spec: &ContainerSpec, runtime: &Runtime) -> Result<(), SandboxError> {
+pub(super) async fn remove(
+    node: &Arc<Node>,
+    spec: &ContainerSpec,
+    runtime: &Runtime,
+) -> Result<(), SandboxError> {
     let _ = runtime;
     let (bundle, writable) = (node.bundle(&spec.id), node.writable(&spec.id));
     blocking(move || {
@@ -263,7 +267,9 @@ pub(super) async fn remove(node: &Arc<Node>, spec: &ContainerSpec, runtime: &Run
 
 pub(super) fn remove_tree(dir: &Path) -> Result<(), SandboxError> {
     match std::fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(SandboxError::io("remove", dir)(error)),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(SandboxError::io("remove", dir)(error))
+        }
         _ => Ok(()),
     }
 }

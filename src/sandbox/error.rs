@@ -46,7 +46,9 @@ pub enum SandboxError {
         why: &'static str,
     },
     /// The container's name is in use in this sandbox.
-    #[error("container name {name} attempt {attempt} is in use in pod sandbox {sandbox} by container {id}, {why}")]
+    #[error(
+        "container name {name} attempt {attempt} is in use in pod sandbox {sandbox} by container {id}, {why}"
+    )]
     ContainerNameTaken {
         /// The name.
         name: String,

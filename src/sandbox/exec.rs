@@ -42,7 +42,11 @@ pub(super) async fn exec_sync(
     let id = &container.spec.id;
     let (ContainerState::Running { .. }, Some(monitor)) = (&container.state, &pod.monitor) else {
         let state = container.state.name();
-        return Err(SandboxError::ContainerState { operation: "execute a command in", id: id.to_string(), state });
+        return Err(SandboxError::ContainerState {
+            operation: "execute a command in",
+            id: id.to_string(),
+            state,
+        });
     };
     let exec_id = ContainerId::random()?.short().to_owned();
     let bundle = node.bundle(id);
@@ -81,11 +85,7 @@ pub(super) async fn exec_sync(
     let drain = Duration::from_secs(node.config.containers.exec_drain_seconds);
     let exit_code = exit_code?;
     let deadline = tokio::time::Instant::now() + drain;
-    Ok(Output {
-        stdout: stdout.finish(deadline).await,
-        stderr: stderr.finish(deadline).await,
-        exit_code,
-    })
+    Ok(Output { stdout: stdout.finish(deadline).await, stderr: stderr.finish(deadline).await, exit_code })
 }
 
 /// Kills the command with its process group and waits until it was reaped, so that nobody finds it alive later.
@@ -122,8 +122,8 @@ impl ProcessFile {
         struct Spec {
             process: serde_json::Map<String, serde_json::Value>,
         }
-        let spec: Spec =
-            serde_json::from_slice(&text).map_err(|e| SandboxError::io("parse", &config)(std::io::Error::from(e)))?;
+        let spec: Spec = serde_json::from_slice(&text)
+            .map_err(|e| SandboxError::io("parse", &config)(std::io::Error::from(e)))?;
         let mut process = spec.process;
         process.insert("args".to_owned(), command.into());
         process.insert("terminal".to_owned(), false.into());

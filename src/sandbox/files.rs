@@ -6,21 +6,21 @@ use std::path::{Path, PathBuf};
 
 /// Where the pod's files stand.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PodFiles {
+pub(super) struct PodFiles {
     /// /etc/hostname
-    pub hostname: PathBuf,
+    pub(super) hostname: PathBuf,
     /// /etc/hosts
-    pub hosts: PathBuf,
+    pub(super) hosts: PathBuf,
     /// /etc/resolv.conf
-    pub resolv_conf: PathBuf,
+    pub(super) resolv_conf: PathBuf,
     /// /dev/shm
-    pub shm: PathBuf,
+    pub(super) shm: PathBuf,
 }
 
 impl PodFiles {
     /// The files below a pod's run directory.
     #[must_use]
-    pub fn below(dir: &Path) -> Self {
+    pub(super) fn below(dir: &Path) -> Self {
         Self {
             hostname: dir.join("hostname"),
             hosts: dir.join("hosts"),
@@ -33,7 +33,7 @@ impl PodFiles {
     ///
     /// # Errors
     /// When a file cannot be written.
-    pub fn write(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
+    pub(super) fn write(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
         let hostname = if spec.hostname.is_empty() {
             std::fs::read_to_string("/etc/hostname").unwrap_or_default()
         } else {

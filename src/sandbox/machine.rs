@@ -7,7 +7,7 @@ use super::state::{ContainerState, Holdings, SandboxState};
 
 /// The work that runs on a container now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activity {
+pub(super) enum Activity {
     /// None.
     Idle,
     /// The bundle is being made.
@@ -22,7 +22,7 @@ pub enum Activity {
 
 /// What is asked of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ContainerRequest {
+pub(super) enum ContainerRequest {
     /// StartContainer
     Start,
     /// StopContainer
@@ -33,7 +33,7 @@ pub enum ContainerRequest {
 
 /// What is asked of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SandboxRequest {
+pub(super) enum SandboxRequest {
     /// CreateContainer
     CreateContainer,
     /// StopPodSandbox
@@ -44,7 +44,7 @@ pub enum SandboxRequest {
 
 /// The work that runs on a sandbox now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SandboxActivity {
+pub(super) enum SandboxActivity {
     /// None.
     Idle,
     /// Bring-up.
@@ -57,7 +57,7 @@ pub enum SandboxActivity {
 
 /// The answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Admission {
+pub(super) enum Admission {
     /// Begin it.
     Do,
     /// It is so already: answer OK.
@@ -74,7 +74,11 @@ pub enum Admission {
 
 /// Decides on a container.
 #[must_use]
-pub fn admit_container(state: &ContainerState, activity: Activity, request: ContainerRequest) -> Admission {
+pub(super) fn admit_container(
+    state: &ContainerState,
+    activity: Activity,
+    request: ContainerRequest,
+) -> Admission {
     use Admission::{Already, Denied, Do, Join, StopFirst, Wait};
     match (request, activity, state) {
         (ContainerRequest::Start, Activity::Starting, _) => Join,
@@ -98,7 +102,11 @@ pub fn admit_container(state: &ContainerState, activity: Activity, request: Cont
 
 /// Decides on a sandbox.
 #[must_use]
-pub fn admit_sandbox(state: &SandboxState, activity: SandboxActivity, request: SandboxRequest) -> Admission {
+pub(super) fn admit_sandbox(
+    state: &SandboxState,
+    activity: SandboxActivity,
+    request: SandboxRequest,
+) -> Admission {
     use Admission::{Already, Denied, Do, Join, StopFirst, Wait};
     match (request, activity, state) {
         (SandboxRequest::CreateContainer, SandboxActivity::Idle, SandboxState::Ready { .. }) => Do,

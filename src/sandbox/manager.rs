@@ -127,7 +127,11 @@ impl Manager {
         self.ask_pod(id, |reply| Command::RemovePod { reply }).await
     }
 
-    async fn ask_pod(&self, id: &str, command: impl FnOnce(oneshot::Sender<Outcome<()>>) -> Command) -> Outcome<()> {
+    async fn ask_pod(
+        &self,
+        id: &str,
+        command: impl FnOnce(oneshot::Sender<Outcome<()>>) -> Command,
+    ) -> Outcome<()> {
         match self.find_pod(id) {
             Ok(handle) => ask(&handle, command, Ok(())).await,
             Err(error) => absent_is_fine(error),
@@ -197,7 +201,11 @@ impl Manager {
         let id = container.spec.id.as_str();
         let (true, Some(monitor)) = (container.state.may_have_process(), &pod.monitor) else {
             let state = container.state.name();
-            return Err(SandboxError::ContainerState { operation: "reopen the log of", id: id.to_owned(), state });
+            return Err(SandboxError::ContainerState {
+                operation: "reopen the log of",
+                id: id.to_owned(),
+                state,
+            });
         };
         Ok(monitor.reopen_log(id.to_owned()).await?)
     }
@@ -220,7 +228,12 @@ impl Manager {
     #[must_use]
     pub fn pods(&self) -> Vec<Arc<PodSnapshot>> {
         let tables = self.index.lock();
-        tables.pods.values().map(|handle| handle.snapshots.borrow().clone()).filter(|pod| pod.listed()).collect()
+        tables
+            .pods
+            .values()
+            .map(|handle| handle.snapshots.borrow().clone())
+            .filter(|pod| pod.listed())
+            .collect()
     }
 
     /// A pod by id or unique prefix.
@@ -280,7 +293,8 @@ where
 
 /// Whether a request for a name in use is a retry that may have the sandbox that is there.
 fn retry_of(existing: &PodSnapshot, spec: &SandboxSpec) -> Outcome<()> {
-    let asked = SandboxSpec { id: existing.spec.id.clone(), created_at: existing.spec.created_at, ..spec.clone() };
+    let asked =
+        SandboxSpec { id: existing.spec.id.clone(), created_at: existing.spec.created_at, ..spec.clone() };
     let why = match (&existing.state, asked == *existing.spec) {
         (SandboxState::Preparing | SandboxState::Ready { .. }, true) => return Ok(()),
         (SandboxState::Preparing | SandboxState::Ready { .. }, false) => {

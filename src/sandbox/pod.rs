@@ -74,7 +74,9 @@ impl Container {
     pub(super) fn new(spec: Arc<ContainerSpec>, state: ContainerState, resources: Resources) -> Self {
         let phase = match state {
             ContainerState::Starting | ContainerState::Running { .. } => Phase::Alive,
-            ContainerState::Creating | ContainerState::Created | ContainerState::Exited { .. } => Phase::Cleaned,
+            ContainerState::Creating | ContainerState::Created | ContainerState::Exited { .. } => {
+                Phase::Cleaned
+            }
         };
         Self {
             spec,
@@ -194,8 +196,9 @@ impl Pod {
     pub(super) fn spawn_recovered(mut self, events: Option<Events>) -> PodHandle {
         self.up.send_replace(Some(Ok(())));
         // What ended while no daemon watched has not been cleaned up after.
+        let ended = |c: &Container| matches!(c.state, ContainerState::Exited { .. });
         let ended: Vec<ContainerId> =
-            self.containers.iter().filter(|(_, c)| !c.may_run()).map(|(id, _)| id.clone()).collect();
+            self.containers.iter().filter(|(_, c)| ended(c)).map(|(id, _)| id.clone()).collect();
         for id in ended {
             self.clean(&id);
         }
@@ -205,8 +208,7 @@ impl Pod {
 
     fn spawn(self, events: Option<Events>) -> PodHandle {
         let (mailbox, commands) = mpsc::channel(MAILBOX);
-        let handle =
-            PodHandle { mailbox, snapshots: self.snapshots.subscribe(), up: self.up.subscribe() };
+        let handle = PodHandle { mailbox, snapshots: self.snapshots.subscribe(), up: self.up.subscribe() };
         tokio::spawn(self.run(commands, events));
         handle
     }
@@ -313,8 +315,7 @@ impl Pod {
         for id in running {
             self.kill_now(&id);
         }
-        let dying =
-            self.containers.iter().map(|(id, c)| (id.clone(), c.phase.subscribe())).collect();
+        let dying = self.containers.iter().map(|(id, c)| (id.clone(), c.phase.subscribe())).collect();
         let (node, spec, monitor) = (self.node.clone(), self.spec.clone(), self.monitor.clone());
         self.jobs.spawn(async move { Finished::Down(bring_up::tear_down(node, spec, monitor, dying).await) });
     }
@@ -411,15 +412,20 @@ impl Pod {
         if admit_sandbox(&self.state, self.activity, SandboxRequest::CreateContainer) != Admission::Do {
             let state = if self.activity == SandboxActivity::Idle { self.state.name() } else { "going down" };
             let id = self.spec.id.to_string();
-            return send(reply, refuse(SandboxError::SandboxState { operation: "create a container", id, state }));
+            return send(
+                reply,
+                refuse(SandboxError::SandboxState { operation: "create a container", id, state }),
+            );
         }
-        let twin = self.containers.values_mut().find(|c| c.spec.name == spec.name && c.spec.attempt == spec.attempt);
+        let twin =
+            self.containers.values_mut().find(|c| c.spec.name == spec.name && c.spec.attempt == spec.attempt);
         if let Some(twin) = twin {
             return match container::retry_of(&twin.spec, &spec) {
                 true if twin.activity == Activity::Creating => twin.create_waiters.push(reply),
                 true if twin.state == ContainerState::Created => send(reply, Ok(twin.spec.id.clone())),
                 same => {
-                    let why = if same { "which was started already" } else { "which was asked for differently" };
+                    let why =
+                        if same { "which was started already" } else { "which was asked for differently" };
                     let id = twin.spec.id.to_string();
                     let (name, attempt, sandbox) = (spec.name, spec.attempt, self.spec.id.clone());
                     send(reply, refuse(SandboxError::ContainerNameTaken { name, attempt, sandbox, id, why }));
@@ -429,23 +435,20 @@ impl Pod {
         let Some(monitor) = self.monitor.clone() else {
             return send(reply, refuse(SandboxError::MonitorLost(self.spec.id.clone())));
         };
-        let target_pid = match container::target_pid(&spec, |id| {
-            self.containers.get(id).map(|c| c.state.clone())
-        }) {
-            Ok(pid) => pid,
-            Err(error) => return send(reply, refuse(error)),
-        };
+        let target_pid =
+            match container::target_pid(&spec, |id| self.containers.get(id).map(|c| c.state.clone())) {
+                Ok(pid) => pid,
+                Err(error) => return send(reply, refuse(error)),
+            };
         let spec = Arc::new(spec);
         let resources = spec.resources.clone();
         let mut container = Container::new(spec.clone(), ContainerState::Creating, resources);
         container.hold = Some(hold.clone());
         container.activity = Activity::Creating;
         container.create_waiters.push(reply);
-        let recorded = self
-            .node
-            .records
-            .write_container(&spec)
-            .and_then(|()| self.node.records.write_container_state(&self.spec.id, &spec.id, &container.record()));
+        let recorded = self.node.records.write_container(&spec).and_then(|()| {
+            self.node.records.write_container_state(&self.spec.id, &spec.id, &container.record())
+        });
         if let Err(error) = recorded {
             answer_all(&mut container.create_waiters, &refuse(error.into()));
             return;
@@ -672,7 +675,9 @@ impl Pod {
 
     fn monitor_event(&mut self, event: MonitorEvent) {
         match event {
-            MonitorEvent::ContainerExited { container_id, exit } => self.container_exited(&container_id, &exit),
+            MonitorEvent::ContainerExited { container_id, exit } => {
+                self.container_exited(&container_id, &exit)
+            }
             MonitorEvent::ExecExited { exec_id, exit_code, .. } => self.node.execs.ended(&exec_id, exit_code),
             MonitorEvent::Gone => self.monitor_lost(),
         }
@@ -686,7 +691,8 @@ impl Pod {
     fn ended(&mut self, id: &ContainerId, exit: Exit) {
         let Some(container) = self.containers.get(id) else { return };
         let started_at = match &container.state {
-            ContainerState::Running { since, .. } => Some(*since),
+            // The runtime reports a start a moment after it; the end is told exactly.
+            ContainerState::Running { since, .. } => Some((*since).min(exit.finished_at)),
             // The runtime has not reported yet, but a process that ended did start.
             ContainerState::Starting => Some(exit.finished_at),
             ContainerState::Creating | ContainerState::Created | ContainerState::Exited { .. } => return,

@@ -193,7 +193,8 @@ impl Records {
         let (mut pods, mut broken) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(&self.dir).map_err(io("list", &self.dir))? {
             let path = entry.map_err(io("list", &self.dir))?.path();
-            let named_as_a_pod = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| SandboxId::parse(n).is_ok());
+            let named_as_a_pod =
+                path.file_name().and_then(|n| n.to_str()).is_some_and(|n| SandboxId::parse(n).is_ok());
             if !named_as_a_pod {
                 continue;
             }

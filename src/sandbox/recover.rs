@@ -117,6 +117,9 @@ pub async fn recover(node: Arc<Node>) -> Result<Manager, RecordError> {
         }
     }
     sweep(&node, &known).await;
+    let images = node.images.clone();
+    let forgotten = blocking(move || Ok(images.recovered()?)).await;
+    report(&node.config.root.join("images"), forgotten);
     Ok(manager)
 }
 
@@ -338,10 +341,15 @@ mod tests {
 
     #[test]
     fn an_end_that_nobody_saw_is_told_as_unknown() {
-        for recorded in [ContainerState::Starting, ContainerState::Running { init: init(), since: Timestamp(2) }] {
+        for recorded in
+            [ContainerState::Starting, ContainerState::Running { init: init(), since: Timestamp(2) }]
+        {
             let decision = decide_container(Some(&recorded), &ContainerSeen::Nothing, NOW);
             let Decision::Keep(ContainerState::Exited { exit, .. }) = decision else { panic!("not exited") };
-            assert_eq!((exit.code, exit.reason, exit.source), (255, ExitReason::Unknown, ExitSource::Assumed));
+            assert_eq!(
+                (exit.code, exit.reason, exit.source),
+                (255, ExitReason::Unknown, ExitSource::Assumed)
+            );
         }
     }
 

@@ -18,7 +18,8 @@ async fn a_sandbox_request_with_a_wrong_field_names_it() {
         edit(&mut config);
         config
     };
-    let cases: [(fn(&mut pb::PodSandboxConfig), &str); 10] = [
+    type Case = (fn(&mut pb::PodSandboxConfig), &'static str);
+    let cases: [Case; 10] = [
         (|c| c.metadata = None, "metadata"),
         (|c| c.metadata.as_mut().unwrap().name.clear(), "metadata.name"),
         (|c| c.metadata.as_mut().unwrap().uid.clear(), "metadata.uid"),
@@ -53,7 +54,8 @@ async fn a_container_request_with_a_wrong_field_names_it() {
     let mut node = Node::with_busybox().await;
     let config = node.pod("bad");
     let pod = node.run(&config).await.unwrap();
-    let cases: [(fn(&mut pb::ContainerConfig), Code, &str); 12] = [
+    type Case = (fn(&mut pb::ContainerConfig), Code, &'static str);
+    let cases: [Case; 12] = [
         (|c| c.metadata = None, Code::InvalidArgument, "metadata"),
         (|c| c.metadata.as_mut().unwrap().name.clear(), Code::InvalidArgument, "metadata.name"),
         (|c| c.image = None, Code::InvalidArgument, "image"),

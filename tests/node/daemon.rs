@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tonic::Code;
 
 fn podwright() -> Command {
-    Command::new(podwright_testkit::default_binary())
+    Command::new(podwright_testkit::daemon::default_binary())
 }
 
 #[tokio::test(flavor = "multi_thread")]

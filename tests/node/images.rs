@@ -113,11 +113,16 @@ async fn an_image_in_use_can_be_removed_and_its_container_goes_on() {
 async fn a_pull_that_cannot_be_says_why() {
     let mut node = Node::new(Options::default()).await;
     refused(node.pull("").await, Code::InvalidArgument, &["image"]);
-    refused(node.pull("UPPER/case:tag").await, Code::InvalidArgument, &["UPPER"]);
+    refused(node.pull("docker.io/UPPER/case:tag").await, Code::InvalidArgument, &["UPPER"]);
     refused(node.pull("busybox:bad tag").await, Code::InvalidArgument, &["bad tag"]);
     refused(node.pull("busybox@sha256:1234").await, Code::InvalidArgument, &["sha256:1234"]);
-    refused(node.pull("docker.io/library/busybox:absent").await, Code::NotFound, &["busybox:absent"]);
-    let absent = format!("docker.io/library/busybox@sha256:{}", "a".repeat(64));
+    let registry = node.registry.address();
+    refused(
+        node.pull(&format!("{registry}/library/busybox:absent")).await,
+        Code::NotFound,
+        &["busybox:absent"],
+    );
+    let absent = format!("{registry}/library/busybox@sha256:{}", "a".repeat(64));
     refused(node.pull(&absent).await, Code::NotFound, &["sha256:aaaa"]);
     // Nobody listens there.
     refused(node.pull("127.0.0.1:1/x:1").await, Code::Unavailable, &["RegistryUnavailable", "127.0.0.1:1"]);

@@ -1,6 +1,11 @@
 //! End-to-end tests: the real daemon, monitor, OCI runtime, CNI plugins and registry, over the real socket, each on a
 //! scratch node of its own that must leave nothing behind. They need root, and `make build` before.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking; clippy sees only #[test] functions as tests"
+)]
+
 mod bad_input;
 mod containers;
 mod daemon;

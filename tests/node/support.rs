@@ -6,7 +6,7 @@ use pb::runtime_service_client::RuntimeServiceClient;
 use podwright::cri::proto as pb;
 use podwright_testkit::{
     Artifact, Compression, Daemon, Entry, Image, ImageBuilder, LayerBuilder, Ledger, Options, Programs,
-    Registry, Scratch, assert_same,
+    Registry, Scratch, wait_for,
 };
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,8 @@ use tonic::{Code, Status};
 
 /// The image that most tests use.
 pub(crate) const BUSYBOX: &str = "docker.io/library/busybox:test";
+/// Where its programs are.
+pub(crate) const PATH: &str = "PATH=/bin:/sbin:/usr/bin:/usr/sbin";
 /// How long a state that must come may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -42,18 +44,22 @@ pub(crate) fn busybox() -> ImageBuilder {
     let programs = programs();
     let mut layer = LayerBuilder::new().entries([
         Entry::dir("bin"),
+        Entry::dir("sbin"),
+        Entry::dir("usr"),
+        Entry::dir("usr/bin"),
+        Entry::dir("usr/sbin"),
         Entry::dir("etc"),
         Entry::dir("tmp").mode(0o1777),
         Entry::file("bin/busybox", programs.busybox.clone()).mode(0o755),
         Entry::file("etc/passwd", &b"root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1000::/home:/bin/sh\n"[..]),
         Entry::file("etc/group", &b"root:x:0:\nalice:x:1000:\nstaff:x:50:alice\n"[..]),
     ]);
-    for applet in programs.applets.iter().filter(|a| a.starts_with("bin/") && *a != "bin/busybox") {
+    for applet in programs.applets.iter().filter(|a| *a != "bin/busybox") {
         layer = layer.entry(Entry::hard_link(applet, "bin/busybox"));
     }
     ImageBuilder::new()
         .layer(&layer.build(Compression::Gzip).unwrap())
-        .env(&["PATH=/bin", "FROM_IMAGE=yes"])
+        .env(&[PATH, "FROM_IMAGE=yes"])
         .cmd(&["sleep", "1000000"])
 }
 
@@ -251,7 +257,22 @@ impl Node {
 
     /// Proves that nothing of a pod is left.
     pub(crate) fn nothing_left(&self) {
-        assert_same(&self.before, &Ledger::of(&self.scratch));
+        // The bridge plugin never removes its bridge, and the pod's cgroup is its caller's.
+        let (bridge, parent) = (format!("+ link: {}", self.scratch.bridge()), self.scratch.cgroup_parent());
+        let ours = || {
+            let all = self.before.difference(&Ledger::of(&self.scratch));
+            // Other tests' nodes come and go beside this one.
+            let ours = |line: &String| {
+                line.starts_with("+ ")
+                    && *line != bridge
+                    && !line.ends_with(&parent)
+                    && (!line.starts_with("+ rule") || line.contains(self.scratch.id()))
+            };
+            all.into_iter().filter(ours).collect::<Vec<_>>()
+        };
+        // Process 1 of the machine may take its time to reap what a killed monitor left.
+        let gone = wait_for("every trace is gone", PATIENCE, || ours().is_empty().then_some(()));
+        assert!(gone.is_ok(), "left behind: {:#?}", ours());
         for dir in ["state/pods", "state/containers", "root/pods", "root/containers"] {
             let dir = self.scratch.root().join(dir);
             let left: Vec<_> =

@@ -25,7 +25,7 @@ pub(crate) struct Container {
 /// A container's life.
 ///
 /// ```text
-/// Creating ──► Running ──► Draining ──► Exited ──► (forgotten)
+/// Creating, Starting ──► Running ──► Draining ──► Exited ──► (forgotten)
 ///     └──► (create failed: gone)
 /// ```
 #[derive(Debug)]
@@ -34,6 +34,9 @@ pub(crate) enum State {
     Creating {
         words: Vec<u8>,
     },
+    /// The runtime's run goes on. What is in the pipes may be the container's already, so it stays there until the
+    /// runtime has returned.
+    Starting,
     /// Init lives.
     Running(Process),
     /// Init is gone; its last output is being read, until the pipes end or the time is up.
@@ -70,7 +73,7 @@ pub(crate) enum Stdin {
 impl Container {
     pub(crate) fn status(&self) -> ContainerStatus {
         let state = match &self.state {
-            State::Creating { .. } => ContainerState::Creating,
+            State::Creating { .. } | State::Starting => ContainerState::Creating,
             State::Running(process) => {
                 ContainerState::Running { pid: process.pid, start_time: process.start_time }
             }

@@ -181,7 +181,8 @@ impl Pod {
             fds.push(PollFd::new(client, flags));
         }
         for container in &self.containers {
-            for (index, stream) in container.streams.iter().enumerate() {
+            let silent = matches!(container.state, State::Starting);
+            for (index, stream) in container.streams.iter().enumerate().filter(|_| !silent) {
                 what.push(Ready::Output(container.serial, index));
                 fds.push(PollFd::new(stream, PollFlags::IN));
             }
@@ -206,7 +207,7 @@ impl Pod {
         let tails = self.containers.iter().flat_map(|c| &c.streams).filter_map(output::Stream::flush_at);
         let drains = self.containers.iter().filter_map(|container| match &container.state {
             State::Draining { until, .. } => Some(*until),
-            State::Creating { .. } | State::Running(_) | State::Exited(_) => None,
+            State::Creating { .. } | State::Starting | State::Running(_) | State::Exited(_) => None,
         });
         let jobs = self.jobs.iter().filter(|job| !job.killed).filter_map(|job| job.deadline);
         let rest = match self.rest {
@@ -290,6 +291,8 @@ impl Pod {
         if let Some(stream) = container.streams.get_mut(index) {
             let flow = match &mut container.state {
                 State::Creating { words } => stream.capture(&mut buffer, words, ERROR_BYTES),
+                // Not polled.
+                State::Starting => return self.buffer = buffer,
                 State::Running(_) | State::Draining { .. } | State::Exited(_) => {
                     stream.pump(&mut buffer, container.log.as_mut(), container.max_line)
                 }

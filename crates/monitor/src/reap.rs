@@ -7,7 +7,7 @@ use podwright_monitor_proto::{ErrorKind, Event, ExitRecord, RECORD_VERSION, Repl
 use podwright_sys::process::{self, Ended};
 use podwright_sys::{pidfd, proc};
 
-use crate::container::{Exec, Process, State, Stdin};
+use crate::container::{Container, Exec, Process, State, Stdin};
 use crate::launch::write_atomically;
 use crate::logfile::StreamName;
 use crate::oom::OomCounter;
@@ -80,7 +80,8 @@ impl Pod {
         let refused = match &job.kind {
             JobKind::Create { serial } => {
                 let serial = *serial;
-                let words = self.take_words(serial);
+                let words =
+                    if self.may_have_spoken(serial, ended) { String::new() } else { self.take_words(serial) };
                 match succeeded(&job, ended, &words).and_then(|()| self.created(serial, &job, console)) {
                     Ok(()) => None,
                     Err(refusal) => {
@@ -103,6 +104,12 @@ impl Pod {
         if let Some(refusal) = refused {
             self.reply(client, request, refusal.into());
         }
+    }
+
+    /// Whether what is in the pipes may be the container's: then it belongs in the log.
+    fn may_have_spoken(&self, serial: u32, ended: Ended) -> bool {
+        let starting = |container: &Container| matches!(container.state, State::Starting);
+        ended == Ended::Exited(0) && self.containers.iter().any(|c| c.serial == serial && starting(c))
     }
 
     /// What came out of the pipes so far, which only the runtime can have said.

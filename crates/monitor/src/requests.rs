@@ -105,7 +105,7 @@ impl Pod {
         let container = self.container(id)?;
         match container.state {
             State::Running(_) => Ok(container),
-            State::Creating { .. } | State::Draining { .. } | State::Exited(_) => {
+            State::Creating { .. } | State::Starting | State::Draining { .. } | State::Exited(_) => {
                 Err(Refusal::new(ErrorKind::NotRunning, format!("container {id:?} does not run")))
             }
         }
@@ -134,7 +134,7 @@ impl Pod {
                 self.containers.push(Container {
                     id: id.clone(),
                     serial,
-                    state: State::Creating { words: Vec::new() },
+                    state: if create.start { State::Starting } else { State::Creating { words: Vec::new() } },
                     streams,
                     log,
                     lost_bytes: 0,
@@ -274,7 +274,7 @@ impl Pod {
                 Ok(container) => match &container.state {
                     State::Running(process) => process,
                     State::Draining { .. } | State::Exited(_) => return Reply::AlreadyExited,
-                    State::Creating { .. } => {
+                    State::Creating { .. } | State::Starting => {
                         let message = format!("container {id:?} does not run yet");
                         return Refusal::new(ErrorKind::NotRunning, message).into();
                     }

@@ -23,7 +23,9 @@ pub mod teardown;
 pub mod wait;
 
 pub use daemon::Daemon;
-pub use image::{Entry, Image, ImageBuilder, Index, Layer, LayerBuilder};
-pub use ledger::Ledger;
+pub use image::{Artifact, Compression, Entry, Format, Image, ImageBuilder, Index, Layer, LayerBuilder};
+pub use ledger::{Ledger, assert_same};
+pub use programs::Programs;
 pub use registry::Registry;
-pub use scratch::Scratch;
+pub use scratch::{Options, Scratch};
+pub use wait::wait_for;

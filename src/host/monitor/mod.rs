@@ -15,11 +15,11 @@ use tokio::sync::mpsc;
 pub use calls::{ExecRequest, ExecStarted, ExecStdio, Listing, Monitor, SignalOutcome};
 pub use error::MonitorError;
 pub use launch::{LaunchRequest, adopt, launch};
-pub use sweep::sweep;
 pub use podwright_monitor_proto::{
     ContainerState, ContainerStatus, Create as CreateRequest, ErrorKind, ExecStatus, ExitRecord,
     MonitorRecord as MonitorInfo, NamespacePaths, NamespaceRequest, ProcessId, Runtime, Target,
 };
+pub use sweep::sweep;
 
 /// What a monitor tells without being asked. In order; after [`MonitorEvent::Gone`] nothing comes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -34,7 +34,8 @@ pub fn sweep(dir: &Path, netns_pin: &Path) -> Result<(), MonitorError> {
 fn kill_init(dir: &Path) {
     let Ok(text) = std::fs::read(dir.join(MONITOR_RECORD)) else { return };
     let Ok(record) = serde_json::from_slice::<MonitorRecord>(&text) else { return };
-    let Some(init) = record.init.filter(|_| podwright_sys::proc::boot_id().is_ok_and(|id| id == record.boot_id))
+    let Some(init) =
+        record.init.filter(|_| podwright_sys::proc::boot_id().is_ok_and(|id| id == record.boot_id))
     else {
         return;
     };

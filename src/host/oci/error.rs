@@ -7,7 +7,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
     /// The program is not there.
-    #[error("OCI runtime of handler {runtime:?}: {path:?} is not there: install it, or set runtime.handlers.{runtime}.path")]
+    #[error(
+        "OCI runtime of handler {runtime:?}: {path:?} is not there: install it, or set runtime.handlers.{runtime}.path"
+    )]
     Missing {
         /// Handler.
         runtime: String,
@@ -39,7 +41,9 @@ pub enum OciError {
         error: Box<CommandError>,
     },
     /// None of those that may be the default works here.
-    #[error("no OCI runtime works on this node; install crun or runc, or set runtime.default. Tried: {tried}")]
+    #[error(
+        "no OCI runtime works on this node; install crun or runc, or set runtime.default. Tried: {tried}"
+    )]
     NoneWorks {
         /// Each with what it said.
         tried: String,

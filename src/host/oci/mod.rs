@@ -111,7 +111,12 @@ impl Runtime {
             CommandError::Start { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 OciError::Missing { runtime: self.name.clone(), path: self.path.clone() }
             }
-            error => OciError::Command { runtime: self.name.clone(), verb, id: id.to_owned(), error: Box::new(error) },
+            error => OciError::Command {
+                runtime: self.name.clone(),
+                verb,
+                id: id.to_owned(),
+                error: Box::new(error),
+            },
         }
     }
 }
@@ -144,8 +149,7 @@ mod tests {
     #[tokio::test]
     async fn a_missing_runtime_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let runtime =
-            Runtime::new("x", "/no/such/runtime".into(), dir.path(), &[], Duration::from_secs(1));
+        let runtime = Runtime::new("x", "/no/such/runtime".into(), dir.path(), &[], Duration::from_secs(1));
         let error = runtime.delete("c").await.unwrap_err();
         assert!(matches!(error, OciError::Missing { .. }), "{error}");
         assert!(error.to_string().contains("/no/such/runtime"));

@@ -23,11 +23,7 @@ impl Runtimes {
     ///
     /// # Errors
     /// When no runtime can be the default.
-    pub async fn find(
-        config: &config::Runtime,
-        state: &Path,
-        cgroup_parent: &str,
-    ) -> Result<Self, OciError> {
+    pub async fn find(config: &config::Runtime, state: &Path, cgroup_parent: &str) -> Result<Self, OciError> {
         let deadline = Duration::from_secs(config.timeout_seconds);
         let by_name: BTreeMap<_, _> = config
             .handlers
@@ -70,8 +66,10 @@ fn look_up(program: &Path) -> PathBuf {
     if program.components().count() > 1 {
         return program.to_owned();
     }
-    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin".into());
-    let found = std::env::split_paths(&path).map(|dir| dir.join(program)).find(|candidate| candidate.is_file());
+    let path = std::env::var_os("PATH")
+        .unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin".into());
+    let found =
+        std::env::split_paths(&path).map(|dir| dir.join(program)).find(|candidate| candidate.is_file());
     found.unwrap_or_else(|| program.to_owned())
 }
 

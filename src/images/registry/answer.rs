@@ -75,7 +75,8 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 /// IMF-fixdate only (`Sun, 06 Nov 1994 08:49:37 GMT`), which RFC 9110 wants of every sender.
 fn http_date(text: &str) -> Option<SystemTime> {
-    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let parts: Vec<&str> = text.split(' ').collect();
     let [_, day, month, year, clock, "GMT"] = parts.as_slice() else { return None };
     let month = u64::try_from(MONTHS.iter().position(|m| m == month)?).ok()? + 1;

@@ -204,7 +204,11 @@ async fn fetch(
         .collect();
     scopes.sort();
     scopes.dedup();
-    let mut form = vec![("client_id", CLIENT_ID.to_owned()), ("service", service.to_owned()), ("scope", scopes.join(" "))];
+    let mut form = vec![
+        ("client_id", CLIENT_ID.to_owned()),
+        ("service", service.to_owned()),
+        ("scope", scopes.join(" ")),
+    ];
     let basic_header = match secret {
         Secret::Password { username, password } => {
             form.extend([
@@ -287,7 +291,9 @@ mod tests {
     fn the_order_of_secrets() {
         let auth = base64::engine::general_purpose::STANDARD.encode("a:b:c\0\0");
         let only_auth = Credentials { auth, registry_token: "t".into(), ..Default::default() };
-        assert!(matches!(only_auth.secret(), Secret::Password { username, password } if username == "a" && password == "b:c"));
+        assert!(
+            matches!(only_auth.secret(), Secret::Password { username, password } if username == "a" && password == "b:c")
+        );
         let identity = Credentials { identity_token: "i".into(), ..only_auth };
         assert!(matches!(identity.secret(), Secret::Identity(_)));
         let registry = Credentials { registry_token: "t".into(), auth: "%%".into(), ..Default::default() };
@@ -296,7 +302,10 @@ mod tests {
 
     #[test]
     fn debug_shows_no_secret() {
-        let text = format!("{:?}", Credentials { password: "hunter2".into(), auth: "xyz".into(), ..Default::default() });
+        let text = format!(
+            "{:?}",
+            Credentials { password: "hunter2".into(), auth: "xyz".into(), ..Default::default() }
+        );
         assert!(!text.contains("hunter2") && !text.contains("xyz"));
     }
 }

@@ -9,7 +9,7 @@ use http::{HeaderValue, Method, StatusCode, header};
 use reqwest::{Response, Url};
 use std::collections::HashMap;
 use std::error::Error as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -57,7 +57,11 @@ impl Registry {
     }
 
     fn http_client(&self, host: &Host) -> Result<reqwest::Client, ImageError> {
-        let files = host.tls.ca.iter().chain(host.tls.client.iter().flat_map(|(c, k)| [Some(c), k.as_ref()].into_iter().flatten()));
+        let files = host
+            .tls
+            .ca
+            .iter()
+            .chain(host.tls.client.iter().flat_map(|(c, k)| [Some(c), k.as_ref()].into_iter().flatten()));
         let key = ClientKey {
             tls: host.tls.clone(),
             changed: files.map(|f| f.metadata().and_then(|m| m.modified()).ok()).collect(),
@@ -107,13 +111,13 @@ fn build(key: &ClientKey) -> Result<reqwest::Client, ImageError> {
     match builder.build() {
         Ok(client) => Ok(client),
         // A machine without any root certificates can still use plain http.
-        Err(_) if !own_files => base().tls_certs_only([]).build().map_err(|e| wrong(&PathBuf::from("TLS"), &e)),
-        Err(e) => Err(wrong(&PathBuf::from("TLS"), &e)),
+        Err(_) if !own_files => base().tls_certs_only([]).build().map_err(|e| wrong(Path::new("TLS"), &e)),
+        Err(e) => Err(wrong(Path::new("TLS"), &e)),
     }
 }
 
-fn wrong(path: &PathBuf, error: &reqwest::Error) -> ImageError {
-    ImageError::Hosts { path: path.clone(), reason: told(error) }
+fn wrong(path: &Path, error: &reqwest::Error) -> ImageError {
+    ImageError::Hosts { path: path.to_owned(), reason: told(error) }
 }
 
 /// An HTTP error with its causes and without its URL, whose query may be signed.
@@ -317,7 +321,8 @@ impl HostClient {
                     .body(encoded.query().unwrap_or_default().to_owned())
             }
         };
-        builder = builder.header(header::ACCEPT, "application/json").header(header::ACCEPT_ENCODING, "identity");
+        builder =
+            builder.header(header::ACCEPT, "application/json").header(header::ACCEPT_ENCODING, "identity");
         if let Some(value) = authorization {
             builder = builder.header(header::AUTHORIZATION, value);
         }

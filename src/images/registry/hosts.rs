@@ -90,7 +90,9 @@ impl OneOrMany {
 
 /// The hosts for `registry` in the order in which they are asked; the registry itself (or `server`) comes last.
 pub(crate) fn hosts_for(certs_dirs: &[PathBuf], registry: &str) -> Result<Vec<Host>, ImageError> {
-    let Some(dir) = find_dir(certs_dirs, registry) else { return Ok(vec![default_host(registry, Tls::default())?]) };
+    let Some(dir) = find_dir(certs_dirs, registry) else {
+        return Ok(vec![default_host(registry, Tls::default())?]);
+    };
     let path = dir.join("hosts.toml");
     match std::fs::read_to_string(&path) {
         Ok(text) if !text.trim().is_empty() => parse(&path, &text, registry),
@@ -170,9 +172,8 @@ fn parse(path: &Path, text: &str, registry: &str) -> Result<Vec<Host>, ImageErro
     for (address, entry) in mirrors {
         hosts.push(host(path, &address, entry.into_inner(), true)?);
     }
-    let server = file.server.unwrap_or_else(|| {
-        format!("{}://{}", default_scheme(registry), network_host(registry))
-    });
+    let server =
+        file.server.unwrap_or_else(|| format!("{}://{}", default_scheme(registry), network_host(registry)));
     hosts.push(host(path, &server, file.own, false)?);
     Ok(hosts)
 }
@@ -219,8 +220,8 @@ fn host(path: &Path, address: &str, entry: Entry, mirror: bool) -> Result<Host, 
     for (name, values) in entry.header {
         let key = HeaderName::try_from(&name).map_err(|_| wrong(format!("{name:?} is not a header name")))?;
         for value in values.list() {
-            let value =
-                HeaderValue::from_str(&value).map_err(|_| wrong(format!("the value of header {name} is not one")))?;
+            let value = HeaderValue::from_str(&value)
+                .map_err(|_| wrong(format!("the value of header {name} is not one")))?;
             headers.append(key.clone(), value);
         }
     }
@@ -307,7 +308,12 @@ mod tests {
         let hosts = parse(Path::new("/etc/c/r/hosts.toml"), text, "r.example").unwrap();
         assert_eq!(
             bases(&hosts),
-            ["https://z.example/v2/", "http://m.example/prefix/v2/", "https://a.example/p/v2/", "https://up.example/v2/"]
+            [
+                "https://z.example/v2/",
+                "http://m.example/prefix/v2/",
+                "https://a.example/p/v2/",
+                "https://up.example/v2/"
+            ]
         );
         assert!(!hosts[0].resolve && hosts[0].pull && hosts[0].mirror);
         assert_eq!(hosts[1].tls.ca, [Path::new("/etc/c/r/ca.pem")]);
@@ -322,7 +328,9 @@ mod tests {
 
     #[test]
     fn a_broken_file_is_an_error_and_not_a_fallback() {
-        for text in ["server = 1", "[host.\"ftp://x\"]", "capabilities = [\"fly\"]", "dial_timeout = \"soon\"", "x ="] {
+        for text in
+            ["server = 1", "[host.\"ftp://x\"]", "capabilities = [\"fly\"]", "dial_timeout = \"soon\"", "x ="]
+        {
             assert!(parse(Path::new("/c/hosts.toml"), text, "r.example").is_err(), "{text}");
         }
     }

@@ -81,8 +81,8 @@ impl Session {
         {
             return Ok((descriptor, None));
         }
-        // 404 may be trusted; everything else is asked again by GET, whose errors have a body.
-        if response.status() == http::StatusCode::NOT_FOUND {
+        // A refusal is asked again by GET, which has a body with the reason; of a mirror that has it not, nobody asks why.
+        if response.status() == http::StatusCode::NOT_FOUND && host.host.mirror {
             return Err(refusal(response, what, &host.name(), true).await);
         }
         let response = host.send(&Request { method: Method::GET, ..request }).await?;
@@ -99,7 +99,11 @@ impl Session {
     }
 
     /// A blob small enough for memory, verified.
-    pub(crate) async fn small_blob(&self, descriptor: &Descriptor, limit: u64) -> Result<Vec<u8>, ImageError> {
+    pub(crate) async fn small_blob(
+        &self,
+        descriptor: &Descriptor,
+        limit: u64,
+    ) -> Result<Vec<u8>, ImageError> {
         self.document(descriptor, Kind::Blob, limit).await
     }
 
@@ -126,7 +130,8 @@ impl Session {
     ) -> Result<Vec<u8>, ImageError> {
         let what = descriptor.digest.as_str();
         let url = self.url(host, kind, what);
-        let response = host.send(&Request { method: Method::GET, url, accept: ACCEPT, from: 0, what }).await?;
+        let response =
+            host.send(&Request { method: Method::GET, url, accept: ACCEPT, from: 0, what }).await?;
         let body = self.body(host, response, what, Some(descriptor.size), limit).await?;
         verify(what, &descriptor.digest, &descriptor.digest.of_same_kind(&body))?;
         Ok(body)
@@ -226,7 +231,12 @@ impl Session {
             body.extend_from_slice(&chunk);
             let length = u64::try_from(body.len()).unwrap_or(u64::MAX);
             if let Some(expected) = size.filter(|s| length > *s) {
-                return Err(ImageError::SizeMismatch { what: what.to_owned(), expected, actual: length, more: true });
+                return Err(ImageError::SizeMismatch {
+                    what: what.to_owned(),
+                    expected,
+                    actual: length,
+                    more: true,
+                });
             }
             if length > limit {
                 return Err(ImageError::Limit { what: what.to_owned(), limit, unit: "bytes" });

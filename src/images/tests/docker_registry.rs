@@ -1,15 +1,18 @@
 //! Against the real thing: Debian's docker-registry on a free port.
 
-use super::fixture::{Content, INDEX, Layer, Packing, open, tar};
+use super::fixture::{Content, INDEX, Layer, Packing, config, open, tar};
+use crate::config;
+use crate::images::{ImageError, Images};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 struct Registry {
     child: Child,
     port: u16,
-    _dir: tempfile::TempDir,
+    dir: Arc<tempfile::TempDir>,
 }
 
 impl Drop for Registry {
@@ -20,17 +23,19 @@ impl Drop for Registry {
 }
 
 fn start() -> Registry {
-    let dir = tempfile::tempdir().unwrap();
+    serve(Arc::new(tempfile::tempdir().unwrap()), "")
+}
+
+/// Serves the storage in `dir`; `tls` is a part of the `http` section.
+fn serve(dir: Arc<tempfile::TempDir>, tls: &str) -> Registry {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let config = dir.path().join("config.yml");
+    let config = dir.path().join(format!("config-{port}.yml"));
     let storage = dir.path().join("data");
-    std::fs::write(
-        &config,
-        format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {storage:?}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n"
-        ),
-    )
-    .unwrap();
+    let text = format!(
+        "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {storage:?}}}}}\n\
+         http: {{addr: \"127.0.0.1:{port}\"{tls}}}\n"
+    );
+    std::fs::write(&config, text).unwrap();
     let child = Command::new("docker-registry")
         .arg("serve")
         .arg(&config)
@@ -38,7 +43,7 @@ fn start() -> Registry {
         .stderr(Stdio::null())
         .spawn()
         .expect("Debian's docker-registry is installed");
-    let registry = Registry { child, port, _dir: dir };
+    let registry = Registry { child, port, dir };
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
         std::thread::yield_now();
     }
@@ -53,11 +58,13 @@ async fn push(port: u16, repository: &str, content: &Content) {
         let begun = http.post(format!("{base}/blobs/uploads/")).send().await.unwrap();
         let location = begun.headers()["location"].to_str().unwrap().to_owned();
         let join = if location.contains('?') { '&' } else { '?' };
-        let put = http.put(format!("{location}{join}digest={digest}")).body(blob.clone()).send().await.unwrap();
+        let put =
+            http.put(format!("{location}{join}digest={digest}")).body(blob.clone()).send().await.unwrap();
         assert_eq!(put.status(), 201, "{digest}");
     }
     // Digests sort before tags, and an index needs its manifests.
-    let (indexes, manifests): (Vec<_>, Vec<_>) = content.manifests.iter().partition(|(_, (kind, _))| *kind == INDEX);
+    let (indexes, manifests): (Vec<_>, Vec<_>) =
+        content.manifests.iter().partition(|(_, (kind, _))| *kind == INDEX);
     for (name, (media_type, body)) in manifests.into_iter().chain(indexes) {
         let put = http.put(format!("{base}/manifests/{name}")).header("content-type", *media_type);
         let put = put.body(body.clone()).send().await.unwrap();
@@ -73,7 +80,8 @@ fn image() -> (Content, String, String) {
         Layer::new(&tar(&[("d/f", "upper"), ("d/.wh.g", "")]), Packing::Zstd),
         Layer::new(&tar(&[("plain", "p")]), Packing::Plain),
     ];
-    let (manifest, id) = content.add("single", &layers, r#"{"Entrypoint":["/e"],"User":"nobody","Labels":{"a":"b"}}"#);
+    let (manifest, id) =
+        content.add("single", &layers, r#"{"Entrypoint":["/e"],"User":"nobody","Labels":{"a":"b"}}"#);
     let size = content.manifests["single"].1.len();
     let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let index = format!(
@@ -123,7 +131,7 @@ async fn a_pull_through_an_index_and_a_restart() {
     check_layers(images.restore_hold(&pulled).unwrap().layers());
 
     let missing = images.pull(&format!("{name}:nothing"), None).await.unwrap_err();
-    assert!(matches!(missing, crate::images::ImageError::NotAtRegistry { .. }), "{missing}");
+    assert!(matches!(missing, ImageError::NotAtRegistry { .. }), "{missing}");
 }
 
 fn check_layers(layers: &[std::path::PathBuf]) {
@@ -137,4 +145,47 @@ fn check_layers(layers: &[std::path::PathBuf]) {
     let repeated = layers[3].join("d").metadata().unwrap();
     assert_eq!((implied.mode() & 0o7777, implied.uid()), (0o755, 0));
     assert_eq!((repeated.mode() & 0o7777, repeated.uid(), repeated.mtime()), (0o750, 10, 1_000_000_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_with_a_private_authority() {
+    let plain = start();
+    let (content, _, id) = image();
+    push(plain.port, "app", &content).await;
+    let dir = Arc::clone(&plain.dir);
+    let file = |name: &str| dir.path().join(name).into_os_string().into_string().unwrap();
+    let (certificate, key) = (file("tls.pem"), file("tls.key"));
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+        ])
+        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", &key])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-out", &certificate])
+        .stderr(Stdio::null())
+        .status();
+    assert!(made.unwrap().success());
+    let tls = serve(Arc::clone(&dir), &format!(", tls: {{certificate: {certificate:?}, key: {key:?}}}"));
+    let name = format!("localhost:{}/app:single", tls.port);
+    let certs = dir.path().join("certs.d").join(format!("localhost_{}_", tls.port));
+    std::fs::create_dir_all(&certs).unwrap();
+    let config = config::Images { certs_dirs: vec![dir.path().join("certs.d")], ..config() };
+    let root = tempfile::tempdir().unwrap();
+    let images = Images::open(root.path(), &config).unwrap();
+
+    // The file is read for each pull: no restart between an authority that is not known and one that is.
+    let server = format!("server = \"https://localhost:{}\"\n", tls.port);
+    std::fs::write(certs.join("hosts.toml"), &server).unwrap();
+    let error = images.pull(&name, None).await.unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, ImageError::Unavailable { .. }) && text.contains("certificate"), "{text}");
+    std::fs::write(certs.join("hosts.toml"), format!("{server}ca = {certificate:?}\n")).unwrap();
+    assert_eq!(images.pull(&name, None).await.unwrap().as_str(), id);
 }

@@ -26,7 +26,7 @@ pub(super) enum Packing {
 pub(super) struct Layer {
     pub(super) diff_id: Digest,
     pub(super) blob: Vec<u8>,
-    media_type: &'static str,
+    pub(super) media_type: &'static str,
 }
 
 /// A tar with one file for each (path, content); a path with a trailing slash is a directory of mode 0750.
@@ -146,7 +146,10 @@ pub(super) fn open(root: &Path) -> Images {
 
 /// Names in a directory of the store.
 pub(super) fn names(root: &Path, dir: &str) -> Vec<String> {
-    std::fs::read_dir(root.join(dir)).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    std::fs::read_dir(root.join(dir))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect()
 }
 
 /// Waits until no layer is being worked on, then says what is left in staging.

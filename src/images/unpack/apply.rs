@@ -58,6 +58,12 @@ pub(crate) fn unpack(
     apply.finish()
 }
 
+/// A directory and its mtime.
+struct DirTime {
+    path: Box<[u8]>,
+    mtime: (i64, u32),
+}
+
 struct Apply {
     tree: Tree,
     blame: Blame,
@@ -66,7 +72,7 @@ struct Apply {
     bytes: u64,
     inodes: u64,
     /// Directory times are set last, as every child changes them.
-    dir_times: Vec<(Box<[u8]>, (i64, u32))>,
+    dir_times: Vec<DirTime>,
     dir_bytes: usize,
 }
 
@@ -93,10 +99,16 @@ impl Apply {
                 if target.is_empty() || target.contains(&0) || target.len() > super::MAX_PATH {
                     return Err(self.blame.hostile(&path, "its target is not a path"));
                 }
-                self.node(&parent, name, &path, &meta, true, |dir, name| fs::symlinkat(&target[..], dir.fd(), name))
+                self.node(&parent, name, &path, &meta, true, |dir, name| {
+                    fs::symlinkat(&target[..], dir.fd(), name)
+                })
             }
-            Kind::Char(major, minor) => self.device(&parent, name, &path, &meta, FileType::CharacterDevice, (major, minor)),
-            Kind::Block(major, minor) => self.device(&parent, name, &path, &meta, FileType::BlockDevice, (major, minor)),
+            Kind::Char(major, minor) => {
+                self.device(&parent, name, &path, &meta, FileType::CharacterDevice, (major, minor))
+            }
+            Kind::Block(major, minor) => {
+                self.device(&parent, name, &path, &meta, FileType::BlockDevice, (major, minor))
+            }
             Kind::Fifo => self.device(&parent, name, &path, &meta, FileType::Fifo, (0, 0)),
         }
     }
@@ -140,7 +152,13 @@ impl Apply {
         fs::futimens(&fd, &meta::times(meta.mtime)).map_err(|e| self.tree.fail("set times of", path, e))
     }
 
-    fn directory(&mut self, parent: &OpenDir, name: &[u8], path: &[u8], meta: &Meta) -> Result<(), ImageError> {
+    fn directory(
+        &mut self,
+        parent: &OpenDir,
+        name: &[u8],
+        path: &[u8],
+        meta: &Meta,
+    ) -> Result<(), ImageError> {
         let make = |tree: &Tree| {
             fs::mkdirat(parent.fd(), name, Mode::RWXU).map_err(|e| tree.fail("make directory", path, e))
         };
@@ -170,12 +188,18 @@ impl Apply {
         if self.dir_bytes > MAX_DIR_PATHS {
             return Err(self.blame.limit("the paths of directories", 64 << 20, "bytes"));
         }
-        self.dir_times.push((path.into(), meta.mtime));
+        self.dir_times.push(DirTime { path: path.into(), mtime: meta.mtime });
         self.tree.remember(path, fd, meta.mode & 0o2000 != 0);
         Ok(())
     }
 
-    fn hard_link(&mut self, parent: &OpenDir, name: &[u8], path: &[u8], target: &[u8]) -> Result<(), ImageError> {
+    fn hard_link(
+        &mut self,
+        parent: &OpenDir,
+        name: &[u8],
+        path: &[u8],
+        target: &[u8],
+    ) -> Result<(), ImageError> {
         let Some((from, from_name)) = self.tree.parent(target, false)? else {
             return Err(self.blame.hostile(path, "it is a hard link to the root"));
         };
@@ -199,7 +223,9 @@ impl Apply {
         };
         match made {
             Ok(()) => Ok(()),
-            Err(Errno::NOENT) => Err(self.blame.hostile(path, "it is a hard link to what is not in this layer")),
+            Err(Errno::NOENT) => {
+                Err(self.blame.hostile(path, "it is a hard link to what is not in this layer"))
+            }
             Err(Errno::PERM) => Err(self.blame.hostile(path, "it is a hard link to a directory")),
             Err(e) => Err(self.tree.fail("make hard link", path, e)),
         }
@@ -241,7 +267,13 @@ impl Apply {
         meta::apply_at(parent.fd(), name, meta, symlink, &self.tree.shown(path))
     }
 
-    fn whiteout(&mut self, parent: &OpenDir, name: &[u8], path: &[u8], meta: &Meta) -> Result<(), ImageError> {
+    fn whiteout(
+        &mut self,
+        parent: &OpenDir,
+        name: &[u8],
+        path: &[u8],
+        meta: &Meta,
+    ) -> Result<(), ImageError> {
         if name == OPAQUE_WHITEOUT {
             return fs::fsetxattr(parent.fd(), OPAQUE, b"y", XattrFlags::empty())
                 .map_err(|e| self.tree.fail("make opaque the directory of", path, e));
@@ -255,11 +287,14 @@ impl Apply {
         }
         match fs::statat(parent.fd(), hidden, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => {
-                let owner = Meta { mode: 0, mtime: meta.mtime, uid: meta.uid, gid: meta.gid, xattrs: Vec::new() };
+                let owner =
+                    Meta { mode: 0, mtime: meta.mtime, uid: meta.uid, gid: meta.gid, xattrs: Vec::new() };
                 self.device(parent, hidden, path, &owner, FileType::CharacterDevice, (0, 0))
             }
             // The layer has the name itself: it hides a file below anyhow, and a directory when it is opaque.
-            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && !is_whiteout(&stat) => {
+            Ok(stat)
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && !is_whiteout(&stat) =>
+            {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let fd = fs::openat(parent.fd(), hidden, flags, Mode::empty())
                     .map_err(|e| self.tree.fail("open directory", path, e))?;
@@ -271,7 +306,8 @@ impl Apply {
     }
 
     fn set_opaque(&self, fd: &OwnedFd, path: &[u8]) -> Result<(), ImageError> {
-        fs::fsetxattr(fd, OPAQUE, b"y", XattrFlags::empty()).map_err(|e| self.tree.fail("make opaque", path, e))
+        fs::fsetxattr(fd, OPAQUE, b"y", XattrFlags::empty())
+            .map_err(|e| self.tree.fail("make opaque", path, e))
     }
 
     fn count(&mut self, bytes: u64) -> Result<(), ImageError> {
@@ -284,7 +320,7 @@ impl Apply {
     }
 
     fn finish(mut self) -> Result<Unpacked, ImageError> {
-        for (path, mtime) in std::mem::take(&mut self.dir_times) {
+        for DirTime { path, mtime } in std::mem::take(&mut self.dir_times) {
             match self.tree.open_last(&path) {
                 Ok(fd) => fs::futimens(&fd, &meta::times(mtime))
                     .map_err(|e| self.tree.fail("set times of directory", &path, e))?,

@@ -16,8 +16,18 @@ pub(super) struct Header {
     pub(super) mtime: i64,
     pub(super) major: u32,
     pub(super) minor: u32,
-    /// GNU old sparse: the four ranges in the header, whether more blocks follow, and the real size.
-    pub(super) sparse: Option<(Vec<(u64, u64)>, bool, u64)>,
+    pub(super) sparse: Option<OldSparse>,
+}
+
+/// The GNU old sparse fields.
+#[derive(Debug)]
+pub(super) struct OldSparse {
+    /// (offset, length), at most four.
+    pub(super) ranges: Vec<(u64, u64)>,
+    /// Blocks of ranges follow the header.
+    pub(super) more: bool,
+    /// Size with holes.
+    pub(super) real_size: u64,
 }
 
 impl Header {
@@ -43,7 +53,11 @@ impl Header {
         };
         let sparse = if kind == b'S' {
             let ranges = ranges(&block[386..482]).ok_or("sparse map")?;
-            Some((ranges, block[482] != 0, unsigned(&block[483..495]).ok_or("sparse size")?))
+            Some(OldSparse {
+                ranges,
+                more: block[482] != 0,
+                real_size: unsigned(&block[483..495]).ok_or("sparse size")?,
+            })
         } else {
             None
         };
@@ -112,7 +126,8 @@ fn signed(field: &[u8]) -> Option<i64> {
         }
         return i64::try_from(value).ok();
     }
-    let digits = field.iter().copied().skip_while(|b| *b == b' ' || *b == 0).take_while(|b| *b != b' ' && *b != 0);
+    let digits =
+        field.iter().copied().skip_while(|b| *b == b' ' || *b == 0).take_while(|b| *b != b' ' && *b != 0);
     let mut value: i64 = 0;
     for digit in digits {
         if !(b'0'..=b'7').contains(&digit) {
@@ -135,7 +150,10 @@ mod tests {
         assert_eq!(signed(b"00008440"), None);
         assert_eq!(signed(&[0x80, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff]), Some(0x7fff_ffff));
         assert_eq!(signed(&[0xff; 12]), Some(-1));
-        assert_eq!(signed(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x9c]), Some(-100));
+        assert_eq!(
+            signed(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x9c]),
+            Some(-100)
+        );
         assert_eq!(signed(&[0x80, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0]), None);
         assert_eq!(unsigned(&[0xff; 8]), None);
     }

@@ -46,7 +46,9 @@ pub(super) fn apply_fd(fd: BorrowedFd<'_>, meta: &Meta, chown: bool, path: &Path
     }
     for (name, value) in meta.xattrs.iter().filter(|(name, _)| wanted(name)) {
         match fs::fsetxattr(fd, &name[..], value, XattrFlags::empty()) {
-            Err(e) if !tolerable(name, e) => return Err(ImageError::io("set extended attribute of", path, e)),
+            Err(e) if !tolerable(name, e) => {
+                return Err(ImageError::io("set extended attribute of", path, e));
+            }
             _ => {}
         }
     }
@@ -74,7 +76,9 @@ pub(super) fn apply_at(
         link.extend_from_slice(name);
         for (key, value) in meta.xattrs.iter().filter(|(name, _)| wanted(name)) {
             match fs::lsetxattr(&link[..], &key[..], value, XattrFlags::empty()) {
-                Err(e) if !tolerable(key, e) => return Err(ImageError::io("set extended attribute of", path, e)),
+                Err(e) if !tolerable(key, e) => {
+                    return Err(ImageError::io("set extended attribute of", path, e));
+                }
                 _ => {}
             }
         }

@@ -13,6 +13,9 @@ mod sparse;
 mod tar;
 mod tree;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use apply::{Unpacked, unpack};
 pub(crate) use meta::{Meta, OPAQUE, apply_dir, read_dir};
 pub(crate) use remove::remove_tree;

@@ -28,7 +28,8 @@ impl Pax {
             if bytes.iter().all(|b| *b == 0) {
                 break;
             }
-            let space = bytes.iter().take(20).position(|b| *b == b' ').ok_or("PAX record without a length")?;
+            let space =
+                bytes.iter().take(20).position(|b| *b == b' ').ok_or("PAX record without a length")?;
             let length = usize::try_from(decimal(&bytes[..space]).ok_or("PAX record with a bad length")?)
                 .map_err(|_| "PAX record with a bad length")?;
             if length <= space + 2 || length > bytes.len() || bytes[length - 1] != b'\n' {

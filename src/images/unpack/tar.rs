@@ -2,7 +2,7 @@
 //!
 //! The `tar` crate is not used here: it reads PAX and GNU name records into memory whatever their size.
 
-use super::header::{BLOCK, Header, ranges};
+use super::header::{BLOCK, Header, OldSparse, ranges};
 use super::pax::{Pax, decimal};
 use super::sparse::Map;
 use super::{Blame, MAX_LONG_NAME, MAX_PAX, MAX_SPARSE};
@@ -26,7 +26,10 @@ pub(super) struct Entry {
 #[derive(Debug)]
 pub(super) enum Kind {
     /// A file with this many bytes of data, and where they belong if it has holes.
-    File { size: u64, sparse: Option<Map> },
+    File {
+        size: u64,
+        sparse: Option<Map>,
+    },
     Directory,
     Symlink(Vec<u8>),
     HardLink(Vec<u8>),
@@ -83,9 +86,10 @@ impl<R: BufRead> TarReader<R> {
         let link = pax.link.take().or(long_link).unwrap_or(header.link);
         let id = |value: u64| {
             // The highest value means "unchanged" to chown.
-            u32::try_from(value).ok().filter(|id| *id != u32::MAX).ok_or_else(|| {
-                self.blame.hostile(&path, "its owner does not fit 32 bits")
-            })
+            u32::try_from(value)
+                .ok()
+                .filter(|id| *id != u32::MAX)
+                .ok_or_else(|| self.blame.hostile(&path, "its owner does not fit 32 bits"))
         };
         let (uid, gid) = (id(pax.uid.unwrap_or(header.uid))?, id(pax.gid.unwrap_or(header.gid))?);
         let size = pax.size.unwrap_or(header.size);
@@ -104,12 +108,14 @@ impl<R: BufRead> TarReader<R> {
             0 | b'0' | b'7' | b'S' => {
                 self.begin(size);
                 let map = match header.sparse {
-                    Some((first, more, real_size)) => Some(self.old_map(first, more, real_size)?),
+                    Some(old) => Some(self.old_map(old)?),
                     None if pax.sparse.map_in_data() => Some(self.map_in_data(&pax)?),
                     None => pax.sparse.map().map_err(|reason| self.blame.corrupt(reason))?,
                 };
-                let sparse =
-                    map.map(|m| m.check(self.left)).transpose().map_err(|reason| self.blame.corrupt(reason))?;
+                let sparse = map
+                    .map(|m| m.check(self.left))
+                    .transpose()
+                    .map_err(|reason| self.blame.corrupt(reason))?;
                 Kind::File { size: self.left, sparse }
             }
             _ => return Err(self.blame.hostile(&path, "its type is unknown")),
@@ -126,12 +132,8 @@ impl<R: BufRead> TarReader<R> {
     }
 
     /// GNU old format: further blocks of ranges stand between header and data, outside the size.
-    fn old_map(
-        &mut self,
-        mut found: Vec<(u64, u64)>,
-        mut more: bool,
-        real_size: u64,
-    ) -> Result<Map, ImageError> {
+    fn old_map(&mut self, old: OldSparse) -> Result<Map, ImageError> {
+        let OldSparse { ranges: mut found, mut more, real_size } = old;
         while more {
             let mut block = [0u8; BLOCK];
             self.fill(&mut block)?;
@@ -165,7 +167,8 @@ impl<R: BufRead> TarReader<R> {
                     }
                     continue;
                 }
-                let number = decimal(&line).ok_or_else(|| self.blame.corrupt("sparse map with a bad number"))?;
+                let number =
+                    decimal(&line).ok_or_else(|| self.blame.corrupt("sparse map with a bad number"))?;
                 line.clear();
                 match wanted {
                     Some(_) => numbers.push(number),

@@ -30,6 +30,9 @@ impl OpenDir {
     }
 }
 
+/// An open parent and the name of an entry in it.
+pub(super) type Place<'p> = (Rc<OpenDir>, &'p [u8]);
+
 /// The tree of one layer while it is unpacked.
 #[derive(Debug)]
 pub(super) struct Tree {
@@ -71,7 +74,8 @@ impl Tree {
         };
         let shown_root = staging.join("fs");
         let fd = open(&shown_root)?;
-        let real_root = real_path(&fd).map_err(|e| ImageError::io("read the real path of", &shown_root, e))?;
+        let real_root =
+            real_path(&fd).map_err(|e| ImageError::io("read the real path of", &shown_root, e))?;
         Ok(Self {
             root: Rc::new(OpenDir { fd, setgid: false }),
             real_root,
@@ -97,11 +101,7 @@ impl Tree {
 
     /// Splits an entry's path into its parent, opened (and made where missing when `make`), and its name.
     /// None: the path is the root itself.
-    pub(super) fn parent<'p>(
-        &mut self,
-        path: &'p [u8],
-        make: bool,
-    ) -> Result<Option<(Rc<OpenDir>, &'p [u8])>, ImageError> {
+    pub(super) fn parent<'p>(&mut self, path: &'p [u8], make: bool) -> Result<Option<Place<'p>>, ImageError> {
         if path.len() > MAX_PATH {
             return Err(self.blame.limit("a path", 4095, "bytes"));
         }
@@ -125,7 +125,9 @@ impl Tree {
         let dir = match self.enter(&directory) {
             Ok(dir) => dir,
             Err(Errno::NOENT | Errno::NOTDIR) if make => self.make_dirs(&parts, 0, path)?,
-            Err(Errno::NOENT | Errno::NOTDIR) => return Err(self.blame.hostile(path, "its directory is not in this layer")),
+            Err(Errno::NOENT | Errno::NOTDIR) => {
+                return Err(self.blame.hostile(path, "its directory is not in this layer"));
+            }
             Err(e) => return Err(self.fail("open the directory of", path, e)),
         };
         self.cached = Some((directory, Rc::clone(&dir)));

@@ -114,6 +114,8 @@ pub(crate) async fn one_at_a_time(
                     (Some(dir), Some(_)) => Some(share::runtime_alone(dir, &up.container, runtime)?),
                     _ => None,
                 };
+                // As a probe finds the machine: with nothing of the start still under way.
+                tokio::time::sleep(SETTLE).await;
                 exec(side, &up, &mut times).await?;
                 let exec_done = share::steps(side.metrics)?;
                 down(side, &up, &mut times).await?;
@@ -157,6 +159,7 @@ pub(crate) async fn side_by_side(sides: &mut [Side], rounds: usize, parallel: us
                 });
             }
             let pods = finish(ups, &mut all[at]).await.with_context(|| side.name.clone())?;
+            tokio::time::sleep(SETTLE).await;
             let mut execs = JoinSet::new();
             for up in pods {
                 let mut side = side.clone();

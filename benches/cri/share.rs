@@ -107,7 +107,7 @@ pub(crate) fn runtime_alone(dir: &Path, container: &str, runtime: &Path) -> Resu
     let made = run(&["--log", "log", "--log-format", "json", "run", "--detach", "--pid-file", "pid", "twin"]);
     let took = begun.elapsed();
     let deleted = run(&["delete", "--force", "twin"]);
-    rustix::mount::unmount(&twin.join("rootfs"), rustix::mount::UnmountFlags::DETACH)?;
+    rustix::mount::unmount(twin.join("rootfs"), rustix::mount::UnmountFlags::DETACH)?;
     std::fs::remove_dir_all(&twin)?;
     made.and(deleted)?;
     Ok(took.as_secs_f64())
@@ -128,7 +128,7 @@ fn mount_twin(root: &Path, twin: &Path) -> Result<()> {
     let data = format!("lowerdir={},upperdir={},workdir={}", lowers.join(":"), own("upper"), own("work"));
     let data = std::ffi::CString::new(data)?;
     let flags = rustix::mount::MountFlags::empty();
-    rustix::mount::mount("overlay", &twin.join("rootfs"), "overlay", flags, Some(data.as_c_str()))
+    rustix::mount::mount("overlay", twin.join("rootfs"), "overlay", flags, Some(data.as_c_str()))
         .with_context(|| format!("mount an overlay with {data:?}"))
 }
 

@@ -48,7 +48,8 @@ fn own_dir(table: &str, root: &Path) -> Option<PathBuf> {
 mod tests {
     use super::*;
 
-    const TABLE: &str = "3:pids:/a\n2:cpu,cpuacct:/b\n1:name=systemd:/c\n0::/system.slice/podwright.service\n";
+    const TABLE: &str =
+        "3:pids:/a\n2:cpu,cpuacct:/b\n1:name=systemd:/c\n0::/system.slice/podwright.service\n";
 
     #[test]
     fn the_own_directory_is_found_by_the_hierarchys_name() {

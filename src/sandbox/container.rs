@@ -184,7 +184,7 @@ fn open_to_all(dir: &Path) -> Result<(), SandboxError> {
         .map_err(SandboxError::io("change the mode of", dir))
 }
 
-/// The host side of each mount: symlinks followed, a missing directory made as both peers do.
+/// The host side of each mount: symlinks followed. One that is missing is an error; both peers make a directory there.
 fn resolve_mounts(spec: &ContainerSpec) -> Result<Vec<PathBuf>, SandboxError> {
     spec.mounts.iter().map(|mount| resolve_mount(&mount.container_path, &mount.source)).collect()
 }

@@ -48,6 +48,7 @@ pub(super) async fn exec_sync(
             state,
         });
     };
+    node.expect_cgroup_moves();
     let exec_id = ContainerId::random()?.short().to_owned();
     let bundle = node.bundle(id);
     let process_file = ProcessFile::write(&bundle, &exec_id, command)?;

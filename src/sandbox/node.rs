@@ -81,6 +81,12 @@ impl Node {
         Ok(cgroups::leaf(&pod.cgroup_parent, &self.config.cgroups.default_parent, id)?)
     }
 
+    /// To be called as soon as it is known that the OCI runtime will put a process into a cgroup. Returns at once.
+    pub(super) fn expect_cgroup_moves(&self) {
+        let cgroups = self.cgroups.clone();
+        drop(tokio::task::spawn_blocking(move || cgroups.hasten_moves()));
+    }
+
     /// The runtime of a handler; empty: the default.
     ///
     /// # Errors

@@ -503,6 +503,7 @@ impl Pod {
             (Admission::Do, Some(monitor)) => {
                 container.activity = Activity::Starting;
                 container.waiters.push(reply);
+                self.node.expect_cgroup_moves();
                 container.phase.send_replace(Phase::Alive);
                 let (node, spec, runtime) = (self.node.clone(), container.spec.clone(), self.runtime.clone());
                 self.set_container_state(&id, ContainerState::Starting);

@@ -178,6 +178,14 @@ impl Node {
         Ok(self.runtime.container_status(request).await?.into_inner().status.unwrap())
     }
 
+    /// The container's first process, as the host sees it.
+    pub(crate) async fn pid(&mut self, id: &str) -> u64 {
+        let request = pb::ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
+        let info = self.runtime.container_status(request).await.unwrap().into_inner().info;
+        let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+        info["pid"].as_u64().unwrap()
+    }
+
     pub(crate) async fn pod_status(&mut self, id: &str) -> Result<pb::PodSandboxStatus, Status> {
         let request = pb::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
         Ok(self.runtime.pod_sandbox_status(request).await?.into_inner().status.unwrap())

@@ -20,6 +20,8 @@ use crate::output::Stream;
 use crate::pod::Pod;
 use crate::runtime::{self, Console, Job, JobFiles, JobKind, Stdio3};
 
+const SIGKILL: i32 = 9;
+
 /// Longest log line that may be asked for; the read buffer has this size and a little more.
 const MAX_LOG_LINE: u32 = 1 << 20;
 
@@ -283,7 +285,7 @@ impl Pod {
             },
             Target::Exec(id) => match self.execs.iter().find(|exec| exec.id == *id) {
                 Some(exec) => &exec.process,
-                None => return Reply::AlreadyExited,
+                None => return self.call_off(id, signal),
             },
         };
         let sent = match (&process.pidfd, group) {
@@ -305,6 +307,21 @@ impl Pod {
                 Refusal::new(kind, format!("send signal {signal} to {target:?}: {error}")).into()
             }
         }
+    }
+
+    /// An exec whose runtime has not returned: SIGKILL ends the runtime, and with it what it has made.
+    fn call_off(&mut self, id: &str, signal: i32) -> Reply {
+        let is_it = |kind: &JobKind| matches!(kind, JobKind::Exec { exec_id, .. } if exec_id == id);
+        let Some(job) = self.jobs.iter_mut().find(|job| is_it(&job.kind)) else {
+            return Reply::AlreadyExited;
+        };
+        if signal != SIGKILL {
+            return Refusal::new(ErrorKind::NotRunning, format!("exec {id:?} does not run yet")).into();
+        }
+        job.killed = true;
+        // The runtime leads its group and is not reaped before its job is removed.
+        let _ = pidfd::send_group_signal(job.pid, SIGKILL);
+        Reply::Done
     }
 
     fn reopen_log(&mut self, id: &str) -> Result<(), Refusal> {

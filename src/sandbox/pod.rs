@@ -355,11 +355,16 @@ impl Pod {
                 self.activity = SandboxActivity::Removing;
                 self.waiters.push(reply);
                 let node = self.node.clone();
-                let containers: Vec<_> =
-                    self.containers.values().map(|c| (c.spec.clone(), self.runtime.clone())).collect();
+                let containers: Vec<_> = self
+                    .containers
+                    .values()
+                    .map(|c| (c.spec.clone(), self.runtime.clone(), c.phase.subscribe()))
+                    .collect();
                 self.jobs.spawn(async move {
                     let mut errors = Vec::new();
-                    for (spec, runtime) in containers {
+                    for (spec, runtime, mut phase) in containers {
+                        // The clean-up after its end runs by itself, and would be cut off when the pod is gone.
+                        let _ = phase.wait_for(|p| *p == Phase::Cleaned).await;
                         errors.extend(container::remove(&node, &spec, &runtime).await.err());
                     }
                     Finished::PodRemoved(SandboxError::all(errors).map_or(Ok(()), Err))
@@ -498,6 +503,14 @@ impl Pod {
         };
         let admission = admit_container(&container.state, container.activity, ContainerRequest::Start);
         let (state, sandbox) = (container.state.name(), self.spec.id.clone());
+        if admission == Admission::Do
+            && admit_sandbox(&self.state, self.activity, SandboxRequest::StartContainer) != Admission::Do
+        {
+            let state = if self.activity == SandboxActivity::Idle { self.state.name() } else { "going down" };
+            let id = sandbox.to_string();
+            let operation = "start a container";
+            return send(reply, refuse(SandboxError::SandboxState { operation, id, state }));
+        }
         match (admission, self.monitor.clone()) {
             (Admission::Do, None) => send(reply, refuse(SandboxError::MonitorLost(sandbox))),
             (Admission::Do, Some(monitor)) => {
@@ -569,6 +582,10 @@ impl Pod {
             monitor: self.monitor.clone(),
             pod: self.spec.clone(),
             spec: container.spec.clone(),
+            init: match container.state {
+                ContainerState::Running { init, .. } => Some(init),
+                _ => None,
+            },
             signal: container::stop_signal(&container.spec, container.hold.as_deref()),
             kill_at: kill_at.subscribe(),
             phase: container.phase.subscribe(),
@@ -719,11 +736,18 @@ impl Pod {
     }
 
     fn monitor_lost(&mut self) {
-        if self.monitor.take().is_none() || self.activity == SandboxActivity::Stopping {
+        if self.monitor.take().is_none() {
             return;
         }
-        tracing::error!(sandbox = %self.spec.id, pod = %self.spec.name, "the pod's monitor is gone, ending its containers");
-        self.set_state(SandboxState::NotReady { why: NotReadyCause::MonitorLost, resources: Holdings::Held });
+        // A tear-down ends the monitor itself, and tells the state when it is through; but containers that are left
+        // at that moment have nobody else who would tell their end.
+        if matches!(self.state, SandboxState::Ready { .. }) && self.activity != SandboxActivity::Stopping {
+            tracing::error!(sandbox = %self.spec.id, pod = %self.spec.name, "the pod's monitor is gone, ending its containers");
+            self.set_state(SandboxState::NotReady {
+                why: NotReadyCause::MonitorLost,
+                resources: Holdings::Held,
+            });
+        }
         let now = self.node.clock.now();
         let running: Vec<ContainerId> =
             self.containers.iter().filter(|(_, c)| c.may_run()).map(|(id, _)| id.clone()).collect();

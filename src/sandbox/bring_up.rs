@@ -231,5 +231,9 @@ fn text(path: &std::path::Path) -> String {
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, SandboxError> + Send + 'static,
 ) -> Result<T, SandboxError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(SandboxError::ShuttingDown))
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => Err(SandboxError::Panicked("work on the file system")),
+        Err(_) => Err(SandboxError::ShuttingDown),
+    }
 }

@@ -19,6 +19,7 @@ use crate::host::oci::Runtime;
 use crate::host::users::User;
 use crate::images::Hold;
 use crate::model::{ContainerId, ContainerSpec, Resources, SandboxSpec};
+use futures_util::FutureExt as _;
 use podwright_monitor_proto::ExitRecord;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -115,7 +116,7 @@ enum Finished {
     PodRemoved(Result<(), SandboxError>),
     Created(ContainerId, Box<Result<Prepared, SandboxError>>),
     Started(ContainerId, Result<Init, SandboxError>),
-    Stopped(ContainerId),
+    Stopped(ContainerId, Result<(), SandboxError>),
     Cleaned(ContainerId),
     Removed(ContainerId, Result<(), SandboxError>),
 }
@@ -188,7 +189,8 @@ impl Pod {
     pub(super) fn spawn_new(mut self) -> PodHandle {
         self.activity = SandboxActivity::Preparing;
         let (node, spec) = (self.node.clone(), self.spec.clone());
-        self.jobs.spawn(async move { Finished::Up(Box::new(bring_up::bring_up(node, spec).await)) });
+        let failed = Finished::Up(Box::new(Err(SandboxError::Panicked("bring-up"))));
+        self.work(failed, async move { Finished::Up(Box::new(bring_up::bring_up(node, spec).await)) });
         self.spawn(None)
     }
 
@@ -243,6 +245,11 @@ impl Pod {
         // Whoever still asks finds the sandbox gone: the mailbox closes.
     }
 
+    /// Starts slow work; `failed` is its outcome should it panic, so that nobody waits for it for ever.
+    fn work(&mut self, failed: Finished, work: impl Future<Output = Finished> + Send + 'static) {
+        self.jobs.spawn(or_failed(failed, work));
+    }
+
     fn handle(&mut self, command: Command) {
         match command {
             Command::Create { spec, hold, reply } => self.create(*spec, hold, reply),
@@ -269,7 +276,11 @@ impl Pod {
             Err(cause) => {
                 tracing::warn!(sandbox = %self.spec.id, pod = %self.spec.name, error = %cause, "bring-up failed, undoing it");
                 let (node, spec) = (self.node.clone(), self.spec.clone());
-                self.jobs.spawn(async move {
+                let failed = Finished::Undone {
+                    cause: SandboxError::Panicked("bring-up"),
+                    undo: Err(SandboxError::Panicked("undoing a bring-up")),
+                };
+                self.work(failed, async move {
                     let undo = bring_up::tear_down(node, spec, None, Vec::new()).await;
                     Finished::Undone { cause, undo }
                 });
@@ -317,7 +328,11 @@ impl Pod {
         }
         let dying = self.containers.iter().map(|(id, c)| (id.clone(), c.phase.subscribe())).collect();
         let (node, spec, monitor) = (self.node.clone(), self.spec.clone(), self.monitor.clone());
-        self.jobs.spawn(async move { Finished::Down(bring_up::tear_down(node, spec, monitor, dying).await) });
+        let failed = Finished::Down(Err(SandboxError::Panicked("tear-down")));
+        self.work(
+            failed,
+            async move { Finished::Down(bring_up::tear_down(node, spec, monitor, dying).await) },
+        );
     }
 
     fn down(&mut self, result: Result<(), SandboxError>) {
@@ -360,7 +375,8 @@ impl Pod {
                     .values()
                     .map(|c| (c.spec.clone(), self.runtime.clone(), c.phase.subscribe()))
                     .collect();
-                self.jobs.spawn(async move {
+                let failed = Finished::PodRemoved(Err(SandboxError::Panicked("removal")));
+                self.work(failed, async move {
                     let mut errors = Vec::new();
                     for (spec, runtime, mut phase) in containers {
                         // The clean-up after its end runs by itself, and would be cut off when the pod is gone.
@@ -470,7 +486,8 @@ impl Pod {
             target_pid,
         };
         let runtime = self.runtime.clone();
-        self.jobs.spawn(async move {
+        let failed = Finished::Created(id.clone(), Box::new(Err(SandboxError::Panicked("creation"))));
+        self.work(failed, async move {
             let result = container::prepare_or_undo(request, &runtime).await;
             Finished::Created(id, Box::new(result))
         });
@@ -519,7 +536,8 @@ impl Pod {
                 container.phase.send_replace(Phase::Alive);
                 let (node, spec, runtime) = (self.node.clone(), container.spec.clone(), self.runtime.clone());
                 self.set_container_state(&id, ContainerState::Starting);
-                self.jobs.spawn(async move {
+                let failed = Finished::Started(id.clone(), Err(SandboxError::Panicked("start")));
+                self.work(failed, async move {
                     let result = container::start(&node, &monitor, &spec, &runtime).await;
                     Finished::Started(id, result)
                 });
@@ -592,9 +610,10 @@ impl Pod {
         };
         container.kill_at = Some(kill_at);
         let id = id.clone();
-        self.jobs.spawn(async move {
+        let failed = Finished::Stopped(id.clone(), Err(SandboxError::Panicked("stop")));
+        self.work(failed, async move {
             stop::stop(request).await;
-            Finished::Stopped(id)
+            Finished::Stopped(id, Ok(()))
         });
     }
 
@@ -612,10 +631,10 @@ impl Pod {
         }
     }
 
-    fn stopped(&mut self, id: &ContainerId) {
+    fn stopped(&mut self, id: &ContainerId, result: Result<(), SandboxError>) {
         if let Some(container) = self.containers.get_mut(id) {
             container.kill_at = None;
-            container.answer(&Ok(()));
+            container.answer(&result.map_err(Arc::new));
         }
     }
 
@@ -628,7 +647,8 @@ impl Pod {
                 let mut phase = container.phase.subscribe();
                 let (node, spec, runtime) = (self.node.clone(), container.spec.clone(), self.runtime.clone());
                 let monitor = self.monitor.clone();
-                self.jobs.spawn(async move {
+                let failed = Finished::Removed(id.clone(), Err(SandboxError::Panicked("removal")));
+                self.work(failed, async move {
                     // The clean-up after its end runs by itself; two at once would step on each other.
                     let _ = phase.wait_for(|p| *p == Phase::Cleaned).await;
                     let result = container::remove(&node, &spec, &runtime).await;
@@ -726,7 +746,8 @@ impl Pod {
         let (node, pod, spec, runtime) =
             (self.node.clone(), self.spec.clone(), container.spec.clone(), self.runtime.clone());
         let id = id.clone();
-        self.jobs.spawn(async move {
+        // Removal tries again.
+        self.work(Finished::Cleaned(id.clone()), async move {
             if let Err(error) = container::clean(&node, &pod, &spec, &runtime).await {
                 // Removal tries again and reports.
                 tracing::warn!(container = %spec.id, %error, "cannot clean up after a container yet");
@@ -765,7 +786,7 @@ impl Pod {
             Finished::PodRemoved(result) => self.pod_removed(result),
             Finished::Created(id, result) => self.created(&id, *result),
             Finished::Started(id, result) => self.started(&id, result),
-            Finished::Stopped(id) => self.stopped(&id),
+            Finished::Stopped(id, result) => self.stopped(&id, result),
             Finished::Cleaned(id) => {
                 if let Some(container) = self.containers.get(&id) {
                     container.phase.send_replace(Phase::Cleaned);
@@ -819,6 +840,11 @@ fn shorten(container: &Container, grace: Duration) {
     }
 }
 
+async fn or_failed<T>(failed: T, work: impl Future<Output = T>) -> T {
+    // Nothing of `work` is looked at afterwards.
+    std::panic::AssertUnwindSafe(work).catch_unwind().await.unwrap_or(failed)
+}
+
 async fn next(events: &mut Option<Events>) -> Option<MonitorEvent> {
     match events {
         Some(events) => events.recv().await,
@@ -838,5 +864,14 @@ fn send<T>(reply: Reply<T>, outcome: Outcome<T>) {
 fn answer_all<T: Clone>(waiters: &mut Vec<Reply<T>>, outcome: &Outcome<T>) {
     for waiter in waiters.drain(..) {
         send(waiter, outcome.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[tokio::test]
+    async fn work_that_panics_has_an_outcome() {
+        assert_eq!(super::or_failed(1, async { 2 }).await, 2);
+        assert_eq!(super::or_failed(1, async { panic!("on purpose") }).await, 1);
     }
 }

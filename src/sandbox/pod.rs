@@ -204,6 +204,7 @@ impl Pod {
         for id in ended {
             self.clean(&id);
         }
+        self.await_starts();
         self.publish();
         self.spawn(events)
     }
@@ -548,6 +549,26 @@ impl Pod {
                 let id = id.to_string();
                 send(reply, refuse(SandboxError::ContainerState { operation: "start", id, state }));
             }
+        }
+    }
+
+    /// Waits for the starts that an earlier daemon asked for.
+    fn await_starts(&mut self) {
+        let Some(monitor) = self.monitor.clone() else { return };
+        let mut starting = Vec::new();
+        for (id, container) in &mut self.containers {
+            if container.state == ContainerState::Starting {
+                container.activity = Activity::Starting;
+                starting.push(id.clone());
+            }
+        }
+        for id in starting {
+            let monitor = monitor.clone();
+            let failed = Finished::Started(id.clone(), Err(SandboxError::Panicked("start")));
+            self.work(failed, async move {
+                let result = container::await_start(&monitor, &id).await;
+                Finished::Started(id, result)
+            });
         }
     }
 

@@ -32,6 +32,8 @@ enum MonitorSeen {
 /// What is seen of a container.
 #[derive(Debug, Clone, PartialEq)]
 enum ContainerSeen {
+    /// The monitor says that the runtime is starting it.
+    Starting,
     /// The monitor says it runs.
     Running(Init),
     /// The monitor or its exit record says how it ended.
@@ -75,6 +77,11 @@ fn decide_container(recorded: Option<&ContainerState>, seen: &ContainerSeen, now
     };
     match (recorded, seen) {
         (None | Some(ContainerState::Creating), _) => Decision::Undo,
+        // Its outcome is waited for by the pod's task.
+        (
+            Some(ContainerState::Created | ContainerState::Starting | ContainerState::Running { .. }),
+            ContainerSeen::Starting,
+        ) => Decision::Keep(ContainerState::Starting),
         (Some(ContainerState::Created), ContainerSeen::Nothing) => Decision::Keep(ContainerState::Created),
         (Some(ContainerState::Created | ContainerState::Starting), ContainerSeen::Running(init)) => {
             Decision::Keep(ContainerState::Running { init: *init, since: now })
@@ -214,7 +221,8 @@ fn observe(node: &Node, pod: &SandboxId, id: &ContainerId, reports: &Reports) ->
         Some(MonitorContainer::Running { pid, start_time }) => {
             ContainerSeen::Running(Init { pid: *pid, start_time: *start_time })
         }
-        Some(MonitorContainer::Creating) | None => {
+        Some(MonitorContainer::Creating) => ContainerSeen::Starting,
+        None => {
             let file = node.exit_dir(pod).join(format!("{id}.json"));
             std::fs::read(file)
                 .ok()
@@ -351,6 +359,12 @@ mod tests {
                 (255, ExitReason::Unknown, ExitSource::Assumed)
             );
         }
+    }
+
+    #[test]
+    fn a_start_under_way_goes_on() {
+        let decision = decide_container(Some(&ContainerState::Starting), &ContainerSeen::Starting, NOW);
+        assert_eq!(decision, Decision::Keep(ContainerState::Starting));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::machine::{
 use super::manager::Index;
 use super::node::Node;
 use super::record::ContainerRecord;
+use super::recover;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::{ContainerState, Exit, Holdings, Init, NotReadyCause, SandboxState};
 use super::stop;
@@ -20,7 +21,7 @@ use crate::host::users::User;
 use crate::images::Hold;
 use crate::model::{ContainerId, ContainerSpec, Resources, SandboxSpec};
 use futures_util::FutureExt as _;
-use podwright_monitor_proto::ExitRecord;
+use podwright_monitor_proto::{ContainerState as MonitorContainer, ExitRecord};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,6 +112,7 @@ impl Container {
 #[derive(Debug)]
 enum Finished {
     Up(Box<Result<BroughtUp, SandboxError>>),
+    Adopted(Option<recover::Adopted>),
     Undone { cause: SandboxError, undo: Result<(), SandboxError> },
     Down(Result<(), SandboxError>),
     PodRemoved(Result<(), SandboxError>),
@@ -226,14 +228,13 @@ impl Pod {
                 },
                 event = next(&mut events) => match event {
                     Some(event) => self.monitor_event(event),
-                    None => {
-                        events = None;
-                        self.monitor_lost();
-                    }
+                    // `Gone` came before.
+                    None => events = None,
                 },
                 Some(finished) = self.jobs.join_next() => {
                     match finished {
                         Ok(Finished::Up(result)) => events = self.brought_up(*result),
+                        Ok(Finished::Adopted(adopted)) => events = self.adopted(adopted),
                         Ok(finished) => self.finished(finished),
                         Err(error) => tracing::error!(sandbox = %self.spec.id, %error, "a pod's work ended abnormally"),
                     }
@@ -737,7 +738,7 @@ impl Pod {
                 self.container_exited(&container_id, &exit)
             }
             MonitorEvent::ExecExited { exec_id, exit_code, .. } => self.node.execs.ended(&exec_id, exit_code),
-            MonitorEvent::Gone => self.monitor_lost(),
+            MonitorEvent::Gone => self.adopt_again(),
         }
     }
 
@@ -777,6 +778,43 @@ impl Pod {
         });
     }
 
+    /// The connection ended. That the monitor is dead is only one of its causes, and the one that costs the pod.
+    fn adopt_again(&mut self) {
+        if self.monitor.is_none() {
+            return;
+        }
+        let dir = self.node.pod_dir(&self.spec.id);
+        self.work(Finished::Adopted(None), async move { Finished::Adopted(recover::adopt(&dir).await) });
+    }
+
+    /// Takes up what the monitor says now, and what was missed meanwhile.
+    fn adopted(&mut self, adopted: Option<recover::Adopted>) -> Option<Events> {
+        let Some((monitor, events, reports)) = adopted else {
+            self.monitor_lost();
+            return None;
+        };
+        // None: the tear-down was through first.
+        self.monitor.as_ref()?;
+        tracing::warn!(sandbox = %self.spec.id, "the connection to the pod's monitor broke and was made anew");
+        self.monitor = Some(monitor);
+        let now = self.node.clock.now();
+        let running: Vec<ContainerId> = self
+            .containers
+            .iter()
+            .filter(|(_, c)| matches!(c.state, ContainerState::Running { .. }))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in running {
+            match reports.get(id.as_str()) {
+                Some(MonitorContainer::Running { .. } | MonitorContainer::Creating) => {}
+                Some(MonitorContainer::Exited(record)) => self.ended(&id, Exit::from_record(record)),
+                None => self.ended(&id, Exit::unknown("its monitor does not know it any more", now)),
+            }
+        }
+        self.publish();
+        Some(events)
+    }
+
     fn monitor_lost(&mut self) {
         if self.monitor.take().is_none() {
             return;
@@ -801,7 +839,7 @@ impl Pod {
     fn finished(&mut self, finished: Finished) {
         match finished {
             // Handled where the events can be taken over.
-            Finished::Up(_) => {}
+            Finished::Up(_) | Finished::Adopted(_) => {}
             Finished::Undone { cause, undo } => self.undone(cause, undo),
             Finished::Down(result) => self.down(result),
             Finished::PodRemoved(result) => self.pod_removed(result),

@@ -8,7 +8,7 @@ use super::node::{Node, make_private_dir};
 use super::spec::{self, ImageProcess, Inputs, PodNamespaces, Seccomp};
 use super::state::{ContainerState, Init};
 use super::stop::{kill_cgroup, shares_pid_namespace};
-use crate::host::monitor::{CreateRequest, Monitor, NamespacePaths};
+use crate::host::monitor::{ContainerState as MonitorContainer, CreateRequest, Monitor, NamespacePaths};
 use crate::host::oci::Runtime;
 use crate::host::security::seccomp;
 use crate::host::users::{self, User};
@@ -232,6 +232,24 @@ pub(super) async fn start(
     match created {
         Ok(created) => Ok(Init { pid: created.pid, start_time: created.start_time }),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// How often a monitor is asked about a start that an earlier daemon asked for.
+const START_POLL: Duration = Duration::from_millis(100);
+
+/// Waits for the outcome of a start that an earlier daemon asked for; its monitor bounds it.
+pub(super) async fn await_start(monitor: &Monitor, id: &ContainerId) -> Result<Init, SandboxError> {
+    loop {
+        let listing = monitor.list().await?;
+        let state = listing.containers.into_iter().find(|c| c.id == id.as_str()).map(|c| c.state);
+        match state {
+            Some(MonitorContainer::Creating) => tokio::time::sleep(START_POLL).await,
+            Some(MonitorContainer::Running { pid, start_time }) => return Ok(Init { pid, start_time }),
+            // Its end comes, or came, as an event.
+            Some(MonitorContainer::Exited(record)) => return Ok(Init { pid: record.pid, start_time: 0 }),
+            None => return Err(SandboxError::StartUnseen(id.to_string())),
+        }
     }
 }
 

@@ -723,13 +723,14 @@ impl Pod {
         if busy || container.updating.is_some() {
             return self.deferred.push(Command::Update { id, resources, reply });
         }
+        if container.activity == Activity::Removing {
+            return send(reply, refuse(not_updatable(&id, "being removed")));
+        }
         let live = match container.state {
             ContainerState::Created => false,
             ContainerState::Running { .. } => true,
             ContainerState::Creating | ContainerState::Starting | ContainerState::Exited { .. } => {
-                let (operation, state) = ("update", container.state.name());
-                let id = id.to_string();
-                return send(reply, refuse(SandboxError::ContainerState { operation, id, state }));
+                return send(reply, refuse(not_updatable(&id, container.state.name())));
             }
         };
         container.updating = Some(reply);
@@ -746,6 +747,13 @@ impl Pod {
     fn updated(&mut self, id: &ContainerId, resources: Resources, result: Result<(), SandboxError>) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let reply = container.updating.take();
+        let result = match (result, container.activity, &container.state) {
+            // Its end came first; the words of the runtime on that help nobody.
+            (Err(_), _, ContainerState::Exited { .. }) => Err(not_updatable(id, container.state.name())),
+            (Err(_), Activity::Stopping, _) => Err(not_updatable(id, "being stopped")),
+            (Err(_), Activity::Removing, _) => Err(not_updatable(id, "being removed")),
+            (result, _, _) => result,
+        };
         if result.is_ok() {
             container.resources = resources;
             let state = container.state.clone();
@@ -946,6 +954,10 @@ async fn next(events: &mut Option<Events>) -> Option<MonitorEvent> {
         Some(events) => events.recv().await,
         None => std::future::pending().await,
     }
+}
+
+fn not_updatable(id: &ContainerId, state: &'static str) -> SandboxError {
+    SandboxError::ContainerState { operation: "update", id: id.to_string(), state }
 }
 
 fn refuse<T>(error: SandboxError) -> Outcome<T> {

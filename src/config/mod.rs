@@ -174,6 +174,9 @@ pub struct Network {
 pub struct Images {
     /// Directories with `<host>/hosts.toml`, the first that has the host wins.
     pub certs_dirs: Vec<PathBuf>,
+    /// Files in the format of docker's config.json with credentials of the node, used where the kubelet sends none for a host;
+    /// the first that has an entry for it wins. Whoever may run a pod on the node may pull with them.
+    pub auth_files: Vec<PathBuf>,
     /// Layers downloaded at once, all pulls together.
     pub max_concurrent_downloads: usize,
     /// Seconds to connect to a registry.
@@ -307,6 +310,8 @@ impl Default for Images {
                 "/etc/containerd/certs.d".into(),
                 "/etc/docker/certs.d".into(),
             ],
+            // Not root's ~/.docker/config.json: a person's login would silently become every pod's.
+            auth_files: vec!["/etc/podwright/auth.json".into()],
             max_concurrent_downloads: 8,
             connect_timeout_seconds: 30,
             // containerd's image_pull_progress_timeout.

@@ -214,7 +214,7 @@ pub enum ImageError {
         /// Cause.
         reason: String,
     },
-    /// A hosts.toml that cannot be used. Never skipped silently: it would send pulls past the mirrors.
+    /// A hosts.toml, registries.conf or auth file that cannot be used. Never skipped silently: it would send pulls past the mirrors.
     #[error("registry configuration {path}: {reason}")]
     Hosts {
         /// File.

@@ -1,6 +1,6 @@
 //! HTTP to one host: TLS set-up, redirects, the authorization loop. One logical request in, one answer out.
 
-use super::auth::{self, Authorization, Credentials, Secret};
+use super::auth::{self, Authorization, Secret};
 use super::challenge;
 use super::hosts::{Host, Tls};
 use crate::config;
@@ -28,6 +28,7 @@ const TOKEN_TIME: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Registry {
     pub(super) certs_dirs: Vec<PathBuf>,
+    pub(super) auth_files: Vec<PathBuf>,
     connect_timeout: Duration,
     pub(super) progress_timeout: Duration,
     clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
@@ -50,6 +51,7 @@ impl Registry {
         let _ = rustls::crypto::ring::default_provider().install_default();
         Arc::new(Self {
             certs_dirs: config.certs_dirs.clone(),
+            auth_files: config.auth_files.clone(),
             connect_timeout: Duration::from_secs(config.connect_timeout_seconds),
             progress_timeout: Duration::from_secs(config.progress_timeout_seconds),
             clients: Mutex::default(),
@@ -180,12 +182,9 @@ impl HostClient {
     pub(super) fn new(
         shared: &Registry,
         host: Host,
-        registry: &str,
         repository: &str,
-        credentials: Option<&Credentials>,
+        secret: Secret,
     ) -> Result<Self, ImageError> {
-        let secret =
-            credentials.map_or(Secret::Anonymous, |c| c.secret_for(registry, &host.base, host.mirror));
         Ok(Self {
             http: shared.http_client(&host)?,
             authorization: tokio::sync::Mutex::new(auth::initial(&secret)),

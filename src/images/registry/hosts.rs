@@ -31,6 +31,18 @@ pub(crate) struct Host {
     pub(crate) mirror: bool,
 }
 
+impl Host {
+    /// Whether this is where `registry` itself lives, and not a mirror or a `server` in its place.
+    pub(super) fn is_registry(&self, registry: &str) -> bool {
+        let own = network_host(registry);
+        !self.mirror
+            && self.base.host_str().is_some_and(|host| {
+                let port = self.base.port_or_known_default().unwrap_or_default();
+                own == format!("{host}:{port}") || (self.base.port().is_none() && own == host)
+            })
+    }
+}
+
 /// TLS of a host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Tls {

@@ -3,9 +3,11 @@
 
 mod answer;
 mod auth;
+mod auth_files;
 mod blob;
 mod challenge;
 mod client;
+mod files;
 mod hosts;
 mod session;
 

@@ -1,7 +1,8 @@
 //! One pull's conversation: resolve a reference, fetch documents, open blobs, over all hosts in order.
 
 use super::answer::refusal;
-use super::auth::Credentials;
+use super::auth::{Credentials, Secret};
+use super::auth_files::AuthFiles;
 use super::blob::Blob;
 use super::client::{HostClient, Registry, Request, body_error};
 use super::hosts::{Host, hosts_for};
@@ -40,10 +41,12 @@ impl Session {
         reference: &Reference,
         credentials: Option<&Credentials>,
     ) -> Result<Self, ImageError> {
+        let files = AuthFiles::read(&registry.auth_files)?;
         let hosts = hosts_for(&registry.certs_dirs, reference.registry())?
             .into_iter()
             .map(|host| {
-                HostClient::new(registry, host, reference.registry(), reference.repository(), credentials)
+                let secret = secret_for(&host, reference, credentials, &files);
+                HostClient::new(registry, host, reference.repository(), secret)
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { reference: reference.clone(), hosts })
@@ -250,6 +253,22 @@ impl Session {
             _ => Ok(body),
         }
     }
+}
+
+/// What the caller gave, where it is for this host; else what the node has for it.
+fn secret_for(
+    host: &Host,
+    reference: &Reference,
+    credentials: Option<&Credentials>,
+    files: &AuthFiles,
+) -> Secret {
+    let registry = reference.registry();
+    let given = credentials.map_or(Secret::Anonymous, |c| c.secret_for(registry, &host.base, host.mirror));
+    if given != Secret::Anonymous {
+        return given;
+    }
+    let own = host.is_registry(registry).then_some(registry);
+    files.find(&host.base, own, reference.repository()).map_or(Secret::Anonymous, Credentials::into_secret)
 }
 
 /// Whose turn it is. Any failure leads to the next host; the last one is tried again while its failure may pass. The most

@@ -174,6 +174,8 @@ pub struct Network {
 pub struct Images {
     /// Directories with `<host>/hosts.toml`, the first that has the host wins.
     pub certs_dirs: Vec<PathBuf>,
+    /// CRI-O's and podman's registries.conf (version 2, with its drop-ins), for registries that have no hosts.toml; empty: not read.
+    pub registries_conf: PathBuf,
     /// Files in the format of docker's config.json with credentials of the node, used where the kubelet sends none for a host;
     /// the first that has an entry for it wins. Whoever may run a pod on the node may pull with them.
     pub auth_files: Vec<PathBuf>,
@@ -310,6 +312,8 @@ impl Default for Images {
                 "/etc/containerd/certs.d".into(),
                 "/etc/docker/certs.d".into(),
             ],
+            // Where every program of the containers family looks; absent is fine.
+            registries_conf: "/etc/containers/registries.conf".into(),
             // Not root's ~/.docker/config.json: a person's login would silently become every pod's.
             auth_files: vec!["/etc/podwright/auth.json".into()],
             max_concurrent_downloads: 8,

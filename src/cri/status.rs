@@ -120,7 +120,7 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         ImageError::Limit { .. } | ImageError::NoSpace { .. } => Code::ResourceExhausted,
         ImageError::Io { source, .. } => io_code(source),
         ImageError::Index { .. } => Code::Internal,
-        ImageError::Hosts { .. } => Code::FailedPrecondition,
+        ImageError::Hosts { .. } | ImageError::Blocked { .. } => Code::FailedPrecondition,
         ImageError::Interrupted { .. } => Code::Aborted,
     };
     (code, "")

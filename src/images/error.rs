@@ -222,6 +222,14 @@ pub enum ImageError {
         /// What is wrong.
         reason: String,
     },
+    /// The node's registries.conf forbids it.
+    #[error("{what} is blocked by {path}")]
+    Blocked {
+        /// Reference.
+        what: String,
+        /// File.
+        path: PathBuf,
+    },
     /// The shared work ended without a result (daemon shutdown or a bug in a worker).
     #[error("{what} was interrupted")]
     Interrupted {

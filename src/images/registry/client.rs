@@ -28,6 +28,7 @@ const TOKEN_TIME: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Registry {
     pub(super) certs_dirs: Vec<PathBuf>,
+    pub(super) registries_conf: PathBuf,
     pub(super) auth_files: Vec<PathBuf>,
     connect_timeout: Duration,
     pub(super) progress_timeout: Duration,
@@ -51,6 +52,7 @@ impl Registry {
         let _ = rustls::crypto::ring::default_provider().install_default();
         Arc::new(Self {
             certs_dirs: config.certs_dirs.clone(),
+            registries_conf: config.registries_conf.clone(),
             auth_files: config.auth_files.clone(),
             connect_timeout: Duration::from_secs(config.connect_timeout_seconds),
             progress_timeout: Duration::from_secs(config.progress_timeout_seconds),
@@ -189,7 +191,7 @@ impl HostClient {
             http: shared.http_client(&host)?,
             authorization: tokio::sync::Mutex::new(auth::initial(&secret)),
             secret: SecretBox(secret),
-            repository: repository.to_owned(),
+            repository: host.repository.clone().unwrap_or_else(|| repository.to_owned()),
             progress_timeout: shared.progress_timeout,
             host,
         })
@@ -199,6 +201,11 @@ impl HostClient {
     pub(super) fn name(&self) -> String {
         let host = self.host.base.host_str().unwrap_or_default();
         self.host.base.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+    }
+
+    /// The image's repository at this host.
+    pub(super) fn repository(&self) -> &str {
+        &self.repository
     }
 
     pub(super) fn base(&self) -> &Url {

@@ -9,6 +9,7 @@ mod challenge;
 mod client;
 mod files;
 mod hosts;
+mod registries_conf;
 mod session;
 
 pub use auth::Credentials;

@@ -42,7 +42,7 @@ impl Session {
         credentials: Option<&Credentials>,
     ) -> Result<Self, ImageError> {
         let files = AuthFiles::read(&registry.auth_files)?;
-        let hosts = hosts_for(&registry.certs_dirs, reference.registry())?
+        let hosts = hosts_for(&registry.certs_dirs, &registry.registries_conf, reference)?
             .into_iter()
             .map(|host| {
                 let secret = secret_for(&host, reference, credentials, &files);
@@ -209,8 +209,8 @@ impl Session {
             Kind::Blob => "blobs",
         };
         // Repository, tag and digest have a grammar without anything that needs escaping.
-        url.set_path(&format!("{}{}/{kind}/{tail}", host.base().path(), self.reference.repository()));
-        if host.host.mirror {
+        url.set_path(&format!("{}{}/{kind}/{tail}", host.base().path(), host.repository()));
+        if host.host.mirror && host.host.repository.is_none() {
             url.query_pairs_mut().append_pair("ns", self.reference.registry());
         }
         url
@@ -268,7 +268,8 @@ fn secret_for(
         return given;
     }
     let own = host.is_registry(registry).then_some(registry);
-    files.find(&host.base, own, reference.repository()).map_or(Secret::Anonymous, Credentials::into_secret)
+    let repository = host.repository.as_deref().unwrap_or_else(|| reference.repository());
+    files.find(&host.base, own, repository).map_or(Secret::Anonymous, Credentials::into_secret)
 }
 
 /// Whose turn it is. Any failure leads to the next host; the last one is tried again while its failure may pass. The most

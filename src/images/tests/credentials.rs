@@ -102,6 +102,29 @@ async fn each_mirror_gets_its_own_credentials() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn registries_conf_leads_to_another_repository_with_its_own_credentials() {
+    let (content, _, id) = small();
+    let (mirror, registry) = (wants("mirror", &content), wants("", &Content::default()));
+    let dir = tempfile::tempdir().unwrap();
+    let conf = dir.path().join("registries.conf");
+    let text = format!(
+        "[[registry]]\nprefix = \"r.example/team\"\nlocation = \"127.0.0.1:{}/own\"\ninsecure = true\n\
+         [[registry.mirror]]\nlocation = \"127.0.0.1:{}/cache/team\"\ninsecure = true\n",
+        registry.port, mirror.port
+    );
+    std::fs::write(&conf, text).unwrap();
+    let file = auth_file(dir.path(), &[(format!("127.0.0.1:{}/cache", mirror.port), "mirror")]);
+    let config = config::Images { registries_conf: conf, auth_files: vec![file], ..config() };
+    let images = Images::open(&dir.path().join("store"), &config).unwrap();
+    assert_eq!(images.pull("r.example/team/x:t", None).await.unwrap().as_str(), id.as_str());
+    assert_eq!(seen(&mirror), [basic("mirror")]);
+    assert!(mirror.asks().iter().all(|a| !a.path.contains("ns=") && a.path.starts_with("/v2/cache/team/x/")));
+    assert!(registry.asks().is_empty());
+    let image = images.status(id.as_str()).unwrap();
+    assert_eq!(image.repo_tags, ["r.example/team/x:t"], "the name is the one that was asked for");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_identity_token_is_traded_for_an_access_token() {
     let (content, _, id) = small();
     let server = Server::start(move |ask| {

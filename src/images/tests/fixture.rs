@@ -134,6 +134,7 @@ pub(super) fn small() -> (Content, Digest, Digest) {
 pub(super) fn config() -> config::Images {
     config::Images {
         certs_dirs: Vec::new(),
+        registries_conf: std::path::PathBuf::new(),
         auth_files: Vec::new(),
         connect_timeout_seconds: 5,
         progress_timeout_seconds: 20,

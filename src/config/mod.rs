@@ -181,6 +181,13 @@ pub struct Images {
     pub auth_files: Vec<PathBuf>,
     /// Layers downloaded at once, all pulls together.
     pub max_concurrent_downloads: usize,
+    /// Layers downloaded at once from one registry; 0: only the limit of all.
+    pub max_concurrent_downloads_per_registry: usize,
+    /// Bytes a second of all downloads together; 0: no limit.
+    pub max_bytes_per_second: u64,
+    /// Bytes a second below which a registry host counts as stalled, measured over progress_timeout_seconds of waiting for it;
+    /// 0: any byte is progress.
+    pub min_bytes_per_second: u64,
     /// Seconds to connect to a registry.
     pub connect_timeout_seconds: u64,
     /// Seconds without a byte from the registry after which a pull fails.
@@ -317,6 +324,11 @@ impl Default for Images {
             // Not root's ~/.docker/config.json: a person's login would silently become every pod's.
             auth_files: vec!["/etc/podwright/auth.json".into()],
             max_concurrent_downloads: 8,
+            // CRI-O's number for one image; the rest is left to other registries.
+            max_concurrent_downloads_per_registry: 6,
+            max_bytes_per_second: 0,
+            // A registry that sends a byte now and then would hold a pull for ever.
+            min_bytes_per_second: 1024,
             connect_timeout_seconds: 30,
             // containerd's image_pull_progress_timeout.
             progress_timeout_seconds: 300,

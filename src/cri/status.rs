@@ -107,7 +107,7 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         ImageError::NotFound { .. } | ImageError::NotAtRegistry { .. } => Code::NotFound,
         ImageError::Unauthorized { .. } | ImageError::Token { .. } => Code::PermissionDenied,
         ImageError::RateLimited { .. } => Code::ResourceExhausted,
-        ImageError::Unavailable { .. } | ImageError::Stalled { .. } => {
+        ImageError::Unavailable { .. } | ImageError::Stalled { .. } | ImageError::TooSlow { .. } => {
             return (Code::Unavailable, REGISTRY_UNAVAILABLE);
         }
         ImageError::Protocol { .. } | ImageError::Redirect { .. } => Code::Unknown,

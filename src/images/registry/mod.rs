@@ -9,9 +9,12 @@ mod challenge;
 mod client;
 mod files;
 mod hosts;
+mod pace;
 mod registries_conf;
 mod session;
+mod turn;
 
 pub use auth::Credentials;
+pub(crate) use blob::Blob;
 pub(crate) use client::Registry;
 pub(crate) use session::Session;

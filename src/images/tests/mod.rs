@@ -4,5 +4,6 @@ mod credentials;
 mod docker_registry;
 mod faults;
 mod fixture;
+mod mirrors;
 mod server;
 mod sharing;

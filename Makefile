@@ -90,11 +90,17 @@ proto-check: ## Check our copy of the CRI contract against its source
 
 .PHONY: e2e
 e2e: build images ## Integration tests: the real daemon on scratch nodes
-	if compgen -G 'tests/*.rs' >/dev/null; then cargo test --locked --test '*'; fi
+	cargo test --locked --workspace --test '*'
 
 .PHONY: critest
 critest: build testkit tools images ## The Kubernetes CRI conformance suite
 	tests/critest/suite.sh
+
+# Not part of `test`: an emulated machine is slow.
+.PHONY: test-vm
+test-vm: build testkit tools images ## e2e and critest on cgroup v2 and systemd, in an emulated guest (STEPS, FILTER, FOCUS)
+	@scripts/deps.sh qemu-system-x86 mmdebstrap e2fsprogs
+	tests/vm/run.sh
 
 .PHONY: bench
 bench: build testkit tools images ## Measure against Debian's containerd

@@ -75,7 +75,7 @@ metrics() {
     [ -n "$METRICS" ] || return 0
     curl -sS --max-time 10 "http://$METRICS/metrics" >"$NODE_TMP/metrics" 2>/dev/null || { echo "no metrics at $METRICS"; return 0; }
     echo "$(grep -c -v '^#' "$NODE_TMP/metrics") series at http://$METRICS/metrics, such as"
-    grep -v '^#' "$NODE_TMP/metrics" | head -5
+    grep -v -m 5 '^#' "$NODE_TMP/metrics"
 }
 
 say 'A registry, a node directory and the daemon'

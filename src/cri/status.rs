@@ -66,6 +66,7 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::ExecTimeout { .. } | SandboxError::StepTimeout { .. } => Code::DeadlineExceeded,
         SandboxError::Unkillable { .. } => Code::DeadlineExceeded,
         SandboxError::MonitorLost(_) => Code::FailedPrecondition,
+        SandboxError::StartUnseen(_) | SandboxError::Panicked(_) => Code::Internal,
         SandboxError::ShuttingDown => Code::Unavailable,
         // The first is the cause, the others what undoing it met.
         SandboxError::Several(errors) => errors.first().map_or(Code::Internal, code),

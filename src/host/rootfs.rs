@@ -2,7 +2,7 @@
 //!
 //! Owns the mount calls. Never makes or removes directories, and never decides which layers there are.
 //!
-//! The new mount API takes one `lowerdir+` a layer (Linux 6.5), so the 4 KiB limit of mount(2)'s option string does
+//! The new mount API takes one `lowerdir+` a layer (Linux 6.7), so the 4 KiB limit of mount(2)'s option string does
 //! not bite. Older kernels get mount(2) with every layer named by an open descriptor, which keeps that string short.
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
@@ -109,11 +109,25 @@ pub fn mount(
     if lowers.is_empty() {
         return Err(RootfsError::NoLayers { target: target.to_owned() });
     }
+    if !checks_options() {
+        return mount_by_page(lowers, upper, work, target, options);
+    }
     match mount_by_fsconfig(lowers, upper, work, target, options) {
-        // A kernel before 6.5 does not know `lowerdir+`; one before 5.2 has no fsopen(2).
+        // A kernel before 6.7 does not know `lowerdir+`; one before 5.2 has no fsopen(2).
         Err(e) if lacks_lowerdir_plus(&e) => mount_by_page(lowers, upper, work, target, options),
         done => done,
     }
+}
+
+/// Whether overlayfs looks at options one by one (Linux 6.5). Before, the kernel collects them unseen and refuses them
+/// all together at the mount, so that an unknown one cannot be told; then it takes anything here.
+fn checks_options() -> bool {
+    static CHECKS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *CHECKS.get_or_init(|| {
+        let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC);
+        // Where fsopen(2) itself fails, the mount tells why.
+        fs.map_or(true, |fs| rustix::mount::fsconfig_set_flag(&fs, "podwright-asks").is_err())
+    })
 }
 
 fn lacks_lowerdir_plus(error: &RootfsError) -> bool {

@@ -8,7 +8,7 @@ use super::node::{Node, make_private_dir};
 use super::spec::{self, ImageProcess, Inputs, PodNamespaces, Seccomp};
 use super::state::{ContainerState, Init};
 use super::stop::{kill_cgroup, shares_pid_namespace};
-use crate::host::monitor::{CreateRequest, Monitor, NamespacePaths};
+use crate::host::monitor::{ContainerState as MonitorContainer, CreateRequest, Monitor, NamespacePaths};
 use crate::host::oci::Runtime;
 use crate::host::security::seccomp;
 use crate::host::users::{self, User};
@@ -22,6 +22,10 @@ use std::time::Duration;
 /// How long making a bundle may take: the kubelet's own limit for CreateContainer. Looking at a volume on a dead
 /// network file system never ends, and must not keep the container's name for ever.
 const PREPARE_LIMIT: Duration = Duration::from_secs(110);
+/// Nothing reads a writable layer after a reboot (records of containers do not survive one either), so nothing in it
+/// need be synced. Without this (Linux 5.10), the end of each container syncs the whole file system that the layer is
+/// on, other people's data included.
+const WRITABLE_LAYER: &[&str] = &["volatile"];
 /// Linux's SIGTERM, where neither CRI nor the image names a stop signal.
 const SIGTERM: i32 = 15;
 
@@ -104,7 +108,7 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
     }
     // The upper directory's mode becomes that of the container's `/`.
     open_to_all(&upper)?;
-    rootfs::mount(hold.layers(), &upper, &work, &root, &[])?;
+    rootfs::mount(hold.layers(), &upper, &work, &root, WRITABLE_LAYER)?;
     let image = hold.image();
     let user = users::resolve(&root, &image.config.user, &spec.security.run_as)?;
     make_volumes(&root, image.config.volumes.keys())?;
@@ -184,7 +188,7 @@ fn open_to_all(dir: &Path) -> Result<(), SandboxError> {
         .map_err(SandboxError::io("change the mode of", dir))
 }
 
-/// The host side of each mount: symlinks followed, a missing directory made as both peers do.
+/// The host side of each mount: symlinks followed. One that is missing is an error; both peers make a directory there.
 fn resolve_mounts(spec: &ContainerSpec) -> Result<Vec<PathBuf>, SandboxError> {
     spec.mounts.iter().map(|mount| resolve_mount(&mount.container_path, &mount.source)).collect()
 }
@@ -228,6 +232,24 @@ pub(super) async fn start(
     match created {
         Ok(created) => Ok(Init { pid: created.pid, start_time: created.start_time }),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// How often a monitor is asked about a start that an earlier daemon asked for.
+const START_POLL: Duration = Duration::from_millis(100);
+
+/// Waits for the outcome of a start that an earlier daemon asked for; its monitor bounds it.
+pub(super) async fn await_start(monitor: &Monitor, id: &ContainerId) -> Result<Init, SandboxError> {
+    loop {
+        let listing = monitor.list().await?;
+        let state = listing.containers.into_iter().find(|c| c.id == id.as_str()).map(|c| c.state);
+        match state {
+            Some(MonitorContainer::Creating) => tokio::time::sleep(START_POLL).await,
+            Some(MonitorContainer::Running { pid, start_time }) => return Ok(Init { pid, start_time }),
+            // Its end comes, or came, as an event.
+            Some(MonitorContainer::Exited(record)) => return Ok(Init { pid: record.pid, start_time: 0 }),
+            None => return Err(SandboxError::StartUnseen(id.to_string())),
+        }
     }
 }
 

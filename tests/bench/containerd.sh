@@ -23,7 +23,7 @@ start() {
     iptables-save -t nat 2>/dev/null | grep -q '^:CNI-HOSTPORT-' || touch "$dir/host-ports-are-ours"
     cat >"$dir/cni/net.d/10-bench.conflist" <<CNI
 {
-  "cniVersion": "0.4.0",
+  "cniVersion": "1.0.0",
   "name": "$bridge",
   "plugins": [
     {
@@ -140,7 +140,7 @@ stop() {
     done
     umount -l "$dir" && rmdir "$dir"
     # Parents that the suite's pods had, empty by now. Never removed while in use.
-    for cgroup in /sys/fs/cgroup/*/k8s.io /sys/fs/cgroup/*/system.slice /sys/fs/cgroup/k8s.io; do
+    for cgroup in /sys/fs/cgroup/*/{k8s.io,system.slice,"$bridge"} /sys/fs/cgroup/{k8s.io,"$bridge"}; do
         [ -d "$cgroup" ] && find "$cgroup" -depth -type d -exec rmdir {} \; 2>/dev/null || true
     done
 }

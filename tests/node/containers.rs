@@ -156,10 +156,7 @@ async fn limits_reach_the_cgroup() {
     });
     let id = node.create(&pod, &config, spec).await.unwrap();
     node.start(&id).await.unwrap();
-    let request = pb::ContainerStatusRequest { container_id: id.clone(), verbose: true };
-    let info = node.runtime.container_status(request).await.unwrap().into_inner().info;
-    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
-    let pid = info["pid"].as_u64().unwrap();
+    let pid = node.pid(&id).await;
     assert_eq!(cgroup_value(pid, "memory", "memory.limit_in_bytes", "memory.max"), (64 << 20).to_string());
     let quota = cgroup_value(pid, "cpu", "cpu.cfs_quota_us", "cpu.max");
     assert!(quota.starts_with("50000"), "{quota}");
@@ -181,6 +178,72 @@ fn cgroup_value(pid: u64, controller: &str, v1: &str, v2: &str) -> String {
     }
     let path = cgroups.lines().find_map(|l| l.strip_prefix("0::")).unwrap();
     std::fs::read_to_string(format!("/sys/fs/cgroup{path}/{v2}")).unwrap().trim().to_owned()
+}
+
+/// Files of the unified hierarchy that the request names itself. v1 hosts have none, and must say so.
+#[tokio::test(flavor = "multi_thread")]
+async fn unified_limits_need_the_unified_hierarchy() {
+    let mut node = Node::with_busybox().await;
+    let config = node.pod("unified");
+    let pod = node.run(&config).await.unwrap();
+    let mut spec = container("main", &[]);
+    spec.linux.get_or_insert_default().resources = Some(pb::LinuxContainerResources {
+        unified: map(&[("pids.max", "77"), ("memory.high", "8388608")]),
+        ..Default::default()
+    });
+    let created = node.create(&pod, &config, spec).await;
+    if std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        let id = created.unwrap();
+        node.start(&id).await.unwrap();
+        let pid = node.pid(&id).await;
+        assert_eq!(cgroup_value(pid, "pids", "", "pids.max"), "77");
+        assert_eq!(cgroup_value(pid, "memory", "", "memory.high"), "8388608");
+    } else {
+        assert!(created.unwrap_err().message().contains("unified"));
+    }
+    node.finish().await;
+}
+
+/// Without a namespace of its own, only its cgroup tells which processes are the container's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_container_leaves_no_process_in_the_pods_pid_namespace() {
+    let mut node = Node::with_busybox().await;
+    let config = node.pod("shared");
+    let pod = node.run(&config).await.unwrap();
+    let mut spec = container("main", &["sh", "-c", "sleep 4001 & setsid sleep 4002 & exec sleep 4003"]);
+    let mut other = container("other", &[]);
+    for spec in [&mut spec, &mut other] {
+        security(spec).namespace_options =
+            Some(pb::NamespaceOption { pid: pb::NamespaceMode::Pod.into(), ..Default::default() });
+    }
+    let id = node.create(&pod, &config, spec).await.unwrap();
+    let other = node.create(&pod, &config, other).await.unwrap();
+    node.start(&id).await.unwrap();
+    node.start(&other).await.unwrap();
+    node.stop(&id, 0).await.unwrap();
+    let left = node.output(&other, &["ps", "-o", "args"]).await;
+    assert!(!left.contains("sleep 400"), "{left}");
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stats_tell_processor_memory_and_layer() {
+    let mut node = Node::with_busybox().await;
+    let (_, id) = node.running("stats", &["sh", "-c", "i=0; while true; do i=$((i+1)); done"]).await;
+    let request = pb::ContainerStatsRequest { container_id: id.clone() };
+    let usage = async |node: &mut Node| {
+        let answer = node.runtime.container_stats(request.clone()).await.unwrap().into_inner();
+        let stats = answer.stats.unwrap();
+        let cpu = stats.cpu.unwrap().usage_core_nano_seconds.unwrap().value;
+        (cpu, stats.memory.unwrap().working_set_bytes.unwrap().value)
+    };
+    let (before, memory) = usage(&mut node).await;
+    assert!(memory > 0);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while usage(&mut node).await.0 <= before {
+        assert!(std::time::Instant::now() < deadline, "a busy container uses no processor");
+    }
+    node.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

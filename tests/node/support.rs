@@ -6,7 +6,7 @@ use pb::runtime_service_client::RuntimeServiceClient;
 use podwright::cri::proto as pb;
 use podwright_testkit::{
     Artifact, Compression, Daemon, Entry, Image, ImageBuilder, LayerBuilder, Ledger, Options, Programs,
-    Registry, Scratch, wait_for,
+    Registry, Scratch, patience, wait_for,
 };
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -178,6 +178,14 @@ impl Node {
         Ok(self.runtime.container_status(request).await?.into_inner().status.unwrap())
     }
 
+    /// The container's first process, as the host sees it.
+    pub(crate) async fn pid(&mut self, id: &str) -> u64 {
+        let request = pb::ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
+        let info = self.runtime.container_status(request).await.unwrap().into_inner().info;
+        let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+        info["pid"].as_u64().unwrap()
+    }
+
     pub(crate) async fn pod_status(&mut self, id: &str) -> Result<pb::PodSandboxStatus, Status> {
         let request = pb::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
         Ok(self.runtime.pod_sandbox_status(request).await?.into_inner().status.unwrap())
@@ -185,7 +193,7 @@ impl Node {
 
     /// Waits until a container has exited.
     pub(crate) async fn exited(&mut self, id: &str) -> pb::ContainerStatus {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + PATIENCE * patience();
         loop {
             let status = self.status(id).await.unwrap();
             if status.state() == pb::ContainerState::ContainerExited {

@@ -33,7 +33,7 @@ pub enum Request {
     Create(Box<Create>),
     /// Run the OCI runtime's exec; descriptors may come along.
     Exec(Box<Exec>),
-    /// Send a signal.
+    /// Send a signal. An exec that the runtime is still starting gets the last one as soon as it is there.
     Signal {
         /// To whom.
         target: Target,

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use podwright_monitor_proto::{ErrorKind, Event, ExitRecord, RECORD_VERSION, Reply};
+use podwright_monitor_proto::{ErrorKind, Event, ExitRecord, RECORD_VERSION, Reply, Target};
 use podwright_sys::process::{self, Ended};
 use podwright_sys::{pidfd, proc};
 
@@ -90,12 +90,16 @@ impl Pod {
                     }
                 }
             }
-            JobKind::Exec { exec_id, container_id } => {
-                let (exec_id, container_id) = (exec_id.clone(), container_id.clone());
+            JobKind::Exec { exec_id, container_id, signal } => {
+                let (exec_id, container_id, signal) = (exec_id.clone(), container_id.clone(), *signal);
                 let outcome = succeeded(&job, ended, "")
-                    .and_then(|()| self.exec_started(exec_id, container_id, &job, console));
-                if outcome.is_err() {
-                    self.kill_left_behind(&job);
+                    .and_then(|()| self.exec_started(exec_id.clone(), container_id, &job, console));
+                match (&outcome, signal) {
+                    (Err(_), _) => self.kill_left_behind(&job),
+                    (Ok(()), Some((signal, group))) => {
+                        self.signal(&Target::Exec(exec_id), signal, group);
+                    }
+                    (Ok(()), None) => {}
                 }
                 job.files.clear();
                 outcome.err()

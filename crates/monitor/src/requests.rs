@@ -20,6 +20,8 @@ use crate::output::Stream;
 use crate::pod::Pod;
 use crate::runtime::{self, Console, Job, JobFiles, JobKind, Stdio3};
 
+const SIGKILL: i32 = 9;
+
 /// Longest log line that may be asked for; the read buffer has this size and a little more.
 const MAX_LOG_LINE: u32 = 1 << 20;
 
@@ -263,12 +265,13 @@ impl Pod {
         )
         .inspect_err(|_| files.clear())?;
         let deadline = deadline(exec.deadline_ms);
-        let kind = JobKind::Exec { exec_id: exec.exec_id.clone(), container_id: exec.container_id.clone() };
+        let (exec_id, container_id) = (exec.exec_id.clone(), exec.container_id.clone());
+        let kind = JobKind::Exec { exec_id, container_id, signal: None };
         self.jobs.push(Job { pid, kind, files, console, client, request, deadline, killed: false });
         Ok(Later)
     }
 
-    fn signal(&mut self, target: &Target, signal: i32, group: bool) -> Reply {
+    pub(crate) fn signal(&mut self, target: &Target, signal: i32, group: bool) -> Reply {
         let process = match target {
             Target::Container(id) => match self.container(id) {
                 Ok(container) => match &container.state {
@@ -283,7 +286,7 @@ impl Pod {
             },
             Target::Exec(id) => match self.execs.iter().find(|exec| exec.id == *id) {
                 Some(exec) => &exec.process,
-                None => return Reply::AlreadyExited,
+                None => return self.signal_at_start(id, signal, group),
             },
         };
         let sent = match (&process.pidfd, group) {
@@ -305,6 +308,26 @@ impl Pod {
                 Refusal::new(kind, format!("send signal {signal} to {target:?}: {error}")).into()
             }
         }
+    }
+
+    /// The runtime still starts the exec. SIGKILL ends the runtime, and with it what it has made; another signal waits
+    /// for the process.
+    fn signal_at_start(&mut self, id: &str, number: i32, to_group: bool) -> Reply {
+        for job in &mut self.jobs {
+            if let JobKind::Exec { exec_id, signal, .. } = &mut job.kind
+                && exec_id == id
+            {
+                if number == SIGKILL {
+                    job.killed = true;
+                    // The runtime leads its group and is not reaped before its job is removed.
+                    let _ = pidfd::send_group_signal(job.pid, SIGKILL);
+                } else {
+                    *signal = Some((number, to_group));
+                }
+                return Reply::Done;
+            }
+        }
+        Reply::AlreadyExited
     }
 
     fn reopen_log(&mut self, id: &str) -> Result<(), Refusal> {

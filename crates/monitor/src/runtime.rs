@@ -32,8 +32,15 @@ pub(crate) struct Job {
 
 #[derive(Debug)]
 pub(crate) enum JobKind {
-    Create { serial: u32 },
-    Exec { exec_id: String, container_id: String },
+    Create {
+        serial: u32,
+    },
+    Exec {
+        exec_id: String,
+        container_id: String,
+        /// A signal, and whether to its group, that came before the process was there to get it.
+        signal: Option<(i32, bool)>,
+    },
 }
 
 /// Files that the runtime writes for us.

@@ -283,6 +283,14 @@ fn exec_gets_its_descriptors_and_reports_its_end() {
     assert_eq!(pod.client.exec_exit_of("killed"), (137, Some(9)));
     assert_eq!(pod.client.call(kill), Reply::AlreadyExited);
 
+    // The signal overtakes the runtime: the exec must not outlive it.
+    let request = pod.exec_request("early", "c1", &["sleep", "1000"], false);
+    let started = pod.client.send(Request::Exec(Box::new(request)), &[]);
+    let kill = Request::Signal { target: Target::Exec("early".into()), signal: 9, group: true };
+    assert_eq!(pod.client.call(kill), Reply::Done);
+    assert!(matches!(pod.client.wait(started), Reply::ExecStarted { .. }));
+    assert_eq!(pod.client.exec_exit_of("early"), (137, Some(9)));
+
     let request = pod.exec_request("missing", "c1", &["/no/such"], false);
     let reply = pod.client.call(Request::Exec(Box::new(request)));
     assert!(

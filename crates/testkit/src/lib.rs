@@ -28,4 +28,4 @@ pub use ledger::{Ledger, assert_same};
 pub use programs::Programs;
 pub use registry::Registry;
 pub use scratch::{Options, Scratch};
-pub use wait::wait_for;
+pub use wait::{patience, wait_for};

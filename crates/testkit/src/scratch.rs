@@ -31,7 +31,7 @@ pub struct Options {
     pub ip_masq: bool,
     /// Whether the daemon serves /metrics, on a free loopback port.
     pub metrics: bool,
-    /// The OCI runtime that pods get by default.
+    /// The OCI runtime that pods get by default: `PODWRIGHT_TEST_RUNTIME`, or runc.
     pub runtime: String,
     /// Further TOML for a drop-in, `config.toml.d/50-test.toml`.
     pub extra_config: String,
@@ -45,7 +45,7 @@ impl Default for Options {
             ip_masq: true,
             metrics: true,
             // crun refuses hosts that mount cgroup v1 and v2 together; runc takes both.
-            runtime: "runc".to_owned(),
+            runtime: std::env::var("PODWRIGHT_TEST_RUNTIME").unwrap_or_else(|_| "runc".to_owned()),
             extra_config: String::new(),
         }
     }

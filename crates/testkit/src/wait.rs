@@ -8,12 +8,19 @@ use std::time::{Duration, Instant};
 /// How often a condition is looked at again: short, since most are met at once.
 const STEP: Duration = Duration::from_millis(5);
 
-/// Calls `ready` until it gives a value, at most for `limit`.
+/// How many times as long as usual everything may take: `PODWRIGHT_TEST_PATIENCE`, 1 unless set.
+/// An emulated processor needs it.
+#[must_use]
+pub fn patience() -> u32 {
+    std::env::var("PODWRIGHT_TEST_PATIENCE").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// Calls `ready` until it gives a value, at most for `limit` times [`patience`].
 ///
 /// # Errors
 /// Fails with `what` and the time waited when the limit has passed.
 pub fn wait_for<T>(what: &str, limit: Duration, mut ready: impl FnMut() -> Option<T>) -> anyhow::Result<T> {
-    let start = Instant::now();
+    let (start, limit) = (Instant::now(), limit.saturating_mul(patience()));
     loop {
         if let Some(value) = ready() {
             return Ok(value);

@@ -3,6 +3,7 @@
 //! Owns only leaves that end in a container's id. Never creates a cgroup (the OCI runtime does), never touches a
 //! parent: the kubelet owns those.
 
+mod hasten;
 mod stats;
 
 pub use stats::{CgroupStats, MemoryStats, Pressure, PressureLine, PressureStats};
@@ -228,6 +229,13 @@ impl Cgroups {
         dirs.dedup();
         dirs.retain(|dir| dir.is_dir());
         dirs
+    }
+
+    /// Has the kernel prepare for the moves that an OCI runtime is about to make, which shortens these by a grace
+    /// period. Blocks for that long; to be run beside the runtime.
+    pub fn hasten_moves(&self) {
+        // The v2 tree first: a v1 hierarchy is as good, but may be mounted under any name.
+        hasten::hasten(self.v2.iter().chain(self.v1.values()).cloned());
     }
 
     /// Whether any hierarchy has the cgroup.

@@ -1,0 +1,178 @@
+#!/bin/bash
+# The end-to-end tests and the conformance suite on a machine as users have one:
+# Debian's kernel, systemd as process 1, cgroup v2 alone. It is a QEMU guest
+# (emulated: no KVM is needed), made of Debian's packages only, without network.
+#
+# usage: tests/vm/run.sh             everything: the suite of tests/node with runc
+#                                    and with crun, then critest with runc
+#        STEPS='node:crun' tests/vm/run.sh      only these steps, in this order;
+#                                    a step is node:RUNTIME or critest:RUNTIME
+#        FILTER=oom                  only tests of tests/node with this in their name
+#        FOCUS=Security              only critest's specs that match
+#        VM_ACCEL=kvm                on a machine that has KVM
+#        VM_LIMIT=7200               seconds after which the guest is killed
+#
+# Kept for the next run: build/vm/base-*.ext4, the guest's system. The guest's
+# console and the tests' output stay in build/vm/{console,tests}.log.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+vm=$root/build/vm
+started=$SECONDS
+
+# What the guest has: the daemon's needs, the tests' needs, nothing else.
+packages=systemd-sysv,kmod,apparmor,runc,crun,containernetworking-plugins,iptables,conntrack
+packages+=,iproute2,procps,util-linux,docker-registry,jq,curl
+suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-bookworm}")
+
+work='' qemu='' tail=''
+finish() {
+    local code=$?
+    trap '' INT TERM
+    # Only what this run started; QEMU also dies with its parent (pdeathsig).
+    [ -z "$qemu" ] || kill -KILL "$qemu" 2>/dev/null || true
+    [ -z "$tail" ] || kill -KILL "$tail" 2>/dev/null || true
+    wait 2>/dev/null || true
+    [ -z "$work" ] || rm -rf "$work"
+    echo "test-vm: $((SECONDS - started)) s in all, exit $code"
+    exit $code
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+mkdir -p "$vm"
+work=$(mktemp -d "$vm/work.XXXXXX")
+
+# The kernel's name is part of the system's, so that an update of Debian's makes a new one.
+kernel=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -1)
+if [ -z "$kernel" ]; then
+    apt-get -qq update
+    kernel=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -1)
+fi
+version=${kernel#linux-image-}
+
+# make_base  the guest's system from packages: kernel, initramfs, root file system.
+make_base() {
+    echo "test-vm: making the guest's system ($suite, $version)"
+    (cd "$work" && apt-get -qq -o APT::Sandbox::User=root download "$kernel")
+    dpkg-deb -x "$work/$kernel"_*.deb "$work/kernel"
+    # In a mount namespace of its own: whatever happens, no mount stays on this machine.
+    TMPDIR=$work unshare --mount mmdebstrap --quiet --mode=root --variant=minbase --include="$packages" \
+        "$suite" "$work/rootfs" </dev/null
+    mkdir -p "$work/rootfs/lib/modules"
+    cp -a "$work/kernel/lib/modules/." "$work/rootfs/lib/modules/"
+    chroot "$work/rootfs" depmod "$version"
+    # A machine that has been set up: no questions at the first boot.
+    tr -d - </proc/sys/kernel/random/uuid >"$work/rootfs/etc/machine-id"
+    echo podwright-vm >"$work/rootfs/etc/hostname"
+    printf '127.0.0.1 localhost podwright-vm\n' >"$work/rootfs/etc/hosts"
+    cat >"$work/rootfs/etc/systemd/system/podwright-test.service" <<'UNIT'
+[Unit]
+Description=podwright's tests
+SuccessAction=poweroff-immediate
+FailureAction=poweroff-immediate
+
+[Service]
+Type=oneshot
+TimeoutStartSec=infinity
+# Processes of the tests share this unit; pods lie beside it, below cgroups of their own.
+Delegate=yes
+TasksMax=infinity
+# The second disk is a tar archive of the checkout's programs, at the same paths as on the host.
+ExecStart=/bin/bash -c 'stty -F /dev/ttyS1 raw -echo; tar -x -C / -f /dev/vdb && exec /etc/podwright-vm/start'
+StandardInput=null
+StandardOutput=file:/dev/ttyS1
+StandardError=inherit
+UNIT
+    rm -rf "$work/rootfs/var/cache/apt" "$work/rootfs/var/lib/apt/lists"
+    # Debian's kernel has its disk drivers as modules: an initramfs of busybox that loads them.
+    local early=$work/initramfs
+    mkdir -p "$early"/{bin,proc,sys,dev,root,modules}
+    cp "$(command -v busybox)" "$early/bin/busybox"
+    ln -s busybox "$early/bin/sh"
+    {
+        printf '%s\n' '#!/bin/sh' 'PATH=/bin' 'busybox mount -t devtmpfs dev /dev'
+        for name in virtio_pci virtio_blk; do
+            chroot "$work/rootfs" modprobe -S "$version" --show-depends "$name"
+        done | while read -r word file _; do
+            [ "$word" = insmod ] || continue
+            cp "$work/rootfs$file" "$early/modules/"
+            # Each once, in the order that modprobe gives.
+            echo "[ -e /loaded.${file##*/} ] || busybox insmod /modules/${file##*/}; busybox touch /loaded.${file##*/}"
+        done
+        printf '%s\n' 'while [ ! -b /dev/vda ]; do busybox usleep 10000; done' \
+            'busybox mount -t ext4 /dev/vda /root' 'busybox mount --move /dev /root/dev' \
+            'exec busybox switch_root /root /sbin/init'
+    } >"$early/init"
+    chmod 755 "$early/init"
+    (cd "$early" && find . | busybox cpio -o -H newc 2>/dev/null | gzip -1) >"$work/initrd"
+    truncate -s 4G "$work/ext4"
+    mkfs.ext4 -q -F -L podwright-vm -O ^has_journal -d "$work/rootfs" "$work/ext4"
+    rm -f "$vm"/base-*
+    cp "$work/kernel/boot/vmlinuz-$version" "$base.vmlinuz"
+    mv "$work/initrd" "$base.initrd"
+    mv "$work/ext4" "$base.ext4"
+    rm -rf "$work/rootfs" "$work/kernel" "$work/initramfs" "$work/$kernel"_*.deb
+}
+base=$vm/base-$version-$({ declare -f make_base; echo "$packages $suite"; } | sha256sum | cut -c1-12)
+[ -e "$base.ext4" ] || make_base
+
+# The programs under test and what drives them, at the paths that are compiled into them.
+tests=$(cargo test --locked --no-run --message-format=json --test node 2>"$work/cargo.log" |
+    jq -r 'select(.reason == "compiler-artifact" and .target.name == "node" and .executable != null) | .executable') ||
+    { cat "$work/cargo.log" >&2; exit 1; }
+payload=$work/payload
+mkdir -p "$payload$root/build/bin" "$payload$root/build/images" "$payload/etc/podwright-vm"
+cp "$root"/build/bin/{podwright,podwright-monitor,podwright-testkit,crictl,critest} "$payload$root/build/bin/"
+strip -o "$payload$root/build/bin/node-tests" "$tests"
+cp -a "$root/build/images/." "$payload$root/build/images/"
+mkdir "$payload$root/tests"
+cp -a "$root"/tests/{critest,e2e,images,vm} "$payload$root/tests/"
+{
+    printf '#!/bin/bash\n'
+    printf 'export STEPS=%q FILTER=%q FOCUS=%q\n' "${STEPS:-node:runc node:crun critest:runc}" "${FILTER:-}" "${FOCUS:-}"
+    printf 'exec %q\n' "$here/guest.sh"
+} >"$payload/etc/podwright-vm/start"
+chmod 755 "$payload/etc/podwright-vm/start"
+tar -c -C "$payload" -f "$work/payload.tar" .
+# A disk is a whole number of blocks; tar pads to more than that already.
+rm -rf "$payload"
+
+accel=${VM_ACCEL:-tcg}
+if [ "$accel" = tcg ]; then accel=tcg,thread=multi cpu=max,la57=off; else cpu=host; fi
+: >"$vm/console.log"
+: >"$vm/tests.log"
+echo "test-vm: booting $version ($accel)"
+setpriv --pdeathsig KILL qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
+    -machine pc -accel "$accel" -cpu "$cpu" -smp 2 -m 4096 \
+    -kernel "$base.vmlinuz" -initrd "$base.initrd" \
+    -append "console=ttyS0 panic=-1 mitigations=off random.trust_cpu=on systemd.unit=podwright-test.service systemd.mask=apt-daily.timer systemd.mask=apt-daily-upgrade.timer systemd.mask=systemd-networkd-wait-online.service quiet" \
+    -drive "file=$base.ext4,format=raw,if=virtio,snapshot=on,cache=unsafe" \
+    -drive "file=$work/payload.tar,format=raw,if=virtio,readonly=on" \
+    -serial "file:$vm/console.log" -serial "file:$vm/tests.log" </dev/null &
+qemu=$!
+tail --pid="$qemu" -n +1 -s 0.5 -f "$vm/tests.log" &
+tail=$!
+
+deadline=$((SECONDS + ${VM_LIMIT:-7200}))
+while kill -0 "$qemu" 2>/dev/null; do
+    if [ $SECONDS -gt $deadline ]; then
+        echo "test-vm: the guest still runs after ${VM_LIMIT:-7200} s"
+        break
+    fi
+    sleep 1 &
+    wait $! || true
+done
+[ $SECONDS -gt $deadline ] || wait "$qemu" || true
+qemu=''
+wait "$tail" 2>/dev/null || true
+tail=''
+if ! grep -q '^test-vm: all passed' "$vm/tests.log"; then
+    if ! grep -q '^test-vm: failed' "$vm/tests.log"; then
+        echo "test-vm: the guest ended without a result; its console ends with:"
+        tail -n 40 "$vm/console.log"
+    fi
+    exit 1
+fi

@@ -108,7 +108,7 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         ImageError::NotFound { .. } | ImageError::NotAtRegistry { .. } => Code::NotFound,
         ImageError::Unauthorized { .. } | ImageError::Token { .. } => Code::PermissionDenied,
         ImageError::RateLimited { .. } => Code::ResourceExhausted,
-        ImageError::Unavailable { .. } | ImageError::Stalled { .. } => {
+        ImageError::Unavailable { .. } | ImageError::Stalled { .. } | ImageError::TooSlow { .. } => {
             return (Code::Unavailable, REGISTRY_UNAVAILABLE);
         }
         ImageError::Protocol { .. } | ImageError::Redirect { .. } => Code::Unknown,
@@ -121,7 +121,7 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         ImageError::Limit { .. } | ImageError::NoSpace { .. } => Code::ResourceExhausted,
         ImageError::Io { source, .. } => io_code(source),
         ImageError::Index { .. } => Code::Internal,
-        ImageError::Hosts { .. } => Code::FailedPrecondition,
+        ImageError::Hosts { .. } | ImageError::Blocked { .. } => Code::FailedPrecondition,
         ImageError::Interrupted { .. } => Code::Aborted,
     };
     (code, "")

@@ -47,10 +47,8 @@ pub fn listen(config: &Config) -> Result<UnixListener, ServeError> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(socket_error("make the directory of", path))?;
     }
-    if path.exists() {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(ServeError::InUse(path.clone()));
-        }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(ServeError::InUse(path.clone()));
     }
     // Made under another name and moved into place, so that it is never there with another mode.
     let unseen = path.with_extension("new");

@@ -43,7 +43,15 @@ fn main() -> ExitCode {
 
 #[allow(clippy::print_stderr)]
 fn report(error: &anyhow::Error) {
-    eprintln!("podwright: {error:#}");
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Our own errors name their cause already.
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    eprintln!("podwright: {text}");
 }
 
 fn load(path: Option<PathBuf>) -> anyhow::Result<Config> {

@@ -139,6 +139,16 @@ fn check(config: &Config) -> Result<(), ConfigError> {
             "0 would never pull anything; use at least 1".into(),
         );
     }
+    if let Some(path) = config.images.auth_files.iter().find(|path| !path.is_absolute()) {
+        return value("images.auth_files", format!("{} is not an absolute path", path.display()));
+    }
+    let registries_conf = &config.images.registries_conf;
+    if !registries_conf.as_os_str().is_empty() && !registries_conf.is_absolute() {
+        return value(
+            "images.registries_conf",
+            format!("{} is not an absolute path", registries_conf.display()),
+        );
+    }
     if config.containers.log_line_bytes < 512 {
         return value("containers.log_line_bytes", "must be at least 512".into());
     }
@@ -231,6 +241,8 @@ mod tests {
             ("[grpc]\nsocket_mode = \"rw\"", "grpc.socket_mode"),
             ("[runtime]\ndefault = \"nope\"", "runtime.default"),
             ("[images]\nmax_concurrent_downloads = 0", "images.max_concurrent_downloads"),
+            ("[images]\nregistries_conf = \"registries.conf\"", "images.registries_conf"),
+            ("[images]\nauth_files = [\"auth.json\"]", "images.auth_files"),
         ] {
             let file = write(dir.path(), "config.toml", text);
             let error = load(&file, true).unwrap_err().to_string();

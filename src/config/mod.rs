@@ -174,8 +174,20 @@ pub struct Network {
 pub struct Images {
     /// Directories with `<host>/hosts.toml`, the first that has the host wins.
     pub certs_dirs: Vec<PathBuf>,
+    /// CRI-O's and podman's registries.conf (version 2, with its drop-ins), for registries that have no hosts.toml; empty: not read.
+    pub registries_conf: PathBuf,
+    /// Files in the format of docker's config.json with credentials of the node, used where the kubelet sends none for a host;
+    /// the first that has an entry for it wins. Whoever may run a pod on the node may pull with them.
+    pub auth_files: Vec<PathBuf>,
     /// Layers downloaded at once, all pulls together.
     pub max_concurrent_downloads: usize,
+    /// Layers downloaded at once from one registry; 0: only the limit of all.
+    pub max_concurrent_downloads_per_registry: usize,
+    /// Bytes a second of all downloads together; 0: no limit.
+    pub max_bytes_per_second: u64,
+    /// Bytes a second below which a registry host counts as stalled, measured over progress_timeout_seconds of waiting for it;
+    /// 0: any byte is progress.
+    pub min_bytes_per_second: u64,
     /// Seconds to connect to a registry.
     pub connect_timeout_seconds: u64,
     /// Seconds without a byte from the registry after which a pull fails.
@@ -307,7 +319,16 @@ impl Default for Images {
                 "/etc/containerd/certs.d".into(),
                 "/etc/docker/certs.d".into(),
             ],
+            // Where every program of the containers family looks; absent is fine.
+            registries_conf: "/etc/containers/registries.conf".into(),
+            // Not root's ~/.docker/config.json: a person's login would silently become every pod's.
+            auth_files: vec!["/etc/podwright/auth.json".into()],
             max_concurrent_downloads: 8,
+            // CRI-O's number for one image; the rest is left to other registries.
+            max_concurrent_downloads_per_registry: 6,
+            max_bytes_per_second: 0,
+            // A registry that sends a byte now and then would hold a pull for ever.
+            min_bytes_per_second: 1024,
             connect_timeout_seconds: 30,
             // containerd's image_pull_progress_timeout.
             progress_timeout_seconds: 300,

@@ -66,6 +66,7 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::ExecTimeout { .. } | SandboxError::StepTimeout { .. } => Code::DeadlineExceeded,
         SandboxError::Unkillable { .. } => Code::DeadlineExceeded,
         SandboxError::MonitorLost(_) => Code::FailedPrecondition,
+        SandboxError::StartUnseen(_) | SandboxError::Panicked(_) => Code::Internal,
         SandboxError::ShuttingDown => Code::Unavailable,
         // The first is the cause, the others what undoing it met.
         SandboxError::Several(errors) => errors.first().map_or(Code::Internal, code),
@@ -107,7 +108,7 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         ImageError::NotFound { .. } | ImageError::NotAtRegistry { .. } => Code::NotFound,
         ImageError::Unauthorized { .. } | ImageError::Token { .. } => Code::PermissionDenied,
         ImageError::RateLimited { .. } => Code::ResourceExhausted,
-        ImageError::Unavailable { .. } | ImageError::Stalled { .. } => {
+        ImageError::Unavailable { .. } | ImageError::Stalled { .. } | ImageError::TooSlow { .. } => {
             return (Code::Unavailable, REGISTRY_UNAVAILABLE);
         }
         ImageError::Protocol { .. } | ImageError::Redirect { .. } => Code::Unknown,
@@ -120,7 +121,7 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         ImageError::Limit { .. } | ImageError::NoSpace { .. } => Code::ResourceExhausted,
         ImageError::Io { source, .. } => io_code(source),
         ImageError::Index { .. } => Code::Internal,
-        ImageError::Hosts { .. } => Code::FailedPrecondition,
+        ImageError::Hosts { .. } | ImageError::Blocked { .. } => Code::FailedPrecondition,
         ImageError::Interrupted { .. } => Code::Aborted,
     };
     (code, "")

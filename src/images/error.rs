@@ -89,6 +89,20 @@ pub enum ImageError {
         host: String,
         /// Cause.
         reason: String,
+        /// What the registry asked for.
+        retry_after: Option<Duration>,
+    },
+    /// Bytes came, but fewer than the configured least.
+    #[error("{host} is too slow for {what}: {bytes} bytes in {} s", .window.as_secs())]
+    TooSlow {
+        /// Reference or digest.
+        what: String,
+        /// Host.
+        host: String,
+        /// Bytes that came.
+        bytes: u64,
+        /// In this time.
+        window: Duration,
     },
     /// No byte came for the configured time.
     #[error("no byte of {what} from {host} for {} s", .after.as_secs())]
@@ -214,13 +228,21 @@ pub enum ImageError {
         /// Cause.
         reason: String,
     },
-    /// A hosts.toml that cannot be used. Never skipped silently: it would send pulls past the mirrors.
+    /// A hosts.toml, registries.conf or auth file that cannot be used. Never skipped silently: it would send pulls past the mirrors.
     #[error("registry configuration {path}: {reason}")]
     Hosts {
         /// File.
         path: PathBuf,
         /// What is wrong.
         reason: String,
+    },
+    /// The node's registries.conf forbids it.
+    #[error("{what} is blocked by {path}")]
+    Blocked {
+        /// Reference.
+        what: String,
+        /// File.
+        path: PathBuf,
     },
     /// The shared work ended without a result (daemon shutdown or a bug in a worker).
     #[error("{what} was interrupted")]
@@ -265,16 +287,11 @@ impl ImageError {
         }
     }
 
-    /// Whether another host, or the same one later, may do better with the same request.
-    pub(crate) fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::RateLimited { .. } | Self::Stalled { .. })
-    }
-
     /// How much the error tells; of the errors of several hosts the most telling is returned.
     pub(crate) fn weight(&self) -> u8 {
         match self {
             Self::NotAtRegistry { .. } => 1,
-            Self::Unavailable { .. } | Self::Stalled { .. } => 2,
+            Self::Unavailable { .. } | Self::Stalled { .. } | Self::TooSlow { .. } => 2,
             Self::Protocol { .. } | Self::Token { .. } | Self::Redirect { .. } => 3,
             Self::Unauthorized { .. } => 4,
             Self::RateLimited { .. } => 5,

@@ -6,7 +6,7 @@
 use super::digest::{Digest, Hasher};
 use super::error::ImageError;
 use super::manifest::Descriptor;
-use super::registry::Session;
+use super::registry::Blob;
 use super::staging::Staging;
 use super::stats::PullStats;
 use super::unpack::{Limits, Unpacked, unpack};
@@ -14,7 +14,7 @@ use bytes::{Buf as _, Bytes};
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 use std::sync::mpsc as blocking;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 /// Pieces from the socket waiting for the decompressor; hyper's are at most some hundred KiB.
 const NETWORK_PIECES: usize = 8;
@@ -46,27 +46,26 @@ fn stopped() -> ImageError {
     ImageError::Interrupted { what: "the layer pipeline".into() }
 }
 
-/// Downloads and unpacks. The permit is kept until the threads have ended, also when this future is dropped.
+/// Downloads and unpacks. The slot is kept until the threads have ended, also when this future is dropped.
 pub(crate) async fn fetch(
-    session: &Session,
+    stream: &mut Blob<'_>,
     job: Job,
-    permit: OwnedSemaphorePermit,
+    slot: impl Send + 'static,
 ) -> Result<(Staging, Unpacked), ImageError> {
     let (pieces, receiver) = mpsc::channel(NETWORK_PIECES);
     let (done, outcome) = oneshot::channel();
-    let blob = job.blob.clone();
     let stats = Arc::clone(&job.stats);
     std::thread::Builder::new()
         .name("layer-decode".into())
         .stack_size(STACK)
         .spawn(move || {
             let result = work(job, receiver);
-            drop(permit);
+            drop(slot);
             // Nobody listens when the pull was cancelled; the staging directory is removed then.
             let _ = done.send(result);
         })
         .map_err(|e| ImageError::io("start a thread for", std::path::Path::new("layer"), e))?;
-    let downloaded = download(session, &blob, &pieces, &stats).await;
+    let downloaded = download(stream, &pieces, &stats).await;
     drop(pieces);
     let worked = outcome.await.unwrap_or_else(|_| Err(stopped()));
     match (downloaded, worked) {
@@ -77,12 +76,10 @@ pub(crate) async fn fetch(
 }
 
 async fn download(
-    session: &Session,
-    blob: &Descriptor,
+    stream: &mut Blob<'_>,
     pieces: &mpsc::Sender<Piece>,
     stats: &PullStats,
 ) -> Result<(), ImageError> {
-    let mut stream = session.blob(blob).await?;
     while let Some(data) = stream.next().await? {
         PullStats::add(&stats.bytes, u64::try_from(data.len()).unwrap_or_default());
         // A slow disk makes this wait; only the network has a deadline.

@@ -20,6 +20,7 @@ mod manifest;
 mod pull;
 mod reference;
 mod registry;
+mod slots;
 mod staging;
 mod state;
 mod stats;
@@ -39,11 +40,11 @@ use crate::config;
 use crate::model::ImageId;
 use digest::Digest;
 use flight::Flights;
+use slots::Slots;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::{Lease, Store};
-use tokio::sync::Semaphore;
 use unpack::Limits;
 
 /// The image store and its registry client. Cheap to clone.
@@ -62,8 +63,7 @@ struct Inner {
     pulls: Flights<(Reference, Option<Credentials>), ImageId>,
     /// Layers by diffID.
     layers: Flights<Digest, ()>,
-    /// Layers downloaded at once, all pulls together.
-    downloads: Arc<Semaphore>,
+    downloads: Slots,
     limits: Limits,
     stats: Arc<PullStats>,
 }
@@ -119,7 +119,7 @@ impl Images {
                 registry: registry::Registry::new(config),
                 pulls: Flights::default(),
                 layers: Flights::default(),
-                downloads: Arc::new(Semaphore::new(config.max_concurrent_downloads.max(1))),
+                downloads: Slots::new(config),
                 limits: Limits { bytes: config.max_layer_bytes, entries: config.max_layer_entries },
                 stats: Arc::default(),
             }),

@@ -11,7 +11,8 @@ use super::manifest::{
     ConfigFile, Descriptor, Document, MAX_CONFIG, MAX_INDEX_DEPTH, Node, choose, parse as parse_manifest,
 };
 use super::reference::{Reference, Target};
-use super::registry::{Credentials, Session};
+use super::registry::{Blob, Credentials, Session};
+use super::slots::Slot;
 use super::staging::Staging;
 use super::stats::PullStats;
 use super::store::{KEEP_UNREFERENCED, NewImage, Store};
@@ -214,24 +215,38 @@ async fn one_layer(
     if inner.store.state().layers.contains_key(diff_id.hex()) {
         return Ok(());
     }
-    let permit = Arc::clone(&inner.downloads)
-        .acquire_owned()
-        .await
-        .map_err(|_| ImageError::Interrupted { what: blob.digest.to_string() })?;
-    let store = Arc::clone(&inner.store);
-    let staging = blocking(move || Staging::new(&store.staging_dir())).await?;
-    let job = Job {
-        blob,
-        diff_id: diff_id.clone(),
-        staging,
-        limits: inner.limits,
-        stats: Arc::clone(&inner.stats),
+    let mut stream = session.blob(&blob);
+    let (staging, unpacked) = loop {
+        let slot = open(&inner, session.registry(), &mut stream).await?;
+        let store = Arc::clone(&inner.store);
+        let staging = blocking(move || Staging::new(&store.staging_dir())).await?;
+        let job = Job {
+            blob: blob.clone(),
+            diff_id: diff_id.clone(),
+            staging,
+            limits: inner.limits,
+            stats: Arc::clone(&inner.stats),
+        };
+        match layer::fetch(&mut stream, job, slot).await {
+            Ok(done) => break done,
+            Err(error) if stream.begin_again(&error) => {}
+            Err(error) => return Err(error),
+        }
     };
-    let (staging, unpacked) = layer::fetch(&session, job, permit).await?;
     let store: Arc<Store> = Arc::clone(&inner.store);
     blocking(move || store.add_layer(diff_id.hex(), staging, &unpacked)).await?;
     PullStats::add(&inner.stats.layers, 1);
     Ok(())
+}
+
+/// Opens the blob within a slot. While a registry makes us wait, others use the slot.
+async fn open(inner: &Inner, registry: &str, stream: &mut Blob<'_>) -> Result<Slot, ImageError> {
+    loop {
+        let slot = inner.downloads.take(registry).await?;
+        let Some(wait) = stream.open().await? else { return Ok(slot) };
+        drop(slot);
+        tokio::time::sleep(wait).await;
+    }
 }
 
 /// Runs blocking work on tokio's blocking pool.

@@ -137,6 +137,9 @@ pub(super) async fn tear_down(
         node.metrics.step("stop_pod_sandbox", "containers", await_containers(&node, &spec, dying)),
         node.metrics.step("stop_pod_sandbox", "network", detach(&node, &spec)),
     );
+    if !containers.is_empty() {
+        unblock(&node, &spec, monitor.as_ref()).await;
+    }
     errors.extend(containers);
     errors.extend(network.err());
     if errors.is_empty() {
@@ -163,6 +166,16 @@ async fn await_containers(node: &Node, spec: &SandboxSpec, dying: Vec<Dying>) ->
     errors
 }
 
+/// A monitor that does not answer tells no end of its containers either, and the pod could never be removed. It is
+/// killed; its loss is then told, and the next call finds them ended.
+async fn unblock(node: &Node, spec: &SandboxSpec, monitor: Option<&Monitor>) {
+    let Some(monitor) = monitor else { return };
+    if let Err(MonitorError::Unresponsive { .. }) = monitor.list().await {
+        tracing::error!(sandbox = %spec.id, "the monitor of a pod that goes down does not answer: killing it");
+        monitor::kill(&node.pod_dir(&spec.id));
+    }
+}
+
 async fn detach(node: &Node, spec: &SandboxSpec) -> Result<(), SandboxError> {
     if spec.namespaces.network == NamespaceMode::Node {
         return Ok(());
@@ -179,12 +192,18 @@ async fn end_monitor(node: &Node, spec: &SandboxSpec, monitor: Option<Monitor>) 
         None => match monitor::adopt(&dir).await {
             Ok((monitor, _events)) => Some(monitor),
             Err(MonitorError::NotRunning { .. }) => None,
+            // Its containers are gone, so that nobody needs it.
+            Err(MonitorError::Unresponsive { .. }) => {
+                monitor::kill(&dir);
+                None
+            }
             Err(error) => return Err(error.into()),
         },
     };
     if let Some(monitor) = monitor {
         match monitor.shutdown(true).await {
             Ok(()) | Err(MonitorError::Gone { .. }) => {}
+            Err(MonitorError::Unresponsive { .. }) => monitor::kill(&dir),
             Err(error) => return Err(error.into()),
         }
     }
@@ -212,5 +231,9 @@ fn text(path: &std::path::Path) -> String {
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, SandboxError> + Send + 'static,
 ) -> Result<T, SandboxError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(SandboxError::ShuttingDown))
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => Err(SandboxError::Panicked("work on the file system")),
+        Err(_) => Err(SandboxError::ShuttingDown),
+    }
 }

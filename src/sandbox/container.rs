@@ -8,13 +8,13 @@ use super::node::{Node, make_private_dir};
 use super::spec::{self, ImageProcess, Inputs, PodNamespaces, Seccomp};
 use super::state::{ContainerState, Init};
 use super::stop::{kill_cgroup, shares_pid_namespace};
-use crate::host::monitor::{CreateRequest, Monitor, NamespacePaths};
+use crate::host::monitor::{ContainerState as MonitorContainer, CreateRequest, Monitor, NamespacePaths};
 use crate::host::oci::Runtime;
 use crate::host::security::seccomp;
 use crate::host::users::{self, User};
 use crate::host::{devices, mountinfo, rootfs};
 use crate::images::Hold;
-use crate::model::{ContainerId, ContainerSpec, MountSource, NamespaceMode, Profile, SandboxSpec};
+use crate::model::{ContainerId, ContainerSpec, MountSource, NamespaceMode, Profile, Resources, SandboxSpec};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,10 @@ use std::time::Duration;
 /// How long making a bundle may take: the kubelet's own limit for CreateContainer. Looking at a volume on a dead
 /// network file system never ends, and must not keep the container's name for ever.
 const PREPARE_LIMIT: Duration = Duration::from_secs(110);
+/// Nothing reads a writable layer after a reboot (records of containers do not survive one either), so nothing in it
+/// need be synced. Without this (Linux 5.10), the end of each container syncs the whole file system that the layer is
+/// on, other people's data included.
+const WRITABLE_LAYER: &[&str] = &["volatile"];
 /// Linux's SIGTERM, where neither CRI nor the image names a stop signal.
 const SIGTERM: i32 = 15;
 
@@ -104,7 +108,7 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
     }
     // The upper directory's mode becomes that of the container's `/`.
     open_to_all(&upper)?;
-    rootfs::mount(hold.layers(), &upper, &work, &root, &[])?;
+    rootfs::mount(hold.layers(), &upper, &work, &root, WRITABLE_LAYER)?;
     let image = hold.image();
     let user = users::resolve(&root, &image.config.user, &spec.security.run_as)?;
     make_volumes(&root, image.config.volumes.keys())?;
@@ -228,6 +232,73 @@ pub(super) async fn start(
     match created {
         Ok(created) => Ok(Init { pid: created.pid, start_time: created.start_time }),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// The limits after an update. The score of the OOM killer is that of a process, which an update does not reach.
+pub(super) fn updated(old: &Resources, update: &Resources) -> Resources {
+    let mut new = Resources { oom_score_adj: old.oom_score_adj, ..old.updated_by(update) };
+    if update.memory_limit != 0 && update.memory_swap_limit == 0 && old.memory_swap_limit == old.memory_limit
+    {
+        // No swap before, none afterwards.
+        new.memory_swap_limit = 0;
+    }
+    new
+}
+
+/// Applies limits: `live` to the processes, else to the bundle from which they will start. On an error nothing changed.
+pub(super) async fn update(
+    node: &Arc<Node>,
+    id: &ContainerId,
+    runtime: &Runtime,
+    limits: &Resources,
+    live: bool,
+) -> Result<(), SandboxError> {
+    let limits = spec::linux_resources(limits, node.config.containers.pids_limit, &node.facts)?;
+    let config = node.bundle(id).join("config.json");
+    let malformed = |e: serde_json::Error| SandboxError::io("change", &config)(std::io::Error::from(e));
+    let limits = serde_json::to_value(limits).map_err(malformed)?;
+    if live {
+        return Ok(runtime.update(id.as_str(), &limits).await?);
+    }
+    let config = config.clone();
+    blocking(move || {
+        let text = std::fs::read(&config).map_err(SandboxError::io("read", &config))?;
+        let text = with_limits(&text, limits)
+            .map_err(|e| SandboxError::io("change", &config)(std::io::Error::from(e)))?;
+        let new = config.with_extension("json.new");
+        std::fs::write(&new, text).map_err(SandboxError::io("write", &new))?;
+        std::fs::rename(&new, &config).map_err(SandboxError::io("replace", &config))
+    })
+    .await
+}
+
+/// An OCI configuration with other limits; what they do not name (the device rules) stays.
+fn with_limits(config: &[u8], limits: serde_json::Value) -> serde_json::Result<Vec<u8>> {
+    let mut config: serde_json::Value = serde_json::from_slice(config)?;
+    if let serde_json::Value::Object(limits) = limits {
+        for (name, limit) in limits {
+            config["linux"]["resources"][name.as_str()] = limit;
+        }
+    }
+    serde_json::to_vec(&config)
+}
+
+/// How often a monitor is asked about a start that an earlier daemon asked for.
+const START_POLL: Duration = Duration::from_millis(100);
+
+/// Waits for the outcome of a start that an earlier daemon asked for; its monitor bounds it.
+pub(super) async fn await_start(monitor: &Monitor, id: &ContainerId) -> Result<Init, SandboxError> {
+    loop {
+        let listing = monitor.list().await?;
+        let state = listing.containers.into_iter().find(|c| c.id == id.as_str()).map(|c| c.state);
+        match state {
+            Some(MonitorContainer::Creating) => tokio::time::sleep(START_POLL).await,
+            Some(MonitorContainer::Running { pid, start_time }) => return Ok(Init { pid, start_time }),
+            // Its end comes, or came, as an event.
+            Some(MonitorContainer::Exited(record)) => return Ok(Init { pid: record.pid, start_time: 0 }),
+            None => return Err(SandboxError::StartUnseen(id.to_string())),
+        }
     }
 }
 

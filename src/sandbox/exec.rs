@@ -4,8 +4,8 @@
 use super::error::SandboxError;
 use super::node::Node;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
-use super::state::ContainerState;
-use crate::host::monitor::{ExecRequest, ExecStdio, Monitor, Target};
+use super::state::{ContainerState, Init};
+use crate::host::monitor::{ExecRequest, ExecStdio, Monitor, MonitorError, Target};
 use crate::model::ContainerId;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -40,13 +40,12 @@ pub(super) async fn exec_sync(
     timeout: Option<Duration>,
 ) -> Result<Output, SandboxError> {
     let id = &container.spec.id;
-    let (ContainerState::Running { .. }, Some(monitor)) = (&container.state, &pod.monitor) else {
-        let state = container.state.name();
-        return Err(SandboxError::ContainerState {
-            operation: "execute a command in",
-            id: id.to_string(),
-            state,
-        });
+    let refuse = |state| {
+        let (operation, id) = ("execute a command in", id.to_string());
+        Err(SandboxError::ContainerState { operation, id, state })
+    };
+    let (ContainerState::Running { init, .. }, Some(monitor)) = (&container.state, &pod.monitor) else {
+        return refuse(container.state.name());
     };
     node.expect_cgroup_moves();
     let exec_id = ContainerId::random()?.short().to_owned();
@@ -54,11 +53,12 @@ pub(super) async fn exec_sync(
     let process_file = ProcessFile::write(&bundle, &exec_id, command)?;
     let (stdout_end, stdout) = collect(node.config.containers.exec_output_bytes)?;
     let (stderr_end, stderr) = collect(node.config.containers.exec_output_bytes)?;
-    let ended = node.execs.expect(&exec_id);
+    let mut ended = node.execs.expect(&exec_id);
     let _forget = Forget { node, exec_id: &exec_id };
+    let mut unfinished = Unfinished { monitor: Some(monitor), exec_id: &exec_id };
     let stdio = ExecStdio { stdin: None, stdout: Some(stdout_end), stderr: Some(stderr_end) };
+    let process = process_file.0.to_string_lossy().into_owned();
     let run = async {
-        let process = process_file.0.to_string_lossy().into_owned();
         let deadline = Some(node.config.runtime_timeout());
         let request = ExecRequest {
             exec_id: exec_id.clone(),
@@ -69,19 +69,35 @@ pub(super) async fn exec_sync(
             deadline,
         };
         monitor.exec(request, stdio).await?;
-        ended.await.map_err(|_| SandboxError::MonitorLost(pod.spec.id.clone()))
+        let lost = || SandboxError::MonitorLost(pod.spec.id.clone());
+        tokio::select! {
+            // What was told before the monitor went is still true.
+            biased;
+            code = &mut ended => code.map_err(|_| lost()),
+            () = monitor.gone() => Err(lost()),
+        }
     };
+    let mut run = std::pin::pin!(run);
     let exit_code = match timeout {
         None => run.await,
-        Some(limit) => match tokio::time::timeout(limit, run).await {
+        Some(limit) => match tokio::time::timeout(limit, &mut run).await {
             Ok(result) => result,
             Err(_) => {
-                kill(monitor, &exec_id, node).await;
+                kill(monitor, &exec_id).await;
+                // Until it was reaped, so that nobody finds it alive later.
+                let _ = tokio::time::timeout(REAP_WAIT, run).await;
                 Err(SandboxError::ExecTimeout { container: id.to_string(), timeout: limit })
             }
         },
     };
+    unfinished.monitor = None;
     drop(process_file);
+    if let Err(SandboxError::Monitor(MonitorError::Refused { .. })) = &exit_code
+        && !is_alive(*init)
+    {
+        // The runtime's words on a container that ended under its hands help nobody.
+        return refuse("exited");
+    }
     // A child that was left behind may hold the pipes for ever: give it a moment, then answer with what there is.
     let drain = Duration::from_secs(node.config.containers.exec_drain_seconds);
     let exit_code = exit_code?;
@@ -89,14 +105,31 @@ pub(super) async fn exec_sync(
     Ok(Output { stdout: stdout.finish(deadline).await, stderr: stderr.finish(deadline).await, exit_code })
 }
 
-/// Kills the command with its process group and waits until it was reaped, so that nobody finds it alive later.
-async fn kill(monitor: &Monitor, exec_id: &str, node: &Node) {
-    let ended = node.execs.expect(exec_id);
-    match monitor.signal(Target::Exec(exec_id.to_owned()), SIGKILL, true).await {
-        Ok(_) => {
-            let _ = tokio::time::timeout(REAP_WAIT, ended).await;
-        }
-        Err(error) => tracing::warn!(exec = exec_id, %error, "cannot kill a command that timed out"),
+/// Kills the command with its process group, or the runtime that is about to start it.
+async fn kill(monitor: &Monitor, exec_id: &str) {
+    if let Err(error) = monitor.signal(Target::Exec(exec_id.to_owned()), SIGKILL, true).await {
+        tracing::warn!(exec = exec_id, %error, "cannot kill a command that timed out");
+    }
+}
+
+fn is_alive(init: Init) -> bool {
+    podwright_sys::proc::start_time(init.pid).is_ok_and(|time| time == init.start_time)
+        && podwright_sys::proc::state(init.pid).is_ok_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// A command whose caller may go away: nobody would ever read its output, so it is killed then, as containerd does.
+struct Unfinished<'a> {
+    monitor: Option<&'a Monitor>,
+    exec_id: &'a str,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        let (Some(monitor), Ok(here)) = (self.monitor.cloned(), tokio::runtime::Handle::try_current()) else {
+            return;
+        };
+        let exec_id = self.exec_id.to_owned();
+        here.spawn(async move { kill(&monitor, &exec_id).await });
     }
 }
 

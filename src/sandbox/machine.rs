@@ -36,6 +36,8 @@ pub(super) enum ContainerRequest {
 pub(super) enum SandboxRequest {
     /// CreateContainer
     CreateContainer,
+    /// StartContainer
+    StartContainer,
     /// StopPodSandbox
     Stop,
     /// RemovePodSandbox
@@ -109,8 +111,12 @@ pub(super) fn admit_sandbox(
 ) -> Admission {
     use Admission::{Already, Denied, Do, Join, StopFirst, Wait};
     match (request, activity, state) {
-        (SandboxRequest::CreateContainer, SandboxActivity::Idle, SandboxState::Ready { .. }) => Do,
-        (SandboxRequest::CreateContainer, _, _) => Denied,
+        (
+            SandboxRequest::CreateContainer | SandboxRequest::StartContainer,
+            SandboxActivity::Idle,
+            SandboxState::Ready { .. },
+        ) => Do,
+        (SandboxRequest::CreateContainer | SandboxRequest::StartContainer, _, _) => Denied,
 
         (SandboxRequest::Stop, SandboxActivity::Stopping, _) => Join,
         (SandboxRequest::Stop, SandboxActivity::Preparing, _) => Wait,
@@ -190,6 +196,9 @@ mod tests {
             (R::CreateContainer, A::Idle, ready.clone(), Ad::Do),
             (R::CreateContainer, A::Stopping, ready.clone(), Ad::Denied),
             (R::CreateContainer, A::Idle, held.clone(), Ad::Denied),
+            (R::StartContainer, A::Idle, ready.clone(), Ad::Do),
+            (R::StartContainer, A::Stopping, ready.clone(), Ad::Denied),
+            (R::StartContainer, A::Idle, held.clone(), Ad::Denied),
             (R::Stop, A::Idle, ready.clone(), Ad::Do),
             (R::Stop, A::Idle, held.clone(), Ad::Do),
             (R::Stop, A::Idle, released.clone(), Ad::Already),

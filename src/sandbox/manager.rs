@@ -78,6 +78,7 @@ impl Manager {
     /// When the name is taken by a different sandbox, or a step fails; then everything was undone.
     pub async fn run(&self, spec: SandboxSpec) -> Outcome<SandboxId> {
         let runtime = self.node.runtime(&spec.runtime_handler).map_err(Arc::new)?;
+        self.node.check_cgroup_parent(&spec).map_err(Arc::new)?;
         let (id, mut up) = {
             let mut tables = self.index.lock();
             match tables.names.get(&spec.name).and_then(|id| tables.pods.get(id)) {

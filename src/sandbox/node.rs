@@ -81,6 +81,16 @@ impl Node {
         Ok(cgroups::leaf(&pod.cgroup_parent, &self.config.cgroups.default_parent, id)?)
     }
 
+    /// Whether containers can be put below the pod's cgroup parent.
+    ///
+    /// # Errors
+    /// When the parent is not of the configured driver's kind.
+    pub(super) fn check_cgroup_parent(&self, pod: &SandboxSpec) -> Result<(), SandboxError> {
+        // Any id will do: it is the parent that is looked at.
+        let id = ContainerId::parse(pod.id.as_str())?;
+        self.leaf(pod, &id).map(|_| ())
+    }
+
     /// To be called as soon as it is known that the OCI runtime will put a process into a cgroup. Returns at once.
     pub(super) fn expect_cgroup_moves(&self) {
         let cgroups = self.cgroups.clone();

@@ -11,6 +11,7 @@ use super::machine::{
 use super::manager::Index;
 use super::node::Node;
 use super::record::ContainerRecord;
+use super::recover;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::{ContainerState, Exit, Holdings, Init, NotReadyCause, SandboxState};
 use super::stop;
@@ -19,7 +20,8 @@ use crate::host::oci::Runtime;
 use crate::host::users::User;
 use crate::images::Hold;
 use crate::model::{ContainerId, ContainerSpec, Resources, SandboxSpec};
-use podwright_monitor_proto::ExitRecord;
+use futures_util::FutureExt as _;
+use podwright_monitor_proto::{ContainerState as MonitorContainer, ExitRecord};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,6 +67,8 @@ pub(super) struct Container {
     activity: Activity,
     waiters: Vec<Reply<()>>,
     create_waiters: Vec<Reply<ContainerId>>,
+    /// The caller of the update that runs beside everything else.
+    updating: Option<Reply<()>>,
     phase: watch::Sender<Phase>,
     /// When SIGKILL is due, while it is being stopped.
     kill_at: Option<watch::Sender<Instant>>,
@@ -87,6 +91,7 @@ impl Container {
             activity: Activity::Idle,
             waiters: Vec::new(),
             create_waiters: Vec::new(),
+            updating: None,
             phase: watch::Sender::new(phase),
             kill_at: None,
         }
@@ -110,14 +115,16 @@ impl Container {
 #[derive(Debug)]
 enum Finished {
     Up(Box<Result<BroughtUp, SandboxError>>),
+    Adopted(Option<recover::Adopted>),
     Undone { cause: SandboxError, undo: Result<(), SandboxError> },
     Down(Result<(), SandboxError>),
     PodRemoved(Result<(), SandboxError>),
     Created(ContainerId, Box<Result<Prepared, SandboxError>>),
     Started(ContainerId, Result<Init, SandboxError>),
-    Stopped(ContainerId),
+    Stopped(ContainerId, Result<(), SandboxError>),
     Cleaned(ContainerId),
     Removed(ContainerId, Result<(), SandboxError>),
+    Updated(ContainerId, Box<Resources>, Result<(), SandboxError>),
 }
 
 /// The task's own data.
@@ -188,7 +195,8 @@ impl Pod {
     pub(super) fn spawn_new(mut self) -> PodHandle {
         self.activity = SandboxActivity::Preparing;
         let (node, spec) = (self.node.clone(), self.spec.clone());
-        self.jobs.spawn(async move { Finished::Up(Box::new(bring_up::bring_up(node, spec).await)) });
+        let failed = Finished::Up(Box::new(Err(SandboxError::Panicked("bring-up"))));
+        self.work(failed, async move { Finished::Up(Box::new(bring_up::bring_up(node, spec).await)) });
         self.spawn(None)
     }
 
@@ -202,6 +210,7 @@ impl Pod {
         for id in ended {
             self.clean(&id);
         }
+        self.await_starts();
         self.publish();
         self.spawn(events)
     }
@@ -223,14 +232,13 @@ impl Pod {
                 },
                 event = next(&mut events) => match event {
                     Some(event) => self.monitor_event(event),
-                    None => {
-                        events = None;
-                        self.monitor_lost();
-                    }
+                    // `Gone` came before.
+                    None => events = None,
                 },
                 Some(finished) = self.jobs.join_next() => {
                     match finished {
                         Ok(Finished::Up(result)) => events = self.brought_up(*result),
+                        Ok(Finished::Adopted(adopted)) => events = self.adopted(adopted),
                         Ok(finished) => self.finished(finished),
                         Err(error) => tracing::error!(sandbox = %self.spec.id, %error, "a pod's work ended abnormally"),
                     }
@@ -243,13 +251,18 @@ impl Pod {
         // Whoever still asks finds the sandbox gone: the mailbox closes.
     }
 
+    /// Starts slow work; `failed` is its outcome should it panic, so that nobody waits for it for ever.
+    fn work(&mut self, failed: Finished, work: impl Future<Output = Finished> + Send + 'static) {
+        self.jobs.spawn(or_failed(failed, work));
+    }
+
     fn handle(&mut self, command: Command) {
         match command {
             Command::Create { spec, hold, reply } => self.create(*spec, hold, reply),
             Command::Start { id, reply } => self.start(id, reply),
             Command::Stop { id, grace, reply } => self.stop(id, grace, reply),
             Command::Remove { id, reply } => self.remove(id, reply),
-            Command::Update { id, resources, reply } => self.update(&id, &resources, reply),
+            Command::Update { id, resources, reply } => self.update(id, resources, reply),
             Command::StopPod { reply } => self.stop_pod(reply),
             Command::RemovePod { reply } => self.remove_pod(reply),
         }
@@ -269,7 +282,11 @@ impl Pod {
             Err(cause) => {
                 tracing::warn!(sandbox = %self.spec.id, pod = %self.spec.name, error = %cause, "bring-up failed, undoing it");
                 let (node, spec) = (self.node.clone(), self.spec.clone());
-                self.jobs.spawn(async move {
+                let failed = Finished::Undone {
+                    cause: SandboxError::Panicked("bring-up"),
+                    undo: Err(SandboxError::Panicked("undoing a bring-up")),
+                };
+                self.work(failed, async move {
                     let undo = bring_up::tear_down(node, spec, None, Vec::new()).await;
                     Finished::Undone { cause, undo }
                 });
@@ -317,7 +334,11 @@ impl Pod {
         }
         let dying = self.containers.iter().map(|(id, c)| (id.clone(), c.phase.subscribe())).collect();
         let (node, spec, monitor) = (self.node.clone(), self.spec.clone(), self.monitor.clone());
-        self.jobs.spawn(async move { Finished::Down(bring_up::tear_down(node, spec, monitor, dying).await) });
+        let failed = Finished::Down(Err(SandboxError::Panicked("tear-down")));
+        self.work(
+            failed,
+            async move { Finished::Down(bring_up::tear_down(node, spec, monitor, dying).await) },
+        );
     }
 
     fn down(&mut self, result: Result<(), SandboxError>) {
@@ -355,11 +376,17 @@ impl Pod {
                 self.activity = SandboxActivity::Removing;
                 self.waiters.push(reply);
                 let node = self.node.clone();
-                let containers: Vec<_> =
-                    self.containers.values().map(|c| (c.spec.clone(), self.runtime.clone())).collect();
-                self.jobs.spawn(async move {
+                let containers: Vec<_> = self
+                    .containers
+                    .values()
+                    .map(|c| (c.spec.clone(), self.runtime.clone(), c.phase.subscribe()))
+                    .collect();
+                let failed = Finished::PodRemoved(Err(SandboxError::Panicked("removal")));
+                self.work(failed, async move {
                     let mut errors = Vec::new();
-                    for (spec, runtime) in containers {
+                    for (spec, runtime, mut phase) in containers {
+                        // The clean-up after its end runs by itself, and would be cut off when the pod is gone.
+                        let _ = phase.wait_for(|p| *p == Phase::Cleaned).await;
                         errors.extend(container::remove(&node, &spec, &runtime).await.err());
                     }
                     Finished::PodRemoved(SandboxError::all(errors).map_or(Ok(()), Err))
@@ -465,7 +492,8 @@ impl Pod {
             target_pid,
         };
         let runtime = self.runtime.clone();
-        self.jobs.spawn(async move {
+        let failed = Finished::Created(id.clone(), Box::new(Err(SandboxError::Panicked("creation"))));
+        self.work(failed, async move {
             let result = container::prepare_or_undo(request, &runtime).await;
             Finished::Created(id, Box::new(result))
         });
@@ -498,6 +526,14 @@ impl Pod {
         };
         let admission = admit_container(&container.state, container.activity, ContainerRequest::Start);
         let (state, sandbox) = (container.state.name(), self.spec.id.clone());
+        if admission == Admission::Do
+            && admit_sandbox(&self.state, self.activity, SandboxRequest::StartContainer) != Admission::Do
+        {
+            let state = if self.activity == SandboxActivity::Idle { self.state.name() } else { "going down" };
+            let id = sandbox.to_string();
+            let operation = "start a container";
+            return send(reply, refuse(SandboxError::SandboxState { operation, id, state }));
+        }
         match (admission, self.monitor.clone()) {
             (Admission::Do, None) => send(reply, refuse(SandboxError::MonitorLost(sandbox))),
             (Admission::Do, Some(monitor)) => {
@@ -507,7 +543,8 @@ impl Pod {
                 container.phase.send_replace(Phase::Alive);
                 let (node, spec, runtime) = (self.node.clone(), container.spec.clone(), self.runtime.clone());
                 self.set_container_state(&id, ContainerState::Starting);
-                self.jobs.spawn(async move {
+                let failed = Finished::Started(id.clone(), Err(SandboxError::Panicked("start")));
+                self.work(failed, async move {
                     let result = container::start(&node, &monitor, &spec, &runtime).await;
                     Finished::Started(id, result)
                 });
@@ -518,6 +555,26 @@ impl Pod {
                 let id = id.to_string();
                 send(reply, refuse(SandboxError::ContainerState { operation: "start", id, state }));
             }
+        }
+    }
+
+    /// Waits for the starts that an earlier daemon asked for.
+    fn await_starts(&mut self) {
+        let Some(monitor) = self.monitor.clone() else { return };
+        let mut starting = Vec::new();
+        for (id, container) in &mut self.containers {
+            if container.state == ContainerState::Starting {
+                container.activity = Activity::Starting;
+                starting.push(id.clone());
+            }
+        }
+        for id in starting {
+            let monitor = monitor.clone();
+            let failed = Finished::Started(id.clone(), Err(SandboxError::Panicked("start")));
+            self.work(failed, async move {
+                let result = container::await_start(&monitor, &id).await;
+                Finished::Started(id, result)
+            });
         }
     }
 
@@ -570,15 +627,20 @@ impl Pod {
             monitor: self.monitor.clone(),
             pod: self.spec.clone(),
             spec: container.spec.clone(),
+            init: match container.state {
+                ContainerState::Running { init, .. } => Some(init),
+                _ => None,
+            },
             signal: container::stop_signal(&container.spec, container.hold.as_deref()),
             kill_at: kill_at.subscribe(),
             phase: container.phase.subscribe(),
         };
         container.kill_at = Some(kill_at);
         let id = id.clone();
-        self.jobs.spawn(async move {
+        let failed = Finished::Stopped(id.clone(), Err(SandboxError::Panicked("stop")));
+        self.work(failed, async move {
             stop::stop(request).await;
-            Finished::Stopped(id)
+            Finished::Stopped(id, Ok(()))
         });
     }
 
@@ -596,10 +658,10 @@ impl Pod {
         }
     }
 
-    fn stopped(&mut self, id: &ContainerId) {
+    fn stopped(&mut self, id: &ContainerId, result: Result<(), SandboxError>) {
         if let Some(container) = self.containers.get_mut(id) {
             container.kill_at = None;
-            container.answer(&Ok(()));
+            container.answer(&result.map_err(Arc::new));
         }
     }
 
@@ -612,7 +674,8 @@ impl Pod {
                 let mut phase = container.phase.subscribe();
                 let (node, spec, runtime) = (self.node.clone(), container.spec.clone(), self.runtime.clone());
                 let monitor = self.monitor.clone();
-                self.jobs.spawn(async move {
+                let failed = Finished::Removed(id.clone(), Err(SandboxError::Panicked("removal")));
+                self.work(failed, async move {
                     // The clean-up after its end runs by itself; two at once would step on each other.
                     let _ = phase.wait_for(|p| *p == Phase::Cleaned).await;
                     let result = container::remove(&node, &spec, &runtime).await;
@@ -652,14 +715,54 @@ impl Pod {
         }
     }
 
-    fn update(&mut self, id: &ContainerId, resources: &Resources, reply: Reply<()>) {
-        let Some(container) = self.containers.get_mut(id) else {
+    /// One update at a time, so that each builds on what the one before has made.
+    fn update(&mut self, id: ContainerId, resources: Box<Resources>, reply: Reply<()>) {
+        let Some(container) = self.containers.get_mut(&id) else {
             return send(reply, refuse(SandboxError::ContainerNotFound(id.to_string())));
         };
-        container.resources = container.resources.updated_by(resources);
-        let state = container.state.clone();
-        self.set_container_state(id, state);
-        send(reply, Ok(()));
+        let busy = matches!(container.activity, Activity::Creating | Activity::Starting);
+        if busy || container.updating.is_some() {
+            return self.deferred.push(Command::Update { id, resources, reply });
+        }
+        if container.activity == Activity::Removing {
+            return send(reply, refuse(not_updatable(&id, "being removed")));
+        }
+        let live = match container.state {
+            ContainerState::Created => false,
+            ContainerState::Running { .. } => true,
+            ContainerState::Creating | ContainerState::Starting | ContainerState::Exited { .. } => {
+                return send(reply, refuse(not_updatable(&id, container.state.name())));
+            }
+        };
+        container.updating = Some(reply);
+        let wanted = container::updated(&container.resources, &resources);
+        let (node, runtime) = (self.node.clone(), self.runtime.clone());
+        let failed =
+            Finished::Updated(id.clone(), Box::default(), Err(SandboxError::Panicked("an update of limits")));
+        self.work(failed, async move {
+            let result = container::update(&node, &id, &runtime, &wanted, live).await;
+            Finished::Updated(id, Box::new(wanted), result)
+        });
+    }
+
+    fn updated(&mut self, id: &ContainerId, resources: Resources, result: Result<(), SandboxError>) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let reply = container.updating.take();
+        let result = match (result, container.activity, &container.state) {
+            // Its end came first; the words of the runtime on that help nobody.
+            (Err(_), _, ContainerState::Exited { .. }) => Err(not_updatable(id, container.state.name())),
+            (Err(_), Activity::Stopping, _) => Err(not_updatable(id, "being stopped")),
+            (Err(_), Activity::Removing, _) => Err(not_updatable(id, "being removed")),
+            (result, _, _) => result,
+        };
+        if result.is_ok() {
+            container.resources = resources;
+            let state = container.state.clone();
+            self.set_container_state(id, state);
+        }
+        if let Some(reply) = reply {
+            send(reply, result.map_err(Arc::new));
+        }
     }
 
     fn set_container_state(&mut self, id: &ContainerId, state: ContainerState) {
@@ -680,7 +783,7 @@ impl Pod {
                 self.container_exited(&container_id, &exit)
             }
             MonitorEvent::ExecExited { exec_id, exit_code, .. } => self.node.execs.ended(&exec_id, exit_code),
-            MonitorEvent::Gone => self.monitor_lost(),
+            MonitorEvent::Gone => self.adopt_again(),
         }
     }
 
@@ -710,7 +813,8 @@ impl Pod {
         let (node, pod, spec, runtime) =
             (self.node.clone(), self.spec.clone(), container.spec.clone(), self.runtime.clone());
         let id = id.clone();
-        self.jobs.spawn(async move {
+        // Removal tries again.
+        self.work(Finished::Cleaned(id.clone()), async move {
             if let Err(error) = container::clean(&node, &pod, &spec, &runtime).await {
                 // Removal tries again and reports.
                 tracing::warn!(container = %spec.id, %error, "cannot clean up after a container yet");
@@ -719,12 +823,56 @@ impl Pod {
         });
     }
 
-    fn monitor_lost(&mut self) {
-        if self.monitor.take().is_none() || self.activity == SandboxActivity::Stopping {
+    /// The connection ended. That the monitor is dead is only one of its causes, and the one that costs the pod.
+    fn adopt_again(&mut self) {
+        if self.monitor.is_none() {
             return;
         }
-        tracing::error!(sandbox = %self.spec.id, pod = %self.spec.name, "the pod's monitor is gone, ending its containers");
-        self.set_state(SandboxState::NotReady { why: NotReadyCause::MonitorLost, resources: Holdings::Held });
+        let dir = self.node.pod_dir(&self.spec.id);
+        self.work(Finished::Adopted(None), async move { Finished::Adopted(recover::adopt(&dir).await) });
+    }
+
+    /// Takes up what the monitor says now, and what was missed meanwhile.
+    fn adopted(&mut self, adopted: Option<recover::Adopted>) -> Option<Events> {
+        let Some((monitor, events, reports)) = adopted else {
+            self.monitor_lost();
+            return None;
+        };
+        // None: the tear-down was through first.
+        self.monitor.as_ref()?;
+        tracing::warn!(sandbox = %self.spec.id, "the connection to the pod's monitor broke and was made anew");
+        self.monitor = Some(monitor);
+        let now = self.node.clock.now();
+        let running: Vec<ContainerId> = self
+            .containers
+            .iter()
+            .filter(|(_, c)| matches!(c.state, ContainerState::Running { .. }))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in running {
+            match reports.get(id.as_str()) {
+                Some(MonitorContainer::Running { .. } | MonitorContainer::Creating) => {}
+                Some(MonitorContainer::Exited(record)) => self.ended(&id, Exit::from_record(record)),
+                None => self.ended(&id, Exit::unknown("its monitor does not know it any more", now)),
+            }
+        }
+        self.publish();
+        Some(events)
+    }
+
+    fn monitor_lost(&mut self) {
+        if self.monitor.take().is_none() {
+            return;
+        }
+        // A tear-down ends the monitor itself, and tells the state when it is through; but containers that are left
+        // at that moment have nobody else who would tell their end.
+        if matches!(self.state, SandboxState::Ready { .. }) && self.activity != SandboxActivity::Stopping {
+            tracing::error!(sandbox = %self.spec.id, pod = %self.spec.name, "the pod's monitor is gone, ending its containers");
+            self.set_state(SandboxState::NotReady {
+                why: NotReadyCause::MonitorLost,
+                resources: Holdings::Held,
+            });
+        }
         let now = self.node.clock.now();
         let running: Vec<ContainerId> =
             self.containers.iter().filter(|(_, c)| c.may_run()).map(|(id, _)| id.clone()).collect();
@@ -736,19 +884,20 @@ impl Pod {
     fn finished(&mut self, finished: Finished) {
         match finished {
             // Handled where the events can be taken over.
-            Finished::Up(_) => {}
+            Finished::Up(_) | Finished::Adopted(_) => {}
             Finished::Undone { cause, undo } => self.undone(cause, undo),
             Finished::Down(result) => self.down(result),
             Finished::PodRemoved(result) => self.pod_removed(result),
             Finished::Created(id, result) => self.created(&id, *result),
             Finished::Started(id, result) => self.started(&id, result),
-            Finished::Stopped(id) => self.stopped(&id),
+            Finished::Stopped(id, result) => self.stopped(&id, result),
             Finished::Cleaned(id) => {
                 if let Some(container) = self.containers.get(&id) {
                     container.phase.send_replace(Phase::Cleaned);
                 }
             }
             Finished::Removed(id, result) => self.removed(&id, result),
+            Finished::Updated(id, resources, result) => self.updated(&id, *resources, result),
         }
     }
 
@@ -796,11 +945,20 @@ fn shorten(container: &Container, grace: Duration) {
     }
 }
 
+async fn or_failed<T>(failed: T, work: impl Future<Output = T>) -> T {
+    // Nothing of `work` is looked at afterwards.
+    std::panic::AssertUnwindSafe(work).catch_unwind().await.unwrap_or(failed)
+}
+
 async fn next(events: &mut Option<Events>) -> Option<MonitorEvent> {
     match events {
         Some(events) => events.recv().await,
         None => std::future::pending().await,
     }
+}
+
+fn not_updatable(id: &ContainerId, state: &'static str) -> SandboxError {
+    SandboxError::ContainerState { operation: "update", id: id.to_string(), state }
 }
 
 fn refuse<T>(error: SandboxError) -> Outcome<T> {
@@ -815,5 +973,14 @@ fn send<T>(reply: Reply<T>, outcome: Outcome<T>) {
 fn answer_all<T: Clone>(waiters: &mut Vec<Reply<T>>, outcome: &Outcome<T>) {
     for waiter in waiters.drain(..) {
         send(waiter, outcome.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[tokio::test]
+    async fn work_that_panics_has_an_outcome() {
+        assert_eq!(super::or_failed(1, async { 2 }).await, 2);
+        assert_eq!(super::or_failed(1, async { panic!("on purpose") }).await, 1);
     }
 }

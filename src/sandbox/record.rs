@@ -78,6 +78,17 @@ pub struct ContainerRecord {
     pub user: Option<User>,
 }
 
+impl ContainerRecord {
+    /// Of a container whose state cannot be read: it may run, and whoever looks has to find out.
+    fn unknown(spec: &ContainerSpec) -> Self {
+        Self { container: ContainerState::Starting, resources: spec.resources.clone(), user: None }
+    }
+}
+
+/// A record that could not be read was moved aside.
+#[derive(Debug)]
+struct Aside;
+
 /// Everything known of a pod from disk.
 #[derive(Debug)]
 pub struct StoredPod {
@@ -211,15 +222,22 @@ impl Records {
 
     fn load_pod(&self, dir: &Path, broken: &mut Vec<RecordError>) -> Result<StoredPod, RecordError> {
         let spec: Versioned<SandboxSpec> = read(&dir.join("spec.json"))?;
-        let state: Option<Versioned<PodState>> = read_optional(&dir.join("state.json"))?;
+        // The spec says what to give back; the state can be found out.
+        let state: Option<Versioned<PodState>> =
+            self.readable_or_aside(&dir.join("state.json"), broken).unwrap_or_default();
         let this_boot = state.as_ref().map_or(spec.boot_id == self.boot_id, |s| s.boot_id == self.boot_id);
         let mut containers = Vec::new();
         let containers_dir = dir.join("containers");
         for entry in fs::read_dir(&containers_dir).into_iter().flatten().flatten() {
             let path = entry.path();
-            let loaded = read::<ContainerSpec>(&path.join("spec.json")).and_then(|spec| {
-                let state: Option<Versioned<ContainerRecord>> = read_optional(&path.join("state.json"))?;
-                Ok(StoredContainer { spec: spec.body, state: state.map(|s| s.body) })
+            let loaded = read::<ContainerSpec>(&path.join("spec.json")).map(|spec| {
+                let state: Result<Option<Versioned<ContainerRecord>>, Aside> =
+                    self.readable_or_aside(&path.join("state.json"), broken);
+                let state = match state {
+                    Ok(state) => state.map(|s| s.body),
+                    Err(Aside) => Some(ContainerRecord::unknown(&spec.body)),
+                };
+                StoredContainer { spec: spec.body, state }
             });
             match loaded {
                 Ok(container) => containers.push(container),
@@ -232,9 +250,27 @@ impl Records {
         Ok(StoredPod { spec: spec.body, state: state.map(|s| s.body), this_boot, containers })
     }
 
+    /// Reads a record, or moves it aside and tells.
+    fn readable_or_aside<T: DeserializeOwned>(
+        &self,
+        path: &Path,
+        broken: &mut Vec<RecordError>,
+    ) -> Result<Option<Versioned<T>>, Aside> {
+        read_optional(path).map_err(|error| {
+            broken.push(error);
+            let owner = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+            self.quarantine_as(path, format!("{owner}.state.json").as_ref());
+            Aside
+        })
+    }
+
     fn quarantine(&self, path: &Path) {
-        let shelf = self.dir.with_extension("quarantine");
         let Some(name) = path.file_name() else { return };
+        self.quarantine_as(path, name);
+    }
+
+    fn quarantine_as(&self, path: &Path, name: &std::ffi::OsStr) {
+        let shelf = self.dir.with_extension("quarantine");
         let moved = fs::create_dir_all(&shelf).and_then(|()| fs::rename(path, shelf.join(name)));
         if let Err(error) = moved {
             tracing::error!(path = %path.display(), %error, "cannot move an unreadable record aside");

@@ -12,7 +12,7 @@ use super::node::Node;
 use super::pod::{Container, Pod};
 use super::record::{RecordError, StoredContainer, StoredPod};
 use super::state::{ContainerState, Exit, Holdings, Init, NotReadyCause, SandboxState};
-use crate::host::monitor::{self, Events, Monitor};
+use crate::host::monitor::{self, Events, Monitor, MonitorError};
 use crate::host::rootfs;
 use crate::model::{ContainerId, SandboxId, Timestamp};
 use podwright_monitor_proto::{ContainerState as MonitorContainer, ExitRecord};
@@ -32,6 +32,8 @@ enum MonitorSeen {
 /// What is seen of a container.
 #[derive(Debug, Clone, PartialEq)]
 enum ContainerSeen {
+    /// The monitor says that the runtime is starting it.
+    Starting,
     /// The monitor says it runs.
     Running(Init),
     /// The monitor or its exit record says how it ended.
@@ -75,6 +77,11 @@ fn decide_container(recorded: Option<&ContainerState>, seen: &ContainerSeen, now
     };
     match (recorded, seen) {
         (None | Some(ContainerState::Creating), _) => Decision::Undo,
+        // Its outcome is waited for by the pod's task.
+        (
+            Some(ContainerState::Created | ContainerState::Starting | ContainerState::Running { .. }),
+            ContainerSeen::Starting,
+        ) => Decision::Keep(ContainerState::Starting),
         (Some(ContainerState::Created), ContainerSeen::Nothing) => Decision::Keep(ContainerState::Created),
         (Some(ContainerState::Created | ContainerState::Starting), ContainerSeen::Running(init)) => {
             Decision::Keep(ContainerState::Running { init: *init, since: now })
@@ -108,14 +115,18 @@ pub async fn recover(node: Arc<Node>) -> Result<Manager, RecordError> {
     let index = Index::default();
     let manager = Manager::new(node.clone(), index.clone());
     let mut known = HashSet::new();
-    for pod in pods {
+    for pod in &pods {
         known.insert(pod.spec.id.to_string());
         known.extend(pod.containers.iter().map(|c| c.spec.id.to_string()));
+    }
+    // Side by side: one that is waited for holds up no other.
+    let recovered = pods.into_iter().map(async |pod| {
         let id = pod.spec.id.clone();
         if let Err(error) = recover_pod(&node, &index, pod).await {
             tracing::error!(sandbox = %id, %error, "cannot take up a pod");
         }
-    }
+    });
+    futures_util::future::join_all(recovered).await;
     sweep(&node, &known).await;
     let images = node.images.clone();
     let forgotten = blocking(move || Ok(images.recovered()?)).await;
@@ -127,6 +138,11 @@ async fn recover_pod(node: &Arc<Node>, index: &Index, stored: StoredPod) -> Resu
     let runtime = node.runtime(&stored.spec.runtime_handler).or_else(|_| node.runtime(""))?;
     let dir = node.pod_dir(&stored.spec.id);
     let adopted = if stored.this_boot { adopt(&dir).await } else { None };
+    if adopted.is_none()
+        && matches!(stored.state.as_ref().map(|s| &s.sandbox), Some(SandboxState::Ready { .. }))
+    {
+        tracing::warn!(sandbox = %stored.spec.id, pod = %stored.spec.name, "the monitor of a pod that was ready is gone");
+    }
     let seen = match (&adopted, stored.this_boot) {
         (Some(_), _) => MonitorSeen::Alive,
         (None, true) => MonitorSeen::Dead,
@@ -140,6 +156,7 @@ async fn recover_pod(node: &Arc<Node>, index: &Index, stored: StoredPod) -> Resu
         None => (None, None, HashMap::new()),
     };
     pod.monitor = monitor;
+    end_strangers(node, &pod, &stored.containers, &reports).await;
     for container in stored.containers {
         recover_container(node, index, &mut pod, container, &reports).await;
     }
@@ -151,25 +168,38 @@ async fn recover_pod(node: &Arc<Node>, index: &Index, stored: StoredPod) -> Resu
 }
 
 type Reports = HashMap<String, MonitorContainer>;
+/// A monitor that was found again, and its containers.
+pub(super) type Adopted = (Monitor, Events, Reports);
 
-async fn adopt(dir: &Path) -> Option<(Monitor, Events, Reports)> {
-    let (monitor, events) = match monitor::adopt(dir).await {
-        Ok(adopted) => adopted,
-        Err(error) => {
-            tracing::warn!(dir = %dir.display(), %error, "no monitor to take up");
-            return None;
-        }
-    };
-    match monitor.list().await {
-        Ok(listing) => {
-            let reports = listing.containers.into_iter().map(|c| (c.id, c.state)).collect();
-            Some((monitor, events, reports))
-        }
-        Err(error) => {
-            tracing::warn!(dir = %dir.display(), %error, "a monitor does not tell its containers");
-            None
+/// How often a monitor that is there but does not answer is tried again before its pod is given up: with a call's
+/// deadline of 5 s, half a minute, in which an overloaded node gets around to it.
+const ADOPTIONS: u32 = 6;
+
+/// Finds a monitor again, with patience where it is there but does not answer.
+pub(super) async fn adopt(dir: &Path) -> Option<Adopted> {
+    for _ in 0..ADOPTIONS {
+        match adopt_once(dir).await {
+            Ok(adopted) => return Some(adopted),
+            // Ordinary at the end of a pod; whom it matters to says so.
+            Err(error @ MonitorError::NotRunning { .. }) => {
+                tracing::debug!(dir = %dir.display(), %error, "no monitor to take up");
+                return None;
+            }
+            Err(error) => {
+                tracing::warn!(dir = %dir.display(), %error, "cannot take up a monitor");
+                if !matches!(error, MonitorError::Unresponsive { .. }) {
+                    return None;
+                }
+            }
         }
     }
+    None
+}
+
+async fn adopt_once(dir: &Path) -> Result<Adopted, MonitorError> {
+    let (monitor, events) = monitor::adopt(dir).await?;
+    let reports = monitor.list().await?.containers.into_iter().map(|c| (c.id, c.state)).collect();
+    Ok((monitor, events, reports))
 }
 
 async fn recover_container(
@@ -208,13 +238,29 @@ async fn recover_container(
     }
 }
 
+/// Ends what the monitor runs without a record, since nobody could ever stop it.
+async fn end_strangers(node: &Node, pod: &Pod, known: &[StoredContainer], reports: &Reports) {
+    let Some(monitor) = &pod.monitor else { return };
+    for id in reports.keys().filter(|id| !known.iter().any(|c| c.spec.id.as_str() == id.as_str())) {
+        tracing::warn!(sandbox = %pod.spec.id, container = %id, "ending a container that no record knows");
+        let Ok(id) = ContainerId::parse(id) else { continue };
+        let ended = match pod.runtime.delete(id.as_str()).await {
+            Ok(()) => node.leaf(&pod.spec, &id).and_then(|leaf| Ok(node.cgroups.remove(&leaf)?)),
+            Err(error) => Err(error.into()),
+        };
+        report(&node.bundle(&id), ended);
+        container::forget(monitor, &id).await;
+    }
+}
+
 fn observe(node: &Node, pod: &SandboxId, id: &ContainerId, reports: &Reports) -> ContainerSeen {
     match reports.get(id.as_str()) {
         Some(MonitorContainer::Exited(record)) => ContainerSeen::Ended(record.clone()),
         Some(MonitorContainer::Running { pid, start_time }) => {
             ContainerSeen::Running(Init { pid: *pid, start_time: *start_time })
         }
-        Some(MonitorContainer::Creating) | None => {
+        Some(MonitorContainer::Creating) => ContainerSeen::Starting,
+        None => {
             let file = node.exit_dir(pod).join(format!("{id}.json"));
             std::fs::read(file)
                 .ok()
@@ -226,7 +272,13 @@ fn observe(node: &Node, pod: &SandboxId, id: &ContainerId, reports: &Reports) ->
 
 /// Removes directories, mounts and monitors that no record knows.
 async fn sweep(node: &Arc<Node>, known: &HashSet<String>) {
-    for dir in strangers(&node.config.state.join("pods"), known) {
+    let pods = strangers(&node.config.state.join("pods"), known);
+    if !pods.is_empty() {
+        // While their network namespaces are still there: plugins leave their rules behind without one.
+        let valid: Vec<_> = known.iter().filter_map(|id| SandboxId::parse(id).ok()).collect();
+        node.network.collect(&valid).await;
+    }
+    for dir in pods {
         tracing::warn!(dir = %dir.display(), "removing a pod's directory that no record knows");
         if let Ok((monitor, _events)) = monitor::adopt(&dir).await {
             let _ = monitor.shutdown(true).await;
@@ -240,6 +292,11 @@ async fn sweep(node: &Arc<Node>, known: &HashSet<String>) {
     }
     for parent in [node.config.state.join("containers"), node.config.root.join("containers")] {
         for dir in strangers(&parent, known) {
+            // Whichever runtime it was made with: it kills what runs and removes the cgroup that it made.
+            let id = dir.file_name().unwrap_or_default().to_string_lossy();
+            for runtime in node.runtimes.names().iter().filter_map(|name| node.runtime(name).ok()) {
+                report(&dir, runtime.delete(&id).await.map_err(SandboxError::from));
+            }
             tracing::warn!(dir = %dir.display(), "removing a container's directory that no record knows");
             let swept = dir.clone();
             let removed = blocking(move || {
@@ -351,6 +408,12 @@ mod tests {
                 (255, ExitReason::Unknown, ExitSource::Assumed)
             );
         }
+    }
+
+    #[test]
+    fn a_start_under_way_goes_on() {
+        let decision = decide_container(Some(&ContainerState::Starting), &ContainerSeen::Starting, NOW);
+        assert_eq!(decision, Decision::Keep(ContainerState::Starting));
     }
 
     #[test]

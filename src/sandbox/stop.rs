@@ -3,7 +3,8 @@
 
 use super::node::Node;
 use super::pod::Phase;
-use crate::host::monitor::{Monitor, Target};
+use super::state::Init;
+use crate::host::monitor::{self, Monitor, Target};
 use crate::model::{ContainerSpec, NamespaceMode, SandboxSpec};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub(super) struct Request {
     pub(super) monitor: Option<Monitor>,
     pub(super) pod: Arc<SandboxSpec>,
     pub(super) spec: Arc<ContainerSpec>,
+    pub(super) init: Option<Init>,
     pub(super) signal: i32,
     pub(super) kill_at: watch::Receiver<Instant>,
     pub(super) phase: watch::Receiver<Phase>,
@@ -39,7 +41,11 @@ pub(super) async fn stop(mut request: Request) {
     }
     let mut pause = FIRST_RETRY;
     loop {
-        signal(&request, SIGKILL).await;
+        if !signal(&request, SIGKILL).await
+            && let Some(init) = request.init
+        {
+            monitor::kill_process(init.pid, init.start_time);
+        }
         if shares_pid_namespace(&request.spec) {
             // Its init is not the init of a pid namespace: the others must be killed one by one.
             kill_cgroup(&request.node, &request.pod, &request.spec);
@@ -65,11 +71,16 @@ async fn wait_until_due(request: &mut Request) -> bool {
     }
 }
 
-async fn signal(request: &Request, signal: i32) {
-    let Some(monitor) = &request.monitor else { return };
+/// False when the monitor could not be told.
+async fn signal(request: &Request, signal: i32) -> bool {
+    let Some(monitor) = &request.monitor else { return false };
     let target = Target::Container(request.spec.id.to_string());
-    if let Err(error) = monitor.signal(target, signal, false).await {
-        tracing::warn!(container = %request.spec.id, signal, %error, "cannot signal");
+    match monitor.signal(target, signal, false).await {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::warn!(container = %request.spec.id, signal, %error, "cannot signal");
+            false
+        }
     }
 }
 

@@ -20,6 +20,7 @@ use crate::output::Stream;
 use crate::pod::Pod;
 use crate::runtime::{self, Console, Job, JobFiles, JobKind, Stdio3};
 
+
 /// Longest log line that may be asked for; the read buffer has this size and a little more.
 const MAX_LOG_LINE: u32 = 1 << 20;
 
@@ -308,7 +309,8 @@ impl Pod {
         }
     }
 
-    /// The runtime still starts the exec: it would outlive whoever wanted it dead, so the signal waits for it.
+    /// The runtime still starts the exec: it would outlive whoever wanted it dead, so the signal waits for it. Killing
+    /// the runtime instead could leave a process that nobody knows.
     fn signal_at_start(&mut self, id: &str, number: i32, to_group: bool) -> Reply {
         for job in &mut self.jobs {
             if let JobKind::Exec { exec_id, signal, .. } = &mut job.kind

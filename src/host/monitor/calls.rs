@@ -209,6 +209,11 @@ impl Monitor {
         self.done("shutdown", Request::Shutdown { force }, SHUTDOWN_DEADLINE).await
     }
 
+    /// Waits until the connection has ended: the monitor is dead, or has to be adopted anew.
+    pub async fn gone(&self) {
+        self.link.commands.closed().await;
+    }
+
     async fn done(
         &self,
         operation: &'static str,

@@ -19,7 +19,7 @@ pub use podwright_monitor_proto::{
     ContainerState, ContainerStatus, Create as CreateRequest, ErrorKind, ExecStatus, ExitRecord,
     MonitorRecord as MonitorInfo, NamespacePaths, NamespaceRequest, ProcessId, Runtime, Target,
 };
-pub use sweep::sweep;
+pub use sweep::{kill, kill_process, sweep};
 
 /// What a monitor tells without being asked. In order; after [`MonitorEvent::Gone`] nothing comes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -39,9 +39,24 @@ fn kill_init(dir: &Path) {
     else {
         return;
     };
+    kill_process(init.pid, init.start_time);
+}
+
+/// Kills the monitor of `dir`, which does not answer any more. To be called when its pod goes down: its containers
+/// lose their parent.
+pub fn kill(dir: &Path) {
+    let Ok(text) = std::fs::read(dir.join(MONITOR_RECORD)) else { return };
+    let Ok(record) = serde_json::from_slice::<MonitorRecord>(&text) else { return };
+    if podwright_sys::proc::boot_id().is_ok_and(|id| id == record.boot_id) {
+        kill_process(record.process.pid, record.process.start_time);
+    }
+}
+
+/// Kills a process, if it still is the one that started then.
+pub fn kill_process(pid: u32, start_time: u64) {
     // The descriptor first: what is checked afterwards is what gets the signal.
-    let Ok(process) = podwright_sys::pidfd::open(init.pid) else { return };
-    if podwright_sys::proc::start_time(init.pid).is_ok_and(|time| time == init.start_time) {
+    let Ok(process) = podwright_sys::pidfd::open(pid) else { return };
+    if podwright_sys::proc::start_time(pid).is_ok_and(|time| time == start_time) {
         // Gone meanwhile is as good.
         let _ = podwright_sys::pidfd::send_signal(std::os::fd::AsFd::as_fd(&process), SIGKILL);
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 const MAX_ERROR_BODY: usize = 64 << 10;
 /// Time for an error body; without it the status alone is told.
 const ERROR_BODY_TIME: Duration = Duration::from_secs(5);
-/// Longest wait that a registry may ask for: a pull holds a slot meanwhile, and the kubelet backs off by itself.
+/// Longest wait that a registry may ask for: the kubelet backs off by itself, and tells it.
 pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
 
 #[derive(Deserialize)]
@@ -40,7 +40,7 @@ pub(super) async fn refusal(response: Response, what: &str, host: &str, head: bo
         StatusCode::TOO_MANY_REQUESTS => ImageError::RateLimited { what, host, retry_after, registry },
         s if s.is_server_error() || s == StatusCode::REQUEST_TIMEOUT => {
             let told = registry.map_or_else(String::new, |m| format!(": {m}"));
-            ImageError::Unavailable { what, host, reason: format!("HTTP status {status}{told}") }
+            ImageError::Unavailable { what, host, reason: format!("HTTP status {status}{told}"), retry_after }
         }
         _ => ImageError::Protocol { what, host, reason: format!("HTTP status {status}"), registry },
     }

@@ -64,6 +64,16 @@ impl Credentials {
         if allowed { self.secret() } else { Secret::Anonymous }
     }
 
+    /// Whether there is any secret in it.
+    pub(super) fn is_usable(&self) -> bool {
+        self.secret() != Secret::Anonymous
+    }
+
+    /// The secret, for a host that the credentials are known to be for.
+    pub(super) fn into_secret(self) -> Secret {
+        self.secret()
+    }
+
     /// containerd's order (ParseAuth): user name and password, identity token, auth; then the registry token.
     fn secret(&self) -> Secret {
         if !self.username.is_empty() {
@@ -92,7 +102,8 @@ fn address_host(address: &str) -> Option<String> {
     (!host.is_empty()).then(|| host.to_ascii_lowercase())
 }
 
-fn authority(url: &Url) -> String {
+/// `host[:port]`, without a port that the scheme implies.
+pub(super) fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }

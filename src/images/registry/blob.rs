@@ -1,78 +1,191 @@
-//! A blob as a stream that survives a broken connection: it is asked for again from where it stands.
+//! A blob as a stream that survives a broken connection and a failing host: it is asked for again from where it stands.
 
 use super::client::HostClient;
-use super::session::{Session, next_chunk};
+use super::pace::Pace;
+use super::session::Session;
+use super::turn::Turn;
 use crate::images::error::ImageError;
 use crate::images::manifest::Descriptor;
 use bytes::Bytes;
 use reqwest::Response;
+use std::time::Duration;
 
-/// Breaks in a row, without this much progress between them, after which the stream fails.
+/// Breaks at one host in a row, without [`PROGRESS`] between them, after which it is given up.
 const MAX_BREAKS: u32 = 3;
 /// Bytes that count as progress.
 const PROGRESS: u64 = 1 << 20;
 
-/// An open blob.
+/// A blob on its way.
 #[derive(Debug)]
 pub(crate) struct Blob<'s> {
     session: &'s Session,
     descriptor: &'s Descriptor,
-    host: &'s HostClient,
-    response: Response,
+    /// Hosts still to be asked for the next stream.
+    turn: Option<Turn>,
+    stream: Option<Stream>,
     /// Bytes handed out.
     at: u64,
-    /// Bytes to drop: the host began before `at`.
-    skip: u64,
     breaks: u32,
     last_break: u64,
+    /// Hosts that are not asked for this blob any more.
+    given_up: Vec<usize>,
+    /// Hosts of the bytes handed out, in order.
+    served: Vec<usize>,
+}
+
+#[derive(Debug)]
+struct Stream {
+    host: usize,
+    response: Response,
+    pace: Pace,
+    /// Bytes to drop: the host began before the wanted one.
+    skip: u64,
 }
 
 impl<'s> Blob<'s> {
-    pub(super) async fn open(session: &'s Session, descriptor: &'s Descriptor) -> Result<Self, ImageError> {
-        let (host, response, _) = session.blob_response(descriptor, 0).await?;
-        Ok(Self { session, descriptor, host, response, at: 0, skip: 0, breaks: 0, last_break: 0 })
+    pub(super) fn new(session: &'s Session, descriptor: &'s Descriptor) -> Self {
+        Self {
+            session,
+            descriptor,
+            turn: None,
+            stream: None,
+            at: 0,
+            breaks: 0,
+            last_break: 0,
+            given_up: Vec::new(),
+            served: Vec::new(),
+        }
+    }
+
+    /// Asks the hosts until one serves the blob from where it stands. Some: to be called again after this time, in which no
+    /// connection is held.
+    pub(crate) async fn open(&mut self) -> Result<Option<Duration>, ImageError> {
+        loop {
+            let mut turn = match self.turn.take() {
+                Some(turn) => turn,
+                None => self.session.blob_turn(self.descriptor, &self.given_up)?,
+            };
+            let host = turn.host();
+            match self.session.blob_response(host, self.descriptor, self.at).await {
+                Ok((response, start)) => {
+                    let skip = self.at - start;
+                    self.stream = Some(Stream { host, response, pace: Pace::default(), skip });
+                    return Ok(None);
+                }
+                Err(error) => {
+                    let wait = turn.failed(error)?;
+                    self.turn = Some(turn);
+                    if !wait.is_zero() {
+                        return Ok(Some(wait));
+                    }
+                }
+            }
+        }
     }
 
     /// The next bytes; None at the end. Never more than the descriptor's size.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, ImageError> {
         loop {
+            let Some(stream) = &mut self.stream else {
+                // In mid-layer the slot is kept: the pipeline's threads and memory are.
+                while let Some(wait) = self.open().await? {
+                    tokio::time::sleep(wait).await;
+                }
+                continue;
+            };
+            let index = stream.host;
+            let host: &HostClient = self.session.host(index);
             let what = self.descriptor.digest.as_str();
-            let error = match next_chunk(self.host, &mut self.response, what).await {
-                Ok(None) if self.skip == 0 && self.at == self.descriptor.size => return Ok(None),
-                Ok(None) => return Err(self.wrong_size(self.at, false)),
+            let trouble = match stream.pace.next(host, &mut stream.response, what).await {
                 Ok(Some(mut chunk)) => {
                     let length = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
-                    let drop = self.skip.min(length);
-                    self.skip -= drop;
+                    let drop = stream.skip.min(length);
+                    stream.skip -= drop;
                     let _ = chunk.split_to(usize::try_from(drop).unwrap_or(chunk.len()));
-                    self.at += length - drop;
-                    if self.at > self.descriptor.size {
-                        return Err(self.wrong_size(self.at, true));
-                    }
                     if chunk.is_empty() {
                         continue;
                     }
+                    if self.served.last() != Some(&index) {
+                        self.served.push(index);
+                    }
+                    self.at += length - drop;
+                    if self.at > self.descriptor.size {
+                        return Err(self.wrong_size(true));
+                    }
                     return Ok(Some(chunk));
                 }
-                Err(error @ ImageError::Unavailable { .. }) => error,
-                Err(error) => return Err(error),
+                // Also when the connection breaks behind the last byte.
+                _ if self.at == self.descriptor.size => return Ok(None),
+                Ok(None) => self.wrong_size(false),
+                Err(error) => error,
             };
-            if self.at.saturating_sub(self.last_break) >= PROGRESS {
-                self.breaks = 0;
-            }
-            self.breaks += 1;
-            self.last_break = self.at;
-            if self.breaks > MAX_BREAKS {
-                return Err(error);
-            }
-            tracing::debug!(blob = what, at = self.at, %error, "blob stream broke, asking again");
-            let (host, response, start) = self.session.blob_response(self.descriptor, self.at).await?;
-            (self.host, self.response, self.skip) = (host, response, self.at - start);
+            self.stream = None;
+            self.go_on(index, trouble)?;
         }
     }
 
-    fn wrong_size(&self, actual: u64, more: bool) -> ImageError {
+    /// Decides what follows trouble in a stream: the same host again, another one, or the error.
+    fn go_on(&mut self, host: usize, error: ImageError) -> Result<(), ImageError> {
+        let progress = self.at.saturating_sub(self.last_break) >= PROGRESS;
+        self.last_break = self.at;
+        self.breaks = if progress { 1 } else { self.breaks + 1 };
+        let again = match &error {
+            ImageError::Unavailable { .. } => self.breaks <= MAX_BREAKS,
+            // Each has taken the whole progress time: a host with a stand-in is left at once, one without gets another
+            // connection only if the last one brought something.
+            ImageError::Stalled { .. } | ImageError::TooSlow { .. } => progress && !self.has_other(host),
+            ImageError::SizeMismatch { .. } => false,
+            _ => return Err(error),
+        };
+        if again {
+            tracing::debug!(blob = %self.descriptor.digest, at = self.at, %error, "blob stream broke, asking again");
+        } else if self.has_other(host) {
+            tracing::debug!(blob = %self.descriptor.digest, at = self.at, %error, "blob goes on at another host");
+            self.given_up.push(host);
+            self.breaks = 0;
+        } else {
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    fn has_other(&self, host: usize) -> bool {
+        self.session.blob_hosts().any(|other| other != host && !self.given_up.contains(&other))
+    }
+
+    /// Whether the layer may be had from the start again after `error`, from a host that is not to blame for it. Bytes that
+    /// were not verified in the end may have been anything: a bad stream, a bomb, a hostile entry.
+    pub(crate) fn begin_again(&mut self, error: &ImageError) -> bool {
+        let of_content = matches!(
+            error,
+            ImageError::DigestMismatch { .. }
+                | ImageError::SizeMismatch { .. }
+                | ImageError::CorruptLayer { .. }
+                | ImageError::HostileEntry { .. }
+                | ImageError::Limit { .. }
+        );
+        // When several hosts had a part in it, the last has not had its chance alone.
+        let blamed = match self.served.as_slice() {
+            [] => return false,
+            [one] => vec![*one],
+            [several @ .., last] => several.iter().copied().filter(|host| host != last).collect(),
+        };
+        if !of_content {
+            return false;
+        }
+        self.given_up.extend(blamed);
+        self.served.clear();
+        (self.stream, self.turn) = (None, None);
+        (self.at, self.breaks, self.last_break) = (0, 0, 0);
+        let left = self.session.blob_hosts().any(|host| !self.given_up.contains(&host));
+        if left {
+            tracing::warn!(blob = %self.descriptor.digest, %error, "layer is fetched again from another host");
+        }
+        left
+    }
+
+    fn wrong_size(&self, more: bool) -> ImageError {
         let what = self.descriptor.digest.to_string();
-        ImageError::SizeMismatch { what, expected: self.descriptor.size, actual, more }
+        ImageError::SizeMismatch { what, expected: self.descriptor.size, actual: self.at, more }
     }
 }

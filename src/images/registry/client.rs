@@ -1,8 +1,9 @@
 //! HTTP to one host: TLS set-up, redirects, the authorization loop. One logical request in, one answer out.
 
-use super::auth::{self, Authorization, Credentials, Secret};
+use super::auth::{self, Authorization, Secret};
 use super::challenge;
 use super::hosts::{Host, Tls};
+use super::pace::Throttle;
 use crate::config;
 use crate::images::error::ImageError;
 use http::{HeaderValue, Method, StatusCode, header};
@@ -10,6 +11,7 @@ use reqwest::{Response, Url};
 use std::collections::HashMap;
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -28,8 +30,12 @@ const TOKEN_TIME: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Registry {
     pub(super) certs_dirs: Vec<PathBuf>,
+    pub(super) registries_conf: PathBuf,
+    pub(super) auth_files: Vec<PathBuf>,
     connect_timeout: Duration,
     pub(super) progress_timeout: Duration,
+    pub(super) min_bytes_per_second: u64,
+    pub(super) throttle: Throttle,
     clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
 }
 
@@ -50,8 +56,12 @@ impl Registry {
         let _ = rustls::crypto::ring::default_provider().install_default();
         Arc::new(Self {
             certs_dirs: config.certs_dirs.clone(),
+            registries_conf: config.registries_conf.clone(),
+            auth_files: config.auth_files.clone(),
             connect_timeout: Duration::from_secs(config.connect_timeout_seconds),
             progress_timeout: Duration::from_secs(config.progress_timeout_seconds),
+            min_bytes_per_second: config.min_bytes_per_second,
+            throttle: Throttle::new(config.max_bytes_per_second),
             clients: Mutex::default(),
         })
     }
@@ -164,7 +174,9 @@ pub(crate) struct HostClient {
     http: reqwest::Client,
     secret: SecretBox,
     repository: String,
-    progress_timeout: Duration,
+    shared: Arc<Registry>,
+    /// No connection was had in this pull.
+    down: AtomicBool,
     authorization: tokio::sync::Mutex<Authorization>,
 }
 
@@ -178,20 +190,18 @@ impl std::fmt::Debug for SecretBox {
 
 impl HostClient {
     pub(super) fn new(
-        shared: &Registry,
+        shared: &Arc<Registry>,
         host: Host,
-        registry: &str,
         repository: &str,
-        credentials: Option<&Credentials>,
+        secret: Secret,
     ) -> Result<Self, ImageError> {
-        let secret =
-            credentials.map_or(Secret::Anonymous, |c| c.secret_for(registry, &host.base, host.mirror));
         Ok(Self {
             http: shared.http_client(&host)?,
             authorization: tokio::sync::Mutex::new(auth::initial(&secret)),
             secret: SecretBox(secret),
-            repository: repository.to_owned(),
-            progress_timeout: shared.progress_timeout,
+            repository: host.repository.clone().unwrap_or_else(|| repository.to_owned()),
+            shared: Arc::clone(shared),
+            down: AtomicBool::new(false),
             host,
         })
     }
@@ -202,13 +212,23 @@ impl HostClient {
         self.host.base.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
     }
 
+    /// The image's repository at this host.
+    pub(super) fn repository(&self) -> &str {
+        &self.repository
+    }
+
     pub(super) fn base(&self) -> &Url {
         &self.host.base
     }
 
-    /// Time without a byte after which a request fails.
-    pub(super) fn progress_timeout(&self) -> Duration {
-        self.progress_timeout
+    /// What all hosts share.
+    pub(super) fn shared(&self) -> &Registry {
+        &self.shared
+    }
+
+    /// Whether no connection could be had in this pull: each further try may cost the whole connect timeout.
+    pub(super) fn is_down(&self) -> bool {
+        self.down.load(Ordering::Relaxed)
     }
 
     /// Sends, answering challenges. The answer may be any status but a 401 that could be helped.
@@ -259,10 +279,13 @@ impl HostClient {
                     builder = builder.header(header::AUTHORIZATION, value.clone());
                 }
             }
-            let response = tokio::time::timeout(self.progress_timeout, builder.send())
+            let response = tokio::time::timeout(self.shared.progress_timeout, builder.send())
                 .await
                 .map_err(|_| self.stalled(request.what))?
-                .map_err(|e| self.unavailable(request.what, told(&e)))?;
+                .map_err(|e| {
+                    self.down.fetch_or(own && e.is_connect(), Ordering::Relaxed);
+                    self.unavailable(request.what, told(&e))
+                })?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return Ok(response);
             }
@@ -296,11 +319,11 @@ impl HostClient {
     }
 
     pub(super) fn stalled(&self, what: &str) -> ImageError {
-        ImageError::Stalled { what: what.to_owned(), host: self.name(), after: self.progress_timeout }
+        ImageError::Stalled { what: what.to_owned(), host: self.name(), after: self.shared.progress_timeout }
     }
 
     pub(super) fn unavailable(&self, what: &str, reason: String) -> ImageError {
-        ImageError::Unavailable { what: what.to_owned(), host: self.name(), reason }
+        ImageError::Unavailable { what: what.to_owned(), host: self.name(), reason, retry_after: None }
     }
 
     /// Asks a token service; it is not followed when it redirects, as the form holds the password.
@@ -337,7 +360,7 @@ impl HostClient {
             }
             Ok((response.status().as_u16(), body))
         };
-        let limit = TOKEN_TIME.min(self.progress_timeout);
+        let limit = TOKEN_TIME.min(self.shared.progress_timeout);
         tokio::time::timeout(limit, exchange)
             .await
             .unwrap_or_else(|_| Err(format!("no answer within {} s", limit.as_secs())))

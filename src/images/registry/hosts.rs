@@ -1,7 +1,9 @@
-//! Which hosts serve a registry's images: containerd's `certs.d/<host>/hosts.toml`, read anew for every pull.
+//! Which hosts serve a registry's images: containerd's `certs.d/<host>/hosts.toml`, read anew for every pull; where there is
+//! none, `registries.conf`; where that says nothing, the registry itself.
 
+use super::{files, registries_conf};
 use crate::images::error::ImageError;
-use crate::images::reference::DOCKER_HUB;
+use crate::images::reference::{DOCKER_HUB, Reference};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::Url;
 use serde::Deserialize;
@@ -27,8 +29,22 @@ pub(crate) struct Host {
     pub(crate) headers: HeaderMap,
     /// Time to connect; None: the configured one.
     pub(crate) dial_timeout: Option<Duration>,
-    /// A mirror: gets `?ns=<registry>` and no credentials that do not name it.
+    /// A mirror: gets no credentials that do not name it.
     pub(crate) mirror: bool,
+    /// The repository there; None: the image's own, and a mirror is told the registry by `?ns=`.
+    pub(crate) repository: Option<String>,
+}
+
+impl Host {
+    /// Whether this is where `registry` itself lives, and not a mirror or a `server` in its place.
+    pub(super) fn is_registry(&self, registry: &str) -> bool {
+        let own = network_host(registry);
+        !self.mirror
+            && self.base.host_str().is_some_and(|host| {
+                let port = self.base.port_or_known_default().unwrap_or_default();
+                own == format!("{host}:{port}") || (self.base.port().is_none() && own == host)
+            })
+    }
 }
 
 /// TLS of a host.
@@ -88,17 +104,46 @@ impl OneOrMany {
     }
 }
 
-/// The hosts for `registry` in the order in which they are asked; the registry itself (or `server`) comes last.
-pub(crate) fn hosts_for(certs_dirs: &[PathBuf], registry: &str) -> Result<Vec<Host>, ImageError> {
-    let Some(dir) = find_dir(certs_dirs, registry) else {
-        return Ok(vec![default_host(registry, Tls::default())?]);
-    };
-    let path = dir.join("hosts.toml");
-    match std::fs::read_to_string(&path) {
-        Ok(text) if !text.trim().is_empty() => parse(&path, &text, registry),
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(ImageError::io("read", &path, e)),
-        _ => Ok(vec![default_host(registry, docker_style(&dir)?)?]),
+/// The hosts for `reference` in the order in which they are asked; the registry itself (or `server`) comes last. An empty
+/// `registries_conf` is none.
+pub(crate) fn hosts_for(
+    certs_dirs: &[PathBuf],
+    registries_conf: &Path,
+    reference: &Reference,
+) -> Result<Vec<Host>, ImageError> {
+    let registry = reference.registry();
+    let dir = find_dir(certs_dirs, registry);
+    if let Some(path) = dir.as_ref().map(|dir| dir.join("hosts.toml"))
+        && let Some(text) = files::read(&path)?
+        && !text.trim().is_empty()
+    {
+        return parse(&path, &text, registry);
     }
+    if !registries_conf.as_os_str().is_empty() {
+        // The certificates of its hosts lie beside it.
+        let beside = registries_conf.with_file_name("certs.d");
+        let roots: Vec<_> = certs_dirs.iter().cloned().chain([beside]).collect();
+        let tls =
+            |host: &str| find_dir(&roots, host).map_or_else(|| Ok(Tls::default()), |dir| docker_style(&dir));
+        if let Some(hosts) = registries_conf::hosts_for(registries_conf, reference, tls)? {
+            return Ok(hosts);
+        }
+    }
+    let tls = dir.map_or_else(|| Ok(Tls::default()), |dir| docker_style(&dir))?;
+    Ok(vec![default_host(registry, tls)?])
+}
+
+/// A host that `registries.conf` names.
+pub(super) fn located(
+    scheme: &str,
+    registry: &str,
+    repository: &str,
+    tls: Tls,
+    mirror: bool,
+) -> Result<Host, ImageError> {
+    let base = api_base(&format!("{scheme}://{}", network_host(registry)))?;
+    let repository = Some(repository.to_owned());
+    Ok(Host { mirror, repository, ..plain(base, tls) })
 }
 
 /// A directory for the host itself in any root wins over a `_default` one.
@@ -113,12 +158,17 @@ fn find_dir(roots: &[PathBuf], registry: &str) -> Option<PathBuf> {
 }
 
 fn default_host(registry: &str, tls: Tls) -> Result<Host, ImageError> {
-    let text = format!("{}://{}", default_scheme(registry), network_host(registry));
-    let base = Url::parse(&format!("{text}/v2/")).map_err(|e| ImageError::Hosts {
-        path: registry.into(),
-        reason: format!("{text} is not a URL: {e}"),
-    })?;
-    Ok(Host {
+    let base = api_base(&format!("{}://{}", default_scheme(registry), network_host(registry)))?;
+    Ok(plain(base, tls))
+}
+
+fn api_base(server: &str) -> Result<Url, ImageError> {
+    Url::parse(&format!("{server}/v2/"))
+        .map_err(|e| ImageError::Hosts { path: server.into(), reason: format!("not a URL: {e}") })
+}
+
+fn plain(base: Url, tls: Tls) -> Host {
+    Host {
         base,
         resolve: true,
         pull: true,
@@ -126,7 +176,8 @@ fn default_host(registry: &str, tls: Tls) -> Result<Host, ImageError> {
         headers: HeaderMap::new(),
         dial_timeout: None,
         mirror: false,
-    })
+        repository: None,
+    }
 }
 
 fn network_host(registry: &str) -> &str {
@@ -241,6 +292,7 @@ fn host(path: &Path, address: &str, entry: Entry, mirror: bool) -> Result<Host, 
         headers,
         dial_timeout,
         mirror,
+        repository: None,
     })
 }
 
@@ -269,6 +321,11 @@ fn duration(text: &str) -> Option<Duration> {
 mod tests {
     use super::*;
 
+    fn hosts(roots: &[PathBuf], registry: &str) -> Vec<Host> {
+        let reference = Reference::parse(&format!("{registry}/x/y")).unwrap();
+        hosts_for(roots, Path::new(""), &reference).unwrap()
+    }
+
     fn bases(hosts: &[Host]) -> Vec<&str> {
         hosts.iter().map(|h| h.base.as_str()).collect()
     }
@@ -285,7 +342,7 @@ mod tests {
             ("localhost", "https://localhost/v2/"),
             ("[::1]", "https://[::1]/v2/"),
         ] {
-            assert_eq!(bases(&hosts_for(&[], registry).unwrap()), [base]);
+            assert_eq!(bases(&hosts(&[], registry)), [base]);
         }
     }
 
@@ -348,7 +405,7 @@ mod tests {
         assert_eq!(find_dir(&roots, "other"), Some(a.join("_default")));
         std::fs::write(a.join("x.example/ca.crt"), "").unwrap();
         std::fs::write(a.join("x.example/c.cert"), "").unwrap();
-        let hosts = hosts_for(&roots, "x.example").unwrap();
+        let hosts = hosts(&roots, "x.example");
         assert_eq!((hosts[0].tls.ca.len(), hosts[0].tls.client.len()), (1, 1));
     }
 }

@@ -3,12 +3,18 @@
 
 mod answer;
 mod auth;
+mod auth_files;
 mod blob;
 mod challenge;
 mod client;
+mod files;
 mod hosts;
+mod pace;
+mod registries_conf;
 mod session;
+mod turn;
 
 pub use auth::Credentials;
+pub(crate) use blob::Blob;
 pub(crate) use client::Registry;
 pub(crate) use session::Session;

@@ -1,10 +1,13 @@
 //! One pull's conversation: resolve a reference, fetch documents, open blobs, over all hosts in order.
 
 use super::answer::refusal;
-use super::auth::Credentials;
+use super::auth::{Credentials, Secret};
+use super::auth_files::AuthFiles;
 use super::blob::Blob;
-use super::client::{HostClient, Registry, Request, body_error};
+use super::client::{HostClient, Registry, Request};
 use super::hosts::{Host, hosts_for};
+use super::pace::Pace;
+use super::turn::Turn;
 use crate::images::digest::Digest;
 use crate::images::error::ImageError;
 use crate::images::manifest::{ACCEPT, Descriptor, MAX_MANIFEST};
@@ -12,12 +15,6 @@ use crate::images::reference::{Reference, Target};
 use http::{Method, header};
 use reqwest::{Response, Url};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
-
-/// Tries of one request at the last host; the hosts before it are left at the first failure.
-const MAX_TRIES: u32 = 3;
-/// Wait before the second try, doubled for each further one.
-const FIRST_WAIT: Duration = Duration::from_millis(250);
 
 /// The hosts of one reference with their tokens.
 #[derive(Debug)]
@@ -40,13 +37,20 @@ impl Session {
         reference: &Reference,
         credentials: Option<&Credentials>,
     ) -> Result<Self, ImageError> {
-        let hosts = hosts_for(&registry.certs_dirs, reference.registry())?
+        let files = AuthFiles::read(&registry.auth_files)?;
+        let hosts = hosts_for(&registry.certs_dirs, &registry.registries_conf, reference)?
             .into_iter()
             .map(|host| {
-                HostClient::new(registry, host, reference.registry(), reference.repository(), credentials)
+                let secret = secret_for(&host, reference, credentials, &files);
+                HostClient::new(registry, host, reference.repository(), secret)
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { reference: reference.clone(), hosts })
+    }
+
+    /// The image's registry, as its name says.
+    pub(crate) fn registry(&self) -> &str {
+        self.reference.registry()
     }
 
     /// What the reference points to now: descriptor and, where it had to be fetched to know, the document.
@@ -57,11 +61,11 @@ impl Session {
             Target::Digest(digest) => (digest.as_str(), Some(digest)),
         };
         // A digest may come from any host, since what it names is verified; a tag only from one that may resolve.
-        let mut turn = self.turn(&what, |host| host.resolve || (known.is_some() && host.pull))?;
+        let mut turn = self.turn(&what, |_, host| host.resolve || (known.is_some() && host.pull))?;
         loop {
             match self.resolve_at(&self.hosts[turn.host()], &what, tail, known).await {
                 Ok(found) => return Ok(found),
-                Err(error) => turn.failed(error).await?,
+                Err(error) => tokio::time::sleep(turn.failed(error)?).await,
             }
         }
     }
@@ -112,11 +116,11 @@ impl Session {
         if descriptor.size > limit {
             return Err(ImageError::Limit { what: what.to_owned(), limit, unit: "bytes" });
         }
-        let mut turn = self.turn(what, |host| host.pull)?;
+        let mut turn = self.turn(what, |_, host| host.pull)?;
         loop {
             match self.document_at(&self.hosts[turn.host()], descriptor, kind, limit).await {
                 Ok(body) => return Ok(body),
-                Err(error) => turn.failed(error).await?,
+                Err(error) => tokio::time::sleep(turn.failed(error)?).await,
             }
         }
     }
@@ -137,34 +141,33 @@ impl Session {
         Ok(body)
     }
 
-    /// Opens a blob; the stream is not verified here.
-    pub(crate) async fn blob<'s>(&'s self, descriptor: &'s Descriptor) -> Result<Blob<'s>, ImageError> {
-        Blob::open(self, descriptor).await
+    /// A blob to be streamed; nothing is sent yet, and the stream is not verified here.
+    pub(crate) fn blob<'s>(&'s self, descriptor: &'s Descriptor) -> Blob<'s> {
+        Blob::new(self, descriptor)
+    }
+
+    /// Hosts that may serve blobs.
+    pub(super) fn blob_hosts(&self) -> impl Iterator<Item = usize> {
+        self.hosts.iter().enumerate().filter(|(_, client)| client.host.pull).map(|(index, _)| index)
+    }
+
+    pub(super) fn host(&self, index: usize) -> &HostClient {
+        &self.hosts[index]
+    }
+
+    /// The hosts to be asked for a blob, but for those given up.
+    pub(super) fn blob_turn(&self, descriptor: &Descriptor, given_up: &[usize]) -> Result<Turn, ImageError> {
+        self.turn(descriptor.digest.as_str(), |index, host| host.pull && !given_up.contains(&index))
     }
 
     /// A response whose body is the blob from byte `from` on, or from 0 (the host ignored the range).
-    pub(super) async fn blob_response<'s>(
-        &'s self,
+    pub(super) async fn blob_response(
+        &self,
+        host: usize,
         descriptor: &Descriptor,
         from: u64,
-    ) -> Result<(&'s HostClient, Response, u64), ImageError> {
-        let what = descriptor.digest.as_str();
-        let mut turn = self.turn(what, |host| host.pull)?;
-        loop {
-            let host = &self.hosts[turn.host()];
-            match self.blob_response_at(host, what, from).await {
-                Ok((response, start)) => return Ok((host, response, start)),
-                Err(error) => turn.failed(error).await?,
-            }
-        }
-    }
-
-    async fn blob_response_at(
-        &self,
-        host: &HostClient,
-        what: &str,
-        from: u64,
     ) -> Result<(Response, u64), ImageError> {
+        let (host, what) = (&self.hosts[host], descriptor.digest.as_str());
         let url = self.url(host, Kind::Blob, what);
         let response = host.send(&Request { method: Method::GET, url, accept: "*/*", from, what }).await?;
         match response.status().as_u16() {
@@ -181,22 +184,20 @@ impl Session {
     }
 
     /// The usable hosts in order, to be asked one after the other.
-    fn turn(&self, what: &str, usable: impl Fn(&Host) -> bool) -> Result<Turn, ImageError> {
-        let hosts: Vec<(usize, String)> = self
-            .hosts
-            .iter()
-            .enumerate()
-            .filter(|(_, client)| usable(&client.host))
-            .map(|(index, client)| (index, client.name()))
-            .collect();
-        if hosts.is_empty() {
+    fn turn(&self, what: &str, usable: impl Fn(usize, &Host) -> bool) -> Result<Turn, ImageError> {
+        let mut hosts: Vec<usize> =
+            (0..self.hosts.len()).filter(|index| usable(*index, &self.hosts[*index].host)).collect();
+        let Some(last) = hosts.last().copied() else {
             return Err(ImageError::Unavailable {
                 what: what.to_owned(),
                 host: self.reference.registry().to_owned(),
                 reason: "no configured host has the capability to serve it".into(),
+                retry_after: None,
             });
-        }
-        Ok(Turn { hosts, position: 0, attempt: 1, worst: None })
+        };
+        // A dead mirror costs its connect timeout once a pull; the last host is what there is.
+        hosts.retain(|index| *index == last || !self.hosts[*index].is_down());
+        Ok(Turn::new(hosts))
     }
 
     fn url(&self, host: &HostClient, kind: Kind, tail: &str) -> Url {
@@ -206,8 +207,8 @@ impl Session {
             Kind::Blob => "blobs",
         };
         // Repository, tag and digest have a grammar without anything that needs escaping.
-        url.set_path(&format!("{}{}/{kind}/{tail}", host.base().path(), self.reference.repository()));
-        if host.host.mirror {
+        url.set_path(&format!("{}{}/{kind}/{tail}", host.base().path(), host.repository()));
+        if host.host.mirror && host.host.repository.is_none() {
             url.query_pairs_mut().append_pair("ns", self.reference.registry());
         }
         url
@@ -225,8 +226,9 @@ impl Session {
             return Err(refusal(response, what, &host.name(), false).await);
         }
         let mut body = Vec::new();
+        let mut pace = Pace::default();
         loop {
-            let chunk = next_chunk(host, &mut response, what).await?;
+            let chunk = pace.next(host, &mut response, what).await?;
             let Some(chunk) = chunk else { break };
             body.extend_from_slice(&chunk);
             let length = u64::try_from(body.len()).unwrap_or(u64::MAX);
@@ -252,70 +254,21 @@ impl Session {
     }
 }
 
-/// Whose turn it is. Any failure leads to the next host; the last one is tried again while its failure may pass. The most
-/// telling failure is returned.
-#[derive(Debug)]
-struct Turn {
-    hosts: Vec<(usize, String)>,
-    position: usize,
-    attempt: u32,
-    worst: Option<ImageError>,
-}
-
-impl Turn {
-    fn host(&self) -> usize {
-        self.hosts[self.position].0
+/// What the caller gave, where it is for this host; else what the node has for it.
+fn secret_for(
+    host: &Host,
+    reference: &Reference,
+    credentials: Option<&Credentials>,
+    files: &AuthFiles,
+) -> Secret {
+    let registry = reference.registry();
+    let given = credentials.map_or(Secret::Anonymous, |c| c.secret_for(registry, &host.base, host.mirror));
+    if given != Secret::Anonymous {
+        return given;
     }
-
-    /// Moves on after a failure, or gives it up.
-    async fn failed(&mut self, error: ImageError) -> Result<(), ImageError> {
-        tracing::debug!(host = self.hosts[self.position].1, attempt = self.attempt, %error, "registry request failed");
-        let last = self.position + 1 == self.hosts.len();
-        let again = last && self.attempt < MAX_TRIES && may_pass(&error);
-        let wait = wait(self.attempt, &error);
-        let error = match self.worst.take() {
-            Some(worst) if worst.weight() > error.weight() => worst,
-            _ => error,
-        };
-        if again {
-            self.attempt += 1;
-            self.worst = Some(error);
-            tokio::time::sleep(wait).await;
-        } else if last {
-            return Err(error);
-        } else {
-            self.position += 1;
-            self.worst = Some(error);
-        }
-        Ok(())
-    }
-}
-
-/// A stall has used its time already; the caller's own retry is better.
-fn may_pass(error: &ImageError) -> bool {
-    error.is_transient() && !matches!(error, ImageError::Stalled { .. })
-}
-
-fn wait(attempt: u32, error: &ImageError) -> Duration {
-    if let ImageError::RateLimited { retry_after: Some(after), .. } = error {
-        return *after;
-    }
-    let base = FIRST_WAIT.saturating_mul(1 << (attempt - 1).min(8));
-    // Clocks of nodes differ in their nanoseconds: enough spread against a herd.
-    let nanos = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().subsec_nanos();
-    base + base.mul_f64(f64::from(nanos % 1000) / 2000.0)
-}
-
-/// The next piece of a body, or a stall.
-pub(super) async fn next_chunk(
-    host: &HostClient,
-    response: &mut Response,
-    what: &str,
-) -> Result<Option<bytes::Bytes>, ImageError> {
-    tokio::time::timeout(host.progress_timeout(), response.chunk())
-        .await
-        .map_err(|_| host.stalled(what))?
-        .map_err(|e| host.unavailable(what, body_error(&e)))
+    let own = host.is_registry(registry).then_some(registry);
+    let repository = host.repository.as_deref().unwrap_or_else(|| reference.repository());
+    files.find(&host.base, own, repository).map_or(Secret::Anonymous, Credentials::into_secret)
 }
 
 fn verify(what: &str, expected: &Digest, actual: &Digest) -> Result<(), ImageError> {

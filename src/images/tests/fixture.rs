@@ -134,6 +134,8 @@ pub(super) fn small() -> (Content, Digest, Digest) {
 pub(super) fn config() -> config::Images {
     config::Images {
         certs_dirs: Vec::new(),
+        registries_conf: std::path::PathBuf::new(),
+        auth_files: Vec::new(),
         connect_timeout_seconds: 5,
         progress_timeout_seconds: 20,
         ..Default::default()
@@ -155,6 +157,6 @@ pub(super) fn names(root: &Path, dir: &str) -> Vec<String> {
 /// Waits until no layer is being worked on, then says what is left in staging.
 pub(super) async fn left_over(images: &Images, root: &Path) -> Vec<String> {
     let all = u32::try_from(config().max_concurrent_downloads).unwrap();
-    let _all = images.inner.downloads.acquire_many(all).await.unwrap();
+    let _all = images.inner.downloads.take_all(all).await;
     names(root, "staging")
 }

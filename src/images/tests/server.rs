@@ -37,6 +37,8 @@ pub(super) enum End {
     BreakAt(usize),
     /// The rest comes when `release` is called, or never.
     StallAt(usize),
+    /// A byte now and then from here on.
+    DripFrom(usize),
 }
 
 impl Reply {
@@ -186,6 +188,16 @@ fn write(mut stream: &TcpStream, reply: &Reply, head: bool, gate: &Gate) -> std:
             let open = gate.open.lock().unwrap();
             drop(gate.opened.wait_while(open, |open| !*open).unwrap());
             stream.write_all(&reply.body[at..])
+        }
+        End::DripFrom(at) => {
+            stream.write_all(&reply.body[..at])?;
+            let mut open = gate.open.lock().unwrap();
+            for byte in &reply.body[at..] {
+                stream.write_all(&[*byte])?;
+                let pause = std::time::Duration::from_millis(50);
+                open = gate.opened.wait_timeout_while(open, pause, |open| !*open).unwrap().0;
+            }
+            Ok(())
         }
     }
 }

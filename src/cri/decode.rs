@@ -312,6 +312,14 @@ pub fn resources(r: pb::LinuxContainerResources) -> Resources {
     }
 }
 
+/// UpdateContainerResources; absent limits change nothing.
+///
+/// # Errors
+/// Names the field that is wrong.
+pub fn update(linux: Option<pb::LinuxContainerResources>) -> Checked<Resources> {
+    check_resources(resources(linux.unwrap_or_default()))
+}
+
 fn check_resources(resources: Resources) -> Checked<Resources> {
     if !(-1000..=1000).contains(&resources.oom_score_adj) {
         let value = resources.oom_score_adj;

@@ -250,9 +250,16 @@ impl RuntimeService for Runtime {
 
     async fn update_container_resources(
         &self,
-        _: Request<pb::UpdateContainerResourcesRequest>,
+        r: Request<pb::UpdateContainerResourcesRequest>,
     ) -> Answer<pb::UpdateContainerResourcesResponse> {
-        self.not_yet("UpdateContainerResources")
+        let answer = async {
+            let r = r.into_inner();
+            required("container_id", &r.container_id)?;
+            let limits = decode::update(r.linux)?;
+            shared(self.pods.update_container(&r.container_id, limits).await)?;
+            Ok(pb::UpdateContainerResourcesResponse {})
+        };
+        self.rpcs.observe("UpdateContainerResources", answer).await
     }
 
     async fn reopen_container_log(

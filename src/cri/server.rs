@@ -47,17 +47,20 @@ pub fn listen(config: &Config) -> Result<UnixListener, ServeError> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(socket_error("make the directory of", path))?;
     }
-    if path.exists() {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(ServeError::InUse(path.clone()));
-        }
-        std::fs::remove_file(path).map_err(socket_error("remove stale", path))?;
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(ServeError::InUse(path.clone()));
     }
-    let listener = UnixListener::bind(path).map_err(socket_error("bind", path))?;
+    // Made under another name and moved into place, so that it is never there with another mode.
+    let unseen = path.with_extension("new");
+    if unseen.exists() {
+        std::fs::remove_file(&unseen).map_err(socket_error("remove stale", &unseen))?;
+    }
+    let listener = UnixListener::bind(&unseen).map_err(socket_error("bind", &unseen))?;
     let mode = std::fs::Permissions::from_mode(config.socket_mode());
-    std::fs::set_permissions(path, mode).map_err(socket_error("set the mode of", path))?;
-    std::os::unix::fs::chown(path, Some(0), Some(config.grpc.socket_gid))
+    std::fs::set_permissions(&unseen, mode).map_err(socket_error("set the mode of", path))?;
+    std::os::unix::fs::chown(&unseen, Some(0), Some(config.grpc.socket_gid))
         .map_err(socket_error("set the group of", path))?;
+    std::fs::rename(&unseen, path).map_err(socket_error("move into place", path))?;
     Ok(listener)
 }
 

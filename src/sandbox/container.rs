@@ -14,7 +14,7 @@ use crate::host::security::seccomp;
 use crate::host::users::{self, User};
 use crate::host::{devices, mountinfo, rootfs};
 use crate::images::Hold;
-use crate::model::{ContainerId, ContainerSpec, MountSource, NamespaceMode, Profile, SandboxSpec};
+use crate::model::{ContainerId, ContainerSpec, MountSource, NamespaceMode, Profile, Resources, SandboxSpec};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -233,6 +233,55 @@ pub(super) async fn start(
         Ok(created) => Ok(Init { pid: created.pid, start_time: created.start_time }),
         Err(error) => Err(error.into()),
     }
+}
+
+/// The limits after an update. The score of the OOM killer is that of a process, which an update does not reach.
+pub(super) fn updated(old: &Resources, update: &Resources) -> Resources {
+    let mut new = Resources { oom_score_adj: old.oom_score_adj, ..old.updated_by(update) };
+    if update.memory_limit != 0 && update.memory_swap_limit == 0 && old.memory_swap_limit == old.memory_limit
+    {
+        // No swap before, none afterwards.
+        new.memory_swap_limit = 0;
+    }
+    new
+}
+
+/// Applies limits: `live` to the processes, else to the bundle from which they will start. On an error nothing changed.
+pub(super) async fn update(
+    node: &Arc<Node>,
+    id: &ContainerId,
+    runtime: &Runtime,
+    limits: &Resources,
+    live: bool,
+) -> Result<(), SandboxError> {
+    let limits = spec::linux_resources(limits, node.config.containers.pids_limit, &node.facts)?;
+    let config = node.bundle(id).join("config.json");
+    let malformed = |e: serde_json::Error| SandboxError::io("change", &config)(std::io::Error::from(e));
+    let limits = serde_json::to_value(limits).map_err(malformed)?;
+    if live {
+        return Ok(runtime.update(id.as_str(), &limits).await?);
+    }
+    let config = config.clone();
+    blocking(move || {
+        let text = std::fs::read(&config).map_err(SandboxError::io("read", &config))?;
+        let text = with_limits(&text, limits)
+            .map_err(|e| SandboxError::io("change", &config)(std::io::Error::from(e)))?;
+        let new = config.with_extension("json.new");
+        std::fs::write(&new, text).map_err(SandboxError::io("write", &new))?;
+        std::fs::rename(&new, &config).map_err(SandboxError::io("replace", &config))
+    })
+    .await
+}
+
+/// An OCI configuration with other limits; what they do not name (the device rules) stays.
+fn with_limits(config: &[u8], limits: serde_json::Value) -> serde_json::Result<Vec<u8>> {
+    let mut config: serde_json::Value = serde_json::from_slice(config)?;
+    if let serde_json::Value::Object(limits) = limits {
+        for (name, limit) in limits {
+            config["linux"]["resources"][name.as_str()] = limit;
+        }
+    }
+    serde_json::to_vec(&config)
 }
 
 /// How often a monitor is asked about a start that an earlier daemon asked for.

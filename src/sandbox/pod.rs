@@ -67,6 +67,8 @@ pub(super) struct Container {
     activity: Activity,
     waiters: Vec<Reply<()>>,
     create_waiters: Vec<Reply<ContainerId>>,
+    /// The caller of the update that runs beside everything else.
+    updating: Option<Reply<()>>,
     phase: watch::Sender<Phase>,
     /// When SIGKILL is due, while it is being stopped.
     kill_at: Option<watch::Sender<Instant>>,
@@ -89,6 +91,7 @@ impl Container {
             activity: Activity::Idle,
             waiters: Vec::new(),
             create_waiters: Vec::new(),
+            updating: None,
             phase: watch::Sender::new(phase),
             kill_at: None,
         }
@@ -121,6 +124,7 @@ enum Finished {
     Stopped(ContainerId, Result<(), SandboxError>),
     Cleaned(ContainerId),
     Removed(ContainerId, Result<(), SandboxError>),
+    Updated(ContainerId, Box<Resources>, Result<(), SandboxError>),
 }
 
 /// The task's own data.
@@ -258,7 +262,7 @@ impl Pod {
             Command::Start { id, reply } => self.start(id, reply),
             Command::Stop { id, grace, reply } => self.stop(id, grace, reply),
             Command::Remove { id, reply } => self.remove(id, reply),
-            Command::Update { id, resources, reply } => self.update(&id, &resources, reply),
+            Command::Update { id, resources, reply } => self.update(id, resources, reply),
             Command::StopPod { reply } => self.stop_pod(reply),
             Command::RemovePod { reply } => self.remove_pod(reply),
         }
@@ -711,14 +715,54 @@ impl Pod {
         }
     }
 
-    fn update(&mut self, id: &ContainerId, resources: &Resources, reply: Reply<()>) {
-        let Some(container) = self.containers.get_mut(id) else {
+    /// One update at a time, so that each builds on what the one before has made.
+    fn update(&mut self, id: ContainerId, resources: Box<Resources>, reply: Reply<()>) {
+        let Some(container) = self.containers.get_mut(&id) else {
             return send(reply, refuse(SandboxError::ContainerNotFound(id.to_string())));
         };
-        container.resources = container.resources.updated_by(resources);
-        let state = container.state.clone();
-        self.set_container_state(id, state);
-        send(reply, Ok(()));
+        let busy = matches!(container.activity, Activity::Creating | Activity::Starting);
+        if busy || container.updating.is_some() {
+            return self.deferred.push(Command::Update { id, resources, reply });
+        }
+        if container.activity == Activity::Removing {
+            return send(reply, refuse(not_updatable(&id, "being removed")));
+        }
+        let live = match container.state {
+            ContainerState::Created => false,
+            ContainerState::Running { .. } => true,
+            ContainerState::Creating | ContainerState::Starting | ContainerState::Exited { .. } => {
+                return send(reply, refuse(not_updatable(&id, container.state.name())));
+            }
+        };
+        container.updating = Some(reply);
+        let wanted = container::updated(&container.resources, &resources);
+        let (node, runtime) = (self.node.clone(), self.runtime.clone());
+        let failed =
+            Finished::Updated(id.clone(), Box::default(), Err(SandboxError::Panicked("an update of limits")));
+        self.work(failed, async move {
+            let result = container::update(&node, &id, &runtime, &wanted, live).await;
+            Finished::Updated(id, Box::new(wanted), result)
+        });
+    }
+
+    fn updated(&mut self, id: &ContainerId, resources: Resources, result: Result<(), SandboxError>) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let reply = container.updating.take();
+        let result = match (result, container.activity, &container.state) {
+            // Its end came first; the words of the runtime on that help nobody.
+            (Err(_), _, ContainerState::Exited { .. }) => Err(not_updatable(id, container.state.name())),
+            (Err(_), Activity::Stopping, _) => Err(not_updatable(id, "being stopped")),
+            (Err(_), Activity::Removing, _) => Err(not_updatable(id, "being removed")),
+            (result, _, _) => result,
+        };
+        if result.is_ok() {
+            container.resources = resources;
+            let state = container.state.clone();
+            self.set_container_state(id, state);
+        }
+        if let Some(reply) = reply {
+            send(reply, result.map_err(Arc::new));
+        }
     }
 
     fn set_container_state(&mut self, id: &ContainerId, state: ContainerState) {
@@ -853,6 +897,7 @@ impl Pod {
                 }
             }
             Finished::Removed(id, result) => self.removed(&id, result),
+            Finished::Updated(id, resources, result) => self.updated(&id, *resources, result),
         }
     }
 
@@ -910,6 +955,10 @@ async fn next(events: &mut Option<Events>) -> Option<MonitorEvent> {
         Some(events) => events.recv().await,
         None => std::future::pending().await,
     }
+}
+
+fn not_updatable(id: &ContainerId, state: &'static str) -> SandboxError {
+    SandboxError::ContainerState { operation: "update", id: id.to_string(), state }
 }
 
 fn refuse<T>(error: SandboxError) -> Outcome<T> {

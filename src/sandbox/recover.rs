@@ -138,6 +138,11 @@ async fn recover_pod(node: &Arc<Node>, index: &Index, stored: StoredPod) -> Resu
     let runtime = node.runtime(&stored.spec.runtime_handler).or_else(|_| node.runtime(""))?;
     let dir = node.pod_dir(&stored.spec.id);
     let adopted = if stored.this_boot { adopt(&dir).await } else { None };
+    if adopted.is_none()
+        && matches!(stored.state.as_ref().map(|s| &s.sandbox), Some(SandboxState::Ready { .. }))
+    {
+        tracing::warn!(sandbox = %stored.spec.id, pod = %stored.spec.name, "the monitor of a pod that was ready is gone");
+    }
     let seen = match (&adopted, stored.this_boot) {
         (Some(_), _) => MonitorSeen::Alive,
         (None, true) => MonitorSeen::Dead,
@@ -175,10 +180,15 @@ pub(super) async fn adopt(dir: &Path) -> Option<Adopted> {
     for _ in 0..ADOPTIONS {
         match adopt_once(dir).await {
             Ok(adopted) => return Some(adopted),
+            // Ordinary at the end of a pod; whom it matters to says so.
+            Err(error @ MonitorError::NotRunning { .. }) => {
+                tracing::debug!(dir = %dir.display(), %error, "no monitor to take up");
+                return None;
+            }
             Err(error) => {
                 tracing::warn!(dir = %dir.display(), %error, "cannot take up a monitor");
                 if !matches!(error, MonitorError::Unresponsive { .. }) {
-                    break;
+                    return None;
                 }
             }
         }

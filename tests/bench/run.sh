@@ -73,3 +73,4 @@ echo "load before: $(cut -d' ' -f1-3 /proc/loadavg), $(nproc) processors, Linux 
 echo
 "$client" "${arguments[@]}" "$@" &
 wait $!
+echo "load after: $(cut -d' ' -f1-3 /proc/loadavg)"

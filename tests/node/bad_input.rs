@@ -45,7 +45,11 @@ async fn a_sandbox_request_with_a_wrong_field_names_it() {
         refused(node.run(&change(edit)).await, Code::InvalidArgument, &[field]);
     }
     let request = pb::RunPodSandboxRequest { config: Some(good.clone()), runtime_handler: "nope".into() };
-    refused(node.runtime.run_pod_sandbox(request).await, Code::NotFound, &["nope", "runc"]);
+    refused(
+        node.runtime.run_pod_sandbox(request).await,
+        Code::NotFound,
+        &["nope", &Options::default().runtime],
+    );
     assert!(node.list_pods().await.is_empty());
     node.finish().await;
 }

@@ -165,6 +165,53 @@ async fn limits_reach_the_cgroup() {
     node.finish().await;
 }
 
+async fn update(node: &mut Node, id: &str, linux: pb::LinuxContainerResources) -> Result<(), tonic::Status> {
+    let request = pb::UpdateContainerResourcesRequest {
+        container_id: id.to_owned(),
+        linux: Some(linux),
+        ..Default::default()
+    };
+    node.runtime.update_container_resources(request).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_change_before_the_start_and_while_it_runs() {
+    let mut node = Node::with_busybox().await;
+    let config = node.pod("resize");
+    let pod = node.run(&config).await.unwrap();
+    let mut spec = container("main", &[]);
+    let limits = pb::LinuxContainerResources {
+        cpu_shares: 512,
+        memory_limit_in_bytes: 64 << 20,
+        ..Default::default()
+    };
+    spec.linux.get_or_insert_default().resources = Some(limits);
+    let id = node.create(&pod, &config, spec).await.unwrap();
+    let memory = |bytes| pb::LinuxContainerResources { memory_limit_in_bytes: bytes, ..Default::default() };
+    update(&mut node, &id, memory(96 << 20)).await.unwrap();
+    node.start(&id).await.unwrap();
+    let request = pb::ContainerStatusRequest { container_id: id.clone(), verbose: true };
+    let info = node.runtime.container_status(request).await.unwrap().into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    let pid = info["pid"].as_u64().unwrap();
+    let limit = || cgroup_value(pid, "memory", "memory.limit_in_bytes", "memory.max");
+    assert_eq!(limit(), (96 << 20).to_string());
+    update(&mut node, &id, memory(128 << 20)).await.unwrap();
+    assert_eq!(limit(), (128 << 20).to_string());
+    refused(update(&mut node, &id, memory(-5)).await, Code::InvalidArgument, &["memory_limit_in_bytes"]);
+    // Less than it uses, which the kernel refuses or the runtime does.
+    assert!(update(&mut node, &id, memory(1)).await.is_err());
+    assert_eq!(limit(), (128 << 20).to_string());
+    node.daemon.crash().unwrap();
+    let reported = node.status(&id).await.unwrap().resources.unwrap().linux.unwrap();
+    assert_eq!((reported.cpu_shares, reported.memory_limit_in_bytes), (512, 128 << 20));
+    node.stop(&id, 0).await.unwrap();
+    refused(update(&mut node, &id, memory(64 << 20)).await, Code::FailedPrecondition, &["update", "exited"]);
+    let unknown = "e".repeat(64);
+    refused(update(&mut node, &unknown, memory(64 << 20)).await, Code::NotFound, &[&unknown]);
+    node.finish().await;
+}
+
 /// Reads a limit of a process's cgroup, v1 or v2.
 fn cgroup_value(pid: u64, controller: &str, v1: &str, v2: &str) -> String {
     let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();

@@ -9,7 +9,9 @@
 mod bad_input;
 mod containers;
 mod daemon;
+mod faults;
 mod images;
 mod pods;
+mod races;
 mod support;
 mod survive;

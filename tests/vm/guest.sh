@@ -22,7 +22,8 @@ for step in $STEPS; do
     echo "guest: $step"
     case $step in
     node:*)
-        PODWRIGHT_TEST_RUNTIME=$runtime "$root/build/bin/node-tests" --test-threads=2 ${FILTER:+"$FILTER"} 2>&1
+        # Words, each a part of tests' names.
+        PODWRIGHT_TEST_RUNTIME=$runtime "$root/build/bin/node-tests" --test-threads=2 $FILTER 2>&1
         ;;
     critest:*)
         RUNTIME=$runtime "$root/tests/critest/suite.sh" ${FOCUS:+"-ginkgo.focus=$FOCUS"} 2>&1

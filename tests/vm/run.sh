@@ -7,7 +7,7 @@
 #                                    and with crun, then critest with runc
 #        STEPS='node:crun' tests/vm/run.sh      only these steps, in this order;
 #                                    a step is node:RUNTIME or critest:RUNTIME
-#        FILTER=oom                  only tests of tests/node with this in their name
+#        FILTER='oom exec_sync'      only tests of tests/node with one of these in their names
 #        FOCUS=Security              only critest's specs that match
 #        VM_ACCEL=kvm                on a machine that has KVM
 #        VM_LIMIT=7200               seconds after which the guest is killed

@@ -20,7 +20,6 @@ use crate::output::Stream;
 use crate::pod::Pod;
 use crate::runtime::{self, Console, Job, JobFiles, JobKind, Stdio3};
 
-const SIGKILL: i32 = 9;
 
 /// Longest log line that may be asked for; the read buffer has this size and a little more.
 const MAX_LOG_LINE: u32 = 1 << 20;
@@ -310,20 +309,14 @@ impl Pod {
         }
     }
 
-    /// The runtime still starts the exec. SIGKILL ends the runtime, and with it what it has made; another signal waits
-    /// for the process.
+    /// The runtime still starts the exec: it would outlive whoever wanted it dead, so the signal waits for it. Killing
+    /// the runtime instead could leave a process that nobody knows.
     fn signal_at_start(&mut self, id: &str, number: i32, to_group: bool) -> Reply {
         for job in &mut self.jobs {
             if let JobKind::Exec { exec_id, signal, .. } = &mut job.kind
                 && exec_id == id
             {
-                if number == SIGKILL {
-                    job.killed = true;
-                    // The runtime leads its group and is not reaped before its job is removed.
-                    let _ = pidfd::send_group_signal(job.pid, SIGKILL);
-                } else {
-                    *signal = Some((number, to_group));
-                }
+                *signal = Some((number, to_group));
                 return Reply::Done;
             }
         }

@@ -183,6 +183,9 @@ pub struct Images {
     pub max_concurrent_downloads: usize,
     /// Layers downloaded at once from one registry; 0: only the limit of all.
     pub max_concurrent_downloads_per_registry: usize,
+    /// Compressed size from which a layer is fetched in parts side by side, from hosts that serve ranges; each such download
+    /// buffers up to 16 MiB. 0: never.
+    pub parallel_range_bytes: u64,
     /// Bytes a second of all downloads together; 0: no limit.
     pub max_bytes_per_second: u64,
     /// Bytes a second below which a registry host counts as stalled, measured over progress_timeout_seconds of waiting for it;
@@ -326,6 +329,8 @@ impl Default for Images {
             max_concurrent_downloads: 8,
             // CRI-O's number for one image; the rest is left to other registries.
             max_concurrent_downloads_per_registry: 6,
+            // Off: it helps where one connection is slower than the line, and costs memory everywhere.
+            parallel_range_bytes: 0,
             max_bytes_per_second: 0,
             // A registry that sends a byte now and then would hold a pull for ever.
             min_bytes_per_second: 1024,

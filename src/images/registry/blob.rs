@@ -2,12 +2,14 @@
 
 use super::client::HostClient;
 use super::pace::Pace;
+use super::parts::{PART, Parts};
 use super::session::Session;
 use super::turn::Turn;
 use crate::images::error::ImageError;
 use crate::images::manifest::Descriptor;
 use bytes::Bytes;
 use reqwest::Response;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Breaks at one host in a row, without [`PROGRESS`] between them, after which it is given up.
@@ -18,11 +20,15 @@ const PROGRESS: u64 = 1 << 20;
 /// A blob on its way.
 #[derive(Debug)]
 pub(crate) struct Blob<'s> {
-    session: &'s Session,
+    session: &'s Arc<Session>,
     descriptor: &'s Descriptor,
     /// Hosts still to be asked for the next stream.
     turn: Option<Turn>,
     stream: Option<Stream>,
+    /// What follows the stream, when it is the first of several parts.
+    parts: Option<Parts>,
+    /// Whether a stream from the start may be the first of several parts.
+    may_split: bool,
     /// Bytes handed out.
     at: u64,
     breaks: u32,
@@ -43,12 +49,14 @@ struct Stream {
 }
 
 impl<'s> Blob<'s> {
-    pub(super) fn new(session: &'s Session, descriptor: &'s Descriptor) -> Self {
+    pub(super) fn new(session: &'s Arc<Session>, descriptor: &'s Descriptor) -> Self {
         Self {
             session,
             descriptor,
             turn: None,
             stream: None,
+            parts: None,
+            may_split: session.in_parts(descriptor),
             at: 0,
             breaks: 0,
             last_break: 0,
@@ -66,8 +74,14 @@ impl<'s> Blob<'s> {
                 None => self.session.blob_turn(self.descriptor, &self.given_up)?,
             };
             let host = turn.host();
-            match self.session.blob_response(host, self.descriptor, self.at).await {
+            let split = self.may_split && self.at == 0;
+            let end = split.then_some(PART);
+            match self.session.blob_response(host, self.descriptor, self.at, end).await {
                 Ok((response, start)) => {
+                    // A 200 is the whole blob.
+                    if split && response.status() == http::StatusCode::PARTIAL_CONTENT {
+                        self.parts = Some(Parts::start(self.session, self.descriptor, host));
+                    }
                     let skip = self.at - start;
                     self.stream = Some(Stream { host, response, pace: Pace::default(), skip });
                     return Ok(None);
@@ -86,6 +100,17 @@ impl<'s> Blob<'s> {
     /// The next bytes; None at the end. Never more than the descriptor's size.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, ImageError> {
         loop {
+            if let (None, Some(parts)) = (&self.stream, &mut self.parts) {
+                let (index, result) = (parts.host, parts.next().await);
+                match result {
+                    Ok(Some(chunk)) => return self.hand_out(index, chunk).map(Some),
+                    Ok(None) => return Ok(None),
+                    Err(error) => {
+                        tracing::debug!(blob = %self.descriptor.digest, at = self.at, %error, "parts failed, going on as one stream");
+                        self.whole();
+                    }
+                }
+            }
             let Some(stream) = &mut self.stream else {
                 // In mid-layer the slot is kept: the pipeline's threads and memory are.
                 while let Some(wait) = self.open().await? {
@@ -105,14 +130,11 @@ impl<'s> Blob<'s> {
                     if chunk.is_empty() {
                         continue;
                     }
-                    if self.served.last() != Some(&index) {
-                        self.served.push(index);
-                    }
-                    self.at += length - drop;
-                    if self.at > self.descriptor.size {
-                        return Err(self.wrong_size(true));
-                    }
-                    return Ok(Some(chunk));
+                    return self.hand_out(index, chunk).map(Some);
+                }
+                Ok(None) if self.parts.is_some() && self.at == PART => {
+                    self.stream = None;
+                    continue;
                 }
                 // Also when the connection breaks behind the last byte.
                 _ if self.at == self.descriptor.size => return Ok(None),
@@ -120,8 +142,30 @@ impl<'s> Blob<'s> {
                 Err(error) => error,
             };
             self.stream = None;
+            self.whole();
             self.go_on(index, trouble)?;
         }
+    }
+
+    fn hand_out(&mut self, host: usize, chunk: Bytes) -> Result<Bytes, ImageError> {
+        if self.served.last() != Some(&host) {
+            self.served.push(host);
+        }
+        self.at += u64::try_from(chunk.len()).unwrap_or(u64::MAX);
+        // The first of several parts ends where the next one starts; this host sends all the same.
+        if self.at > PART && self.parts.is_some() && self.stream.is_some() {
+            self.whole();
+        }
+        if self.at > self.descriptor.size {
+            return Err(self.wrong_size(true));
+        }
+        Ok(chunk)
+    }
+
+    /// No parts any more, nor again for this blob.
+    fn whole(&mut self) {
+        self.parts = None;
+        self.may_split = false;
     }
 
     /// Decides what follows trouble in a stream: the same host again, another one, or the error.
@@ -176,6 +220,7 @@ impl<'s> Blob<'s> {
         self.given_up.extend(blamed);
         self.served.clear();
         (self.stream, self.turn) = (None, None);
+        self.whole();
         (self.at, self.breaks, self.last_break) = (0, 0, 0);
         let left = self.session.blob_hosts().any(|host| !self.given_up.contains(&host));
         if left {

@@ -4,6 +4,7 @@ use super::auth::{self, Authorization, Secret};
 use super::challenge;
 use super::hosts::{Host, Tls};
 use super::pace::Throttle;
+use super::proxy::Proxies;
 use crate::config;
 use crate::images::error::ImageError;
 use http::{HeaderValue, Method, StatusCode, header};
@@ -36,6 +37,9 @@ pub(crate) struct Registry {
     pub(super) progress_timeout: Duration,
     pub(super) min_bytes_per_second: u64,
     pub(super) throttle: Throttle,
+    /// Size from which a blob is fetched in parts side by side; None: never.
+    pub(super) parts_from: Option<u64>,
+    proxies: Proxies,
     clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
 }
 
@@ -45,6 +49,9 @@ struct ClientKey {
     tls: Tls,
     changed: Vec<Option<SystemTime>>,
     connect_timeout: Duration,
+    /// A connection for each request: HTTP/2 would put parts that are fetched side by side into one.
+    separate: bool,
+    proxies: Proxies,
 }
 
 /// TLS set-ups remembered; more are made anew each time. A node has a handful of registries.
@@ -52,6 +59,10 @@ const MAX_CLIENTS: usize = 16;
 
 impl Registry {
     pub(crate) fn new(config: &config::Images) -> Arc<Self> {
+        Self::with_proxies(config, Proxies::from(|name| std::env::var(name).ok()))
+    }
+
+    pub(crate) fn with_proxies(config: &config::Images, proxies: Proxies) -> Arc<Self> {
         // Once per process; a second call finds it installed, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Arc::new(Self {
@@ -62,11 +73,13 @@ impl Registry {
             progress_timeout: Duration::from_secs(config.progress_timeout_seconds),
             min_bytes_per_second: config.min_bytes_per_second,
             throttle: Throttle::new(config.max_bytes_per_second),
+            parts_from: Some(config.parallel_range_bytes).filter(|bytes| *bytes > 0),
+            proxies,
             clients: Mutex::default(),
         })
     }
 
-    fn http_client(&self, host: &Host) -> Result<reqwest::Client, ImageError> {
+    fn http_client(&self, host: &Host, separate: bool) -> Result<reqwest::Client, ImageError> {
         let files = host
             .tls
             .ca
@@ -76,6 +89,8 @@ impl Registry {
             tls: host.tls.clone(),
             changed: files.map(|f| f.metadata().and_then(|m| m.modified()).ok()).collect(),
             connect_timeout: host.dial_timeout.unwrap_or(self.connect_timeout),
+            separate,
+            proxies: self.proxies.clone(),
         };
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(&key) {
@@ -92,15 +107,16 @@ impl Registry {
 fn build(key: &ClientKey) -> Result<reqwest::Client, ImageError> {
     let read = |path: &PathBuf| std::fs::read(path).map_err(|e| ImageError::io("read", path, e));
     let base = || {
-        reqwest::Client::builder()
+        let builder = reqwest::Client::builder()
             .user_agent(concat!("podwright/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .connect_timeout(key.connect_timeout)
             .pool_idle_timeout(POOL_IDLE)
-            .tls_danger_accept_invalid_certs(key.tls.skip_verify)
+            .tls_danger_accept_invalid_certs(key.tls.skip_verify);
+        key.proxies.apply(if key.separate { builder.http1_only() } else { builder })
     };
-    let mut builder = base();
+    let mut builder = base()?;
     let mut roots = Vec::new();
     for path in &key.tls.ca {
         let pem = read(path)?;
@@ -121,7 +137,7 @@ fn build(key: &ClientKey) -> Result<reqwest::Client, ImageError> {
     match builder.build() {
         Ok(client) => Ok(client),
         // A machine without any root certificates can still use plain http.
-        Err(_) if !own_files => base().tls_certs_only([]).build().map_err(|e| wrong(Path::new("TLS"), &e)),
+        Err(_) if !own_files => base()?.tls_certs_only([]).build().map_err(|e| wrong(Path::new("TLS"), &e)),
         Err(e) => Err(wrong(Path::new("TLS"), &e)),
     }
 }
@@ -163,6 +179,8 @@ pub(super) struct Request<'a> {
     pub(super) accept: &'static str,
     /// First byte wanted; 0: all, without a Range header.
     pub(super) from: u64,
+    /// The byte behind the last one wanted; None: all from `from` on.
+    pub(super) end: Option<u64>,
     /// Named in errors.
     pub(super) what: &'a str,
 }
@@ -172,6 +190,8 @@ pub(super) struct Request<'a> {
 pub(crate) struct HostClient {
     pub(super) host: Host,
     http: reqwest::Client,
+    /// For parts.
+    separate: Option<reqwest::Client>,
     secret: SecretBox,
     repository: String,
     shared: Arc<Registry>,
@@ -196,7 +216,8 @@ impl HostClient {
         secret: Secret,
     ) -> Result<Self, ImageError> {
         Ok(Self {
-            http: shared.http_client(&host)?,
+            http: shared.http_client(&host, false)?,
+            separate: shared.parts_from.map(|_| shared.http_client(&host, true)).transpose()?,
             authorization: tokio::sync::Mutex::new(auth::initial(&secret)),
             secret: SecretBox(secret),
             repository: host.repository.clone().unwrap_or_else(|| repository.to_owned()),
@@ -264,14 +285,15 @@ impl HostClient {
         let mut url = request.url.clone();
         for _ in 0..=MAX_REDIRECTS {
             let own = url.origin() == self.host.base.origin();
-            let mut builder = self
-                .http
+            let http = request.end.and(self.separate.as_ref()).unwrap_or(&self.http);
+            let mut builder = http
                 .request(request.method.clone(), url.clone())
                 // Anything but identity would break the digest.
                 .header(header::ACCEPT_ENCODING, "identity")
                 .header(header::ACCEPT, request.accept);
-            if request.from > 0 {
-                builder = builder.header(header::RANGE, format!("bytes={}-", request.from));
+            if request.from > 0 || request.end.is_some() {
+                let last = request.end.map_or_else(String::new, |end| end.saturating_sub(1).to_string());
+                builder = builder.header(header::RANGE, format!("bytes={}-{last}", request.from));
             }
             if own {
                 builder = builder.headers(self.host.headers.clone());
@@ -296,22 +318,7 @@ impl HostClient {
 
     fn next_hop(&self, what: &str, from: &Url, response: &Response) -> Result<Url, ImageError> {
         let location = response.headers().get(header::LOCATION).and_then(|v| v.to_str().ok());
-        let next = location
-            .and_then(|l| from.join(l).ok())
-            .ok_or_else(|| self.redirect(what, "its Location is missing or not a URL"))?;
-        match (from.scheme(), next.scheme()) {
-            ("https", "http") => return Err(self.redirect(what, "it leads from https to http")),
-            (_, "http" | "https") => {}
-            _ => return Err(self.redirect(what, "it leads to another protocol")),
-        }
-        if !next.username().is_empty() || next.password().is_some() {
-            return Err(self.redirect(what, "its URL has credentials"));
-        }
-        // 169.254.0.0/16 holds the cloud metadata services, which give out the node's own credentials.
-        if link_local(&next) && !link_local(&self.host.base) {
-            return Err(self.redirect(what, "it leads to a link-local address"));
-        }
-        Ok(next)
+        hop(&self.host.base, from, location).map_err(|reason| self.redirect(what, reason))
     }
 
     fn redirect(&self, what: &str, reason: &'static str) -> ImageError {
@@ -367,6 +374,39 @@ impl HostClient {
     }
 }
 
+/// Where a redirect leads, or why it is not followed.
+fn hop(base: &Url, from: &Url, location: Option<&str>) -> Result<Url, &'static str> {
+    let next = location.and_then(|l| from.join(l).ok()).ok_or("its Location is missing or not a URL")?;
+    match (from.scheme(), next.scheme()) {
+        ("https", "http") => return Err("it leads from https to http"),
+        (_, "http" | "https") => {}
+        _ => return Err("it leads to another protocol"),
+    }
+    if !next.username().is_empty() || next.password().is_some() {
+        return Err("its URL has credentials");
+    }
+    // 169.254.0.0/16 holds the cloud metadata services, which give out the node's own credentials.
+    if link_local(&next) && !link_local(base) {
+        return Err("it leads to a link-local address");
+    }
+    // What listens on this machine only, such as the kubelet's health port, trusts who can reach it.
+    if loopback(&next) && !loopback(base) {
+        return Err("it leads to this machine");
+    }
+    Ok(next)
+}
+
+fn loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    match host.trim_matches(['[', ']']).parse::<std::net::IpAddr>() {
+        Ok(std::net::IpAddr::V4(v4)) => v4.is_loopback() || v4.is_unspecified(),
+        Ok(std::net::IpAddr::V6(v6)) => {
+            v6.is_loopback() || v6.is_unspecified() || v6.to_ipv4_mapped().is_some_and(|v4| v4.is_loopback())
+        }
+        Err(_) => host == "localhost" || host.ends_with(".localhost"),
+    }
+}
+
 fn link_local(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     match host.trim_matches(['[', ']']).parse::<std::net::IpAddr>() {
@@ -375,5 +415,55 @@ fn link_local(url: &Url) -> bool {
             v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some_and(|v4| v4.is_link_local())
         }
         Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_that_are_not_followed() {
+        let base = Url::parse("https://r.example/v2/").unwrap();
+        let to = |location| hop(&base, &base, location).map(String::from);
+        assert_eq!(to(Some("/x?y")).unwrap(), "https://r.example/x?y");
+        assert_eq!(to(Some("https://cdn.example/x")).unwrap(), "https://cdn.example/x");
+        for (location, words) in [
+            (None, "missing"),
+            (Some("https://"), "missing"),
+            (Some("http://r.example/"), "https to http"),
+            (Some("file:///etc/passwd"), "another protocol"),
+            (Some("https://u@r.example/"), "credentials"),
+            (Some("https://169.254.169.254/latest"), "link-local"),
+            (Some("https://localhost:10248/healthz"), "this machine"),
+        ] {
+            assert!(to(location).unwrap_err().contains(words), "{location:?}");
+        }
+        // A registry on this machine may send us to a storage service here.
+        let local = Url::parse("http://127.0.0.1:5000/v2/").unwrap();
+        assert!(hop(&local, &local, Some("http://127.0.0.1:9000/x")).is_ok());
+    }
+
+    #[test]
+    fn addresses_of_this_machine_and_link() {
+        let url = |text: &str| Url::parse(text).unwrap();
+        for text in [
+            "http://169.254.169.254/",
+            "http://[fe80::1]/",
+            "http://[::ffff:169.254.1.1]/",
+            "http://2852039166/",
+        ] {
+            assert!(link_local(&url(text)) && !loopback(&url(text)), "{text}");
+        }
+        for text in [
+            "http://127.1/",
+            "http://localhost:1/",
+            "http://[::1]/",
+            "http://0.0.0.0/",
+            "http://[::ffff:127.0.0.1]/",
+        ] {
+            assert!(loopback(&url(text)) && !link_local(&url(text)), "{text}");
+        }
+        assert!(!loopback(&url("http://localhost.example/")) && !link_local(&url("http://169.253.0.1/")));
     }
 }

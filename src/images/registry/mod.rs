@@ -10,6 +10,8 @@ mod client;
 mod files;
 mod hosts;
 mod pace;
+mod parts;
+mod proxy;
 mod registries_conf;
 mod session;
 mod turn;
@@ -17,4 +19,6 @@ mod turn;
 pub use auth::Credentials;
 pub(crate) use blob::Blob;
 pub(crate) use client::Registry;
+#[cfg(test)]
+pub(crate) use proxy::Proxies;
 pub(crate) use session::Session;

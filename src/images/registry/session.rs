@@ -7,13 +7,16 @@ use super::blob::Blob;
 use super::client::{HostClient, Registry, Request};
 use super::hosts::{Host, hosts_for};
 use super::pace::Pace;
+use super::parts::PART;
 use super::turn::Turn;
 use crate::images::digest::Digest;
 use crate::images::error::ImageError;
 use crate::images::manifest::{ACCEPT, Descriptor, MAX_MANIFEST};
 use crate::images::reference::{Reference, Target};
+use bytes::Bytes;
 use http::{Method, header};
 use reqwest::{Response, Url};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// The hosts of one reference with their tokens.
@@ -21,6 +24,7 @@ use std::sync::Arc;
 pub(crate) struct Session {
     reference: Reference,
     hosts: Vec<HostClient>,
+    parts_from: Option<u64>,
 }
 
 /// How a document or blob is addressed.
@@ -45,7 +49,7 @@ impl Session {
                 HostClient::new(registry, host, reference.repository(), secret)
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { reference: reference.clone(), hosts })
+        Ok(Self { reference: reference.clone(), hosts, parts_from: registry.parts_from })
     }
 
     /// The image's registry, as its name says.
@@ -78,7 +82,7 @@ impl Session {
         known: Option<&Digest>,
     ) -> Result<(Descriptor, Option<Vec<u8>>), ImageError> {
         let url = self.url(host, Kind::Manifest, tail);
-        let request = Request { method: Method::HEAD, url, accept: ACCEPT, from: 0, what };
+        let request = Request { method: Method::HEAD, url, accept: ACCEPT, from: 0, end: None, what };
         let response = host.send(&request).await?;
         if response.status().is_success()
             && let Some(descriptor) = described(&response, known)
@@ -134,15 +138,16 @@ impl Session {
     ) -> Result<Vec<u8>, ImageError> {
         let what = descriptor.digest.as_str();
         let url = self.url(host, kind, what);
-        let response =
-            host.send(&Request { method: Method::GET, url, accept: ACCEPT, from: 0, what }).await?;
+        let response = host
+            .send(&Request { method: Method::GET, url, accept: ACCEPT, from: 0, end: None, what })
+            .await?;
         let body = self.body(host, response, what, Some(descriptor.size), limit).await?;
         verify(what, &descriptor.digest, &descriptor.digest.of_same_kind(&body))?;
         Ok(body)
     }
 
     /// A blob to be streamed; nothing is sent yet, and the stream is not verified here.
-    pub(crate) fn blob<'s>(&'s self, descriptor: &'s Descriptor) -> Blob<'s> {
+    pub(crate) fn blob<'s>(self: &'s Arc<Self>, descriptor: &'s Descriptor) -> Blob<'s> {
         Blob::new(self, descriptor)
     }
 
@@ -166,13 +171,17 @@ impl Session {
         host: usize,
         descriptor: &Descriptor,
         from: u64,
+        end: Option<u64>,
     ) -> Result<(Response, u64), ImageError> {
         let (host, what) = (&self.hosts[host], descriptor.digest.as_str());
         let url = self.url(host, Kind::Blob, what);
-        let response = host.send(&Request { method: Method::GET, url, accept: "*/*", from, what }).await?;
+        let response =
+            host.send(&Request { method: Method::GET, url, accept: "*/*", from, end, what }).await?;
         match response.status().as_u16() {
             200 => Ok((response, 0)),
-            206 if from > 0 && range_start(&response) == Some(from) => Ok((response, from)),
+            206 if (from > 0 || end.is_some()) && range_start(&response) == Some(from) => {
+                Ok((response, from))
+            }
             206 => Err(ImageError::Protocol {
                 what: what.to_owned(),
                 host: host.name(),
@@ -181,6 +190,34 @@ impl Session {
             }),
             _ => Err(refusal(response, what, &host.name(), false).await),
         }
+    }
+
+    /// The bytes of a blob from `from` to before `end`, not verified.
+    pub(super) async fn blob_part(
+        &self,
+        host: usize,
+        descriptor: &Descriptor,
+        from: u64,
+        end: u64,
+    ) -> Result<VecDeque<Bytes>, ImageError> {
+        let what = descriptor.digest.as_str();
+        let (mut response, start) = self.blob_response(host, descriptor, from, Some(end)).await?;
+        let host = &self.hosts[host];
+        let wrong = || host.unavailable(what, format!("it did not send the bytes from {from} to {end}"));
+        if start != from {
+            return Err(wrong());
+        }
+        let (mut chunks, mut pace, mut left) = (VecDeque::new(), Pace::default(), end - from);
+        while let Some(chunk) = pace.next(host, &mut response, what).await? {
+            left = left.checked_sub(u64::try_from(chunk.len()).unwrap_or(u64::MAX)).ok_or_else(wrong)?;
+            chunks.push_back(chunk);
+        }
+        if left == 0 { Ok(chunks) } else { Err(wrong()) }
+    }
+
+    /// Whether the blob is large enough to be fetched in parts side by side.
+    pub(super) fn in_parts(&self, descriptor: &Descriptor) -> bool {
+        self.parts_from.is_some_and(|from| descriptor.size >= from && descriptor.size > PART)
     }
 
     /// The usable hosts in order, to be asked one after the other.

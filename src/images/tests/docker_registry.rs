@@ -2,32 +2,34 @@
 
 use super::fixture::{Content, INDEX, Layer, Packing, config, open, tar};
 use crate::config;
+use crate::images::registry::{Proxies, Registry};
 use crate::images::{ImageError, Images};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-struct Registry {
+struct DockerRegistry {
     child: Child,
     port: u16,
     dir: Arc<tempfile::TempDir>,
 }
 
-impl Drop for Registry {
+impl Drop for DockerRegistry {
     fn drop(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 }
 
-fn start() -> Registry {
+fn start() -> DockerRegistry {
     serve(Arc::new(tempfile::tempdir().unwrap()), "")
 }
 
 /// Serves the storage in `dir`; `tls` is a part of the `http` section.
-fn serve(dir: Arc<tempfile::TempDir>, tls: &str) -> Registry {
+fn serve(dir: Arc<tempfile::TempDir>, tls: &str) -> DockerRegistry {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let config = dir.path().join(format!("config-{port}.yml"));
     let storage = dir.path().join("data");
@@ -43,7 +45,7 @@ fn serve(dir: Arc<tempfile::TempDir>, tls: &str) -> Registry {
         .stderr(Stdio::null())
         .spawn()
         .expect("Debian's docker-registry is installed");
-    let registry = Registry { child, port, dir };
+    let registry = DockerRegistry { child, port, dir };
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
         std::thread::yield_now();
     }
@@ -147,14 +149,9 @@ fn check_layers(layers: &[std::path::PathBuf]) {
     assert_eq!((repeated.mode() & 0o7777, repeated.uid(), repeated.mtime()), (0o750, 10, 1_000_000_000));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn tls_with_a_private_authority() {
-    let plain = start();
-    let (content, _, id) = image();
-    push(plain.port, "app", &content).await;
-    let dir = Arc::clone(&plain.dir);
-    let file = |name: &str| dir.path().join(name).into_os_string().into_string().unwrap();
-    let (certificate, key) = (file("tls.pem"), file("tls.key"));
+/// A self-signed certificate, its own authority.
+fn make_certificate(name: &str, certificate: &str, key: &str) {
+    let (subject, names) = (format!("/CN={name}"), format!("subjectAltName=DNS:{name}"));
     let made = Command::new("openssl")
         .args([
             "req",
@@ -167,11 +164,22 @@ async fn tls_with_a_private_authority() {
             "-days",
             "2",
         ])
-        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", &key])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-out", &certificate])
+        .args(["-subj", &subject, "-addext", &names, "-keyout", key])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-out", certificate])
         .stderr(Stdio::null())
         .status();
     assert!(made.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_with_a_private_authority() {
+    let plain = start();
+    let (content, _, id) = image();
+    push(plain.port, "app", &content).await;
+    let dir = Arc::clone(&plain.dir);
+    let file = |name: &str| dir.path().join(name).into_os_string().into_string().unwrap();
+    let (certificate, key) = (file("tls.pem"), file("tls.key"));
+    make_certificate("localhost", &certificate, &key);
     let tls = serve(Arc::clone(&dir), &format!(", tls: {{certificate: {certificate:?}, key: {key:?}}}"));
     let name = format!("localhost:{}/app:single", tls.port);
     let certs = dir.path().join("certs.d").join(format!("localhost_{}_", tls.port));
@@ -188,4 +196,99 @@ async fn tls_with_a_private_authority() {
     assert!(matches!(error, ImageError::Unavailable { .. }) && text.contains("certificate"), "{text}");
     std::fs::write(certs.join("hosts.toml"), format!("{server}ca = {certificate:?}\n")).unwrap();
     assert_eq!(images.pull(&name, None).await.unwrap().as_str(), id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_certificate_opens_the_registry() {
+    let plain = start();
+    let (content, _, id) = image();
+    push(plain.port, "app", &content).await;
+    let dir = Arc::clone(&plain.dir);
+    let file = |name: &str| dir.path().join(name).into_os_string().into_string().unwrap();
+    let (certificate, key) = (file("server.pem"), file("server.key"));
+    let (client, client_key) = (file("client.pem"), file("client.key"));
+    make_certificate("localhost", &certificate, &key);
+    make_certificate("node", &client, &client_key);
+    let tls = format!(", tls: {{certificate: {certificate:?}, key: {key:?}, clientcas: [{client:?}]}}");
+    let server = serve(Arc::clone(&dir), &tls);
+    let name = format!("localhost:{}/app:single", server.port);
+    let certs = dir.path().join("certs.d").join(format!("localhost_{}_", server.port));
+    std::fs::create_dir_all(&certs).unwrap();
+    let config = config::Images { certs_dirs: vec![dir.path().join("certs.d")], ..config() };
+    let root = tempfile::tempdir().unwrap();
+    let images = Images::open(root.path(), &config).unwrap();
+    let hosts = format!("server = \"https://localhost:{}\"\nca = {certificate:?}\n", server.port);
+    std::fs::write(certs.join("hosts.toml"), &hosts).unwrap();
+    let error = images.pull(&name, None).await.unwrap_err();
+    assert!(matches!(error, ImageError::Unavailable { .. }), "{error}");
+    std::fs::write(certs.join("hosts.toml"), format!("{hosts}client = [[{client:?}, {client_key:?}]]\n"))
+        .unwrap();
+    assert_eq!(images.pull(&name, None).await.unwrap().as_str(), id);
+}
+
+/// A proxy that leads every tunnel to `port`; returns its own port and what it was asked for.
+fn tunnels(port: u16) -> (u16, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let own = listener.local_addr().unwrap().port();
+    let asks = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asks);
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().map_while(Result::ok) {
+            let mut reader = BufReader::new(client.try_clone().unwrap());
+            let mut lines = (&mut reader).lines().map_while(Result::ok).take_while(|l| !l.is_empty());
+            seen.lock().unwrap().extend(lines.next());
+            lines.for_each(drop);
+            let up = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+            let (mut from, mut to) = (up.try_clone().unwrap(), up);
+            std::thread::spawn(move || std::io::copy(&mut reader, &mut to));
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut from, &mut client);
+                let _ = client.shutdown(std::net::Shutdown::Both);
+            });
+        }
+    });
+    (own, asks)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_is_used_but_never_for_this_machine() {
+    let plain = start();
+    let (content, _, id) = image();
+    push(plain.port, "app", &content).await;
+    let dir = Arc::clone(&plain.dir);
+    let file = |name: &str| dir.path().join(name).into_os_string().into_string().unwrap();
+    let (certificate, key) = (file("tls.pem"), file("tls.key"));
+    make_certificate("registry.test", &certificate, &key);
+    let tls = serve(Arc::clone(&dir), &format!(", tls: {{certificate: {certificate:?}, key: {key:?}}}"));
+    let certs = dir.path().join("certs.d/registry.test");
+    std::fs::create_dir_all(&certs).unwrap();
+    std::fs::write(certs.join("hosts.toml"), format!("ca = {certificate:?}\n")).unwrap();
+    let config = config::Images { certs_dirs: vec![dir.path().join("certs.d")], ..config() };
+    let (proxy, asks) = tunnels(tls.port);
+    let open = |variables: &[(&str, String)]| {
+        let proxies =
+            Proxies::from(|name| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| v.clone()));
+        let root = tempfile::tempdir().unwrap();
+        let mut images = Images::open(root.path(), &config).unwrap();
+        Arc::get_mut(&mut images.inner).unwrap().registry = Registry::with_proxies(&config, proxies);
+        (images, root)
+    };
+    let url = format!("http://127.0.0.1:{proxy}");
+    let (images, _root) = open(&[("HTTPS_PROXY", url.clone()), ("HTTP_PROXY", url.clone())]);
+    // Plain http to this machine, past the proxy.
+    assert_eq!(
+        images.pull(&format!("127.0.0.1:{}/app:single", plain.port), None).await.unwrap().as_str(),
+        id
+    );
+    assert!(asks.lock().unwrap().is_empty());
+    assert_eq!(images.pull("registry.test/app:single", None).await.unwrap().as_str(), id);
+    assert!(asks.lock().unwrap().iter().all(|line| line == "CONNECT registry.test:443 HTTP/1.1"));
+    let before = asks.lock().unwrap().len();
+    assert!(before > 0);
+    // A name that nobody can resolve here: without the proxy there is no way to it.
+    let (images, _root) = open(&[("HTTPS_PROXY", url), ("NO_PROXY", "registry.test".into())]);
+    let error = images.pull("registry.test/app:single", None).await.unwrap_err();
+    assert!(matches!(error, ImageError::Unavailable { .. }), "{error}");
+    assert_eq!(asks.lock().unwrap().len(), before);
 }

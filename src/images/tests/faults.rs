@@ -8,7 +8,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A pull must fail; afterwards the store is clean and the same image can be had from an honest registry.
-async fn fails_cleanly(config: config::Images, name: &str, auth: Option<Credentials>) -> ImageError {
+pub(super) async fn fails_cleanly(
+    config: config::Images,
+    name: &str,
+    auth: Option<Credentials>,
+) -> ImageError {
     let root = tempfile::tempdir().unwrap();
     let images = Images::open(root.path(), &config).unwrap();
     let error = images.pull(name, auth).await.unwrap_err();

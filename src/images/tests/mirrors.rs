@@ -19,14 +19,14 @@ fn is_layer(ask: &Ask, content: &Content) -> bool {
 /// An honest registry that knows ranges.
 fn ranged(content: &Content, ask: &Ask) -> Reply {
     let mut reply = serve(content, ask);
-    let Some(from) = ask.header("range").map(|r| r["bytes=".len()..r.len() - 1].parse::<usize>().unwrap())
-    else {
+    let whole = reply.body.len();
+    let Some((from, last)) = ask.header("range").and_then(|r| r["bytes=".len()..].split_once('-')) else {
         return reply;
     };
-    let whole = reply.body.len();
+    let (from, last) = (from.parse::<usize>().unwrap(), last.parse().unwrap_or(whole - 1).min(whole - 1));
     reply.status = 206;
-    reply.body.drain(..from);
-    reply.with("Content-Range", format!("bytes {from}-{}/{whole}", whole - 1))
+    reply.body = reply.body[from..=last].to_vec();
+    reply.with("Content-Range", format!("bytes {from}-{last}/{whole}"))
 }
 
 /// Images with the given mirrors in front of a registry.
@@ -192,4 +192,63 @@ async fn a_manifest_that_drips_is_too_slow() {
     let images = Images::open(root.path(), &quick).unwrap();
     let error = images.pull(&server.name("x:t"), None).await.unwrap_err();
     assert!(matches!(error, ImageError::TooSlow { .. }), "{error}");
+}
+
+/// A layer of a little more than five parts whose bytes do not compress.
+fn large() -> (Content, Layer, String) {
+    let mut state = 1u32;
+    let noise: String = (0..(21 << 20))
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            char::from(b'a' + u8::try_from(state >> 28).unwrap())
+        })
+        .collect();
+    let layer = Layer::new(&tar(&[("noise", &noise)]), Packing::Plain);
+    let mut content = Content::default();
+    let (_, id) = content.add("t", std::slice::from_ref(&layer), "{}");
+    (content, layer, id.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_layer_comes_in_parts_side_by_side() {
+    let (content, layer, id) = large();
+    // What becomes of the third part, and how many asks for the layer that makes.
+    let faults: [(&str, Option<Fault>, bool); 4] = [
+        ("all is well", Some(|r| r), true),
+        ("a part fails", Some(|_| Reply::new(403, "")), true),
+        (
+            "a part is short",
+            Some(|mut r| {
+                r.body.truncate(9);
+                r
+            }),
+            true,
+        ),
+        ("the host ignores ranges", None, false),
+    ];
+    for (name, fault, ranges) in faults {
+        let served = content.clone();
+        let failed = AtomicUsize::new(0);
+        let server = Server::start(move |ask| {
+            let Some(fault) = fault else { return serve(&served, ask) };
+            let third = ask.header("range").is_some_and(|r| r.starts_with("bytes=8388608-"));
+            let reply = ranged(&served, ask);
+            if third && failed.fetch_add(1, Ordering::SeqCst) == 0 { fault(reply) } else { reply }
+        });
+        let root = tempfile::tempdir().unwrap();
+        let split = config::Images { parallel_range_bytes: 1, ..config() };
+        let images = Images::open(root.path(), &split).unwrap();
+        assert_eq!(images.pull(&server.name("x:t"), None).await.unwrap().as_str(), id, "{name}");
+        let asks: Vec<_> = server.asks().into_iter().filter(|a| is_layer(a, &content)).collect();
+        assert_eq!(asks[0].header("range"), Some("bytes=0-4194303"), "{name}");
+        if ranges {
+            assert!(asks.len() >= layer.blob.len().div_ceil(4 << 20), "{name}: {}", asks.len());
+            let rest = asks.iter().any(|a| a.header("range") == Some("bytes=8388608-"));
+            assert_eq!(rest, name != "all is well", "{name}: goes on as one stream where it stands");
+        } else {
+            assert_eq!(asks.len(), 1, "{name}");
+        }
+        let bytes = images.stats().bytes.load(Ordering::Relaxed);
+        assert_eq!(bytes, u64::try_from(layer.blob.len()).unwrap(), "{name}: nothing is handed on twice");
+    }
 }

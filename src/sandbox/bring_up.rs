@@ -192,8 +192,8 @@ async fn end_monitor(node: &Node, spec: &SandboxSpec, monitor: Option<Monitor>) 
         None => match monitor::adopt(&dir).await {
             Ok((monitor, _events)) => Some(monitor),
             Err(MonitorError::NotRunning { .. }) => None,
-            // Its containers are gone, so that nobody needs it.
-            Err(MonitorError::Unresponsive { .. }) => {
+            // Its containers are gone, so that nobody needs it; nor can it be asked when it speaks another protocol.
+            Err(MonitorError::Unresponsive { .. } | MonitorError::Version { .. }) => {
                 monitor::kill(&dir);
                 None
             }

@@ -28,6 +28,7 @@ for step in $STEPS; do
     critest:*)
         RUNTIME=$runtime "$root/tests/critest/suite.sh" ${FOCUS:+"-ginkgo.focus=$FOCUS"} 2>&1
         ;;
+    script:*) bash -x "$root/tests/vm/${step#script:}" 2>&1 ;;
     *) echo "no such step"; false ;;
     esac
     code=$?

@@ -6,7 +6,8 @@
 # usage: tests/vm/run.sh             everything: the suite of tests/node with runc
 #                                    and with crun, then critest with runc
 #        STEPS='node:crun' tests/vm/run.sh      only these steps, in this order;
-#                                    a step is node:RUNTIME or critest:RUNTIME
+#                                    a step is node:RUNTIME, critest:RUNTIME, or
+#                                    script:FILE, a script beside this one to look into something
 #        FILTER='oom exec_sync'      only tests of tests/node with one of these in their names
 #        FOCUS=Security              only critest's specs that match
 #        VM_ACCEL=kvm                on a machine that has KVM

@@ -39,7 +39,7 @@ pub enum Request {
         target: Target,
         /// Signal number.
         signal: i32,
-        /// To the whole process group that the target leads.
+        /// To the whole process group that the target is in.
         #[serde(default)]
         group: bool,
     },

@@ -29,12 +29,18 @@ pub fn send_signal(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     Ok(pidfd_send_signal(process, self::signal(signal)?)?)
 }
 
-/// Sends a signal to every process of the group that `leader` leads.
+/// Sends a signal to every process of the group that `member` is in, or to it alone if that is our own group. It need
+/// not lead the group: crun's exec forks once more after it has made the session, runc's does not.
 ///
 /// # Errors
-/// As [`send_signal`]. The caller must know that the leader is not yet reaped.
-pub fn send_group_signal(leader: u32, signal: i32) -> io::Result<()> {
-    Ok(rustix::process::kill_process_group(pid(leader)?, self::signal(signal)?)?)
+/// As [`send_signal`]. The caller must know that the member is not yet reaped.
+pub fn send_group_signal(member: u32, signal: i32) -> io::Result<()> {
+    let (member, signal) = (pid(member)?, self::signal(signal)?);
+    let group = rustix::process::getpgid(Some(member))?;
+    if group == rustix::process::getpgrp() {
+        return Ok(rustix::process::kill_process(member, signal)?);
+    }
+    Ok(rustix::process::kill_process_group(group, signal)?)
 }
 
 fn signal(number: i32) -> io::Result<Signal> {
@@ -47,4 +53,28 @@ fn signal(number: i32) -> io::Result<Signal> {
     }
     // SAFETY: the number is in the range that the C library leaves to applications.
     Ok(unsafe { Signal::from_raw_unchecked(number) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::BufRead as _;
+    use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn a_group_is_reached_through_any_member_and_ours_is_spared() {
+        let script = "sleep 1000 & echo $!; exec sleep 1000";
+        let mut leader =
+            Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).process_group(0).spawn().unwrap();
+        let mut line = String::new();
+        io::BufReader::new(leader.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        send_group_signal(line.trim().parse().unwrap(), 9).unwrap();
+        assert_eq!(leader.wait().unwrap().signal(), Some(9));
+
+        let mut ours = Command::new("sleep").arg("1000").spawn().unwrap();
+        send_group_signal(ours.id(), 9).unwrap();
+        assert_eq!(ours.wait().unwrap().signal(), Some(9));
+    }
 }

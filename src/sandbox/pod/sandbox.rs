@@ -1,0 +1,176 @@
+//! What happens to the sandbox itself: brought up or undone, torn down, removed.
+
+use super::{Command, Finished, Phase, Pod, Reply, answer_all, send};
+use crate::host::monitor::Events;
+use crate::model::ContainerId;
+use crate::sandbox::bring_up::{self, BroughtUp};
+use crate::sandbox::container;
+use crate::sandbox::error::SandboxError;
+use crate::sandbox::machine::{Activity, Admission, SandboxActivity, SandboxRequest, admit_sandbox};
+use crate::sandbox::state::{Holdings, NotReadyCause, SandboxState};
+use std::sync::Arc;
+
+impl Pod {
+    pub(super) fn brought_up(&mut self, result: Result<BroughtUp, SandboxError>) -> Option<Events> {
+        match result {
+            Ok(up) => {
+                self.activity = SandboxActivity::Idle;
+                self.monitor = Some(up.monitor);
+                self.set_state(SandboxState::Ready { network: up.network });
+                self.up.send_replace(Some(Ok(())));
+                Some(up.events)
+            }
+            Err(cause) => {
+                tracing::warn!(sandbox = %self.spec.id, pod = %self.spec.name, error = %cause, "bring-up failed, undoing it");
+                let (node, spec) = (self.node.clone(), self.spec.clone());
+                let failed = Finished::Undone {
+                    cause: SandboxError::Panicked("bring-up"),
+                    undo: Err(SandboxError::Panicked("undoing a bring-up")),
+                };
+                self.work(failed, async move {
+                    let undo = bring_up::tear_down(node, spec, None, Vec::new()).await;
+                    Finished::Undone { cause, undo }
+                });
+                None
+            }
+        }
+    }
+
+    pub(super) fn undone(&mut self, cause: SandboxError, undo: Result<(), SandboxError>) {
+        self.activity = SandboxActivity::Idle;
+        match undo.and_then(|()| self.erase()) {
+            Ok(()) => {
+                self.index.remove_pod(&self.spec);
+                self.up.send_replace(Some(Err(Arc::new(cause))));
+                self.gone = true;
+            }
+            Err(error) => {
+                // It stays listed, so that the kubelet stops and removes it later.
+                tracing::error!(sandbox = %self.spec.id, %error, "a failed bring-up could not be undone");
+                let why = NotReadyCause::BringUpFailed(cause.to_string());
+                self.set_state(SandboxState::NotReady { why, resources: Holdings::Held });
+                self.up.send_replace(Some(Err(Arc::new(SandboxError::Several(vec![cause, error])))));
+            }
+        }
+    }
+
+    pub(super) fn stop_pod(&mut self, reply: Reply<()>) {
+        match admit_sandbox(&self.state, self.activity, SandboxRequest::Stop) {
+            Admission::Do => {
+                self.waiters.push(reply);
+                self.begin_tear_down();
+            }
+            Admission::Join => self.waiters.push(reply),
+            Admission::Wait | Admission::StopFirst => self.deferred.push(Command::StopPod { reply }),
+            Admission::Already | Admission::Denied => send(reply, Ok(())),
+        }
+    }
+
+    pub(super) fn begin_tear_down(&mut self) {
+        self.activity = SandboxActivity::Stopping;
+        let running: Vec<ContainerId> =
+            self.containers.iter().filter(|(_, c)| c.may_run()).map(|(id, _)| id.clone()).collect();
+        for id in running {
+            self.kill_now(&id);
+        }
+        let dying = self.containers.iter().map(|(id, c)| (id.clone(), c.phase.subscribe())).collect();
+        let (node, spec, monitor) = (self.node.clone(), self.spec.clone(), self.monitor.clone());
+        let failed = Finished::Down(Err(SandboxError::Panicked("tear-down")));
+        self.work(
+            failed,
+            async move { Finished::Down(bring_up::tear_down(node, spec, monitor, dying).await) },
+        );
+    }
+
+    pub(super) fn down(&mut self, result: Result<(), SandboxError>) {
+        self.activity = SandboxActivity::Idle;
+        let why = match &self.state {
+            SandboxState::NotReady { why, .. } => why.clone(),
+            SandboxState::Preparing | SandboxState::Ready { .. } => NotReadyCause::Stopped,
+        };
+        let resources = if result.is_ok() { Holdings::Released } else { Holdings::Held };
+        if result.is_ok() {
+            self.monitor = None;
+        }
+        self.set_state(SandboxState::NotReady { why, resources });
+        let outcome = result.map_err(Arc::new);
+        if let Err(error) = &outcome {
+            tracing::error!(sandbox = %self.spec.id, %error, "tear-down is not complete");
+            // Who waits to remove it must hear why it cannot be.
+            for command in std::mem::take(&mut self.deferred) {
+                match command {
+                    Command::RemovePod { reply } => send(reply, Err(error.clone())),
+                    other => self.deferred.push(other),
+                }
+            }
+        }
+        answer_all(&mut self.waiters, &outcome);
+    }
+
+    pub(super) fn remove_pod(&mut self, reply: Reply<()>) {
+        if self.containers.values().any(|c| c.activity == Activity::Creating) {
+            // Its mounts are being made at this moment; they are removed when that has ended.
+            return self.deferred.push(Command::RemovePod { reply });
+        }
+        match admit_sandbox(&self.state, self.activity, SandboxRequest::Remove) {
+            Admission::Do => {
+                self.activity = SandboxActivity::Removing;
+                self.waiters.push(reply);
+                let node = self.node.clone();
+                let containers: Vec<_> = self
+                    .containers
+                    .values()
+                    .map(|c| (c.spec.clone(), self.runtime.clone(), c.phase.subscribe()))
+                    .collect();
+                let failed = Finished::PodRemoved(Err(SandboxError::Panicked("removal")));
+                self.work(failed, async move {
+                    let mut errors = Vec::new();
+                    for (spec, runtime, mut phase) in containers {
+                        // The clean-up after its end runs by itself, and would be cut off when the pod is gone.
+                        let _ = phase.wait_for(|p| *p == Phase::Cleaned).await;
+                        errors.extend(container::remove(&node, &spec, &runtime).await.err());
+                    }
+                    Finished::PodRemoved(SandboxError::all(errors).map_or(Ok(()), Err))
+                });
+            }
+            Admission::Join => self.waiters.push(reply),
+            Admission::StopFirst => {
+                self.begin_tear_down();
+                self.deferred.push(Command::RemovePod { reply });
+            }
+            Admission::Wait => self.deferred.push(Command::RemovePod { reply }),
+            Admission::Already | Admission::Denied => send(reply, Ok(())),
+        }
+    }
+
+    pub(super) fn pod_removed(&mut self, result: Result<(), SandboxError>) {
+        self.activity = SandboxActivity::Idle;
+        let outcome = result.and_then(|()| self.erase()).map_err(Arc::new);
+        if outcome.is_ok() {
+            self.index.remove_pod(&self.spec);
+            self.gone = true;
+        }
+        answer_all(&mut self.waiters, &outcome);
+    }
+
+    /// Removes what is left on disk, the record last.
+    pub(super) fn erase(&self) -> Result<(), SandboxError> {
+        let dir = self.node.pod_dir(&self.spec.id);
+        match std::fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(SandboxError::io("remove", &dir)(error));
+            }
+            _ => {}
+        }
+        Ok(self.node.records.remove_pod(&self.spec.id)?)
+    }
+
+    pub(super) fn set_state(&mut self, state: SandboxState) {
+        self.state = state;
+        if let Err(error) = self.node.records.write_pod_state(&self.spec.id, &self.state) {
+            // The state in memory is the truth; a restart would read an older one and reconcile it.
+            tracing::error!(sandbox = %self.spec.id, %error, "cannot record a sandbox's state");
+        }
+        self.publish();
+    }
+}

@@ -60,9 +60,9 @@ pub(crate) async fn fetch(
         .stack_size(STACK)
         .spawn(move || {
             let result = work(job, receiver);
-            drop(slot);
-            // Nobody listens when the pull was cancelled; the staging directory is removed then.
+            // Nobody listens when the pull was cancelled; the staging directory is removed then, within the slot.
             let _ = done.send(result);
+            drop(slot);
         })
         .map_err(|e| ImageError::io("start a thread for", std::path::Path::new("layer"), e))?;
     let downloaded = download(stream, &pieces, &stats).await;

@@ -219,7 +219,9 @@ async fn one_layer(
     let (staging, unpacked) = loop {
         let slot = open(&inner, session.registry(), &mut stream).await?;
         let store = Arc::clone(&inner.store);
-        let staging = blocking(move || Staging::new(&store.staging_dir())).await?;
+        // With the slot: a pull cancelled here has its directory removed before the slot is free.
+        let made = blocking(move || Ok((Staging::new(&store.staging_dir())?, slot)));
+        let (staging, slot) = made.await?;
         let job = Job {
             blob: blob.clone(),
             diff_id: diff_id.clone(),

@@ -20,7 +20,6 @@ use crate::output::Stream;
 use crate::pod::Pod;
 use crate::runtime::{self, Console, Job, JobFiles, JobKind, Stdio3};
 
-
 /// Longest log line that may be asked for; the read buffer has this size and a little more.
 const MAX_LOG_LINE: u32 = 1 << 20;
 

@@ -7,7 +7,7 @@ use crate::model::{
     ContainerSpec, IdMapping, Mount, MountSource, NamespaceMode, Namespaces, PodName, Propagation, Resources,
     SandboxSpec, UserNamespace,
 };
-use crate::sandbox::{ContainerSnapshot, ContainerState, PodSnapshot, SandboxState};
+use crate::sandbox::{ContainerSnapshot, ContainerState, Output, PodSnapshot, SandboxState};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
@@ -17,6 +17,22 @@ fn map(map: &BTreeMap<String, String>) -> HashMap<String, String> {
 
 fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
+}
+
+/// What an ExecSync answer takes beside its output: three tags, two lengths and the exit code of at most ten bytes each.
+const EXEC_ANSWER_OVERHEAD: usize = 3 + 3 * 10;
+
+/// An ExecSync answer that fits a message of `limit` bytes: the tail of the longer stream goes first, so that a short
+/// error message beside a long listing stays whole. gRPC would refuse the whole answer, exit code included.
+pub(super) fn output(mut output: Output, limit: usize) -> pb::ExecSyncResponse {
+    let room = limit.saturating_sub(EXEC_ANSWER_OVERHEAD);
+    let shorter = output.stdout.len().min(output.stderr.len()).min(room / 2);
+    for stream in [&mut output.stdout, &mut output.stderr] {
+        stream.truncate(room - shorter);
+    }
+    let left = room - output.stdout.len();
+    output.stderr.truncate(left);
+    pb::ExecSyncResponse { stdout: output.stdout, stderr: output.stderr, exit_code: output.exit_code }
 }
 
 pub(super) fn sandbox_metadata(name: &PodName) -> pb::PodSandboxMetadata {

@@ -283,11 +283,7 @@ impl RuntimeService for Runtime {
             // Zero means no limit.
             let timeout = u64::try_from(r.timeout).ok().filter(|s| *s > 0).map(Duration::from_secs);
             let output = own(self.pods.exec_sync(&r.container_id, r.cmd, timeout).await)?;
-            Ok(pb::ExecSyncResponse {
-                stdout: output.stdout,
-                stderr: output.stderr,
-                exit_code: output.exit_code,
-            })
+            Ok(encode::output(output, self.pods.node().config.grpc.max_message_bytes))
         };
         self.rpcs.observe("ExecSync", answer).await
     }

@@ -13,5 +13,6 @@ mod faults;
 mod images;
 mod pods;
 mod races;
+mod settings;
 mod support;
 mod survive;

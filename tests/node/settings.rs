@@ -510,3 +510,59 @@ async fn nothing_is_masked_unasked_and_sysctls_are_the_pods() {
     assert!(!mounts.lines().any(|l| l.contains(" /proc/")), "{mounts}");
     node.finish().await;
 }
+
+/// Who on this machine keeps a network namespace, by process, descriptor and mount.
+fn holders(inode: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        let dir = process.path();
+        let Ok(comm) = std::fs::read_to_string(dir.join("comm")) else { continue };
+        let who = format!("{} {}", dir.display(), comm.trim_end());
+        let is_it = |path: &Path| std::fs::read_link(path).is_ok_and(|l| l.to_string_lossy() == inode);
+        if is_it(&dir.join("ns/net")) {
+            found.push(format!("{who}: lives in it"));
+        }
+        for fd in std::fs::read_dir(dir.join("fd")).into_iter().flatten().flatten() {
+            if is_it(&fd.path()) {
+                found.push(format!("{who}: descriptor {}", fd.file_name().display()));
+            }
+        }
+        let mounts = std::fs::read_to_string(dir.join("mountinfo")).unwrap_or_default();
+        if mounts.lines().any(|l| l.contains(&format!(" {inode} "))) {
+            found.push(format!("{who}: mount"));
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_keeps_the_network_namespace_of_a_pod_whose_monitor_is_lost() {
+    // Without its namespace the plugin cannot tell what it masqueraded.
+    let mut node = Node::new(Options { ip_masq: false, ..Default::default() }).await;
+    node.pull(BUSYBOX).await.unwrap();
+    let config = node.pod("held");
+    let pod = node.run(&config).await.unwrap();
+    let first = started(&mut node, &pod, &config, container("main", &[])).await;
+    let second = started(&mut node, &pod, &config, container("other", &[])).await;
+    node.output(&first, &["true"]).await;
+    let pid = node.pid(&first).await;
+    let inode = std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap().to_string_lossy().into_owned();
+    assert!(holders(&inode).len() >= 2, "{:?}", holders(&inode));
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    host(&["kill", "-9", &field(&status, "PPid:")]);
+    node.exited(&first).await;
+    node.exited(&second).await;
+    let pin = std::fs::read_dir(node.scratch.netns_dir()).unwrap().next().unwrap().unwrap().path();
+    host(&["umount", "-l", &pin.to_string_lossy()]);
+    // The init of the pod's pid namespace is the pod's until it is stopped; that it lives harms nobody.
+    let others =
+        || holders(&inode).into_iter().filter(|h| !h.contains(" podwright-init: lives")).collect::<Vec<_>>();
+    let free = wait_for("the namespace is left", PATIENCE, || others().is_empty().then_some(()));
+    assert!(free.is_ok(), "{:#?}", others());
+    node.stop_pod(&pod).await.unwrap();
+    let free = wait_for("the namespace is free", PATIENCE, || holders(&inode).is_empty().then_some(()));
+    assert!(free.is_ok(), "{:#?}", holders(&inode));
+    let ports = PathBuf::from(format!("/sys/class/net/{}/brif", node.scratch.bridge()));
+    assert!(std::fs::read_dir(ports).unwrap().next().is_none());
+    node.finish().await;
+}

@@ -215,6 +215,12 @@ async fn after_a_reboot_everything_is_told_as_ended_and_can_be_removed() {
     wait("the container is gone", || (!lives(init)).then_some(()));
     let state = node.scratch.root().join("state");
     let netns = node.scratch.netns_dir();
+    // The pod's own process 1, which is in its network namespace.
+    let record = std::fs::read(state.join("pods").join(&pod).join("monitor.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let pod_init = u32::try_from(record["init"]["pid"].as_u64().unwrap()).unwrap();
+    signal(pod_init, Signal::KILL);
+    wait("the pod's process 1 is gone", || (!lives(pod_init)).then_some(()));
     for (what, dir) in [("mounts of the state", &state), ("network namespaces", &netns)] {
         for mount in podwright_testkit_mounts(dir) {
             rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH).expect(what);
@@ -224,12 +230,11 @@ async fn after_a_reboot_everything_is_told_as_ended_and_can_be_removed() {
     for pin in std::fs::read_dir(&netns).unwrap() {
         std::fs::remove_file(pin.unwrap().path()).unwrap();
     }
-    // What the kernel would have forgotten.
+    // With its last user the network namespace goes, and the pod's end of the bridge with it.
     let ports = format!("/sys/class/net/{}/brif", node.scratch.bridge());
-    for port in std::fs::read_dir(ports).into_iter().flatten().flatten() {
-        let removed = std::process::Command::new("ip").args(["link", "del"]).arg(port.file_name()).status();
-        assert!(removed.unwrap().success());
-    }
+    wait("the bridge has no port", || {
+        std::fs::read_dir(&ports).is_ok_and(|mut ports| ports.next().is_none()).then_some(())
+    });
     for id in [&id, &created] {
         for controller in std::fs::read_dir("/sys/fs/cgroup").unwrap() {
             let leaf = controller

@@ -138,8 +138,8 @@ impl Process {
     }
 }
 
-/// Processes whose command line names the directory, whose cgroup is the node's,
-/// or whose own mount namespace has mounts of the node. Callers' ancestors are not among them.
+/// Processes whose command line names the directory, whose cgroup is the node's, whose own mount namespace has mounts
+/// of the node, or whose diary is in it (a monitor and a pod's process 1). Callers' ancestors are not among them.
 pub(crate) fn processes(scratch: &Scratch) -> Vec<Process> {
     let own = ancestors();
     let host = std::fs::read_link("/proc/self/ns/mnt").ok();
@@ -165,7 +165,12 @@ pub(crate) fn processes(scratch: &Scratch) -> Vec<Process> {
             let namespace = std::fs::read_link(entry.path().join("ns/mnt")).ok();
             namespace.is_some() && namespace != host && text("mountinfo").contains(&marks[0])
         };
-        if named || in_cgroup() || in_mounts() {
+        let has_diary = || {
+            let diary = std::fs::read_link(entry.path().join("fd/2")).ok();
+            text("comm").starts_with("podwright-")
+                && diary.is_some_and(|path| path.starts_with(scratch.root()))
+        };
+        if named || in_cgroup() || in_mounts() || has_diary() {
             let command = arguments.trim_end_matches('\0').replace('\0', " ");
             // A zombie has no command line: its name is all there is, and it counts.
             let command = if command.is_empty() { format!("[{}]", text("comm").trim()) } else { command };
@@ -281,8 +286,8 @@ pub(crate) struct Rule {
     pub(crate) text: String,
 }
 
-/// Rules that name the node or its subnet, the chains that they are in or lead
-/// to, and per-container CNI chains of anybody that no rule leads to.
+/// Rules that name the node or its subnet, and the chains that they are in or
+/// lead to. Others' chains may be in the making, so they are left alone.
 pub(crate) fn rules(scratch: &Scratch) -> Vec<Rule> {
     ["iptables", "ip6tables"].into_iter().flat_map(|program| save(program, scratch)).collect()
 }
@@ -298,12 +303,8 @@ fn select(program: &'static str, text: &str, id: &str, subnet: &str) -> Vec<Rule
         let table = section.lines().next().unwrap_or_default().to_owned();
         let rules = || section.lines().filter(|line| line.starts_with("-A "));
         let ours: Vec<&str> = rules().filter(|line| line.contains(id) || line.contains(subnet)).collect();
-        let mut chains: BTreeSet<&str> =
+        let chains: BTreeSet<&str> =
             ours.iter().flat_map(|line| line.split(' ')).filter(|word| is_container_chain(word)).collect();
-        let used: BTreeSet<&str> =
-            rules().filter_map(|line| line.split(" -j ").nth(1)?.split(' ').next()).collect();
-        let declared = section.lines().filter_map(|line| line.strip_prefix(':')?.split(' ').next());
-        chains.extend(declared.filter(|name| is_container_chain(name) && !used.contains(name)));
         let mut push = |text: String| found.push(Rule { program, table: table.clone(), text });
         rules()
             .filter(|line| ours.contains(line) || line.split(' ').nth(1).is_some_and(|c| chains.contains(c)))
@@ -341,10 +342,10 @@ COMMIT
     fn rules_are_told_apart_by_network() {
         let texts: Vec<String> =
             select("iptables", SAVED, "podw1", "10.88.7.").into_iter().map(|r| r.text).collect();
-        assert_eq!(texts.len(), 4, "{texts:?}");
+        assert_eq!(texts.len(), 3, "{texts:?}");
         assert!(texts[0].starts_with("-A POSTROUTING -s 10.88.7.2"));
         assert!(texts[1].starts_with("-A CNI-0123456789abcdef01234567"));
-        assert_eq!(&texts[2..], [":CNI-0123456789abcdef01234567", ":CNI-bbbbbbbbbbbbbbbbbbbbbbbb"]);
+        assert_eq!(texts[2], ":CNI-0123456789abcdef01234567");
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub(super) fn stop_signal(spec: &ContainerSpec, hold: Option<&Hold>) -> i32 {
 }
 
 /// Makes the bundle; leaves nothing behind when it cannot.
-pub(super) async fn prepare_or_undo(request: Request, runtime: &Runtime) -> Result<Prepared, SandboxError> {
+pub(super) async fn prepare_or_undo(request: Request) -> Result<Prepared, SandboxError> {
     let (node, spec) = (request.node.clone(), request.spec.clone());
     let begun = std::time::Instant::now();
     let work = blocking(move || prepare(&request));
@@ -87,7 +87,7 @@ pub(super) async fn prepare_or_undo(request: Request, runtime: &Runtime) -> Resu
     };
     node.metrics.observe("create_container", "total", begun);
     if let Err(cause) = result {
-        return match remove(&node, &spec, runtime).await {
+        return match remove(&node, &spec).await {
             Ok(()) => Err(cause),
             Err(undo) => Err(SandboxError::Several(vec![cause, undo])),
         };
@@ -321,12 +321,7 @@ pub(super) async fn clean(
 }
 
 /// Removes everything of a container but its record and log.
-pub(super) async fn remove(
-    node: &Arc<Node>,
-    spec: &ContainerSpec,
-    runtime: &Runtime,
-) -> Result<(), SandboxError> {
-    let _ = runtime;
+pub(super) async fn remove(node: &Arc<Node>, spec: &ContainerSpec) -> Result<(), SandboxError> {
     let (bundle, writable) = (node.bundle(&spec.id), node.writable(&spec.id));
     blocking(move || {
         rootfs::unmount(&bundle.join("rootfs"))?;

@@ -214,7 +214,7 @@ async fn recover_container(
     let recorded = stored.state;
     match decide_container(recorded.as_ref().map(|r| &r.container), &seen, node.clock.now()) {
         Decision::Undo => {
-            let undone = container::remove(node, &spec, &pod.runtime).await;
+            let undone = container::remove(node, &spec).await;
             let undone = undone.and_then(|()| Ok(node.records.remove_container(&pod.spec.id, &spec.id)?));
             if let Err(error) = undone {
                 tracing::error!(container = %spec.id, %error, "cannot undo an unfinished creation");

@@ -74,10 +74,9 @@ impl Pod {
             namespaces: monitor.info().namespaces.clone(),
             target_pid,
         };
-        let runtime = self.runtime.clone();
         let failed = Finished::Created(id.clone(), Box::new(Err(SandboxError::Panicked("creation"))));
         self.work(failed, async move {
-            let result = container::prepare_or_undo(request, &runtime).await;
+            let result = container::prepare_or_undo(request).await;
             Finished::Created(id, Box::new(result))
         });
     }
@@ -255,13 +254,13 @@ impl Pod {
                 container.activity = Activity::Removing;
                 container.waiters.push(reply);
                 let mut phase = container.phase.subscribe();
-                let (node, spec, runtime) = (self.node.clone(), container.spec.clone(), self.runtime.clone());
+                let (node, spec) = (self.node.clone(), container.spec.clone());
                 let monitor = self.monitor.clone();
                 let failed = Finished::Removed(id.clone(), Err(SandboxError::Panicked("removal")));
                 self.work(failed, async move {
                     // The clean-up after its end runs by itself; two at once would step on each other.
                     let _ = phase.wait_for(|p| *p == Phase::Cleaned).await;
-                    let result = container::remove(&node, &spec, &runtime).await;
+                    let result = container::remove(&node, &spec).await;
                     if let (Ok(()), Some(monitor)) = (&result, monitor) {
                         container::forget(&monitor, &spec.id).await;
                     }

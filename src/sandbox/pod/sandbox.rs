@@ -117,18 +117,15 @@ impl Pod {
                 self.activity = SandboxActivity::Removing;
                 self.waiters.push(reply);
                 let node = self.node.clone();
-                let containers: Vec<_> = self
-                    .containers
-                    .values()
-                    .map(|c| (c.spec.clone(), self.runtime.clone(), c.phase.subscribe()))
-                    .collect();
+                let containers: Vec<_> =
+                    self.containers.values().map(|c| (c.spec.clone(), c.phase.subscribe())).collect();
                 let failed = Finished::PodRemoved(Err(SandboxError::Panicked("removal")));
                 self.work(failed, async move {
                     let mut errors = Vec::new();
-                    for (spec, runtime, mut phase) in containers {
+                    for (spec, mut phase) in containers {
                         // The clean-up after its end runs by itself, and would be cut off when the pod is gone.
                         let _ = phase.wait_for(|p| *p == Phase::Cleaned).await;
-                        errors.extend(container::remove(&node, &spec, &runtime).await.err());
+                        errors.extend(container::remove(&node, &spec).await.err());
                     }
                     Finished::PodRemoved(SandboxError::all(errors).map_or(Ok(()), Err))
                 });

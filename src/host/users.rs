@@ -98,17 +98,6 @@ pub fn resolve(rootfs: &Path, image_user: &str, run_as: &RunAs) -> Result<User, 
     resolve_in(&files, user, group, run_as)
 }
 
-/// The user of `ImageStatus`: a number goes to the first, a name to the second; empty gives neither.
-#[must_use]
-pub fn of_image(image_user: &str) -> (Option<u32>, Option<String>) {
-    let user = image_user.split_once(':').map_or(image_user, |(user, _)| user);
-    match Word::parse("user", user) {
-        Ok(Word::Id(uid)) => (Some(uid), None),
-        Ok(Word::Name(name)) => (None, Some(name.to_owned())),
-        Ok(Word::Empty) | Err(_) => (None, None),
-    }
-}
-
 struct Files {
     passwd: String,
     group: String,
@@ -402,12 +391,5 @@ mod tests {
         // Sparse, so it costs no disk.
         File::create(root.path().join("etc/group")).unwrap().set_len(10 << 30).unwrap();
         assert!(matches!(resolve(root.path(), "1", &RunAs::default()), Err(UserError::TooLarge { .. })));
-    }
-
-    #[test]
-    fn the_image_status_shows_a_number_or_a_name() {
-        assert_eq!(of_image("1000:5"), (Some(1000), None));
-        assert_eq!(of_image("nobody"), (None, Some("nobody".into())));
-        assert_eq!(of_image(""), (None, None));
     }
 }

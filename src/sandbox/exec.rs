@@ -7,6 +7,7 @@ use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::{ContainerState, Init};
 use crate::host::monitor::{ExecRequest, ExecStdio, Monitor, MonitorError, Target};
 use crate::model::ContainerId;
+use podwright_sys::pidfd::SIGKILL;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,8 +15,6 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 
-/// Linux's SIGKILL.
-const SIGKILL: i32 = 9;
 /// Bytes read from a pipe at once: a quarter of the kernel's default pipe.
 const READ_BYTES: usize = 16 << 10;
 /// How long a killed command may take to be reaped before its end is no longer waited for.

@@ -6,13 +6,12 @@ use super::pod::Phase;
 use super::state::Init;
 use crate::host::monitor::{self, Monitor, Target};
 use crate::model::{ContainerSpec, NamespaceMode, SandboxSpec};
+use podwright_sys::pidfd::SIGKILL;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Linux's SIGKILL.
-const SIGKILL: i32 = 9;
 /// First pause between two SIGKILLs; doubled each time up to [`LAST_RETRY`]. CRI-O goes from 20 ms to 2 min.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Longest pause between two SIGKILLs of a process in an uninterruptible sleep.

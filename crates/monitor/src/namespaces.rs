@@ -1,6 +1,7 @@
 //! The pod's namespaces: made by a helper process that moves into them and is gone again, held by descriptors and a
 //! bind mount, taken down at the end. The monitor itself stays in the host's namespaces, where OCI runtimes must run.
 
+use podwright_sys::pidfd::SIGKILL;
 use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -12,8 +13,6 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use crate::podinit;
-
-const SIGKILL: i32 = 9;
 
 /// Longest message of the helper; a path and an error text fit.
 const REPORT_BYTES: u64 = 4096;

@@ -1,5 +1,6 @@
 //! The poll loop and the state that it serves. Waits in one place only; everything else returns at once.
 
+use podwright_sys::pidfd::SIGKILL;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,6 @@ const MAX_CLIENTS: usize = 16;
 const IDLE: Duration = Duration::from_secs(1);
 
 const SIGCHLD: i32 = 17;
-const SIGKILL: i32 = 9;
 
 /// What stays as launched.
 #[derive(Debug)]

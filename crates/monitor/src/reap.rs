@@ -1,5 +1,6 @@
 //! What follows when a child ends: a runtime has returned, a container or an exec is gone, an orphan is reaped.
 
+use podwright_sys::pidfd::SIGKILL;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -27,8 +28,6 @@ const EARLY_EXITS: usize = 1024;
 
 /// Exit code when the status went to somebody else, as kubelet and other runtimes know it.
 const UNKNOWN_EXIT: i32 = 255;
-
-const SIGKILL: i32 = 9;
 
 /// Reads of what a runtime said before the container could say anything.
 const WORDS_READS: u32 = 32;

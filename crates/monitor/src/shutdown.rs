@@ -1,5 +1,6 @@
 //! The end of a pod: nothing runs any more, the namespaces are taken down, the files removed, then the answer.
 
+use podwright_sys::pidfd::SIGKILL;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -20,8 +21,6 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long the last answer may take to leave; the peer sees the end of the connection anyway.
 const LAST_WORDS: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
-
-const SIGKILL: i32 = 9;
 
 #[derive(Debug)]
 pub(crate) enum Shutdown {

@@ -5,6 +5,9 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+/// The signal that cannot be caught (signal(7), the same number on every architecture of Linux).
+pub const SIGKILL: i32 = 9;
+
 /// Converts a pid as the kernel prints it.
 ///
 /// # Errors

@@ -332,21 +332,6 @@ impl Cgroups {
             CgroupMode::V1 | CgroupMode::Hybrid => stats::read_v1(&|controller| self.dir(controller, leaf)),
         }
     }
-
-    /// How many processes of the container the kernel has killed for want of memory. None: no such counter.
-    ///
-    /// # Errors
-    /// When the file exists but cannot be read.
-    pub fn oom_kills(&self, leaf: &Leaf) -> Result<Option<u64>, CgroupError> {
-        let file = match self.mode {
-            CgroupMode::V2 => "memory.events",
-            CgroupMode::V1 | CgroupMode::Hybrid => "memory.oom_control",
-        };
-        match self.dir("memory", leaf) {
-            Some(dir) => Ok(stats::keyed(&dir.join(file))?.and_then(|map| map.get("oom_kill").copied())),
-            None => Ok(None),
-        }
-    }
 }
 
 /// Options of a v1 superblock that are not controllers.

@@ -113,7 +113,6 @@ fn usage_is_read_from_the_running_host() {
     };
     assert_eq!(stats.pids, Some(1));
     assert!(stats.memory.is_some());
-    assert_eq!(made.cgroups.oom_kills(&made.leaf).unwrap(), Some(0));
     made.cgroups.kill_all(&made.leaf).unwrap();
     child.wait().unwrap();
 }

@@ -2,13 +2,11 @@
 
 use super::MonitorError;
 use podwright_monitor_proto::{MONITOR_RECORD, MonitorRecord};
+use podwright_sys::pidfd::SIGKILL;
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use std::io;
 use std::path::Path;
-
-/// Linux's SIGKILL.
-const SIGKILL: i32 = 9;
 
 /// Removes the pin and ends the pod's PID 1, if they are there. To be called when no monitor runs in `dir`.
 ///

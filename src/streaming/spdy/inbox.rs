@@ -60,6 +60,7 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Inbox {
     state: Mutex<State>,
+    reset: Notify,
     limit: usize,
     budget: Arc<Budget>,
 }
@@ -71,7 +72,7 @@ pub(crate) struct InboxReader(Arc<Inbox>);
 impl Inbox {
     /// An inbox of `limit` bytes.
     pub(crate) fn new(limit: usize, budget: Arc<Budget>) -> (Arc<Self>, InboxReader) {
-        let inbox = Arc::new(Self { state: Mutex::default(), limit, budget });
+        let inbox = Arc::new(Self { state: Mutex::default(), reset: Notify::new(), limit, budget });
         (inbox.clone(), InboxReader(inbox))
     }
 
@@ -106,9 +107,20 @@ impl Inbox {
         if end == End::Reset {
             let dropped = std::mem::take(&mut state.data).len();
             self.budget.give_back(dropped);
+            self.reset.notify_waiters();
         }
         if let Some(waker) = state.waker.take() {
             waker.wake();
+        }
+    }
+
+    /// Returns when it was reset.
+    pub(crate) async fn until_reset(&self) {
+        // Before the look, so that none is missed.
+        let mut told = std::pin::pin!(self.reset.notified());
+        told.as_mut().enable();
+        if self.ended() != Some(End::Reset) {
+            told.await;
         }
     }
 

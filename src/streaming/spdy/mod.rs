@@ -8,6 +8,7 @@
 //! Memory of a connection, all of it bounded: [`READ_BYTES`] to read into, [`FRAME_BYTES`] to write from, 64 KiB of
 //! control frames to be sent, some 48 KiB of zlib state, and what the limits allow to be held for streams.
 
+mod activity;
 mod connection;
 mod frame;
 mod headers;
@@ -16,6 +17,7 @@ mod outbound;
 mod reader;
 mod stream;
 
+pub(crate) use activity::Activity;
 pub use connection::{Connection, Hangup, Limits, open};
 pub use headers::Headers;
 pub use inbox::End;

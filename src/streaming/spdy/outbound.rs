@@ -1,16 +1,15 @@
 //! The sending side of a connection: whole frames, one at a time. Small control frames gather in a buffer that goes out
 //! before the next DATA frame; whoever sends data reads it from its source straight into the connection's frame buffer.
 
+use super::activity::Activity;
 use super::frame::{self, HEADER_BYTES};
 use super::inbox::{End, Inbox};
 use super::{FRAME_BYTES, SpdyError};
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
 /// Control frames that wait to be sent, bytes: beyond it nothing more is read from a client that takes no answers.
 const MAX_CONTROL_BYTES: usize = 64 << 10;
@@ -47,6 +46,8 @@ impl Socket {
         }
         self.torn = true;
         self.writer.write_all(bytes).await?;
+        // TLS and tunnels may hold back what the socket did not take at once.
+        self.writer.flush().await?;
         self.torn = false;
         Ok(())
     }
@@ -59,13 +60,6 @@ impl Socket {
     }
 }
 
-/// When something last went over the connection.
-#[derive(Debug)]
-struct Activity {
-    begun: Instant,
-    last_ms: AtomicU64,
-}
-
 impl Outbound {
     pub(super) fn new(writer: Writing) -> Self {
         Self {
@@ -73,7 +67,7 @@ impl Outbound {
             control: Mutex::default(),
             pending: Notify::new(),
             drained: Notify::new(),
-            activity: Activity { begun: Instant::now(), last_ms: AtomicU64::new(0) },
+            activity: Activity::new(),
         }
     }
 
@@ -158,19 +152,11 @@ impl Outbound {
 
     /// Something came or went.
     pub(super) fn touch(&self) {
-        let elapsed = self.activity.begun.elapsed().as_millis();
-        self.activity.last_ms.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.activity.touch();
     }
 
     /// Returns when nothing came or went for as long as `limit`.
     pub(super) async fn idle(&self, limit: Duration) {
-        loop {
-            let last = Duration::from_millis(self.activity.last_ms.load(Ordering::Relaxed));
-            let deadline = self.activity.begun + last + limit;
-            if Instant::now() >= deadline {
-                return;
-            }
-            tokio::time::sleep_until(deadline).await;
-        }
+        self.activity.idle(limit).await;
     }
 }

@@ -69,11 +69,6 @@ impl StreamReader {
     pub async fn next(&mut self) -> Result<Option<Bytes>, SpdyError> {
         self.inbox.next().await.map_err(|_| SpdyError::Reset)
     }
-
-    /// The bare inbox; the stream is then held by its writer alone.
-    pub(crate) fn into_inbox(self) -> InboxReader {
-        self.inbox
-    }
 }
 
 impl StreamWriter {
@@ -124,10 +119,15 @@ impl StreamWriter {
         self.open.reset();
     }
 
-    /// Returns when the client broke the stream off, or the connection is gone. Data that comes meanwhile stays.
+    /// Whether the stream was broken off, or the connection is gone.
     #[must_use]
     pub fn is_reset(&self) -> bool {
         self.open.inbox.ended() == Some(End::Reset)
+    }
+
+    /// Returns when the stream was broken off, or the connection is gone.
+    pub async fn until_reset(&self) {
+        self.open.inbox.until_reset().await;
     }
 }
 

@@ -12,6 +12,7 @@ use crate::metrics::{self, PullCollector, Registry, Rpcs};
 use crate::model::Clock;
 use crate::sandbox::spec::HostFacts;
 use crate::sandbox::{self, ExecWaiters, Node, PodMetrics, Records};
+use crate::streaming::{self, StreamingMetrics};
 use anyhow::Context as _;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,8 @@ pub const LARGE_ALLOCATION: i32 = 64 << 10;
 pub const MAX_BLOCKING_THREADS: usize = 64;
 /// Idle threads end soon, so that an idle daemon stays small.
 pub const BLOCKING_THREAD_KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// What clients of streams get to take their last words, when the daemon ends.
+const STREAMS_END: Duration = Duration::from_secs(2);
 /// More workers than this would not answer a kubelet any faster.
 const MAX_WORKERS: usize = 4;
 
@@ -46,6 +49,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let registry = Registry::new();
     let rpcs = Rpcs::register(&registry)?;
     let node = build(&config, &registry).await?;
+    let stream_metrics = StreamingMetrics::register(&registry)?;
     if !config.metrics.address.is_empty() {
         tokio::spawn(metrics::serve(&config.metrics.address, registry).await?);
     }
@@ -53,10 +57,13 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let valid: Vec<_> = pods.pods().iter().map(|pod| pod.spec.id.clone()).collect();
     let network = node.network.clone();
     tokio::spawn(async move { network.collect(&valid).await });
+    let quiet = Duration::from_secs(config.containers.exec_drain_seconds);
+    let streams = streaming::Server::start(&config.streaming, quiet, pods.clone(), stream_metrics).await?;
     let listener = cri::listen(&config)?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(
         socket = %config.grpc.socket.display(),
+        streaming = %streams.address(),
         pods = pods.pods().len(),
         ms = begun.elapsed().as_millis(),
         "ready"
@@ -69,8 +76,10 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::info!("ending; pods go on");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     };
-    let (runtime, image) = (Runtime::new(pods, rpcs.clone()), Image::new(node.images.clone(), rpcs));
-    Ok(cri::serve(&config, listener, runtime, image, end).await?)
+    let runtime = Runtime::new(pods, streams.urls(), rpcs.clone());
+    let served = cri::serve(&config, listener, runtime, Image::new(node.images.clone(), rpcs), end).await;
+    streams.end(STREAMS_END).await;
+    Ok(served?)
 }
 
 /// Keeps a second daemon from the same root. The kernel frees it however this one ends.

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod attach;
 mod client;
 mod container;
 mod diary;
@@ -22,6 +23,7 @@ mod reap;
 mod record;
 mod requests;
 mod runtime;
+mod session;
 mod shutdown;
 
 use std::process::ExitCode;

@@ -9,6 +9,7 @@ use podwright_monitor_proto::{
     Create, ErrorKind, Exec as ExecRequest, ExecStatus, ExecStdio, PROTOCOL_VERSION, Reply, Request,
     RequestFrame, RequestId, Target,
 };
+use podwright_sys::pidfd::SIGKILL;
 use podwright_sys::{pidfd, tty};
 use rustix::fs::{OFlags, fcntl_setfl};
 
@@ -16,6 +17,7 @@ use crate::client::Client;
 use crate::container::{Container, State, Stdin};
 use crate::ids;
 use crate::logfile::{LogFile, StreamName};
+use crate::offspring;
 use crate::output::Stream;
 use crate::pod::Pod;
 use crate::runtime::{self, Console, Job, JobFiles, JobKind, Stdio3};
@@ -313,6 +315,12 @@ impl Pod {
         };
         let sent = match (&process.pidfd, group) {
             // Not reaped, or it would not be here: the pid is still its own.
+            (_, true) if signal == SIGKILL && matches!(target, Target::Exec(_)) => {
+                let offspring = offspring::of(process.pid);
+                let sent = pidfd::send_group_signal(process.pid, signal);
+                offspring::kill(offspring);
+                sent
+            }
             (_, true) => pidfd::send_group_signal(process.pid, signal),
             (Some(handle), false) => pidfd::send_signal(handle.as_fd(), signal),
             (None, false) => return Reply::AlreadyExited,

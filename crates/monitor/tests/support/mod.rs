@@ -206,7 +206,7 @@ impl Pod {
         std::fs::set_permissions(rootfs.join("bin/busybox"), std::fs::Permissions::from_mode(0o755)).unwrap();
         for applet in [
             "sh", "sleep", "echo", "true", "cat", "seq", "ps", "kill", "hostname", "stty", "ip", "dd",
-            "tail", "yes", "head", "touch", "wc",
+            "tail", "yes", "head", "touch", "wc", "setsid",
         ] {
             std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
         }

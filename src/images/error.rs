@@ -192,6 +192,22 @@ pub enum ImageError {
         /// Why.
         reason: &'static str,
     },
+    /// The tar of a layer cannot be made again.
+    #[error("layer {layer} has no recipe, an older podwright unpacked it")]
+    NoRecipe {
+        /// Layer.
+        layer: String,
+    },
+    /// Files of a layer on disk are not what was unpacked.
+    #[error("layer {layer} is damaged on disk: {path}: {reason}")]
+    DamagedLayer {
+        /// Layer.
+        layer: String,
+        /// File of the layer or its recipe, cut to a printable length.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A configured or built-in cap was reached.
     #[error("{what} exceeds the limit of {limit} {unit}")]
     Limit {

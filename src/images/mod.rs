@@ -18,6 +18,8 @@ mod index;
 mod layer;
 mod manifest;
 mod pull;
+#[allow(dead_code, reason = "verify and export are to come")]
+mod recipe;
 mod reference;
 mod registry;
 mod slots;

@@ -3,7 +3,7 @@
 mod credentials;
 mod docker_registry;
 mod faults;
-mod fixture;
+pub(super) mod fixture;
 mod hostile;
 mod mirrors;
 mod server;

@@ -104,8 +104,12 @@ fn io_code(error: &io::Error) -> Code {
 
 fn image_code(error: &ImageError) -> (Code, &'static str) {
     let code = match error {
-        ImageError::Malformed { .. } | ImageError::Ambiguous { .. } => Code::InvalidArgument,
-        ImageError::NotFound { .. } | ImageError::NotAtRegistry { .. } => Code::NotFound,
+        ImageError::Malformed { .. } | ImageError::Ambiguous { .. } | ImageError::BadArchive { .. } => {
+            Code::InvalidArgument
+        }
+        ImageError::NotFound { .. } | ImageError::NotAtRegistry { .. } | ImageError::NotInSource { .. } => {
+            Code::NotFound
+        }
         ImageError::Unauthorized { .. } | ImageError::Token { .. } => Code::PermissionDenied,
         ImageError::RateLimited { .. } => Code::ResourceExhausted,
         ImageError::Unavailable { .. } | ImageError::Stalled { .. } | ImageError::TooSlow { .. } => {

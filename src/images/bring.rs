@@ -47,6 +47,14 @@ pub(super) async fn bring(inner: &Shared, source: &Source, wanted: Wanted) -> Re
             reason: format!("config digest {}, an image id is sha256", config.digest),
         });
     }
+    let id = config.digest.to_string();
+    // What a registry said of an image says where to fetch it again, so files do not overwrite it.
+    if let Source::Local(_) = source {
+        let (store, id, names) = (Arc::clone(&inner.store), id.clone(), names.clone());
+        if blocking(move || store.add_names(&id, &names)).await? {
+            return Ok(ImageId::from_digest(config.digest.as_str()));
+        }
+    }
     let diff_ids = file.diff_ids().to_vec();
     let mut record = ImageRecord {
         presence: Presence::Listed,
@@ -62,7 +70,6 @@ pub(super) async fn bring(inner: &Shared, source: &Source, wanted: Wanted) -> Re
     // From here on no sweep takes a layer away.
     let _lease = inner.store.lease(super::state::keys(&record));
     fetch_layers(inner, source, &diff_ids, &layers).await?;
-    let id = config.digest.to_string();
     let (store, new_id) = (Arc::clone(&inner.store), id.clone());
     blocking(move || {
         let directories = directories::build(&store, &super::state::keys(&record))?;

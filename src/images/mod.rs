@@ -29,6 +29,7 @@ mod staging;
 mod state;
 mod stats;
 mod store;
+mod transfer;
 mod unpack;
 
 #[cfg(test)]
@@ -39,6 +40,7 @@ pub use image::{Image, ImageConfig, ImageUser};
 pub use reference::{Reference, Target};
 pub use registry::Credentials;
 pub use stats::PullStats;
+pub use transfer::{LoadOptions, Loaded};
 
 use crate::config;
 use crate::model::ImageId;

@@ -67,6 +67,7 @@ async fn steps(
     };
     let session = Arc::new(session);
     let (top, document) = session.resolve().await?;
+    inner.policy.admit(&session, reference, &top.digest, &inner.stats).await?;
     let names = Names::of(reference, &top.digest);
     if let Some(id) = known(inner, &top.digest, &names).await? {
         return Ok(id);

@@ -1,7 +1,7 @@
 //! Looks for an image's signatures at its registry and holds them against a rule. cosign's older place is asked first (the
 //! tag `sha256-<hex>.sig`), then its newer one (the referrers of the digest), while something is still missing.
 
-use super::claim::{COSIGN_SIGN, Claim};
+use super::claim::{COSIGN_SIGN, Claim, Flaw};
 use super::{Requirement, Rule};
 use crate::images::digest::Digest;
 use crate::images::error::ImageError;
@@ -17,9 +17,11 @@ const SIMPLE_SIGNING: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
 /// Artifact type and media type of a bundle, up to its version.
 const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0";
+/// Artifact type of the older format where it stands among the referrers (cosign 2's `--registry-referrers-mode oci-1-1`).
+const SIGNATURE_ARTIFACT: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
 /// Annotation that a referrer of that type has, with what it states.
 const PREDICATE_TYPE: &str = "dev.sigstore.bundle.predicateType";
-/// Signatures looked at of one image and one format. cosign appends one a signing; release pipelines sign once or twice.
+/// Signatures looked at of one image. cosign appends one a signing; release pipelines sign once or twice.
 /// Each costs a request, and whoever may push to the repository decides how many there are.
 const MAX_SIGNATURES: usize = 64;
 /// Largest payload, bytes. cosign's have some 300, with annotations maybe a few thousand.
@@ -65,6 +67,10 @@ struct Entry {
 }
 
 impl Entry {
+    fn is_bundle(&self) -> bool {
+        self.media_type.starts_with(BUNDLE)
+    }
+
     fn descriptor(&self) -> Descriptor {
         Descriptor::new(self.digest.clone(), self.size)
     }
@@ -77,6 +83,8 @@ struct Evidence<'s> {
     digest: &'s Digest,
     claims: Vec<Claim>,
     flaws: Vec<String>,
+    /// Signatures fetched.
+    taken: usize,
 }
 
 /// Whether `image` at `digest` meets `rule`.
@@ -97,14 +105,14 @@ pub(super) async fn meets(
     if rule.requirements.iter().all(|r| matches!(r, Requirement::Accept)) {
         return Ok(Met::NothingAsked);
     }
-    let mut evidence = Evidence { session, image, digest, claims: Vec::new(), flaws: Vec::new() };
-    evidence.find_simple().await?;
+    let mut evidence = Evidence { session, image, digest, claims: Vec::new(), flaws: Vec::new(), taken: 0 };
+    evidence.find_by_tag().await?;
     let unmet = match evidence.holds(rule) {
         Ok(by) => return Ok(Met::Signed(by)),
         Err(unmet) => unmet,
     };
     let before = evidence.claims.len();
-    evidence.find_bundles().await?;
+    evidence.find_by_referrers().await?;
     if evidence.claims.len() == before {
         return Err(refused(evidence.reason(unmet)));
     }
@@ -146,59 +154,65 @@ impl Evidence<'_> {
         if more == 0 { told } else { format!("{told}; and {more} more") }
     }
 
-    async fn find_simple(&mut self) -> Result<(), ImageError> {
+    /// Signatures in cosign's older place.
+    async fn find_by_tag(&mut self) -> Result<(), ImageError> {
         let tag = signature_tag(self.digest);
         let Some(body) = self.session.attached(&tag).await? else { return Ok(()) };
         let place = format!("{}:{tag}", self.image.name());
         let Some(manifest) = self.parse::<Manifest>(&place, &body) else { return Ok(()) };
-        let layers = manifest.layers.into_iter().filter(|layer| layer.media_type == SIMPLE_SIGNING);
-        for (number, layer) in layers.enumerate() {
-            if number == MAX_SIGNATURES {
-                self.flaws.push(format!("{place} has more than {MAX_SIGNATURES} signatures"));
-                break;
-            }
-            let found = format!("signature {} of {place}", number + 1);
-            let Some(signature) = layer.annotations.get(SIGNATURE) else {
-                self.flaws.push(format!("{found}: it has no annotation {SIGNATURE}"));
-                continue;
-            };
-            if layer.size > MAX_PAYLOAD {
-                self.flaws.push(format!("{found}: its payload has more than {MAX_PAYLOAD} bytes"));
-                continue;
-            }
-            let payload = self.session.small_blob(&layer.descriptor(), MAX_PAYLOAD).await?;
-            self.keep(Claim::simple(found.clone(), payload, signature), &found);
-        }
-        Ok(())
+        self.take(&place, manifest).await
     }
 
-    async fn find_bundles(&mut self) -> Result<(), ImageError> {
+    /// Signatures among the referrers: cosign 3's bundles, and what cosign 2 puts there when told to.
+    async fn find_by_referrers(&mut self) -> Result<(), ImageError> {
         let Some(body) = self.session.referrers(self.digest).await? else { return Ok(()) };
         let place = format!("the referrers of {}", self.image.at_digest(self.digest));
         let Some(index) = self.parse::<Index>(&place, &body) else { return Ok(()) };
-        let bundles = index.manifests.into_iter().filter(|entry| {
+        let signatures = index.manifests.into_iter().filter(|entry| {
             // Who writes the index does not always fill these in; what is signed decides.
-            let kind = entry.artifact_type.starts_with(BUNDLE) || entry.artifact_type.is_empty();
-            kind && entry.annotations.get(PREDICATE_TYPE).is_none_or(|t| t == COSIGN_SIGN)
+            let kind = entry.artifact_type.as_str();
+            (kind.is_empty() || kind.starts_with(BUNDLE) || kind == SIGNATURE_ARTIFACT)
+                && entry.annotations.get(PREDICATE_TYPE).is_none_or(|t| t == COSIGN_SIGN)
         });
-        for (number, entry) in bundles.enumerate() {
+        for (number, entry) in signatures.enumerate() {
             if number == MAX_SIGNATURES {
                 self.flaws.push(format!("{place} are more than {MAX_SIGNATURES} signatures"));
                 break;
             }
-            let found = format!("signature {}", self.image.at_digest(&entry.digest));
+            let place = self.image.at_digest(&entry.digest);
             let body = self.session.manifest(&entry.descriptor()).await?;
-            let Some(manifest) = self.parse::<Manifest>(&found, &body) else { continue };
-            let Some(layer) = manifest.layers.iter().find(|layer| layer.media_type.starts_with(BUNDLE))
-            else {
-                continue;
-            };
-            if layer.size > MAX_BUNDLE {
-                self.flaws.push(format!("{found}: its bundle has more than {MAX_BUNDLE} bytes"));
+            let Some(manifest) = self.parse::<Manifest>(&place, &body) else { continue };
+            self.take(&place, manifest).await?;
+        }
+        Ok(())
+    }
+
+    /// Fetches the signatures of one manifest.
+    async fn take(&mut self, place: &str, manifest: Manifest) -> Result<(), ImageError> {
+        let is_signature = |layer: &Entry| layer.media_type == SIMPLE_SIGNING || layer.is_bundle();
+        for (number, layer) in manifest.layers.into_iter().filter(is_signature).enumerate() {
+            // Over all manifests, else there could be the square of it.
+            if self.taken == MAX_SIGNATURES {
+                self.flaws.push(format!("more than {MAX_SIGNATURES} signatures, the last seen at {place}"));
+                break;
+            }
+            self.taken += 1;
+            let found = format!("signature {} of {place}", number + 1);
+            let limit = if layer.is_bundle() { MAX_BUNDLE } else { MAX_PAYLOAD };
+            if layer.size > limit {
+                self.flaws.push(format!("{found}: it has more than {limit} bytes"));
                 continue;
             }
-            let bundle = self.session.small_blob(&layer.descriptor(), MAX_BUNDLE).await?;
-            self.keep(Claim::bundle(found.clone(), &bundle), &found);
+            let body = self.session.small_blob(&layer.descriptor(), limit).await?;
+            let claim = match layer.annotations.get(SIGNATURE) {
+                _ if layer.is_bundle() => Claim::bundle(found.clone(), &body),
+                Some(signature) => Claim::simple(found.clone(), body, signature),
+                None => Err(Flaw::Malformed(format!("it has no annotation {SIGNATURE}"))),
+            };
+            match claim {
+                Ok(claim) => self.claims.push(claim),
+                Err(flaw) => self.flaws.push(format!("{found}: {flaw}")),
+            }
         }
         Ok(())
     }
@@ -206,13 +220,6 @@ impl Evidence<'_> {
     fn parse<T: for<'de> Deserialize<'de>>(&mut self, place: &str, body: &[u8]) -> Option<T> {
         let parsed = serde_json::from_slice(body);
         parsed.map_err(|e| self.flaws.push(format!("{place} is not understood: {e}"))).ok()
-    }
-
-    fn keep(&mut self, claim: Result<Claim, super::claim::Flaw>, found: &str) {
-        match claim {
-            Ok(claim) => self.claims.push(claim),
-            Err(flaw) => self.flaws.push(format!("{found}: {flaw}")),
-        }
     }
 }
 

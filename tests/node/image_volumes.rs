@@ -2,7 +2,9 @@
 
 use crate::support::*;
 use podwright::cri::proto as pb;
-use podwright_testkit::{Compression, Entry, ImageBuilder, LayerBuilder, Options};
+use podwright_testkit::{
+    Artifact, Compression, Entry, FilesBuilder, Format, ImageBuilder, Index, LayerBuilder, Options,
+};
 use std::path::Path;
 use tonic::{Code, Status};
 
@@ -200,5 +202,83 @@ async fn a_daemon_killed_while_volumes_are_made_leaves_none() {
         node.remove(&created.id).await.unwrap();
     }
     assert!(mounted(&node).is_empty(), "{:?}", mounted(&node));
+    node.finish().await;
+}
+
+fn weights() -> FilesBuilder {
+    FilesBuilder::new("application/vnd.example.model")
+        .file(Some("model/weights.bin"), "application/octet-stream", &vec![7; 3 << 20])
+        .file(Some("model/card.md"), "text/markdown", b"card")
+        .file(Some("readme"), "application/vnd.oci.image.layer.v1.tar+gzip", b"not a tar")
+        .file(None, "text/plain", b"nameless")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_artifacts_files_are_a_volume() {
+    let mut node = Node::with_busybox().await;
+    let artifact = weights().build();
+    let (digest, nameless) = (artifact.manifest.digest.clone(), artifact.layers[3].digest.clone());
+    let index = Index::new(Format::Oci, vec![artifact]);
+    node.registry.push("library/weights", "1", &Artifact::Index(index)).unwrap();
+    let name = "docker.io/library/weights:1";
+    let id = node.pull(name).await.unwrap();
+    assert_eq!(id, digest, "the id is the manifest's digest");
+    node.pull(&format!("docker.io/library/weights@{digest}")).await.unwrap();
+    let listed =
+        node.images.list_images(pb::ListImagesRequest { filter: None }).await.unwrap().into_inner().images;
+    let listed = listed.iter().find(|image| image.id == id).unwrap();
+    assert_eq!(listed.repo_tags, [name]);
+    assert_eq!(listed.repo_digests.len(), 2);
+    assert!(listed.size > 3 << 20);
+
+    let config = node.pod("volumes");
+    let pod = node.run(&config).await.unwrap();
+    let mut of_artifact = container("main", &["sleep", "1000000"]);
+    of_artifact.image = Some(image_spec(name));
+    let made = node.create(&pod, &config, of_artifact).await;
+    refused(made, Code::FailedPrecondition, &["library/weights:1", "volume"]);
+
+    let mounts = vec![volume(&id, "/all", ""), volume(&id, "/model", "model")];
+    let id = node.create(&pod, &config, with("main", mounts)).await.unwrap();
+    node.start(&id).await.unwrap();
+    node.daemon.crash().unwrap();
+    remove_image(&mut node, name).await;
+    let nameless = nameless.strip_prefix("sha256:").unwrap();
+    assert_eq!(node.output(&id, &["cat", "/model/card.md", "/all/readme"]).await, "cardnot a tar");
+    assert_eq!(node.output(&id, &["cat", &format!("/all/{nameless}")]).await, "nameless");
+    let stat = node.output(&id, &["stat", "-c", "%a %u %s %Y", "/all/model/weights.bin"]).await;
+    assert_eq!(stat, format!("644 0 {} 0", 3 << 20));
+    let absent = vec![volume(BUSYBOX, "/b", "readme")];
+    refused(try_mounts(&mut node, &pod, absent).await, Code::InvalidArgument, &["readme"]);
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_artifact_whose_files_lie_outside_or_upon_each_other_is_refused() {
+    let mut node = Node::new(Options::default()).await;
+    let text = "text/plain";
+    let hostile = [
+        ("up", weights().file(Some("../../etc/passwd"), text, b"x").build(), "outside"),
+        ("absolute", weights().file(Some("/etc/passwd"), text, b"x").build(), "outside"),
+        ("twice", weights().file(Some("readme"), text, b"x").build(), "another"),
+        ("below", weights().file(Some("readme/x"), text, b"x").build(), "another"),
+    ];
+    for (tag, artifact, says) in hostile {
+        push(&node.registry, "library/hostile", tag, artifact);
+        let pulled = node.pull(&format!("docker.io/library/hostile:{tag}")).await;
+        refused(pulled, Code::DataLoss, &["library/hostile", says]);
+    }
+    // No files: nothing to mount.
+    push(&node.registry, "library/empty", "1", FilesBuilder::new("application/vnd.example").build());
+    node.pull("docker.io/library/empty:1").await.unwrap();
+    node.pull(BUSYBOX).await.unwrap();
+    let config = node.pod("volumes");
+    let pod = node.run(&config).await.unwrap();
+    let mounts = vec![volume("docker.io/library/empty:1", "/v", "")];
+    refused(
+        try_mounts(&mut node, &pod, mounts).await,
+        Code::FailedPrecondition,
+        &["ImageVolumeMountFailed", "no layer"],
+    );
     node.finish().await;
 }

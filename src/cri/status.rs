@@ -15,7 +15,7 @@ use crate::host::security::seccomp::SeccompError;
 use crate::host::users::UserError;
 use crate::images::ImageError;
 use crate::sandbox::spec::SpecError;
-use crate::sandbox::{RecordError, SandboxError};
+use crate::sandbox::{RecordError, SandboxError, VolumeError};
 use std::io;
 use tonic::{Code, Status};
 
@@ -64,6 +64,7 @@ fn code(error: &SandboxError) -> Code {
             io::ErrorKind::NotFound => Code::InvalidArgument,
             _ => io_code(source),
         },
+        SandboxError::ImageVolume { cause, .. } => volume_code(cause),
         SandboxError::Unsupported(_) => Code::Unimplemented,
         SandboxError::ExecTimeout { .. } | SandboxError::StepTimeout { .. } => Code::DeadlineExceeded,
         SandboxError::Unkillable { .. } => Code::DeadlineExceeded,
@@ -88,6 +89,18 @@ fn code(error: &SandboxError) -> Code {
             RecordError::Io { source, .. } => io_code(source),
             RecordError::Malformed { .. } | RecordError::Version { .. } => Code::DataLoss,
         },
+    }
+}
+
+fn volume_code(error: &VolumeError) -> Code {
+    match error {
+        VolumeError::Writable | VolumeError::SubPath { .. } | VolumeError::NotDirectory { .. } => {
+            Code::InvalidArgument
+        }
+        VolumeError::Image(error) => image_code(error).0,
+        VolumeError::NotHeld => Code::NotFound,
+        VolumeError::Mount(error) => rootfs_code(error),
+        VolumeError::Io { source, .. } => io_code(source),
     }
 }
 

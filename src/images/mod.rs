@@ -9,6 +9,7 @@
 //! Content is addressed by digest and verified before it is visible. A layer is a directory keyed by its diffID, stored
 //! once, used by overlayfs as it is. Never learns that pods exist: a container's need is a [`Hold`].
 
+mod artifact;
 mod bring;
 mod digest;
 mod directories;
@@ -37,7 +38,7 @@ mod unpack;
 mod tests;
 
 pub use error::{ImageError, RegistryMessage};
-pub use image::{Image, ImageConfig, ImageUser};
+pub use image::{Image, ImageConfig, ImageKind, ImageUser};
 pub use reference::{Reference, Target};
 pub use registry::Credentials;
 pub use stats::PullStats;

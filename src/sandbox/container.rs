@@ -103,6 +103,7 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
     let (upper, work) = (writable.join("upper"), writable.join("work"));
     make_private_dir(&bundle)?;
     make_private_dir(&writable)?;
+    node.layers.adopt(&writable)?;
     for dir in [&root, &upper, &work] {
         std::fs::create_dir(dir).map_err(SandboxError::io("make directory", dir))?;
     }
@@ -145,6 +146,7 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
     let text = serde_json::to_vec(&spec::build(&inputs)?)
         .map_err(|e| SandboxError::io("encode", &config)(std::io::Error::from(e)))?;
     std::fs::write(&config, text).map_err(SandboxError::io("write", &config))?;
+    node.layers.begin(&spec.id);
     Ok(Prepared { user })
 }
 
@@ -317,6 +319,7 @@ pub(super) async fn clean(
     node.cgroups.remove(&node.leaf(pod, &spec.id)?)?;
     let root = node.bundle(&spec.id).join("rootfs");
     blocking(move || Ok(rootfs::unmount(&root)?)).await?;
+    node.layers.ended(&spec.id);
     Ok(deleted?)
 }
 
@@ -328,7 +331,9 @@ pub(super) async fn remove(node: &Arc<Node>, spec: &ContainerSpec) -> Result<(),
         remove_tree(&bundle)?;
         remove_tree(&writable)
     })
-    .await
+    .await?;
+    node.layers.forget(&spec.id);
+    Ok(())
 }
 
 pub(super) fn remove_tree(dir: &Path) -> Result<(), SandboxError> {

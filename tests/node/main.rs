@@ -16,3 +16,4 @@ mod races;
 mod settings;
 mod support;
 mod survive;
+mod usage;

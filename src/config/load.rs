@@ -153,6 +153,14 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if config.containers.log_line_bytes < 512 {
         return value("containers.log_line_bytes", "must be at least 512".into());
     }
+    if config.containers.usage_period_seconds == 0 {
+        return value("containers.usage_period_seconds", "must be at least 1".into());
+    }
+    let (first, count) = (config.containers.project_id_first, config.containers.project_id_count);
+    // 0 is the project of what has none, and the last id is no id.
+    if first == 0 || first.checked_add(count).is_none() {
+        return value("containers.project_id_first", format!("{count} ids from {first} on are not all ids"));
+    }
     if !config.cgroups.default_parent.starts_with('/') {
         return value("cgroups.default_parent", "must start with /".into());
     }

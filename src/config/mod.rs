@@ -144,6 +144,16 @@ pub struct Containers {
     pub exec_drain_seconds: u64,
     /// Size of a pod's /dev/shm, bytes.
     pub shm_bytes: u64,
+    /// Seconds between two measurements of a container's writable layer, where that takes a walk.
+    pub usage_period_seconds: u64,
+    /// Bytes that a container may write into its own layer; 0: no limit. Needs project quotas.
+    pub writable_layer_limit_bytes: u64,
+    /// Files, directories and links that a container may have in its own layer; 0: no limit. Needs project quotas.
+    pub writable_layer_limit_inodes: u64,
+    /// First of the project ids that writable layers get where there are project quotas.
+    pub project_id_first: u32,
+    /// How many project ids; 0: project quotas are not used.
+    pub project_id_count: u32,
     /// Let pods bind ports below 1024 without a capability.
     pub unprivileged_ports: bool,
     /// Let pods send ICMP echo without a capability.
@@ -296,6 +306,13 @@ impl Default for Containers {
             exec_output_bytes: 16 << 20,
             exec_drain_seconds: 2,
             shm_bytes: 64 << 20,
+            // containerd's stats_collect_period, and the kubelet's own.
+            usage_period_seconds: 10,
+            writable_layer_limit_bytes: 0,
+            writable_layer_limit_inodes: 0,
+            // Far above those of people's /etc/projid and of the kubelet's volumes, which count from 1048577.
+            project_id_first: 2_000_000_000,
+            project_id_count: 1_000_000,
             unprivileged_ports: true,
             unprivileged_icmp: true,
         }

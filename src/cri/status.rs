@@ -10,6 +10,7 @@ use crate::host::devices::DeviceError;
 use crate::host::monitor::{ErrorKind, MonitorError};
 use crate::host::network::{Fault, NetworkError};
 use crate::host::oci::OciError;
+use crate::host::quota::QuotaError;
 use crate::host::rootfs::RootfsError;
 use crate::host::security::seccomp::SeccompError;
 use crate::host::users::UserError;
@@ -81,6 +82,7 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::Oci(error) => oci_code(error),
         SandboxError::Spec(error) => spec_code(error),
         SandboxError::Rootfs(error) => rootfs_code(error),
+        SandboxError::Quota(error) => quota_code(error),
         SandboxError::User(error) => user_code(error),
         SandboxError::Seccomp(error) => seccomp_code(error),
         SandboxError::Device(error) => device_code(error),
@@ -114,6 +116,14 @@ fn io_code(error: &io::Error) -> Code {
             Some(24 | 23 | 11) => Code::ResourceExhausted,
             _ => Code::Internal,
         },
+    }
+}
+
+fn quota_code(error: &QuotaError) -> Code {
+    match error {
+        QuotaError::Io { source, .. } => io_code(source),
+        QuotaError::NotEnforced { .. } => Code::FailedPrecondition,
+        QuotaError::NoId { .. } => Code::ResourceExhausted,
     }
 }
 

@@ -9,6 +9,8 @@ pub mod monitor;
 pub mod mountinfo;
 pub mod network;
 pub mod oci;
+pub mod quota;
 pub mod rootfs;
 pub mod security;
+pub mod usage;
 pub mod users;

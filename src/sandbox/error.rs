@@ -9,6 +9,7 @@ use crate::host::devices::DeviceError;
 use crate::host::monitor::MonitorError;
 use crate::host::network::NetworkError;
 use crate::host::oci::OciError;
+use crate::host::quota::QuotaError;
 use crate::host::rootfs::RootfsError;
 use crate::host::security::seccomp::SeccompError;
 use crate::host::users::UserError;
@@ -195,6 +196,9 @@ pub enum SandboxError {
     /// The root file system.
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
+    /// The quota of a writable layer.
+    #[error(transparent)]
+    Quota(#[from] QuotaError),
     /// The user.
     #[error(transparent)]
     User(#[from] UserError),

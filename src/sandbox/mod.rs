@@ -20,6 +20,7 @@ pub mod spec;
 mod state;
 mod stop;
 mod volumes;
+mod writable;
 
 pub use error::SandboxError;
 pub use exec::Output;
@@ -31,3 +32,4 @@ pub use recover::recover;
 pub use snapshot::{ContainerSnapshot, PodSnapshot};
 pub use state::{ContainerState, Exit, ExitReason, SandboxState};
 pub use volumes::VolumeError;
+pub use writable::{Measured, WritableLayers};

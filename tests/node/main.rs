@@ -17,3 +17,4 @@ mod races;
 mod settings;
 mod support;
 mod survive;
+mod usage;

@@ -75,6 +75,7 @@ fn code(error: &SandboxError) -> Code {
         // The first is the cause, the others what undoing it met.
         SandboxError::Several(errors) => errors.first().map_or(Code::Internal, code),
         SandboxError::Io { source, .. } => io_code(source),
+        SandboxError::Connect { .. } => Code::Unavailable,
         SandboxError::Id(_) => Code::Internal,
         SandboxError::Image(error) => image_code(error).0,
         SandboxError::Network(error) => network_code(error),
@@ -189,7 +190,7 @@ fn monitor_code(error: &MonitorError) -> Code {
         MonitorError::Record { source, .. }
         | MonitorError::Connect { source, .. }
         | MonitorError::Sweep { source, .. } => io_code(source),
-        MonitorError::Version { .. } => Code::FailedPrecondition,
+        MonitorError::Version { .. } | MonitorError::TooOld { .. } => Code::FailedPrecondition,
         MonitorError::Unresponsive { .. } => Code::DeadlineExceeded,
         MonitorError::Refused { kind, message, .. } => match kind {
             ErrorKind::Runtime { .. } if NO_SUCH_PROGRAM.iter().any(|words| message.contains(words)) => {
@@ -200,6 +201,7 @@ fn monitor_code(error: &MonitorError) -> Code {
             ErrorKind::NotFound => Code::NotFound,
             ErrorKind::AlreadyExists => Code::AlreadyExists,
             ErrorKind::NotRunning | ErrorKind::StillRunning => Code::FailedPrecondition,
+            ErrorKind::TooMany => Code::ResourceExhausted,
             ErrorKind::Invalid | ErrorKind::Namespace | ErrorKind::Io => Code::Internal,
         },
         MonitorError::Mismatch { .. } | MonitorError::Encode { .. } => Code::Internal,

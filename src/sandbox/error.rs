@@ -130,6 +130,16 @@ pub enum SandboxError {
         /// What was allowed.
         timeout: Duration,
     },
+    /// A port of a pod that cannot be reached.
+    #[error("connect to port {port} of pod sandbox {sandbox}: {source}")]
+    Connect {
+        /// The sandbox.
+        sandbox: SandboxId,
+        /// The port.
+        port: u16,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// A container's processes do not die.
     #[error("container {id} is still there {} s after SIGKILL: {processes}", .waited.as_secs())]
     Unkillable {

@@ -40,6 +40,8 @@ pub struct Config {
     pub network: Network,
     /// Images and registries.
     pub images: Images,
+    /// Exec, attach and port-forward.
+    pub streaming: Streaming,
     /// Prometheus.
     pub metrics: Metrics,
 }
@@ -215,6 +217,28 @@ pub struct Images {
     pub pinned: Vec<String>,
 }
 
+/// `[streaming]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Streaming {
+    /// Address of the HTTP listener for exec, attach and port-forward. Port 0: one that the kernel chooses.
+    pub address: String,
+    /// Serve over TLS.
+    pub tls: bool,
+    /// PEM certificate chain for TLS, read anew when it changes; empty: one is made at start.
+    pub cert_file: PathBuf,
+    /// PEM key of the certificate.
+    pub key_file: PathBuf,
+    /// Sessions at once.
+    pub max_sessions: usize,
+    /// Seconds from a client's connection to the end of its handshake.
+    pub handshake_timeout_seconds: u64,
+    /// Seconds for a client to open the streams of its session.
+    pub creation_timeout_seconds: u64,
+    /// Seconds without a byte in either direction after which a session ends.
+    pub idle_timeout_seconds: u64,
+}
+
 /// `[metrics]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -236,6 +260,7 @@ impl Default for Config {
             containers: Containers::default(),
             network: Network::default(),
             images: Images::default(),
+            streaming: Streaming::default(),
             metrics: Metrics::default(),
         }
     }
@@ -361,6 +386,23 @@ impl Default for Images {
             max_layer_bytes: 64 << 30,
             max_layer_entries: 4_000_000,
             pinned: Vec::new(),
+        }
+    }
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Self {
+            // Peers': only the kubelet and crictl of this node connect.
+            address: "127.0.0.1:0".into(),
+            tls: false,
+            cert_file: PathBuf::new(),
+            key_file: PathBuf::new(),
+            max_sessions: 1024,
+            handshake_timeout_seconds: 10,
+            // Peers' StreamCreationTimeout and StreamIdleTimeout.
+            creation_timeout_seconds: 30,
+            idle_timeout_seconds: 4 * 3600,
         }
     }
 }

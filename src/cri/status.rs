@@ -117,8 +117,12 @@ fn io_code(error: &io::Error) -> Code {
 
 fn image_code(error: &ImageError) -> (Code, &'static str) {
     let code = match error {
-        ImageError::Malformed { .. } | ImageError::Ambiguous { .. } => Code::InvalidArgument,
-        ImageError::NotFound { .. } | ImageError::NotAtRegistry { .. } => Code::NotFound,
+        ImageError::Malformed { .. } | ImageError::Ambiguous { .. } | ImageError::BadArchive { .. } => {
+            Code::InvalidArgument
+        }
+        ImageError::NotFound { .. } | ImageError::NotAtRegistry { .. } | ImageError::NotInSource { .. } => {
+            Code::NotFound
+        }
         ImageError::Unauthorized { .. } | ImageError::Token { .. } => Code::PermissionDenied,
         ImageError::RateLimited { .. } => Code::ResourceExhausted,
         ImageError::Unavailable { .. } | ImageError::Stalled { .. } | ImageError::TooSlow { .. } => {
@@ -129,8 +133,9 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         | ImageError::SizeMismatch { .. }
         | ImageError::BadManifest { .. }
         | ImageError::CorruptLayer { .. }
-        | ImageError::HostileEntry { .. } => Code::DataLoss,
-        ImageError::Unsupported { .. } => Code::FailedPrecondition,
+        | ImageError::HostileEntry { .. }
+        | ImageError::DamagedLayer { .. } => Code::DataLoss,
+        ImageError::Unsupported { .. } | ImageError::NoRecipe { .. } => Code::FailedPrecondition,
         ImageError::Limit { .. } | ImageError::NoSpace { .. } => Code::ResourceExhausted,
         ImageError::Io { source, .. } => io_code(source),
         ImageError::Index { .. } => Code::Internal,

@@ -55,6 +55,14 @@ pub(super) async fn bring(inner: &Shared, source: &Source, wanted: Wanted) -> Re
             reason: format!("digest {digest}, an image id is sha256"),
         });
     }
+    let id = digest.to_string();
+    // What a registry said of an image says where to fetch it again, so files do not overwrite it.
+    if let Source::Local(_) = source {
+        let (store, id, names) = (Arc::clone(&inner.store), id.clone(), names.clone());
+        if blocking(move || store.add_names(&id, &names)).await? {
+            return Ok(ImageId::from_digest(digest.as_str()));
+        }
+    }
     let mut record = ImageRecord {
         presence: Presence::Listed,
         size: layers
@@ -70,7 +78,6 @@ pub(super) async fn bring(inner: &Shared, source: &Source, wanted: Wanted) -> Re
     // From here on no sweep takes a layer away.
     let _lease = inner.store.lease(super::state::keys(&record));
     fetch_layers(inner, source, &diff_ids, &layers).await?;
-    let id = digest.to_string();
     let (store, new_id) = (Arc::clone(&inner.store), id.clone());
     blocking(move || {
         let directories = directories::build(&store, &super::state::keys(&record))?;

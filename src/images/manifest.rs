@@ -38,7 +38,11 @@ pub(crate) struct Descriptor {
 
 impl Descriptor {
     pub(crate) fn new(digest: Digest, size: u64) -> Self {
-        Self { media_type: String::new(), digest, size, platform: None, annotations: BTreeMap::new() }
+        Self::typed("", digest, size)
+    }
+
+    pub(crate) fn typed(media_type: &str, digest: Digest, size: u64) -> Self {
+        Self { media_type: media_type.to_owned(), digest, size, platform: None, annotations: BTreeMap::new() }
     }
 
     pub(crate) fn annotation(&self, key: &str) -> Option<&str> {

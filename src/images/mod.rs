@@ -20,6 +20,8 @@ mod index;
 mod layer;
 mod manifest;
 mod pull;
+#[allow(dead_code, reason = "verify and export are to come")]
+mod recipe;
 mod reference;
 mod registry;
 mod slots;
@@ -28,6 +30,7 @@ mod staging;
 mod state;
 mod stats;
 mod store;
+mod transfer;
 mod unpack;
 
 #[cfg(test)]
@@ -38,6 +41,7 @@ pub use image::{Image, ImageConfig, ImageKind, ImageUser};
 pub use reference::{Reference, Target};
 pub use registry::Credentials;
 pub use stats::PullStats;
+pub use transfer::{LoadOptions, Loaded};
 
 use crate::config;
 use crate::model::ImageId;

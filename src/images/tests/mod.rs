@@ -7,5 +7,5 @@ mod faults;
 pub(super) mod fixture;
 mod hostile;
 mod mirrors;
-mod server;
+pub(super) mod server;
 mod sharing;

@@ -21,6 +21,8 @@ use tonic::{Code, Status};
 
 /// cri-api's ErrRegistryUnavailable, by which a pod's waiting reason is told.
 const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
+/// cri-api's ErrSignatureValidationFailed, the same.
+const SIGNATURE_VALIDATION_FAILED: &str = "SignatureValidationFailed";
 /// How the OCI runtimes (runc, crun, youki) say that a program is not in the container.
 const NO_SUCH_PROGRAM: [&str; 3] =
     ["executable file not found", "no such file or directory", "executable file `"];
@@ -139,7 +141,12 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         ImageError::Limit { .. } | ImageError::NoSpace { .. } => Code::ResourceExhausted,
         ImageError::Io { source, .. } => io_code(source),
         ImageError::Index { .. } => Code::Internal,
-        ImageError::Hosts { .. } | ImageError::Blocked { .. } => Code::FailedPrecondition,
+        // The kubelet looks at the beginning of a pull's error, which is the message only where the code is Unknown
+        // (cri-client's remote_image.go).
+        ImageError::Signature { .. } => return (Code::Unknown, SIGNATURE_VALIDATION_FAILED),
+        ImageError::Policy { .. } | ImageError::Hosts { .. } | ImageError::Blocked { .. } => {
+            Code::FailedPrecondition
+        }
         ImageError::Interrupted { .. } => Code::Aborted,
     };
     (code, "")

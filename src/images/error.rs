@@ -252,6 +252,24 @@ pub enum ImageError {
         /// What is wrong.
         reason: String,
     },
+    /// A signature policy, or a key that it names, that cannot be used. It fails every pull: what it would forbid is unknown.
+    #[error("signature policy {path}: {reason}")]
+    Policy {
+        /// The policy file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The signature policy refuses the image.
+    #[error("image {image} at {digest} refused: {reason}")]
+    Signature {
+        /// Reference.
+        image: String,
+        /// What it was resolved to.
+        digest: String,
+        /// The rule, and what is wrong with each signature.
+        reason: String,
+    },
     /// The node's registries.conf forbids it.
     #[error("{what} is blocked by {path}")]
     Blocked {

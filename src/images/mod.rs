@@ -19,6 +19,7 @@ mod image;
 mod index;
 mod layer;
 mod manifest;
+mod policy;
 mod pull;
 #[allow(dead_code, reason = "verify and export are to come")]
 mod recipe;
@@ -72,6 +73,7 @@ struct Inner {
     layers: Flights<Digest, ()>,
     downloads: Slots,
     limits: Limits,
+    policy: policy::SignaturePolicy,
     stats: Arc<PullStats>,
 }
 
@@ -112,8 +114,8 @@ impl Images {
     /// Opens the store below `root`, sweeps what a crash left and makes index and directories agree. Blocking.
     ///
     /// # Errors
-    /// When `root` cannot be used, the index is of another version, or another process has it open; and for a malformed
-    /// reference among `pinned`.
+    /// When `root` cannot be used, the index is of another version, or another process has it open; for a malformed
+    /// reference among `pinned`, and for a signature policy that cannot be used.
     pub fn open(root: &Path, config: &config::Images) -> Result<Self, ImageError> {
         let pinned = config
             .pinned
@@ -128,6 +130,7 @@ impl Images {
                 layers: Flights::default(),
                 downloads: Slots::new(config),
                 limits: Limits { bytes: config.max_layer_bytes, entries: config.max_layer_entries },
+                policy: policy::SignaturePolicy::open(&config.signature_policy)?,
                 stats: Arc::default(),
             }),
         })

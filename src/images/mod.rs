@@ -10,14 +10,18 @@
 //! once, used by overlayfs as it is. Never learns that pods exist: a container's need is a [`Hold`].
 
 mod bring;
+mod collect;
+mod details;
 mod digest;
 mod directories;
+mod endpoints;
 mod error;
 mod flight;
 mod image;
 mod index;
 mod layer;
 mod manifest;
+mod progress;
 mod pull;
 mod reference;
 mod registry;
@@ -32,16 +36,21 @@ mod unpack;
 #[cfg(test)]
 mod tests;
 
+pub use collect::{Collected, CollectedImage, Removal};
+pub use details::{Details, LayerUse, Stored};
+pub use endpoints::Endpoints;
 pub use error::{ImageError, RegistryMessage};
 pub use image::{Image, ImageConfig, ImageUser};
+pub use progress::{LayerProgress, LayerState, PullProgress};
 pub use reference::{Reference, Target};
-pub use registry::Credentials;
+pub use registry::{Credentials, Endpoint, LookedAt, Probe};
 pub use stats::PullStats;
 
 use crate::config;
 use crate::model::ImageId;
 use digest::Digest;
 use flight::Flights;
+use progress::Progresses;
 use slots::Slots;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -68,6 +77,7 @@ struct Inner {
     downloads: Slots,
     limits: Limits,
     stats: Arc<PullStats>,
+    progress: Progresses,
 }
 
 /// Use of the file system by images, from sums that the index keeps.
@@ -124,6 +134,7 @@ impl Images {
                 downloads: Slots::new(config),
                 limits: Limits { bytes: config.max_layer_bytes, entries: config.max_layer_entries },
                 stats: Arc::default(),
+                progress: Progresses::default(),
             }),
         })
     }
@@ -137,7 +148,10 @@ impl Images {
         let reference = Reference::parse(reference)?;
         let what = reference.to_string();
         let inner = &self.inner;
-        let start = || pull::start(inner, &reference, auth.as_ref());
+        let start = || {
+            let progress = inner.progress.start((reference.clone(), auth.clone()));
+            pull::start(inner, &reference, auth.as_ref(), progress)
+        };
         inner.pulls.join((reference.clone(), auth.clone()), &what, start).await.0
     }
 
@@ -176,7 +190,7 @@ impl Images {
             Err(_) => return Ok(()),
         };
         let store = Arc::clone(&self.inner.store);
-        pull::blocking(move || store.remove_image(&id)).await
+        pull::blocking(move || store.remove_image(&id).map(drop)).await
     }
 
     /// Takes a hold on an image for a container.

@@ -7,6 +7,7 @@ mod auth_files;
 mod blob;
 mod challenge;
 mod client;
+mod endpoints;
 mod files;
 mod hosts;
 mod pace;
@@ -19,6 +20,8 @@ mod turn;
 pub use auth::Credentials;
 pub(crate) use blob::Blob;
 pub(crate) use client::Registry;
+pub(crate) use endpoints::looked_at;
+pub use endpoints::{Endpoint, LookedAt, Probe};
 #[cfg(test)]
 pub(crate) use proxy::Proxies;
 pub(crate) use session::Session;

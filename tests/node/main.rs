@@ -11,6 +11,7 @@ mod containers;
 mod daemon;
 mod faults;
 mod images;
+mod images_cli;
 mod pods;
 mod races;
 mod settings;

@@ -10,6 +10,7 @@
 //! ```
 
 use super::state::{ContainerState, SandboxState};
+use super::volumes;
 use crate::host::users::User;
 use crate::model::{ContainerId, ContainerSpec, ImageId, Resources, SandboxId, SandboxSpec};
 use serde::de::DeserializeOwned;
@@ -220,7 +221,7 @@ impl Records {
         Ok((pods, broken))
     }
 
-    /// The images of all containers below `root`, one for each container. Changes nothing, unlike [`Self::load`], so that a
+    /// The images of all containers below `root` and of their volumes, each as often as it is used. Changes nothing, unlike [`Self::load`], so that a
     /// program beside the daemon may ask; it must know of every container, or it is an error.
     ///
     /// # Errors
@@ -231,6 +232,7 @@ impl Records {
             for container in list(&pod.join("containers"))? {
                 // Without a spec it was never made.
                 if let Some(spec) = read_optional::<ContainerSpec>(&container.join("spec.json"))? {
+                    images.extend(volumes::image_ids(&spec.body).into_iter().cloned());
                     images.push(spec.body.image.id);
                 }
             }

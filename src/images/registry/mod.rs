@@ -2,6 +2,7 @@
 //! credentials (`auth`). Hands out verified documents and byte streams; never touches the store.
 
 mod answer;
+mod attached;
 mod auth;
 mod auth_files;
 mod blob;
@@ -22,6 +23,7 @@ pub(crate) use blob::Blob;
 pub(crate) use client::Registry;
 pub(crate) use endpoints::looked_at;
 pub use endpoints::{Endpoint, LookedAt, Probe};
+pub(super) use files::read as read_config;
 #[cfg(test)]
 pub(crate) use proxy::Proxies;
 pub(crate) use session::Session;

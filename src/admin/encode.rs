@@ -2,8 +2,8 @@
 
 use super::proto as pb;
 use crate::images::{
-    Collected, Details, Endpoint, Endpoints, LayerProgress, LayerState, LayerUse, Probe, PullProgress,
-    Removal, Stored,
+    Collected, Details, Endpoint, Endpoints, ImageKind, LayerProgress, LayerState, LayerUse, Loaded, Probe,
+    PullProgress, Removal, Stored,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -46,6 +46,10 @@ fn image(details: &Details) -> pb::Image {
         pinned: image.pinned,
         containers: count(details.containers),
         manifest_digest: image.manifest_digest.clone(),
+        artifact_type: match &image.kind {
+            ImageKind::Artifact { config_type } => config_type.clone(),
+            ImageKind::Image => String::new(),
+        },
     }
 }
 
@@ -56,6 +60,11 @@ pub(super) fn removal(removal: Removal) -> pb::RemoveResponse {
         containers: count(removal.containers),
         freed_bytes: removal.freed_bytes,
     }
+}
+
+pub(super) fn loaded(loaded: Vec<Loaded>) -> pb::LoadResponse {
+    let image = |loaded: Loaded| pb::LoadedImage { id: loaded.id.to_string(), names: loaded.names };
+    pb::LoadResponse { images: loaded.into_iter().map(image).collect() }
 }
 
 pub(super) fn collected(collected: Collected) -> pb::CollectResponse {

@@ -4,8 +4,9 @@ use super::proto as pb;
 use super::proto::images_server::{Images as Service, ImagesServer};
 use super::{encode, pull};
 use crate::cri::image_status;
-use crate::images::{Credentials, ImageError, Images};
+use crate::images::{Credentials, ImageError, Images, LoadOptions};
 use std::convert::Infallible;
+use std::path::PathBuf;
 use tokio::io::DuplexStream;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
@@ -74,6 +75,17 @@ impl Service for Admin {
         let r = r.into_inner();
         let reference = present("reference", r.reference)?;
         Ok(Response::new(pull::events(self.images.clone(), reference, r.credentials.map(credentials))))
+    }
+
+    async fn load(&self, r: Request<pb::LoadRequest>) -> Answer<pb::LoadResponse> {
+        let r = r.into_inner();
+        let path = PathBuf::from(present("path", r.path)?);
+        if !path.is_absolute() {
+            return Err(Status::invalid_argument(format!("path: {} is not absolute", path.display())));
+        }
+        let options = LoadOptions { name: Some(r.name).filter(|name| !name.is_empty()) };
+        let loaded = self.images.load(&path, options).await.map_err(|e| status(&e))?;
+        Ok(Response::new(encode::loaded(loaded)))
     }
 
     async fn collect(&self, r: Request<pb::CollectRequest>) -> Answer<pb::CollectResponse> {

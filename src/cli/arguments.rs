@@ -48,6 +48,15 @@ pub(super) enum Command {
         #[arg(long, conflicts_with = "creds")]
         creds_stdin: bool,
     },
+    /// Load the images of an archive: an OCI layout (directory or tar), or what docker save wrote.
+    Load {
+        /// A path on this machine; - or nothing is standard input.
+        #[arg(default_value = "-")]
+        file: PathBuf,
+        /// Name for the image, instead of those in the archive, which must hold one image then.
+        #[arg(long, value_name = "REF")]
+        name: Option<String>,
+    },
     /// Delete layers that nothing needs.
     Gc {
         /// Only tell what would be deleted.

@@ -34,6 +34,14 @@ pub(super) enum CliError {
         "nothing is deleted while the daemon is down, for it is not known which images containers use: {0}"
     )]
     Records(RecordError),
+    /// Something that should be read.
+    #[error("read {what}: {reason}")]
+    Input {
+        /// A path, or standard input.
+        what: String,
+        /// Cause.
+        reason: String,
+    },
     /// Credentials.
     #[error("credentials: {0}")]
     Credentials(String),

@@ -77,6 +77,7 @@ fn as_json(answer: &pb::ListResponse) -> Value {
             "tags": image.tags,
             "digests": image.digests,
             "manifest_digest": image.manifest_digest,
+            "artifact_type": image.artifact_type,
             "compressed_bytes": image.compressed_bytes,
             "own_bytes": image.own_bytes,
             "shared_bytes": image.shared_bytes,

@@ -8,6 +8,7 @@ mod credentials;
 mod endpoints;
 mod error;
 mod list;
+mod load;
 mod meter;
 mod out;
 mod pull;
@@ -60,7 +61,9 @@ pub fn run(arguments: Arguments) -> ExitCode {
 async fn command(arguments: Arguments) -> Result<(), CliError> {
     let purpose = match &arguments.command {
         Command::Rm { .. } | Command::Gc { .. } => Purpose::Delete,
-        Command::Ls { .. } | Command::Pull { .. } | Command::Endpoints { .. } => Purpose::Other,
+        Command::Ls { .. } | Command::Pull { .. } | Command::Load { .. } | Command::Endpoints { .. } => {
+            Purpose::Other
+        }
     };
     // Before anything is opened: it may wait for a person.
     let credentials = match &arguments.command {
@@ -73,6 +76,7 @@ async fn command(arguments: Arguments) -> Result<(), CliError> {
         Command::Ls { name, json, quiet } => list::run(client, name, json, quiet).await,
         Command::Rm { names } => remove::run(client, names).await,
         Command::Pull { reference, .. } => pull::run(client, reference, credentials).await,
+        Command::Load { file, name } => load::run(client, &file, name).await,
         Command::Gc { dry_run, unused, json } => collect::run(client, dry_run, unused, json).await,
         Command::Endpoints { reference, probe, json } => endpoints::run(client, reference, probe, json).await,
     };

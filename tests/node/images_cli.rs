@@ -336,3 +336,72 @@ async fn a_socket_that_is_named_must_answer() {
     node.daemon.launch().unwrap();
     node.finish().await;
 }
+
+/// An image as the tar of an OCI layout.
+fn archive(image: &podwright_testkit::Image, name: &str) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut add = |path: &str, bytes: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(u64::try_from(bytes.len()).unwrap());
+        header.set_mode(0o644);
+        tar.append_data(&mut header, path, bytes).unwrap();
+    };
+    let index = serde_json::json!({
+        "schemaVersion": 2,
+        "manifests": [{
+            "mediaType": image.media_type,
+            "digest": image.manifest.digest,
+            "size": image.manifest.bytes.len(),
+            "annotations": { "io.containerd.image.name": name },
+        }],
+    });
+    add("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
+    add("index.json", index.to_string().as_bytes());
+    let blobs =
+        [(&image.manifest.digest, &image.manifest.bytes), (&image.config.digest, &image.config.bytes)];
+    for (digest, bytes) in blobs {
+        add(&format!("blobs/{}", digest.replace(':', "/")), bytes);
+    }
+    for layer in &image.layers {
+        add(&format!("blobs/{}", layer.digest.replace(':', "/")), &layer.blob);
+    }
+    tar.into_inner().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn load_takes_files_and_both_kinds_of_standard_input() {
+    let mut node = Node::new(Options::default()).await;
+    let name = "r.example/loaded:1";
+    let bytes = archive(&busybox().build(), name);
+    let file = node.scratch.root().join("image.tar");
+    std::fs::write(&file, &bytes).unwrap();
+    let file = file.to_string_lossy().into_owned();
+    for daemon in ["up", "down"] {
+        if daemon == "down" {
+            node.daemon.stop().unwrap();
+        }
+        let told = images(&node, &["load", &file]).ok();
+        assert!(told.starts_with("loaded sha256:") && told.contains(name), "{daemon}: {told}");
+        let told = images_with(&node, &["load", "--name", "r.example/piped:1"], &bytes).ok();
+        assert!(told.contains("r.example/piped:1"), "{daemon}: {told}");
+        let redirected = Command::new(default_binary())
+            .args(["images", "load", "-", "--config"])
+            .arg(node.scratch.config_file())
+            .stdin(std::fs::File::open(&file).unwrap())
+            .output()
+            .unwrap();
+        assert!(redirected.status.success(), "{}", String::from_utf8_lossy(&redirected.stderr));
+        let found = images(&node, &["ls", "--json"]).json();
+        assert_eq!(found["images"].as_array().unwrap().len(), 1, "{found:#}");
+        images(&node, &["load", "/nonexistent.tar"]).failed(&["read /nonexistent.tar: No such file"]);
+        images_with(&node, &["load"], b"no archive at all").failed(&["podwright: "]);
+        // The next round begins without it.
+        images(&node, &["rm", name]).ok();
+    }
+    // What was loaded before the first start of a daemon is what its pods run.
+    images(&node, &["load", &file, "--name", BUSYBOX]).ok();
+    node.daemon.launch().unwrap();
+    let (_, id) = node.running("loaded", &[]).await;
+    assert_eq!(node.output(&id, &["echo", "yes"]).await, "yes");
+    node.finish().await;
+}

@@ -45,7 +45,7 @@ pub fn status(error: &SandboxError) -> Status {
 
 /// The status of an error of images.
 #[must_use]
-pub(super) fn image_status(error: &ImageError) -> Status {
+pub fn image_status(error: &ImageError) -> Status {
     let (code, word) = image_code(error);
     let message = if word.is_empty() { error.to_string() } else { format!("{word}: {error}") };
     Status::new(code, message)

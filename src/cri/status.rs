@@ -121,7 +121,7 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         | ImageError::BadManifest { .. }
         | ImageError::CorruptLayer { .. }
         | ImageError::HostileEntry { .. } => Code::DataLoss,
-        ImageError::Unsupported { .. } => Code::FailedPrecondition,
+        ImageError::Unsupported { .. } | ImageError::PeerStore { .. } => Code::FailedPrecondition,
         ImageError::Limit { .. } | ImageError::NoSpace { .. } => Code::ResourceExhausted,
         ImageError::Io { source, .. } => io_code(source),
         ImageError::Index { .. } => Code::Internal,

@@ -38,7 +38,7 @@ pub use image::{Image, ImageConfig, ImageUser};
 pub use reference::{Reference, Target};
 pub use registry::Credentials;
 pub use stats::PullStats;
-pub use transfer::{LoadOptions, Loaded};
+pub use transfer::{Imported, LoadOptions, Loaded, Peer};
 
 use crate::config;
 use crate::model::ImageId;

@@ -50,7 +50,7 @@ pub use progress::{LayerProgress, LayerState, PullProgress};
 pub use reference::{Reference, Target};
 pub use registry::{Credentials, Endpoint, LookedAt, Probe};
 pub use stats::PullStats;
-pub use transfer::{LoadOptions, Loaded};
+pub use transfer::{Imported, LoadOptions, Loaded, Peer};
 
 use crate::config;
 use crate::model::ImageId;

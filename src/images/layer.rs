@@ -1,12 +1,11 @@
-//! One layer in one pass: socket → digest → decompress → digest → files, without a temporary blob.
+//! One layer in one pass: socket or file → digest → decompress → digest → files, without a temporary blob.
 //!
 //! Three stages side by side: the async download, a thread that hashes and decompresses, a thread that hashes the tar and
 //! writes files. Bounded buffers between them; whichever fails stops the others, and its error is the one that is told.
 
 use super::digest::{Digest, Hasher};
 use super::error::ImageError;
-use super::manifest::Descriptor;
-use super::registry::Blob;
+use super::source::Stream;
 use super::staging::Staging;
 use super::stats::PullStats;
 use super::unpack::{Limits, Unpacked, unpack};
@@ -30,7 +29,8 @@ const STACK: usize = 512 << 10;
 /// A layer to be fetched.
 #[derive(Debug)]
 pub(crate) struct Job {
-    pub(crate) blob: Descriptor,
+    /// What the bytes that come hash to.
+    pub(crate) blob: Digest,
     pub(crate) diff_id: Digest,
     pub(crate) staging: Staging,
     pub(crate) limits: Limits,
@@ -48,7 +48,7 @@ fn stopped() -> ImageError {
 
 /// Downloads and unpacks. The slot is kept until the threads have ended, also when this future is dropped.
 pub(crate) async fn fetch(
-    stream: &mut Blob<'_>,
+    stream: &mut Stream<'_>,
     job: Job,
     slot: impl Send + 'static,
 ) -> Result<(Staging, Unpacked), ImageError> {
@@ -76,12 +76,13 @@ pub(crate) async fn fetch(
 }
 
 async fn download(
-    stream: &mut Blob<'_>,
+    stream: &mut Stream<'_>,
     pieces: &mpsc::Sender<Piece>,
     stats: &PullStats,
 ) -> Result<(), ImageError> {
     while let Some(data) = stream.next().await? {
-        PullStats::add(&stats.bytes, u64::try_from(data.len()).unwrap_or_default());
+        let received = if stream.is_download() { data.len() } else { 0 };
+        PullStats::add(&stats.bytes, u64::try_from(received).unwrap_or_default());
         // A slow disk makes this wait; only the network has a deadline.
         pieces.send(Piece::Data(data)).await.map_err(|_| stopped())?;
     }
@@ -90,7 +91,7 @@ async fn download(
 
 fn work(job: Job, receiver: mpsc::Receiver<Piece>) -> Result<(Staging, Unpacked), ImageError> {
     let Job { blob, diff_id, staging, limits, stats } = job;
-    let name = blob.digest.to_string();
+    let name = blob.to_string();
     let (full, tar) = blocking::sync_channel::<Vec<u8>>(TAR_BUFFERS);
     let (give_back, empty) = blocking::channel::<Vec<u8>>();
     let (decoded, unpacked) = std::thread::scope(|scope| {
@@ -145,13 +146,13 @@ fn work(job: Job, receiver: mpsc::Receiver<Piece>) -> Result<(Staging, Unpacked)
 /// Hashes and decompresses; returns the bytes of tar.
 fn decode(
     receiver: mpsc::Receiver<Piece>,
-    blob: &Descriptor,
+    blob: &Digest,
     limits: Limits,
     full: &blocking::SyncSender<Vec<u8>>,
     empty: &blocking::Receiver<Vec<u8>>,
 ) -> Result<u64, ImageError> {
-    let name = blob.digest.as_str();
-    let source = BlobSource { receiver, hasher: blob.digest.hasher(), current: Bytes::new(), ended: false };
+    let name = blob.as_str();
+    let source = BlobSource { receiver, hasher: blob.hasher(), current: Bytes::new(), ended: false };
     let blame = super::unpack::Blame::new(name);
     let mut decoder = Decoder::sniff(source).map_err(|e| blame.stream(&e))?;
     let mut total = 0u64;
@@ -186,7 +187,7 @@ fn decode(
         full.send(buffer).map_err(|_| stopped())?;
     }
     let actual = decoder.finish().map_err(|e| blame.stream(&e))?;
-    if actual != blob.digest {
+    if actual != *blob {
         return Err(ImageError::DigestMismatch {
             what: format!("layer {name}"),
             expected: name.to_owned(),

@@ -9,6 +9,7 @@
 //! Content is addressed by digest and verified before it is visible. A layer is a directory keyed by its diffID, stored
 //! once, used by overlayfs as it is. Never learns that pods exist: a container's need is a [`Hold`].
 
+mod bring;
 mod digest;
 mod directories;
 mod error;
@@ -22,6 +23,7 @@ mod pull;
 mod reference;
 mod registry;
 mod slots;
+mod source;
 mod staging;
 mod state;
 mod stats;

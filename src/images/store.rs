@@ -55,10 +55,8 @@ pub(crate) struct NewImage {
     pub(crate) id: String,
     pub(crate) record: ImageRecord,
     pub(crate) config: Vec<u8>,
-    /// The tag, if it was pulled by one.
-    pub(crate) tag: Option<String>,
-    /// `name@digest` of what the reference pointed to.
-    pub(crate) at_digest: String,
+    /// Tags, and `name@digest` of what a reference pointed to.
+    pub(crate) names: Vec<String>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -233,19 +231,13 @@ impl Store {
                 reason: format!("layer {key} is absent"),
             });
         }
-        let mut changes = vec![
-            Change::PutImage(&new.id, &new.record),
-            Change::PutConfig(&new.id, &new.config),
-            Change::PutName(&new.at_digest, &new.id),
-        ];
-        if let Some(tag) = &new.tag {
-            changes.push(Change::PutName(tag, &new.id));
-        }
+        let mut changes =
+            vec![Change::PutImage(&new.id, &new.record), Change::PutConfig(&new.id, &new.config)];
+        changes.extend(new.names.iter().map(|name| Change::PutName(name, &new.id)));
         self.index.commit(&changes)?;
         let mut state = (*state).clone();
-        let names = [Some(&new.at_digest), new.tag.as_ref()];
         let mut losers = Vec::new();
-        for name in names.into_iter().flatten() {
+        for name in &new.names {
             losers.extend(state.names.insert(name.clone(), new.id.clone()).filter(|old| *old != new.id));
         }
         state.put(&new.id, Arc::new(new.record), file, &self.pinned);
@@ -257,22 +249,21 @@ impl Store {
         Ok(())
     }
 
-    /// Gives a listed image another name; false: it is not there any more.
-    pub(crate) fn add_names(&self, id: &str, tag: Option<&str>, at_digest: &str) -> Result<bool, ImageError> {
+    /// Gives a listed image further names; false: it is not there any more.
+    pub(crate) fn add_names(&self, id: &str, names: &[String]) -> Result<bool, ImageError> {
         let _writer = lock(&self.writer);
         let mut state = (*self.state()).clone();
         if state.images.get(id).is_none_or(|e| e.record.presence != Presence::Listed) {
             return Ok(false);
         }
-        let names: Vec<&str> = [Some(at_digest), tag].into_iter().flatten().collect();
-        let fresh: Vec<&str> =
-            names.into_iter().filter(|n| state.names.get(*n).is_none_or(|known| known != id)).collect();
+        let fresh: Vec<&String> =
+            names.iter().filter(|n| state.names.get(*n).is_none_or(|known| known != id)).collect();
         if fresh.is_empty() {
             return Ok(true);
         }
         self.index.commit(&fresh.iter().map(|name| Change::PutName(name, id)).collect::<Vec<_>>())?;
         for name in fresh {
-            if let Some(loser) = state.names.insert(name.to_owned(), id.to_owned()) {
+            if let Some(loser) = state.names.insert(name.clone(), id.to_owned()) {
                 state.rename(&loser, &self.pinned);
             }
         }

@@ -14,5 +14,6 @@ mod images;
 mod pods;
 mod races;
 mod settings;
+mod signatures;
 mod support;
 mod survive;

@@ -3,8 +3,9 @@
 mod credentials;
 mod docker_registry;
 mod faults;
-mod fixture;
+pub(super) mod fixture;
 mod hostile;
 mod mirrors;
 mod server;
 mod sharing;
+mod signatures;

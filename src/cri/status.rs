@@ -15,7 +15,7 @@ use crate::host::security::seccomp::SeccompError;
 use crate::host::users::UserError;
 use crate::images::ImageError;
 use crate::sandbox::spec::SpecError;
-use crate::sandbox::{RecordError, SandboxError};
+use crate::sandbox::{RecordError, SandboxError, VolumeError};
 use std::io;
 use tonic::{Code, Status};
 
@@ -64,6 +64,7 @@ fn code(error: &SandboxError) -> Code {
             io::ErrorKind::NotFound => Code::InvalidArgument,
             _ => io_code(source),
         },
+        SandboxError::ImageVolume { cause, .. } => volume_code(cause),
         SandboxError::Unsupported(_) => Code::Unimplemented,
         SandboxError::ExecTimeout { .. } | SandboxError::StepTimeout { .. } => Code::DeadlineExceeded,
         SandboxError::Unkillable { .. } => Code::DeadlineExceeded,
@@ -91,6 +92,18 @@ fn code(error: &SandboxError) -> Code {
     }
 }
 
+fn volume_code(error: &VolumeError) -> Code {
+    match error {
+        VolumeError::Writable | VolumeError::SubPath { .. } | VolumeError::NotDirectory { .. } => {
+            Code::InvalidArgument
+        }
+        VolumeError::Image(error) => image_code(error).0,
+        VolumeError::NotHeld => Code::NotFound,
+        VolumeError::Mount(error) => rootfs_code(error),
+        VolumeError::Io { source, .. } => io_code(source),
+    }
+}
+
 fn io_code(error: &io::Error) -> Code {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::OutOfMemory => {
@@ -106,8 +119,12 @@ fn io_code(error: &io::Error) -> Code {
 
 fn image_code(error: &ImageError) -> (Code, &'static str) {
     let code = match error {
-        ImageError::Malformed { .. } | ImageError::Ambiguous { .. } => Code::InvalidArgument,
-        ImageError::NotFound { .. } | ImageError::NotAtRegistry { .. } => Code::NotFound,
+        ImageError::Malformed { .. } | ImageError::Ambiguous { .. } | ImageError::BadArchive { .. } => {
+            Code::InvalidArgument
+        }
+        ImageError::NotFound { .. } | ImageError::NotAtRegistry { .. } | ImageError::NotInSource { .. } => {
+            Code::NotFound
+        }
         ImageError::Unauthorized { .. } | ImageError::Token { .. } => Code::PermissionDenied,
         ImageError::RateLimited { .. } => Code::ResourceExhausted,
         ImageError::Unavailable { .. } | ImageError::Stalled { .. } | ImageError::TooSlow { .. } => {
@@ -118,8 +135,9 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         | ImageError::SizeMismatch { .. }
         | ImageError::BadManifest { .. }
         | ImageError::CorruptLayer { .. }
-        | ImageError::HostileEntry { .. } => Code::DataLoss,
-        ImageError::Unsupported { .. } => Code::FailedPrecondition,
+        | ImageError::HostileEntry { .. }
+        | ImageError::DamagedLayer { .. } => Code::DataLoss,
+        ImageError::Unsupported { .. } | ImageError::NoRecipe { .. } => Code::FailedPrecondition,
         ImageError::Limit { .. } | ImageError::NoSpace { .. } => Code::ResourceExhausted,
         ImageError::Io { source, .. } => io_code(source),
         ImageError::Index { .. } => Code::Internal,

@@ -192,6 +192,22 @@ pub enum ImageError {
         /// Why.
         reason: &'static str,
     },
+    /// The tar of a layer cannot be made again.
+    #[error("layer {layer} has no recipe, an older podwright unpacked it")]
+    NoRecipe {
+        /// Layer.
+        layer: String,
+    },
+    /// Files of a layer on disk are not what was unpacked.
+    #[error("layer {layer} is damaged on disk: {path}: {reason}")]
+    DamagedLayer {
+        /// Layer.
+        layer: String,
+        /// File of the layer or its recipe, cut to a printable length.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A configured or built-in cap was reached.
     #[error("{what} exceeds the limit of {limit} {unit}")]
     Limit {
@@ -262,6 +278,24 @@ pub enum ImageError {
         /// File.
         path: PathBuf,
     },
+    /// A file that is to be loaded cannot be.
+    #[error("archive {archive}: {}{reason}", of_entry(.entry))]
+    BadArchive {
+        /// File or directory.
+        archive: String,
+        /// Entry, empty: the archive as a whole.
+        entry: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// What an image needs is not where the image is to be taken from.
+    #[error("{what} is not in {place}")]
+    NotInSource {
+        /// Digest or entry.
+        what: String,
+        /// Archive or store.
+        place: String,
+    },
     /// The shared work ended without a result (daemon shutdown or a bug in a worker).
     #[error("{what} was interrupted")]
     Interrupted {
@@ -287,6 +321,10 @@ impl fmt::Display for RegistryMessage {
 
 fn told(message: &Option<RegistryMessage>) -> String {
     message.as_ref().map_or_else(String::new, |m| format!(": {m}"))
+}
+
+fn of_entry(entry: &str) -> String {
+    if entry.is_empty() { String::new() } else { format!("entry {entry:?}: ") }
 }
 
 fn after(wait: &Option<Duration>) -> String {

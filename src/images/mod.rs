@@ -9,6 +9,7 @@
 //! Content is addressed by digest and verified before it is visible. A layer is a directory keyed by its diffID, stored
 //! once, used by overlayfs as it is. Never learns that pods exist: a container's need is a [`Hold`].
 
+mod artifact;
 mod bring;
 mod digest;
 mod directories;
@@ -20,6 +21,8 @@ mod layer;
 mod manifest;
 mod policy;
 mod pull;
+#[allow(dead_code, reason = "verify and export are to come")]
+mod recipe;
 mod reference;
 mod registry;
 mod slots;
@@ -28,16 +31,18 @@ mod staging;
 mod state;
 mod stats;
 mod store;
+mod transfer;
 mod unpack;
 
 #[cfg(test)]
 mod tests;
 
 pub use error::{ImageError, RegistryMessage};
-pub use image::{Image, ImageConfig, ImageUser};
+pub use image::{Image, ImageConfig, ImageKind, ImageUser};
 pub use reference::{Reference, Target};
 pub use registry::Credentials;
 pub use stats::PullStats;
+pub use transfer::{LoadOptions, Loaded};
 
 use crate::config;
 use crate::model::ImageId;

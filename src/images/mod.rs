@@ -15,6 +15,9 @@ mod digest;
 mod directories;
 mod error;
 mod flight;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzz;
 mod image;
 mod index;
 mod layer;

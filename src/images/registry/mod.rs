@@ -9,6 +9,8 @@ mod blob;
 mod challenge;
 mod client;
 mod files;
+#[cfg(fuzzing)]
+pub(super) mod fuzz;
 mod hosts;
 mod pace;
 mod parts;

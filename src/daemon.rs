@@ -11,7 +11,7 @@ use crate::images::Images;
 use crate::metrics::{self, PullCollector, Registry, Rpcs};
 use crate::model::Clock;
 use crate::sandbox::spec::HostFacts;
-use crate::sandbox::{self, ExecWaiters, Node, PodMetrics, Records};
+use crate::sandbox::{self, ExecWaiters, Node, PodMetrics, Records, WritableLayers};
 use anyhow::Context as _;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -69,7 +69,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::info!("ending; pods go on");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     };
-    let (runtime, image) = (Runtime::new(pods, rpcs.clone()), Image::new(node.images.clone(), rpcs));
+    let (runtime, image) = (Runtime::new(pods, rpcs.clone()), Image::new(&node, rpcs));
     Ok(cri::serve(&config, listener, runtime, image, end).await?)
 }
 
@@ -106,6 +106,9 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
     registry.register(Box::new(PullCollector::new(images.stats().clone())?))?;
     let cgroups = Cgroups::detect()?;
     let facts = facts(&cgroups)?;
+    let pod_metrics = PodMetrics::register(registry)?;
+    let layers = Arc::new(WritableLayers::open(config)?);
+    layers.start(pod_metrics.clone());
     Ok(Arc::new(Node {
         records: Records::open(&config.root, &boot_id)?,
         network: Network::start(&config.network)?,
@@ -115,7 +118,8 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         facts,
         monitor_binary: monitor_binary(config)?,
         clock: Clock::default(),
-        metrics: PodMetrics::register(registry)?,
+        metrics: pod_metrics,
+        layers,
         execs: ExecWaiters::default(),
         config: config.clone(),
     }))

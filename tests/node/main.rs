@@ -18,3 +18,4 @@ mod settings;
 mod signatures;
 mod support;
 mod survive;
+mod usage;

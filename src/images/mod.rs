@@ -18,6 +18,9 @@ mod directories;
 mod endpoints;
 mod error;
 mod flight;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzz;
 mod image;
 mod index;
 mod layer;

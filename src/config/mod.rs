@@ -146,6 +146,16 @@ pub struct Containers {
     pub exec_drain_seconds: u64,
     /// Size of a pod's /dev/shm, bytes.
     pub shm_bytes: u64,
+    /// Seconds between two measurements of a container's writable layer, where that takes a walk.
+    pub usage_period_seconds: u64,
+    /// Bytes that a container may write into its own layer; 0: no limit. Needs project quotas.
+    pub writable_layer_limit_bytes: u64,
+    /// Files, directories and links that a container may have in its own layer; 0: no limit. Needs project quotas.
+    pub writable_layer_limit_inodes: u64,
+    /// First of the project ids that writable layers get where there are project quotas.
+    pub project_id_first: u32,
+    /// How many project ids; 0: project quotas are not used.
+    pub project_id_count: u32,
     /// Let pods bind ports below 1024 without a capability.
     pub unprivileged_ports: bool,
     /// Let pods send ICMP echo without a capability.
@@ -181,6 +191,8 @@ pub struct Images {
     /// Files in the format of docker's config.json with credentials of the node, used where the kubelet sends none for a host;
     /// the first that has an entry for it wins. Whoever may run a pod on the node may pull with them.
     pub auth_files: Vec<PathBuf>,
+    /// Which images must be signed by whom; `.json`: containers-policy.json(5). Read for each pull. Empty: no policy.
+    pub signature_policy: PathBuf,
     /// Layers downloaded at once, all pulls together.
     pub max_concurrent_downloads: usize,
     /// Layers downloaded at once from one registry; 0: only the limit of all.
@@ -319,6 +331,13 @@ impl Default for Containers {
             exec_output_bytes: 16 << 20,
             exec_drain_seconds: 2,
             shm_bytes: 64 << 20,
+            // containerd's stats_collect_period, and the kubelet's own.
+            usage_period_seconds: 10,
+            writable_layer_limit_bytes: 0,
+            writable_layer_limit_inodes: 0,
+            // Far above those of people's /etc/projid and of the kubelet's volumes, which count from 1048577.
+            project_id_first: 2_000_000_000,
+            project_id_count: 1_000_000,
             unprivileged_ports: true,
             unprivileged_icmp: true,
         }
@@ -351,6 +370,8 @@ impl Default for Images {
             registries_conf: "/etc/containers/registries.conf".into(),
             // Not root's ~/.docker/config.json: a person's login would silently become every pod's.
             auth_files: vec!["/etc/podwright/auth.json".into()],
+            // A policy that one node found in /etc/containers and another did not would be worse than none.
+            signature_policy: PathBuf::new(),
             max_concurrent_downloads: 8,
             // CRI-O's number for one image; the rest is left to other registries.
             max_concurrent_downloads_per_registry: 6,

@@ -1,11 +1,12 @@
 //! Snapshots into answers. Pure; the CRI's four container states and two sandbox states are views made here.
 
 use super::proto as pb;
+use crate::host::usage::Usage;
 use crate::host::users::User;
 use crate::images::{Image, ImageUser};
 use crate::model::{
     ContainerSpec, IdMapping, Mount, MountSource, NamespaceMode, Namespaces, PodName, Propagation, Resources,
-    SandboxSpec, UserNamespace,
+    SandboxSpec, Timestamp, UserNamespace,
 };
 use crate::sandbox::{ContainerSnapshot, ContainerState, Output, PodSnapshot, SandboxState};
 use std::collections::{BTreeMap, HashMap};
@@ -213,9 +214,14 @@ fn user(user: &User) -> pb::ContainerUser {
 fn mount(m: &Mount) -> pb::Mount {
     let (host_path, image, image_sub_path) = match &m.source {
         MountSource::Host(path) => (text(path), None, String::new()),
-        MountSource::Image { image, sub_path } => {
-            let image = pb::ImageSpec { image: image.clone(), ..Default::default() };
-            (String::new(), Some(image), sub_path.clone())
+        MountSource::Image(volume) => {
+            let image = pb::ImageSpec {
+                image: volume.image.clone(),
+                user_specified_image: volume.user_specified.clone(),
+                image_ref: volume.resolved.as_ref().map(|r| r.reference.clone()).unwrap_or_default(),
+                ..Default::default()
+            };
+            (String::new(), Some(image), volume.sub_path.clone())
         }
     };
     pb::Mount {
@@ -301,4 +307,14 @@ pub(super) fn container_passes(container: &ContainerSnapshot, filter: &pb::Conta
             .as_ref()
             .is_none_or(|wanted| wanted.state == i32::from(container_state(&container.state)))
         && selected(&spec.labels, &filter.label_selector)
+}
+
+/// What of a file system is used by something.
+pub(super) fn file_system(name: &Path, used: Usage, at: Timestamp) -> pb::FilesystemUsage {
+    pb::FilesystemUsage {
+        timestamp: at.nanos(),
+        fs_id: Some(pb::FilesystemIdentifier { mountpoint: name.to_string_lossy().into_owned() }),
+        used_bytes: Some(pb::UInt64Value { value: used.bytes }),
+        inodes_used: Some(pb::UInt64Value { value: used.inodes }),
+    }
 }

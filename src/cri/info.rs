@@ -2,7 +2,7 @@
 //! people's scripts read (`pid`, `runtimeSpec`, `sandboxID`).
 
 use super::proto as pb;
-use crate::images::Image;
+use crate::images::{Image, ImageKind};
 use crate::sandbox::{ContainerSnapshot, ContainerState, Manager, Node, PodSnapshot, SandboxState};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -55,7 +55,12 @@ pub(super) fn container(node: &Node, pod: &PodSnapshot, container: &ContainerSna
 
 pub(super) fn image(image: &Image) -> Info {
     let config = &image.config;
+    let artifact_type = match &image.kind {
+        ImageKind::Image => None,
+        ImageKind::Artifact { config_type } => Some(config_type),
+    };
     info(&json!({
+        "artifactConfigType": artifact_type,
         "chainID": image.chain_id,
         "imageSpec": { "config": config, "rootfs": { "type": "layers", "diff_ids": image.diff_ids } },
     }))
@@ -67,6 +72,7 @@ pub(super) fn node(node: &Node) -> Info {
         ("config".to_owned(), text(&json!(node.config))),
         ("cniconfig".to_owned(), text(&node.network.config_summary())),
         ("runtimes".to_owned(), text(&json!(node.runtimes.names()))),
+        ("writableLayers".to_owned(), text(&json!(node.layers.mode()))),
         ("cgroupMode".to_owned(), text(&json!(format!("{:?}", node.cgroups.mode())))),
     ])
 }

@@ -10,18 +10,21 @@ use crate::host::devices::DeviceError;
 use crate::host::monitor::{ErrorKind, MonitorError};
 use crate::host::network::{Fault, NetworkError};
 use crate::host::oci::OciError;
+use crate::host::quota::QuotaError;
 use crate::host::rootfs::RootfsError;
 use crate::host::security::seccomp::SeccompError;
 use crate::host::users::UserError;
 use crate::images::ImageError;
 use crate::sandbox::spec::SpecError;
-use crate::sandbox::{RecordError, SandboxError};
+use crate::sandbox::{RecordError, SandboxError, VolumeError};
 use crate::streaming::{StreamingError, TokenError};
 use std::io;
 use tonic::{Code, Status};
 
 /// cri-api's ErrRegistryUnavailable, by which a pod's waiting reason is told.
 const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
+/// cri-api's ErrSignatureValidationFailed, the same.
+const SIGNATURE_VALIDATION_FAILED: &str = "SignatureValidationFailed";
 /// How the OCI runtimes (runc, crun, youki) say that a program is not in the container.
 const NO_SUCH_PROGRAM: [&str; 3] =
     ["executable file not found", "no such file or directory", "executable file `"];
@@ -43,7 +46,7 @@ pub fn status(error: &SandboxError) -> Status {
 
 /// The status of an error of images.
 #[must_use]
-pub(super) fn image_status(error: &ImageError) -> Status {
+pub fn image_status(error: &ImageError) -> Status {
     let (code, word) = image_code(error);
     let message = if word.is_empty() { error.to_string() } else { format!("{word}: {error}") };
     Status::new(code, message)
@@ -75,6 +78,7 @@ fn code(error: &SandboxError) -> Code {
             io::ErrorKind::NotFound => Code::InvalidArgument,
             _ => io_code(source),
         },
+        SandboxError::ImageVolume { cause, .. } => volume_code(cause),
         SandboxError::Unsupported(_) => Code::Unimplemented,
         SandboxError::ExecTimeout { .. } | SandboxError::StepTimeout { .. } => Code::DeadlineExceeded,
         SandboxError::Unkillable { .. } => Code::DeadlineExceeded,
@@ -92,6 +96,7 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::Oci(error) => oci_code(error),
         SandboxError::Spec(error) => spec_code(error),
         SandboxError::Rootfs(error) => rootfs_code(error),
+        SandboxError::Quota(error) => quota_code(error),
         SandboxError::User(error) => user_code(error),
         SandboxError::Seccomp(error) => seccomp_code(error),
         SandboxError::Device(error) => device_code(error),
@@ -100,6 +105,18 @@ fn code(error: &SandboxError) -> Code {
             RecordError::Io { source, .. } => io_code(source),
             RecordError::Malformed { .. } | RecordError::Version { .. } => Code::DataLoss,
         },
+    }
+}
+
+fn volume_code(error: &VolumeError) -> Code {
+    match error {
+        VolumeError::Writable | VolumeError::SubPath { .. } | VolumeError::NotDirectory { .. } => {
+            Code::InvalidArgument
+        }
+        VolumeError::Image(error) => image_code(error).0,
+        VolumeError::NotHeld => Code::NotFound,
+        VolumeError::Mount(error) => rootfs_code(error),
+        VolumeError::Io { source, .. } => io_code(source),
     }
 }
 
@@ -116,10 +133,22 @@ fn io_code(error: &io::Error) -> Code {
     }
 }
 
+fn quota_code(error: &QuotaError) -> Code {
+    match error {
+        QuotaError::Io { source, .. } => io_code(source),
+        QuotaError::NotEnforced { .. } => Code::FailedPrecondition,
+        QuotaError::NoId { .. } => Code::ResourceExhausted,
+    }
+}
+
 fn image_code(error: &ImageError) -> (Code, &'static str) {
     let code = match error {
-        ImageError::Malformed { .. } | ImageError::Ambiguous { .. } => Code::InvalidArgument,
-        ImageError::NotFound { .. } | ImageError::NotAtRegistry { .. } => Code::NotFound,
+        ImageError::Malformed { .. } | ImageError::Ambiguous { .. } | ImageError::BadArchive { .. } => {
+            Code::InvalidArgument
+        }
+        ImageError::NotFound { .. } | ImageError::NotAtRegistry { .. } | ImageError::NotInSource { .. } => {
+            Code::NotFound
+        }
         ImageError::Unauthorized { .. } | ImageError::Token { .. } => Code::PermissionDenied,
         ImageError::RateLimited { .. } => Code::ResourceExhausted,
         ImageError::Unavailable { .. } | ImageError::Stalled { .. } | ImageError::TooSlow { .. } => {
@@ -130,12 +159,20 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         | ImageError::SizeMismatch { .. }
         | ImageError::BadManifest { .. }
         | ImageError::CorruptLayer { .. }
-        | ImageError::HostileEntry { .. } => Code::DataLoss,
-        ImageError::Unsupported { .. } => Code::FailedPrecondition,
+        | ImageError::HostileEntry { .. }
+        | ImageError::DamagedLayer { .. } => Code::DataLoss,
+        ImageError::Unsupported { .. } | ImageError::NoRecipe { .. } | ImageError::PeerStore { .. } => {
+            Code::FailedPrecondition
+        }
         ImageError::Limit { .. } | ImageError::NoSpace { .. } => Code::ResourceExhausted,
         ImageError::Io { source, .. } => io_code(source),
         ImageError::Index { .. } => Code::Internal,
-        ImageError::Hosts { .. } | ImageError::Blocked { .. } => Code::FailedPrecondition,
+        // The kubelet looks at the beginning of a pull's error, which is the message only where the code is Unknown
+        // (cri-client's remote_image.go).
+        ImageError::Signature { .. } => return (Code::Unknown, SIGNATURE_VALIDATION_FAILED),
+        ImageError::Policy { .. } | ImageError::Hosts { .. } | ImageError::Blocked { .. } => {
+            Code::FailedPrecondition
+        }
         ImageError::Interrupted { .. } => Code::Aborted,
     };
     (code, "")

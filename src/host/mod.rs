@@ -10,6 +10,8 @@ pub mod mountinfo;
 pub mod netns;
 pub mod network;
 pub mod oci;
+pub mod quota;
 pub mod rootfs;
 pub mod security;
+pub mod usage;
 pub mod users;

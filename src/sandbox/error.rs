@@ -3,11 +3,13 @@
 
 use super::record::RecordError;
 use super::spec::SpecError;
+use super::volumes::VolumeError;
 use crate::host::cgroups::CgroupError;
 use crate::host::devices::DeviceError;
 use crate::host::monitor::MonitorError;
 use crate::host::network::NetworkError;
 use crate::host::oci::OciError;
+use crate::host::quota::QuotaError;
 use crate::host::rootfs::RootfsError;
 use crate::host::security::seccomp::SeccompError;
 use crate::host::users::UserError;
@@ -107,6 +109,16 @@ pub enum SandboxError {
         /// The cause.
         source: std::io::Error,
     },
+    /// A mount's image. The first word is cri-api's ErrImageVolumeMountFailed (`pkg/errors`).
+    #[error("ImageVolumeMountFailed: mount {container_path} of image {image:?}: {cause}")]
+    ImageVolume {
+        /// Where it was to go.
+        container_path: PathBuf,
+        /// What was asked.
+        image: String,
+        /// The cause.
+        cause: Box<VolumeError>,
+    },
     /// Not there yet.
     #[error("{0} is not supported yet")]
     Unsupported(&'static str),
@@ -194,6 +206,9 @@ pub enum SandboxError {
     /// The root file system.
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
+    /// The quota of a writable layer.
+    #[error(transparent)]
+    Quota(#[from] QuotaError),
     /// The user.
     #[error(transparent)]
     User(#[from] UserError),

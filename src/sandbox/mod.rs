@@ -20,6 +20,8 @@ mod snapshot;
 pub mod spec;
 mod state;
 mod stop;
+mod volumes;
+mod writable;
 
 pub use error::SandboxError;
 pub use exec::Output;
@@ -33,3 +35,5 @@ pub use session::{
 };
 pub use snapshot::{ContainerSnapshot, PodSnapshot};
 pub use state::{ContainerState, Exit, ExitReason, SandboxState};
+pub use volumes::VolumeError;
+pub use writable::{Measured, WritableLayers};

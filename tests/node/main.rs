@@ -17,6 +17,7 @@ mod pods;
 mod races;
 mod settings;
 mod signatures;
+mod streaming;
 mod support;
 mod survive;
 mod usage;

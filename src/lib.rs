@@ -18,4 +18,8 @@ pub mod metrics;
 
 pub mod cri;
 
+pub mod admin;
+
 pub mod daemon;
+
+pub mod cli;

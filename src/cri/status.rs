@@ -45,7 +45,7 @@ pub fn status(error: &SandboxError) -> Status {
 
 /// The status of an error of images.
 #[must_use]
-pub(super) fn image_status(error: &ImageError) -> Status {
+pub fn image_status(error: &ImageError) -> Status {
     let (code, word) = image_code(error);
     let message = if word.is_empty() { error.to_string() } else { format!("{word}: {error}") };
     Status::new(code, message)
@@ -148,7 +148,9 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         | ImageError::CorruptLayer { .. }
         | ImageError::HostileEntry { .. }
         | ImageError::DamagedLayer { .. } => Code::DataLoss,
-        ImageError::Unsupported { .. } | ImageError::NoRecipe { .. } => Code::FailedPrecondition,
+        ImageError::Unsupported { .. } | ImageError::NoRecipe { .. } | ImageError::PeerStore { .. } => {
+            Code::FailedPrecondition
+        }
         ImageError::Limit { .. } | ImageError::NoSpace { .. } => Code::ResourceExhausted,
         ImageError::Io { source, .. } => io_code(source),
         ImageError::Index { .. } => Code::Internal,

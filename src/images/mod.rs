@@ -11,8 +11,11 @@
 
 mod artifact;
 mod bring;
+mod collect;
+mod details;
 mod digest;
 mod directories;
+mod endpoints;
 mod error;
 mod flight;
 #[cfg(fuzzing)]
@@ -23,6 +26,7 @@ mod index;
 mod layer;
 mod manifest;
 mod policy;
+mod progress;
 mod pull;
 #[allow(dead_code, reason = "verify and export are to come")]
 mod recipe;
@@ -40,17 +44,22 @@ mod unpack;
 #[cfg(test)]
 mod tests;
 
+pub use collect::{Collected, CollectedImage, Removal};
+pub use details::{Details, LayerUse, Stored};
+pub use endpoints::Endpoints;
 pub use error::{ImageError, RegistryMessage};
 pub use image::{Image, ImageConfig, ImageKind, ImageUser};
+pub use progress::{LayerProgress, LayerState, PullProgress};
 pub use reference::{Reference, Target};
-pub use registry::Credentials;
+pub use registry::{Credentials, Endpoint, LookedAt, Probe};
 pub use stats::PullStats;
-pub use transfer::{LoadOptions, Loaded};
+pub use transfer::{Imported, LoadOptions, Loaded, Peer};
 
 use crate::config;
 use crate::model::ImageId;
 use digest::Digest;
 use flight::Flights;
+use progress::Progresses;
 use slots::Slots;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -78,6 +87,7 @@ struct Inner {
     limits: Limits,
     policy: policy::SignaturePolicy,
     stats: Arc<PullStats>,
+    progress: Progresses,
 }
 
 /// Use of the file system by images, from sums that the index keeps.
@@ -135,6 +145,7 @@ impl Images {
                 limits: Limits { bytes: config.max_layer_bytes, entries: config.max_layer_entries },
                 policy: policy::SignaturePolicy::open(&config.signature_policy)?,
                 stats: Arc::default(),
+                progress: Progresses::default(),
             }),
         })
     }
@@ -148,7 +159,10 @@ impl Images {
         let reference = Reference::parse(reference)?;
         let what = reference.to_string();
         let inner = &self.inner;
-        let start = || pull::start(inner, &reference, auth.as_ref());
+        let start = || {
+            let progress = inner.progress.start((reference.clone(), auth.clone()));
+            pull::start(inner, &reference, auth.as_ref(), progress)
+        };
         inner.pulls.join((reference.clone(), auth.clone()), &what, start).await.0
     }
 
@@ -187,7 +201,7 @@ impl Images {
             Err(_) => return Ok(()),
         };
         let store = Arc::clone(&self.inner.store);
-        pull::blocking(move || store.remove_image(&id)).await
+        pull::blocking(move || store.remove_image(&id).map(drop)).await
     }
 
     /// Takes a hold on an image for a container.

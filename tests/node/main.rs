@@ -12,6 +12,7 @@ mod daemon;
 mod faults;
 mod image_volumes;
 mod images;
+mod images_cli;
 mod pods;
 mod races;
 mod settings;

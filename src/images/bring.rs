@@ -17,6 +17,7 @@ use super::source::{Source, Stream};
 use super::staging::Staging;
 use super::stats::PullStats;
 use super::store::{KEEP_UNREFERENCED, NewImage};
+use super::unpack::Unpacked;
 use crate::model::ImageId;
 use futures_util::future::try_join_all;
 use std::collections::BTreeMap;
@@ -82,7 +83,7 @@ pub(super) async fn bring(inner: &Shared, source: &Source, wanted: Wanted) -> Re
 }
 
 /// Follows indexes down to a manifest.
-async fn descend(
+pub(super) async fn descend(
     source: &Source,
     what: &str,
     top: Descriptor,
@@ -148,9 +149,23 @@ async fn one_layer(
     if inner.store.state().layers.contains_key(diff_id.hex()) {
         return Ok(());
     }
-    let mut stream = source.layer(&diff_id, &blob);
-    let (staging, unpacked) = loop {
-        let slot = open(&inner, source.queue(), &mut stream).await?;
+    let (staging, unpacked) = stage(&inner, &source, &diff_id, &blob).await?;
+    let store = Arc::clone(&inner.store);
+    blocking(move || store.add_layer(diff_id.hex(), staging, &unpacked)).await?;
+    PullStats::add(&inner.stats.layers, 1);
+    Ok(())
+}
+
+/// Fetches a layer into a staging directory.
+pub(super) async fn stage(
+    inner: &Shared,
+    source: &Source,
+    diff_id: &Digest,
+    blob: &Descriptor,
+) -> Result<(Staging, Unpacked), ImageError> {
+    let mut stream = source.layer(diff_id, blob);
+    loop {
+        let slot = open(inner, source.queue(), &mut stream).await?;
         let store = Arc::clone(&inner.store);
         // With the slot: a pull cancelled here has its directory removed before the slot is free.
         let made = blocking(move || Ok((Staging::new(&store.staging_dir())?, slot)));
@@ -163,15 +178,11 @@ async fn one_layer(
             stats: Arc::clone(&inner.stats),
         };
         match layer::fetch(&mut stream, job, slot).await {
-            Ok(done) => break done,
+            Ok(done) => return Ok(done),
             Err(error) if stream.begin_again(&error) => {}
             Err(error) => return Err(error),
         }
-    };
-    let store = Arc::clone(&inner.store);
-    blocking(move || store.add_layer(diff_id.hex(), staging, &unpacked)).await?;
-    PullStats::add(&inner.stats.layers, 1);
-    Ok(())
+    }
 }
 
 /// Opens the blob within a slot. While a registry makes us wait, others use the slot.

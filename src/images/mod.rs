@@ -18,8 +18,8 @@ mod image;
 mod index;
 mod layer;
 mod manifest;
+mod mend;
 mod pull;
-#[allow(dead_code, reason = "verify and export are to come")]
 mod recipe;
 mod reference;
 mod registry;
@@ -30,6 +30,7 @@ mod state;
 mod stats;
 mod store;
 mod unpack;
+mod verify;
 
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ pub use image::{Image, ImageConfig, ImageUser};
 pub use reference::{Reference, Target};
 pub use registry::Credentials;
 pub use stats::PullStats;
+pub use verify::{Damage, Depth, Finding, Repair, Subject, VerifyEvent, VerifySummary};
 
 use crate::config;
 use crate::model::ImageId;
@@ -70,6 +72,8 @@ struct Inner {
     downloads: Slots,
     limits: Limits,
     stats: Arc<PullStats>,
+    /// Held while the store is verified.
+    verifying: tokio::sync::Mutex<()>,
 }
 
 /// Use of the file system by images, from sums that the index keeps.
@@ -126,6 +130,7 @@ impl Images {
                 downloads: Slots::new(config),
                 limits: Limits { bytes: config.max_layer_bytes, entries: config.max_layer_entries },
                 stats: Arc::default(),
+                verifying: tokio::sync::Mutex::default(),
             }),
         })
     }

@@ -8,3 +8,4 @@ mod hostile;
 mod mirrors;
 mod server;
 mod sharing;
+mod verify;

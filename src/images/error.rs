@@ -252,6 +252,24 @@ pub enum ImageError {
         /// What is wrong.
         reason: String,
     },
+    /// A signature policy, or a key that it names, that cannot be used. It fails every pull: what it would forbid is unknown.
+    #[error("signature policy {path}: {reason}")]
+    Policy {
+        /// The policy file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The signature policy refuses the image.
+    #[error("image {image} at {digest} refused: {reason}")]
+    Signature {
+        /// Reference.
+        image: String,
+        /// What it was resolved to.
+        digest: String,
+        /// The rule, and what is wrong with each signature.
+        reason: String,
+    },
     /// The node's registries.conf forbids it.
     #[error("{what} is blocked by {path}")]
     Blocked {
@@ -259,6 +277,24 @@ pub enum ImageError {
         what: String,
         /// File.
         path: PathBuf,
+    },
+    /// A file that is to be loaded cannot be.
+    #[error("archive {archive}: {}{reason}", of_entry(.entry))]
+    BadArchive {
+        /// File or directory.
+        archive: String,
+        /// Entry, empty: the archive as a whole.
+        entry: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// What an image needs is not where the image is to be taken from.
+    #[error("{what} is not in {place}")]
+    NotInSource {
+        /// Digest or entry.
+        what: String,
+        /// Archive or store.
+        place: String,
     },
     /// The shared work ended without a result (daemon shutdown or a bug in a worker).
     #[error("{what} was interrupted")]
@@ -285,6 +321,10 @@ impl fmt::Display for RegistryMessage {
 
 fn told(message: &Option<RegistryMessage>) -> String {
     message.as_ref().map_or_else(String::new, |m| format!(": {m}"))
+}
+
+fn of_entry(entry: &str) -> String {
+    if entry.is_empty() { String::new() } else { format!("entry {entry:?}: ") }
 }
 
 fn after(wait: &Option<Duration>) -> String {

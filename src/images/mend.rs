@@ -10,7 +10,6 @@
 
 use super::error::ImageError;
 use super::index::{Change, LayerRecord};
-use super::manifest::ConfigFile;
 use super::staging::Staging;
 use super::store::{Store, lock, names};
 use super::unpack::Unpacked;
@@ -60,11 +59,11 @@ impl Store {
     /// Replaces a damaged config blob; the caller has verified it.
     pub(crate) fn replace_config(&self, id: &str, config: &[u8]) -> Result<(), ImageError> {
         let _writer = lock(&self.writer);
-        let file = ConfigFile::read(id, config)?;
         let mut state = (*self.state()).clone();
         let Some(record) = state.images.get(id).map(|entry| Arc::clone(&entry.record)) else {
             return Ok(());
         };
+        let file = record.config_file(id, config)?;
         self.index().commit(&[Change::PutConfig(id, config)])?;
         state.put(id, record, file, &self.pinned);
         self.publish(state);

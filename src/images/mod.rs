@@ -9,6 +9,7 @@
 //! Content is addressed by digest and verified before it is visible. A layer is a directory keyed by its diffID, stored
 //! once, used by overlayfs as it is. Never learns that pods exist: a container's need is a [`Hold`].
 
+mod artifact;
 mod bring;
 mod digest;
 mod directories;
@@ -19,6 +20,7 @@ mod index;
 mod layer;
 mod manifest;
 mod mend;
+mod policy;
 mod pull;
 mod recipe;
 mod reference;
@@ -29,6 +31,7 @@ mod staging;
 mod state;
 mod stats;
 mod store;
+mod transfer;
 mod unpack;
 mod verify;
 
@@ -36,10 +39,11 @@ mod verify;
 mod tests;
 
 pub use error::{ImageError, RegistryMessage};
-pub use image::{Image, ImageConfig, ImageUser};
+pub use image::{Image, ImageConfig, ImageKind, ImageUser};
 pub use reference::{Reference, Target};
 pub use registry::Credentials;
 pub use stats::PullStats;
+pub use transfer::{LoadOptions, Loaded};
 pub use verify::{Damage, Depth, Finding, Repair, Subject, VerifyEvent, VerifySummary};
 
 use crate::config;
@@ -71,6 +75,7 @@ struct Inner {
     layers: Flights<Digest, ()>,
     downloads: Slots,
     limits: Limits,
+    policy: policy::SignaturePolicy,
     stats: Arc<PullStats>,
     /// Held while the store is verified.
     verifying: tokio::sync::Mutex<()>,
@@ -113,8 +118,8 @@ impl Images {
     /// Opens the store below `root`, sweeps what a crash left and makes index and directories agree. Blocking.
     ///
     /// # Errors
-    /// When `root` cannot be used, the index is of another version, or another process has it open; and for a malformed
-    /// reference among `pinned`.
+    /// When `root` cannot be used, the index is of another version, or another process has it open; for a malformed
+    /// reference among `pinned`, and for a signature policy that cannot be used.
     pub fn open(root: &Path, config: &config::Images) -> Result<Self, ImageError> {
         let pinned = config
             .pinned
@@ -129,6 +134,7 @@ impl Images {
                 layers: Flights::default(),
                 downloads: Slots::new(config),
                 limits: Limits { bytes: config.max_layer_bytes, entries: config.max_layer_entries },
+                policy: policy::SignaturePolicy::open(&config.signature_policy)?,
                 stats: Arc::default(),
                 verifying: tokio::sync::Mutex::default(),
             }),

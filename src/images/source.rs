@@ -21,7 +21,6 @@ pub(crate) enum Source {
     /// Over the network.
     Registry(Arc<Session>),
     /// On this machine.
-    #[cfg_attr(not(test), expect(dead_code, reason = "load and import, which follow, make it"))]
     Local(Arc<dyn LocalSource>),
 }
 

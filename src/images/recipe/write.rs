@@ -134,7 +134,8 @@ impl Open {
         if self.extent.as_ref().is_some_and(|e| e.offset + e.length != offset) {
             self.end_extent()?;
         }
-        let extent = self.extent.get_or_insert_with(|| Extent { offset, length: 0, crc: crc32fast::Hasher::new() });
+        let extent =
+            self.extent.get_or_insert_with(|| Extent { offset, length: 0, crc: crc32fast::Hasher::new() });
         extent.length += length(bytes);
         extent.crc.update(bytes);
         Ok(())

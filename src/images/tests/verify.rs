@@ -9,6 +9,7 @@ use crate::images::{Damage, Depth, ImageError, Images, Repair, Subject, VerifyEv
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt, chown, symlink as link};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tar::EntryType;
 
 /// A store with one image of two layers, the upper of which has one of everything, and its registry.
@@ -20,7 +21,10 @@ struct Node {
     layer: Layer,
 }
 
+/// A layer of its own for each test: an overlay of one with the same key would keep the directories of all.
 fn everything() -> Vec<u8> {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let own = NEXT.fetch_add(1, Ordering::Relaxed).to_string();
     [
         dir("d/"),
         file("d/file", &"content ".repeat(5000)),
@@ -28,7 +32,7 @@ fn everything() -> Vec<u8> {
         symlink("link", "d/file"),
         entry(EntryType::Char, "null", "", ""),
         pax(&[("SCHILY.xattr.user.colour", b"green")]),
-        file("coloured", "x"),
+        file("coloured", &own),
         file("etc/.wh.gone", ""),
         file("o/.wh..wh..opq", ""),
         file("twice", "first"),
@@ -400,4 +404,22 @@ async fn a_kill_at_any_step_of_a_repair_leaves_one_layer() {
     let summary = images.verify(&[], Repair::No, |_| {}).await.unwrap();
     assert_eq!((summary.good, summary.damaged), (4, 0));
     assert!(names(root, "retired").is_empty() && root.join("layers").join(key).is_dir());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attributes_of_a_directory_show_through_a_layer_that_implies_it() {
+    let mut content = Content::default();
+    let bottom = [pax(&[("SCHILY.xattr.user.colour", b"green")]), dir("etc/"), vec![0; 1024]].concat();
+    let top = [file("etc/x", "x"), vec![0; 1024]].concat();
+    content.add("t", &[Layer::new(&bottom, Packing::Gzip), Layer::new(&top, Packing::Gzip)], "{}");
+    let server = Server::serving(content);
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path());
+    let id = images.pull(&server.name("x:t"), None).await.unwrap();
+    let hold = images.hold(id.as_str()).unwrap();
+    let mut value = [0u8; 5];
+    let etc = hold.layers().last().unwrap().join("etc");
+    assert_eq!(rustix::fs::getxattr(etc, "user.colour", &mut value[..]), Ok(5));
+    assert_eq!(&value, b"green");
+    assert_eq!(images.verify(&[], Repair::No, |_| {}).await.unwrap().good, 4);
 }

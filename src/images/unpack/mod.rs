@@ -1,10 +1,11 @@
 //! Turns the tar stream of one layer into a directory that overlayfs can use as a lower layer.
 //!
-//! Owns the reading of tar (`header`, `tar`) and its application beneath one root (`apply`, `tree`). The input is hostile:
+//! Owns the reading of tar (`header`, `tar`, `contents`) and its application beneath one root (`apply`, `tree`). The input is hostile:
 //! every parent is resolved by `openat2(RESOLVE_IN_ROOT)`, the last component is never followed, and names, records, entries
 //! and bytes have caps. Never knows of registries, digests or the index.
 
 mod apply;
+mod contents;
 mod header;
 mod meta;
 mod pax;
@@ -20,6 +21,7 @@ pub(crate) use apply::skeleton;
 #[cfg(test)]
 pub(crate) use apply::unrecorded;
 pub(crate) use apply::{Unpacked, unpack};
+pub(crate) use contents::{Content, Fault, contents};
 pub(crate) use meta::{Meta, OPAQUE, apply_dir, read_dir};
 pub(crate) use remove::remove_tree;
 pub(crate) use tree::is_whiteout;

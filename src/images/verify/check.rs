@@ -7,17 +7,22 @@
 use super::compare;
 use super::found::{Damage, Depth, Finding};
 use crate::images::Shared;
+use crate::images::artifact;
 use crate::images::digest::{Digest, Hasher};
 use crate::images::directories;
 use crate::images::error::{ImageError, cut};
+use crate::images::manifest::Descriptor;
 use crate::images::pull::blocking;
 use crate::images::recipe::{self, RECIPE, Recreated};
 use crate::images::staging::Staging;
-use crate::images::unpack::{Limits, Unpacked, skeleton};
+use crate::images::unpack::{Blame, Limits, Unpacked, skeleton};
+use std::fs::File;
 use std::io::{self, BufReader, Read};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 use tokio::sync::oneshot;
 
 /// Bytes of tar at a time.
@@ -32,6 +37,8 @@ const NO_LIMITS: Limits = Limits { bytes: u64::MAX, entries: u64::MAX };
 pub(super) enum Kind {
     /// Unpacked from the tar with this digest.
     Tar(Digest),
+    /// A file of an artifact.
+    File { key: Digest, path: PathBuf, blob: Descriptor },
     /// Made by `directories`.
     Directories,
 }
@@ -128,7 +135,41 @@ impl Task {
                 })
             }
             Kind::Tar(diff_id) => self.tar(&fs, diff_id),
+            Kind::File { path, blob, .. } => self.file(&fs, path, blob),
         }
+    }
+
+    fn file(&self, fs: &Path, path: &Path, blob: &Descriptor) -> Result<Verdict, ImageError> {
+        let staging = Staging::new(&self.staging_dir)?;
+        artifact::write(&staging, path, &mut io::empty(), &Blame::new(&self.key), NO_LIMITS)?;
+        let expected = staging.fs().join(path);
+        let resize = || {
+            let file = File::options().write(true).open(&expected)?;
+            file.set_len(blob.size)?;
+            file.set_modified(SystemTime::UNIX_EPOCH)
+        };
+        resize().map_err(|e| ImageError::io("set the size of", &expected, e))?;
+        let mut findings = compare::trees(&staging.fs(), fs, &[], &self.stop)?;
+        // Only what was found to be a file where a file belongs is read.
+        if findings.is_empty() {
+            let actual = fs.join(path);
+            let read = || -> io::Result<Digest> {
+                let mut hasher = blob.digest.hasher();
+                let (mut file, mut buffer) = (File::open(&actual)?, vec![0; BUFFER]);
+                loop {
+                    match file.read(&mut buffer)? {
+                        0 => return Ok(hasher.finish()),
+                        _ if self.stop.load(Ordering::Relaxed) => return Err(io::Error::other(stopped())),
+                        length => hasher.update(&buffer[..length]),
+                    }
+                }
+            };
+            if read().map_err(|e| ImageError::io("read", &actual, e))? != blob.digest {
+                let damage = Damage::Content { reason: "its content has changed" };
+                findings.push(finding(path.as_os_str().as_bytes(), damage));
+            }
+        }
+        Ok(Verdict::of(findings, Depth::Whole))
     }
 
     fn tar(&self, fs: &Path, diff_id: &Digest) -> Result<Verdict, ImageError> {
@@ -195,12 +236,16 @@ impl Read for Hashed<'_> {
     }
 }
 
-/// Looks at an image's config.
-pub(super) async fn config(inner: &Shared, id: &str) -> Result<Verdict, ImageError> {
-    let (store, id) = (Arc::clone(&inner.store), id.to_owned());
+fn matches(wanted: &str, bytes: &[u8]) -> bool {
+    Digest::parse(wanted).is_ok_and(|digest| digest.of_same_kind(bytes) == digest)
+}
+
+/// Looks at an image's config, which should have the digest `wanted`.
+pub(super) async fn config(inner: &Shared, id: &str, wanted: &str) -> Result<Verdict, ImageError> {
+    let (store, id, wanted) = (Arc::clone(&inner.store), id.to_owned(), wanted.to_owned());
     blocking(move || {
         let config = store.index().config(&id)?;
-        let good = config.is_some_and(|bytes| Digest::sha256(&bytes).as_str() == id);
+        let good = config.is_some_and(|bytes| matches(&wanted, &bytes));
         Ok(if good { Verdict::Good(Depth::Whole) } else { Verdict::one(b"", Damage::Digest) })
     })
     .await

@@ -10,6 +10,7 @@ mod repair;
 
 pub use found::{Damage, Depth, Finding, Subject, VerifyEvent, VerifySummary};
 
+use super::artifact::Form;
 use super::digest::Digest;
 use super::error::ImageError;
 use super::pull::blocking;
@@ -63,13 +64,15 @@ impl Images {
             images.iter().map(|name| state.find(name).cloned()).collect::<Result<Vec<_>, _>>()?
         };
         let mut summary = VerifySummary::default();
-        let ids: BTreeSet<&str> = entries.iter().map(|e| e.image.id.as_str()).collect();
-        for id in ids {
+        let mut seen = BTreeSet::new();
+        for entry in entries.iter().filter(|e| seen.insert(e.image.id.as_str())) {
+            let id = entry.image.id.as_str();
             let subject = Subject::Config(id.to_owned());
-            let outcome = check::config(inner, id).await;
+            let wanted = entry.record.artifact.as_ref().map_or(id, |config| config.digest.as_str());
+            let outcome = check::config(inner, id, wanted).await;
             let verdict = summary.note(&subject, 0, outcome, &mut events);
             if verdict == Some(false) && repair == Repair::Yes {
-                let repaired = repair::config(inner, id).await;
+                let repaired = repair::config(inner, id, wanted).await;
                 summary.note_repair(subject, repaired, &mut events);
             }
         }
@@ -99,7 +102,7 @@ impl Images {
         let verdict = summary.note(&subject, record.bytes, task.run().await, events);
         if verdict == Some(false) && repair == Repair::Yes {
             let repaired = match &kind {
-                Kind::Tar(diff_id) => repair::layer(inner, diff_id).await,
+                Kind::Tar(diff_id) | Kind::File { key: diff_id, .. } => repair::layer(inner, diff_id).await,
                 Kind::Directories => repair::directories(inner, &key).await,
             };
             summary.note_repair(subject, repaired, events);
@@ -163,9 +166,13 @@ fn candidates(state: &State, entries: &[Entry], all: bool) -> Vec<Candidate> {
     let mut seen = BTreeSet::new();
     let (mut tars, mut directories) = (Vec::new(), Vec::new());
     for entry in entries {
-        for diff_id in &entry.record.diff_ids {
+        for (diff_id, blob) in entry.record.diff_ids.iter().zip(&entry.record.blobs) {
             if seen.insert(diff_id.hex().to_owned()) {
-                tars.push(Candidate { key: diff_id.hex().to_owned(), kind: Kind::Tar(diff_id.clone()) });
+                let kind = match Form::of(diff_id, blob) {
+                    Form::Tar => Kind::Tar(diff_id.clone()),
+                    Form::File(path) => Kind::File { key: diff_id.clone(), path, blob: blob.clone() },
+                };
+                tars.push(Candidate { key: diff_id.hex().to_owned(), kind });
             }
         }
         if let Some(key) = &entry.record.directories

@@ -106,10 +106,10 @@ pub(super) async fn directories(inner: &Shared, key: &str) -> Result<(), ImageEr
 }
 
 /// Fetches an image's config again.
-pub(super) async fn config(inner: &Shared, id: &str) -> Result<(), ImageError> {
+pub(super) async fn config(inner: &Shared, id: &str, wanted: &str) -> Result<(), ImageError> {
     let mut failed = nowhere(&format!("config {id}"));
     for reference in names(inner, id).into_iter().take(MAX_SOURCES) {
-        match fetch_config(inner, id, &reference).await {
+        match fetch_config(inner, wanted, &reference).await {
             Ok(body) => {
                 let (store, id) = (Arc::clone(&inner.store), id.to_owned());
                 return blocking(move || store.replace_config(&id, &body)).await;
@@ -120,15 +120,15 @@ pub(super) async fn config(inner: &Shared, id: &str) -> Result<(), ImageError> {
     Err(failed)
 }
 
-async fn fetch_config(inner: &Shared, id: &str, reference: &Reference) -> Result<Vec<u8>, ImageError> {
+async fn fetch_config(inner: &Shared, wanted: &str, reference: &Reference) -> Result<Vec<u8>, ImageError> {
     let session = session(inner, reference).await?;
     let (top, document) = session.resolve().await?;
     let source = Source::Registry(Arc::new(session));
     let (_, config, _) = descend(&source, &reference.to_string(), top, document).await?;
-    if config.digest.as_str() != id {
+    if config.digest.as_str() != wanted {
         return Err(ImageError::DigestMismatch {
             what: format!("the config of {reference}"),
-            expected: id.to_owned(),
+            expected: wanted.to_owned(),
             actual: config.digest.to_string(),
         });
     }

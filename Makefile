@@ -103,9 +103,10 @@ test-vm: build testkit tools images ## e2e and critest on cgroup v2 and systemd,
 	tests/vm/run.sh
 
 .PHONY: bench
-bench: build testkit tools images ## Measure against Debian's containerd
-	@scripts/deps.sh containerd
+bench: build testkit tools images ## Measure against Debian's containerd: pods, then pulls (PULLS=0 leaves them out)
+	@scripts/deps.sh containerd skopeo umoci
 	tests/bench/run.sh
+	[ "$${PULLS:-3}" = 0 ] || tests/bench/pull.sh --pulls $${PULLS:-3}
 
 .PHONY: deny
 deny: $(BIN)/cargo-deny ## Check licences, bans and sources of the dependencies (builds cargo-deny once)

@@ -142,12 +142,13 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if let Some(path) = config.images.auth_files.iter().find(|path| !path.is_absolute()) {
         return value("images.auth_files", format!("{} is not an absolute path", path.display()));
     }
-    let registries_conf = &config.images.registries_conf;
-    if !registries_conf.as_os_str().is_empty() && !registries_conf.is_absolute() {
-        return value(
-            "images.registries_conf",
-            format!("{} is not an absolute path", registries_conf.display()),
-        );
+    for (key, path) in [
+        ("images.registries_conf", &config.images.registries_conf),
+        ("images.signature_policy", &config.images.signature_policy),
+    ] {
+        if !path.as_os_str().is_empty() && !path.is_absolute() {
+            return value(key, format!("{} is not an absolute path", path.display()));
+        }
     }
     if config.containers.log_line_bytes < 512 {
         return value("containers.log_line_bytes", "must be at least 512".into());
@@ -242,6 +243,7 @@ mod tests {
             ("[runtime]\ndefault = \"nope\"", "runtime.default"),
             ("[images]\nmax_concurrent_downloads = 0", "images.max_concurrent_downloads"),
             ("[images]\nregistries_conf = \"registries.conf\"", "images.registries_conf"),
+            ("[images]\nsignature_policy = \"policy.toml\"", "images.signature_policy"),
             ("[images]\nauth_files = [\"auth.json\"]", "images.auth_files"),
         ] {
             let file = write(dir.path(), "config.toml", text);

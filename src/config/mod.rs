@@ -179,6 +179,8 @@ pub struct Images {
     /// Files in the format of docker's config.json with credentials of the node, used where the kubelet sends none for a host;
     /// the first that has an entry for it wins. Whoever may run a pod on the node may pull with them.
     pub auth_files: Vec<PathBuf>,
+    /// Which images must be signed by whom; `.json`: containers-policy.json(5). Read for each pull. Empty: no policy.
+    pub signature_policy: PathBuf,
     /// Layers downloaded at once, all pulls together.
     pub max_concurrent_downloads: usize,
     /// Layers downloaded at once from one registry; 0: only the limit of all.
@@ -326,6 +328,8 @@ impl Default for Images {
             registries_conf: "/etc/containers/registries.conf".into(),
             // Not root's ~/.docker/config.json: a person's login would silently become every pod's.
             auth_files: vec!["/etc/podwright/auth.json".into()],
+            // A policy that one node found in /etc/containers and another did not would be worse than none.
+            signature_policy: PathBuf::new(),
             max_concurrent_downloads: 8,
             // CRI-O's number for one image; the rest is left to other registries.
             max_concurrent_downloads_per_registry: 6,

@@ -15,12 +15,14 @@ use crate::host::security::seccomp::SeccompError;
 use crate::host::users::UserError;
 use crate::images::ImageError;
 use crate::sandbox::spec::SpecError;
-use crate::sandbox::{RecordError, SandboxError};
+use crate::sandbox::{RecordError, SandboxError, VolumeError};
 use std::io;
 use tonic::{Code, Status};
 
 /// cri-api's ErrRegistryUnavailable, by which a pod's waiting reason is told.
 const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
+/// cri-api's ErrSignatureValidationFailed, the same.
+const SIGNATURE_VALIDATION_FAILED: &str = "SignatureValidationFailed";
 /// How the OCI runtimes (runc, crun, youki) say that a program is not in the container.
 const NO_SUCH_PROGRAM: [&str; 3] =
     ["executable file not found", "no such file or directory", "executable file `"];
@@ -62,6 +64,7 @@ fn code(error: &SandboxError) -> Code {
             io::ErrorKind::NotFound => Code::InvalidArgument,
             _ => io_code(source),
         },
+        SandboxError::ImageVolume { cause, .. } => volume_code(cause),
         SandboxError::Unsupported(_) => Code::Unimplemented,
         SandboxError::ExecTimeout { .. } | SandboxError::StepTimeout { .. } => Code::DeadlineExceeded,
         SandboxError::Unkillable { .. } => Code::DeadlineExceeded,
@@ -86,6 +89,18 @@ fn code(error: &SandboxError) -> Code {
             RecordError::Io { source, .. } => io_code(source),
             RecordError::Malformed { .. } | RecordError::Version { .. } => Code::DataLoss,
         },
+    }
+}
+
+fn volume_code(error: &VolumeError) -> Code {
+    match error {
+        VolumeError::Writable | VolumeError::SubPath { .. } | VolumeError::NotDirectory { .. } => {
+            Code::InvalidArgument
+        }
+        VolumeError::Image(error) => image_code(error).0,
+        VolumeError::NotHeld => Code::NotFound,
+        VolumeError::Mount(error) => rootfs_code(error),
+        VolumeError::Io { source, .. } => io_code(source),
     }
 }
 
@@ -120,12 +135,20 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         | ImageError::SizeMismatch { .. }
         | ImageError::BadManifest { .. }
         | ImageError::CorruptLayer { .. }
-        | ImageError::HostileEntry { .. } => Code::DataLoss,
-        ImageError::Unsupported { .. } | ImageError::PeerStore { .. } => Code::FailedPrecondition,
+        | ImageError::HostileEntry { .. }
+        | ImageError::DamagedLayer { .. } => Code::DataLoss,
+        ImageError::Unsupported { .. } | ImageError::PeerStore { .. } | ImageError::NoRecipe { .. } => {
+            Code::FailedPrecondition
+        }
         ImageError::Limit { .. } | ImageError::NoSpace { .. } => Code::ResourceExhausted,
         ImageError::Io { source, .. } => io_code(source),
         ImageError::Index { .. } => Code::Internal,
-        ImageError::Hosts { .. } | ImageError::Blocked { .. } => Code::FailedPrecondition,
+        // The kubelet looks at the beginning of a pull's error, which is the message only where the code is Unknown
+        // (cri-client's remote_image.go).
+        ImageError::Signature { .. } => return (Code::Unknown, SIGNATURE_VALIDATION_FAILED),
+        ImageError::Policy { .. } | ImageError::Hosts { .. } | ImageError::Blocked { .. } => {
+            Code::FailedPrecondition
+        }
         ImageError::Interrupted { .. } => Code::Aborted,
     };
     (code, "")

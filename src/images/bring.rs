@@ -2,6 +2,7 @@
 //! and who shares which work; the steps themselves are elsewhere.
 
 use super::Shared;
+use super::artifact::{self, Form};
 use super::digest::Digest;
 use super::directories;
 use super::error::ImageError;
@@ -9,7 +10,8 @@ use super::flight::Role;
 use super::index::{ImageRecord, Presence};
 use super::layer::{self, Job};
 use super::manifest::{
-    ConfigFile, Descriptor, Document, MAX_CONFIG, MAX_INDEX_DEPTH, Node, choose, parse as parse_manifest,
+    ConfigFile, Descriptor, Document, MAX_CONFIG, MAX_INDEX_DEPTH, Node, choose, is_artifact,
+    parse as parse_manifest,
 };
 use super::pull::blocking;
 use super::slots::Slot;
@@ -40,22 +42,27 @@ pub(super) async fn bring(inner: &Shared, source: &Source, wanted: Wanted) -> Re
     let Wanted { what, top, document, names } = wanted;
     let (manifest, config, layers) = descend(source, &what, top, document).await?;
     let config_body = source.small_blob(&config, MAX_CONFIG).await?;
-    let file = ConfigFile::parse(&what, &config_body, layers.len(), Node::here())?;
-    if !config.digest.is_sha256() {
+    let (digest, diff_ids, layers, artifact) = if is_artifact(&config, &layers) {
+        let (keys, files) = artifact::files(&what, layers)?;
+        (manifest.digest.clone(), keys, files, Some(config.clone()))
+    } else {
+        let file = ConfigFile::parse(&what, &config_body, layers.len(), Node::here())?;
+        (config.digest, file.diff_ids().to_vec(), layers, None)
+    };
+    if !digest.is_sha256() {
         return Err(ImageError::Unsupported {
             what,
-            reason: format!("config digest {}, an image id is sha256", config.digest),
+            reason: format!("digest {digest}, an image id is sha256"),
         });
     }
-    let id = config.digest.to_string();
+    let id = digest.to_string();
     // What a registry said of an image says where to fetch it again, so files do not overwrite it.
     if let Source::Local(_) = source {
         let (store, id, names) = (Arc::clone(&inner.store), id.clone(), names.clone());
         if blocking(move || store.add_names(&id, &names)).await? {
-            return Ok(ImageId::from_digest(config.digest.as_str()));
+            return Ok(ImageId::from_digest(digest.as_str()));
         }
     }
-    let diff_ids = file.diff_ids().to_vec();
     let mut record = ImageRecord {
         presence: Presence::Listed,
         size: layers
@@ -66,6 +73,7 @@ pub(super) async fn bring(inner: &Shared, source: &Source, wanted: Wanted) -> Re
         diff_ids: diff_ids.clone(),
         blobs: layers.clone(),
         directories: None,
+        artifact,
     };
     // From here on no sweep takes a layer away.
     let _lease = inner.store.lease(super::state::keys(&record));
@@ -164,6 +172,7 @@ async fn one_layer(
         let (staging, slot) = made.await?;
         let job = Job {
             blob: stream.digest().clone(),
+            form: Form::of(&diff_id, &blob),
             diff_id: diff_id.clone(),
             staging,
             limits: inner.limits,

@@ -192,6 +192,22 @@ pub enum ImageError {
         /// Why.
         reason: &'static str,
     },
+    /// The tar of a layer cannot be made again.
+    #[error("layer {layer} has no recipe, an older podwright unpacked it")]
+    NoRecipe {
+        /// Layer.
+        layer: String,
+    },
+    /// Files of a layer on disk are not what was unpacked.
+    #[error("layer {layer} is damaged on disk: {path}: {reason}")]
+    DamagedLayer {
+        /// Layer.
+        layer: String,
+        /// File of the layer or its recipe, cut to a printable length.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A configured or built-in cap was reached.
     #[error("{what} exceeds the limit of {limit} {unit}")]
     Limit {
@@ -234,6 +250,24 @@ pub enum ImageError {
         /// File.
         path: PathBuf,
         /// What is wrong.
+        reason: String,
+    },
+    /// A signature policy, or a key that it names, that cannot be used. It fails every pull: what it would forbid is unknown.
+    #[error("signature policy {path}: {reason}")]
+    Policy {
+        /// The policy file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The signature policy refuses the image.
+    #[error("image {image} at {digest} refused: {reason}")]
+    Signature {
+        /// Reference.
+        image: String,
+        /// What it was resolved to.
+        digest: String,
+        /// The rule, and what is wrong with each signature.
         reason: String,
     },
     /// The node's registries.conf forbids it.

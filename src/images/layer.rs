@@ -3,6 +3,7 @@
 //! Three stages side by side: the async download, a thread that hashes and decompresses, a thread that hashes the tar and
 //! writes files. Bounded buffers between them; whichever fails stops the others, and its error is the one that is told.
 
+use super::artifact::{self, Form};
 use super::digest::{Digest, Hasher};
 use super::error::ImageError;
 use super::source::Stream;
@@ -32,6 +33,7 @@ pub(crate) struct Job {
     /// What the bytes that come hash to.
     pub(crate) blob: Digest,
     pub(crate) diff_id: Digest,
+    pub(crate) form: Form,
     pub(crate) staging: Staging,
     pub(crate) limits: Limits,
     pub(crate) stats: Arc<PullStats>,
@@ -59,7 +61,10 @@ pub(crate) async fn fetch(
         .name("layer-decode".into())
         .stack_size(STACK)
         .spawn(move || {
-            let result = work(job, receiver);
+            let result = match job.form.clone() {
+                Form::Tar => work(job, receiver),
+                Form::File(path) => copy(job, &path, receiver),
+            };
             // Nobody listens when the pull was cancelled; the staging directory is removed then, within the slot.
             let _ = done.send(result);
             drop(slot);
@@ -90,7 +95,7 @@ async fn download(
 }
 
 fn work(job: Job, receiver: mpsc::Receiver<Piece>) -> Result<(Staging, Unpacked), ImageError> {
-    let Job { blob, diff_id, staging, limits, stats } = job;
+    let Job { blob, diff_id, staging, limits, stats, .. } = job;
     let name = blob.to_string();
     let (full, tar) = blocking::sync_channel::<Vec<u8>>(TAR_BUFFERS);
     let (give_back, empty) = blocking::channel::<Vec<u8>>();
@@ -143,6 +148,31 @@ fn work(job: Job, receiver: mpsc::Receiver<Piece>) -> Result<(Staging, Unpacked)
     }
 }
 
+/// Hashes the blob and writes it as it is.
+fn copy(
+    job: Job,
+    path: &std::path::Path,
+    receiver: mpsc::Receiver<Piece>,
+) -> Result<(Staging, Unpacked), ImageError> {
+    let blame = super::unpack::Blame::new(job.blob.as_str());
+    let mut source = BlobSource { receiver, hasher: job.blob.hasher(), current: Bytes::new(), ended: false };
+    let unpacked = artifact::write(&job.staging, path, &mut source, &blame, job.limits)?;
+    verify(&job.blob, &source.hasher.finish())?;
+    PullStats::add(&job.stats.unpacked_bytes, unpacked.bytes);
+    Ok((job.staging, unpacked))
+}
+
+fn verify(blob: &Digest, actual: &Digest) -> Result<(), ImageError> {
+    if actual == blob {
+        return Ok(());
+    }
+    Err(ImageError::DigestMismatch {
+        what: format!("layer {blob}"),
+        expected: blob.to_string(),
+        actual: actual.to_string(),
+    })
+}
+
 /// Hashes and decompresses; returns the bytes of tar.
 fn decode(
     receiver: mpsc::Receiver<Piece>,
@@ -187,13 +217,7 @@ fn decode(
         full.send(buffer).map_err(|_| stopped())?;
     }
     let actual = decoder.finish().map_err(|e| blame.stream(&e))?;
-    if actual != *blob {
-        return Err(ImageError::DigestMismatch {
-            what: format!("layer {name}"),
-            expected: name.to_owned(),
-            actual: actual.to_string(),
-        });
-    }
+    verify(blob, &actual)?;
     Ok(total)
 }
 

@@ -9,6 +9,7 @@
 //! Content is addressed by digest and verified before it is visible. A layer is a directory keyed by its diffID, stored
 //! once, used by overlayfs as it is. Never learns that pods exist: a container's need is a [`Hold`].
 
+mod artifact;
 mod bring;
 mod digest;
 mod directories;
@@ -18,7 +19,10 @@ mod image;
 mod index;
 mod layer;
 mod manifest;
+mod policy;
 mod pull;
+#[allow(dead_code, reason = "verify and export are to come")]
+mod recipe;
 mod reference;
 mod registry;
 mod slots;
@@ -34,11 +38,11 @@ mod unpack;
 mod tests;
 
 pub use error::{ImageError, RegistryMessage};
-pub use image::{Image, ImageConfig, ImageUser};
+pub use image::{Image, ImageConfig, ImageKind, ImageUser};
 pub use reference::{Reference, Target};
 pub use registry::Credentials;
 pub use stats::PullStats;
-pub use transfer::{Imported, LoadOptions, Loaded, Peer};
+pub use transfer::{ExportOptions, Format, Imported, LoadOptions, Loaded, Peer};
 
 use crate::config;
 use crate::model::ImageId;
@@ -69,6 +73,7 @@ struct Inner {
     layers: Flights<Digest, ()>,
     downloads: Slots,
     limits: Limits,
+    policy: policy::SignaturePolicy,
     stats: Arc<PullStats>,
 }
 
@@ -109,8 +114,8 @@ impl Images {
     /// Opens the store below `root`, sweeps what a crash left and makes index and directories agree. Blocking.
     ///
     /// # Errors
-    /// When `root` cannot be used, the index is of another version, or another process has it open; and for a malformed
-    /// reference among `pinned`.
+    /// When `root` cannot be used, the index is of another version, or another process has it open; for a malformed
+    /// reference among `pinned`, and for a signature policy that cannot be used.
     pub fn open(root: &Path, config: &config::Images) -> Result<Self, ImageError> {
         let pinned = config
             .pinned
@@ -125,6 +130,7 @@ impl Images {
                 layers: Flights::default(),
                 downloads: Slots::new(config),
                 limits: Limits { bytes: config.max_layer_bytes, entries: config.max_layer_entries },
+                policy: policy::SignaturePolicy::open(&config.signature_policy)?,
                 stats: Arc::default(),
             }),
         })

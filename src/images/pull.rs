@@ -55,6 +55,7 @@ async fn steps(
         blocking(move || Session::new(&registry, &reference, credentials.as_ref())).await?
     };
     let (top, document) = session.resolve().await?;
+    inner.policy.admit(&session, reference, &top.digest, &inner.stats).await?;
     let names = names(reference, &top.digest);
     if let Some(id) = known(inner, &top.digest, &names).await? {
         return Ok(id);

@@ -8,7 +8,6 @@
 
 use super::error::ImageError;
 use super::index::{Change, ImageRecord, Index, LayerRecord, Presence};
-use super::manifest::ConfigFile;
 use super::staging::{Staging, fresh};
 use super::state::{Entry, State, keys};
 use super::unpack::{Unpacked, remove_tree};
@@ -223,7 +222,7 @@ impl Store {
     /// Makes an image visible, or gives a known one further names. Its layers must be present and leased.
     pub(crate) fn add_image(&self, new: NewImage) -> Result<(), ImageError> {
         let _writer = lock(&self.writer);
-        let file = ConfigFile::read(&new.id, &new.config)?;
+        let file = new.record.config_file(&new.id, &new.config)?;
         let state = self.state();
         if let Some(key) = keys(&new.record).iter().find(|key| !state.layers.contains_key(*key)) {
             return Err(ImageError::Index {

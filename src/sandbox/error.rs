@@ -3,6 +3,7 @@
 
 use super::record::RecordError;
 use super::spec::SpecError;
+use super::volumes::VolumeError;
 use crate::host::cgroups::CgroupError;
 use crate::host::devices::DeviceError;
 use crate::host::monitor::MonitorError;
@@ -106,6 +107,16 @@ pub enum SandboxError {
         host_path: PathBuf,
         /// The cause.
         source: std::io::Error,
+    },
+    /// A mount's image. The first word is cri-api's ErrImageVolumeMountFailed (`pkg/errors`).
+    #[error("ImageVolumeMountFailed: mount {container_path} of image {image:?}: {cause}")]
+    ImageVolume {
+        /// Where it was to go.
+        container_path: PathBuf,
+        /// What was asked.
+        image: String,
+        /// The cause.
+        cause: Box<VolumeError>,
     },
     /// Not there yet.
     #[error("{0} is not supported yet")]

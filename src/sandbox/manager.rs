@@ -7,6 +7,8 @@ use super::node::Node;
 use super::pod::{Command, Outcome, Pod, PodHandle};
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::SandboxState;
+use super::volumes;
+use crate::images::{ImageError, ImageKind};
 use crate::model::{ContainerId, ContainerSpec, PodName, Resources, SandboxId, SandboxSpec};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -143,12 +145,18 @@ impl Manager {
     ///
     /// # Errors
     /// When the sandbox is not ready, the image is absent, or a step fails; then everything was undone.
-    pub async fn create_container(&self, spec: ContainerSpec) -> Outcome<ContainerId> {
+    pub async fn create_container(&self, mut spec: ContainerSpec) -> Outcome<ContainerId> {
         let handle = self.find_pod(spec.sandbox_id.as_str()).map_err(Arc::new)?;
         let hold = self.node.images.hold(spec.image.id.as_str()).map_err(|e| Arc::new(e.into()))?;
+        if let ImageKind::Artifact { .. } = hold.image().kind {
+            let reason = "an artifact, which can only be mounted as a volume".to_owned();
+            let error = ImageError::Unsupported { what: spec.image.display, reason };
+            return Err(Arc::new(error.into()));
+        }
         let hold = Arc::new(hold);
+        let volumes = volumes::hold(&self.node.images, &mut spec).map_err(Arc::new)?;
         let gone = Err(Arc::new(SandboxError::SandboxNotFound(spec.sandbox_id.to_string())));
-        ask(&handle, |reply| Command::Create { spec: Box::new(spec), hold, reply }, gone).await
+        ask(&handle, |reply| Command::Create { spec: Box::new(spec), hold, volumes, reply }, gone).await
     }
 
     /// Starts a created container.

@@ -19,6 +19,7 @@ mod snapshot;
 pub mod spec;
 mod state;
 mod stop;
+mod volumes;
 
 pub use error::SandboxError;
 pub use exec::Output;
@@ -29,3 +30,4 @@ pub use record::{RecordError, Records};
 pub use recover::recover;
 pub use snapshot::{ContainerSnapshot, PodSnapshot};
 pub use state::{ContainerState, Exit, ExitReason, SandboxState};
+pub use volumes::VolumeError;

@@ -2,6 +2,7 @@
 //! credentials (`auth`). Hands out verified documents and byte streams; never touches the store.
 
 mod answer;
+mod attached;
 mod auth;
 mod auth_files;
 mod blob;
@@ -19,6 +20,7 @@ mod turn;
 pub use auth::Credentials;
 pub(crate) use blob::Blob;
 pub(crate) use client::Registry;
+pub(super) use files::read as read_config;
 #[cfg(test)]
 pub(crate) use proxy::Proxies;
 pub(crate) use session::Session;

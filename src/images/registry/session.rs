@@ -29,9 +29,10 @@ pub(crate) struct Session {
 
 /// How a document or blob is addressed.
 #[derive(Debug, Clone, Copy)]
-enum Kind {
+pub(super) enum Kind {
     Manifest,
     Blob,
+    Referrers,
 }
 
 impl Session {
@@ -221,7 +222,7 @@ impl Session {
     }
 
     /// The usable hosts in order, to be asked one after the other.
-    fn turn(&self, what: &str, usable: impl Fn(usize, &Host) -> bool) -> Result<Turn, ImageError> {
+    pub(super) fn turn(&self, what: &str, usable: impl Fn(usize, &Host) -> bool) -> Result<Turn, ImageError> {
         let mut hosts: Vec<usize> =
             (0..self.hosts.len()).filter(|index| usable(*index, &self.hosts[*index].host)).collect();
         let Some(last) = hosts.last().copied() else {
@@ -237,11 +238,12 @@ impl Session {
         Ok(Turn::new(hosts))
     }
 
-    fn url(&self, host: &HostClient, kind: Kind, tail: &str) -> Url {
+    pub(super) fn url(&self, host: &HostClient, kind: Kind, tail: &str) -> Url {
         let mut url = host.base().clone();
         let kind = match kind {
             Kind::Manifest => "manifests",
             Kind::Blob => "blobs",
+            Kind::Referrers => "referrers",
         };
         // Repository, tag and digest have a grammar without anything that needs escaping.
         url.set_path(&format!("{}{}/{kind}/{tail}", host.base().path(), host.repository()));
@@ -251,7 +253,7 @@ impl Session {
         url
     }
 
-    async fn body(
+    pub(super) async fn body(
         &self,
         host: &HostClient,
         mut response: Response,

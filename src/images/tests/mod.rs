@@ -1,5 +1,6 @@
 //! Pulls against an in-process registry with faults, and against Debian's docker-registry. Need root, as unpacking does.
 
+mod artifacts;
 mod credentials;
 mod docker_registry;
 mod faults;

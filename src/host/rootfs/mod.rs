@@ -5,6 +5,10 @@
 //! The new mount API takes one `lowerdir+` a layer (Linux 6.7), so the 4 KiB limit of mount(2)'s option string does
 //! not bite. Older kernels get mount(2) with every layer named by an open descriptor, which keeps that string short.
 
+mod volume;
+
+pub use volume::mount_read_only;
+
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags};
@@ -110,11 +114,11 @@ pub fn mount(
         return Err(RootfsError::NoLayers { target: target.to_owned() });
     }
     if !checks_options() {
-        return mount_by_page(lowers, upper, work, target, options);
+        return mount_by_page(lowers, Some((upper, work)), target, options);
     }
     match mount_by_fsconfig(lowers, upper, work, target, options) {
         // A kernel before 6.7 does not know `lowerdir+`; one before 5.2 has no fsopen(2).
-        Err(e) if lacks_lowerdir_plus(&e) => mount_by_page(lowers, upper, work, target, options),
+        Err(e) if lacks_lowerdir_plus(&e) => mount_by_page(lowers, Some((upper, work)), target, options),
         done => done,
     }
 }
@@ -164,11 +168,11 @@ fn mount_by_fsconfig(
     context.finish(MountAttrFlags::empty())
 }
 
-/// mount(2), with descriptors as the names of directories. The descriptors live until the call returns.
+/// mount(2), with descriptors as the names of directories. The descriptors live until the call returns. Without an
+/// upper and a work directory the mount is read-only.
 fn mount_by_page(
     lowers: &[PathBuf],
-    upper: &Path,
-    work: &Path,
+    writable: Option<(&Path, &Path)>,
     target: &Path,
     options: &[&str],
 ) -> Result<(), RootfsError> {
@@ -186,8 +190,12 @@ fn mount_by_page(
         }
         data.push_str(&name(lower)?);
     }
-    // write! to a String cannot fail.
-    let _ = write!(data, ",upperdir={},workdir={}", name(upper)?, name(work)?);
+    let mut flags = volume::FLAGS;
+    if let Some((upper, work)) = writable {
+        // write! to a String cannot fail.
+        let _ = write!(data, ",upperdir={},workdir={}", name(upper)?, name(work)?);
+        flags = rustix::mount::MountFlags::empty();
+    }
     for option in options {
         data.push(',');
         data.push_str(option);
@@ -206,7 +214,6 @@ fn mount_by_page(
         cause: e.into(),
         detail: String::new(),
     })?;
-    let flags = rustix::mount::MountFlags::empty();
     rustix::mount::mount("overlay", target, "overlay", flags, Some(data.as_c_str())).map_err(|e| {
         RootfsError::Mount {
             fstype: "overlay",
@@ -434,7 +441,8 @@ mod tests {
     #[test]
     fn the_old_call_mounts_a_hundred_and_more_layers_too() {
         let dirs = Dirs::new(150, "");
-        mount_by_page(&dirs.lowers, &dirs.at("upper"), &dirs.at("work"), &dirs.at("merged"), &[]).unwrap();
+        let (upper, work) = (dirs.at("upper"), dirs.at("work"));
+        mount_by_page(&dirs.lowers, Some((&upper, &work)), &dirs.at("merged"), &[]).unwrap();
         dirs.assert_merged();
     }
 

@@ -49,7 +49,7 @@ async fn an_exported_image_comes_back_as_itself() {
         assert!(other.status("r.example/y:u").is_none());
         // And out of the store that it was loaded into.
         let again = dir.path().join(format!("{number}.again"));
-        other.export(&[id.clone()], &again, options).await.unwrap();
+        other.export(std::slice::from_ref(&id), &again, options).await.unwrap();
         if options.format != Format::OciLayout {
             assert_eq!(std::fs::read(&to).unwrap(), std::fs::read(&again).unwrap(), "the same bytes");
         }
@@ -75,7 +75,7 @@ async fn an_export_through_a_pipe() {
         std::io::Read::read_to_end(&mut reader, &mut bytes).unwrap();
         bytes
     });
-    images.export(&[id.clone()], Path::new(&path), FORMATS[0]).await.unwrap();
+    images.export(std::slice::from_ref(&id), Path::new(&path), FORMATS[0]).await.unwrap();
     drop(writer);
     let archive = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(archive.path(), reading.join().unwrap()).unwrap();
@@ -102,7 +102,7 @@ async fn what_cannot_be_exported_is_said() {
     // A layer whose file has changed is not exported as if it were the image's.
     let layer = images.hold(&id).unwrap().layers()[0].clone();
     std::fs::write(layer.join("etc/b"), "evil").unwrap();
-    let error = images.export(&[id.clone()], &to, FORMATS[0]).await.unwrap_err();
+    let error = images.export(std::slice::from_ref(&id), &to, FORMATS[0]).await.unwrap_err();
     assert!(matches!(error, ImageError::DamagedLayer { .. }), "{error}");
     assert_eq!(std::fs::read_to_string(&to).unwrap(), "full", "what was there stays");
     std::fs::remove_file(layer.parent().unwrap().join("recipe.zst")).unwrap();

@@ -12,7 +12,7 @@ use crate::images::Images;
 use crate::metrics::{self, PullCollector, Registry, Rpcs};
 use crate::model::Clock;
 use crate::sandbox::spec::HostFacts;
-use crate::sandbox::{self, ExecWaiters, Node, PodMetrics, Records};
+use crate::sandbox::{self, ExecWaiters, Node, PodMetrics, Records, WritableLayers};
 use anyhow::Context as _;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -70,7 +70,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::info!("ending; pods go on");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     };
-    let (runtime, image) = (Runtime::new(pods, rpcs.clone()), Image::new(node.images.clone(), rpcs));
+    let (runtime, image) = (Runtime::new(pods, rpcs.clone()), Image::new(&node, rpcs));
     let beside = admin::routes(node.images.clone(), config.grpc.max_message_bytes);
     Ok(cri::serve(&config, listener, runtime, image, beside, end).await?)
 }
@@ -108,6 +108,9 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
     registry.register(Box::new(PullCollector::new(images.stats().clone())?))?;
     let cgroups = Cgroups::detect()?;
     let facts = facts(&cgroups)?;
+    let pod_metrics = PodMetrics::register(registry)?;
+    let layers = Arc::new(WritableLayers::open(config)?);
+    layers.start(pod_metrics.clone());
     Ok(Arc::new(Node {
         records: Records::open(&config.root, &boot_id)?,
         network: Network::start(&config.network)?,
@@ -117,7 +120,8 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         facts,
         monitor_binary: monitor_binary(config)?,
         clock: Clock::default(),
-        metrics: PodMetrics::register(registry)?,
+        metrics: pod_metrics,
+        layers,
         execs: ExecWaiters::default(),
         config: config.clone(),
     }))

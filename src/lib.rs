@@ -12,6 +12,8 @@ pub mod images;
 
 pub mod sandbox;
 
+pub mod streaming;
+
 pub mod metrics;
 
 pub mod cri;

@@ -10,12 +10,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules by rank; an import may only point to a lower rank or the same module.
-const RANKS: [(&str, u32); 11] = [
+const RANKS: [(&str, u32); 12] = [
     ("model", 0),
     ("config", 0),
     ("host", 1),
     ("images", 2),
     ("sandbox", 3),
+    ("streaming", 4),
     ("metrics", 4),
     ("cri", 5),
     ("admin", 6),

@@ -18,3 +18,4 @@ mod races;
 mod settings;
 mod support;
 mod survive;
+mod usage;

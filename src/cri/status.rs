@@ -148,7 +148,9 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         | ImageError::CorruptLayer { .. }
         | ImageError::HostileEntry { .. }
         | ImageError::DamagedLayer { .. } => Code::DataLoss,
-        ImageError::Unsupported { .. } | ImageError::NoRecipe { .. } => Code::FailedPrecondition,
+        ImageError::Unsupported { .. } | ImageError::NoRecipe { .. } | ImageError::PeerStore { .. } => {
+            Code::FailedPrecondition
+        }
         ImageError::Limit { .. } | ImageError::NoSpace { .. } => Code::ResourceExhausted,
         ImageError::Io { source, .. } => io_code(source),
         ImageError::Index { .. } => Code::Internal,

@@ -18,7 +18,7 @@ use std::sync::mpsc as blocking;
 use tokio::sync::{mpsc, oneshot};
 
 /// Pieces from the socket waiting for the decompressor; hyper's are at most some hundred KiB.
-const NETWORK_PIECES: usize = 8;
+const NETWORK_PIECES: usize = 2;
 /// One buffer of tar, bytes: large enough that a write of file data is not dominated by the system call.
 const TAR_BUFFER: usize = 256 << 10;
 /// Tar buffers between the threads.

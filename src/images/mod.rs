@@ -18,6 +18,9 @@ mod directories;
 mod endpoints;
 mod error;
 mod flight;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzz;
 mod image;
 mod index;
 mod layer;
@@ -50,7 +53,7 @@ pub use progress::{LayerProgress, LayerState, PullProgress};
 pub use reference::{Reference, Target};
 pub use registry::{Credentials, Endpoint, LookedAt, Probe};
 pub use stats::PullStats;
-pub use transfer::{LoadOptions, Loaded};
+pub use transfer::{Imported, LoadOptions, Loaded, Peer};
 
 use crate::config;
 use crate::model::ImageId;

@@ -1,4 +1,4 @@
-//! A pull: what a reference means at its registry now, and whether that is here already. `bring` does the rest.
+//! A pull: what a reference means at its registry now, whether the policy lets it in, and whether it is here already. `bring` does the rest.
 
 use super::bring::{Wanted, bring_watched};
 use super::digest::Digest;

@@ -16,6 +16,7 @@ mod images_cli;
 mod pods;
 mod races;
 mod settings;
+mod signatures;
 mod support;
 mod survive;
 mod usage;

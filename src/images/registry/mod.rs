@@ -10,6 +10,8 @@ mod challenge;
 mod client;
 mod endpoints;
 mod files;
+#[cfg(fuzzing)]
+pub(super) mod fuzz;
 mod hosts;
 mod pace;
 mod parts;

@@ -69,5 +69,9 @@ pub fn layer(dir: &Path, data: &[u8]) {
     drop(staging);
     assert_eq!(std::fs::read(&canary).expect("read the canary"), CANARY.as_bytes());
     let left: Vec<_> = std::fs::read_dir(dir).expect("list").flatten().map(|e| e.file_name()).collect();
-    assert_eq!(left, [CANARY], "the staging directory is not the only thing that was made, or is still there");
+    assert_eq!(
+        left,
+        [CANARY],
+        "the staging directory is not the only thing that was made, or is still there"
+    );
 }

@@ -12,6 +12,7 @@ mod daemon;
 mod faults;
 mod images;
 mod pods;
+mod quota;
 mod races;
 mod settings;
 mod support;

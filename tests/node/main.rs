@@ -10,6 +10,7 @@ mod bad_input;
 mod containers;
 mod daemon;
 mod faults;
+mod full;
 mod images;
 mod pods;
 mod quota;

@@ -4,6 +4,7 @@ mod credentials;
 mod docker_registry;
 mod faults;
 mod fixture;
+mod full;
 mod hostile;
 mod mirrors;
 mod server;

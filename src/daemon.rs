@@ -1,6 +1,7 @@
 //! Builds the daemon from its configuration and runs it: lock, mechanisms, recovery, socket, signals. The only module
 //! that knows them all.
 
+use crate::admin;
 use crate::config::Config;
 use crate::cri::{self, Image, Runtime};
 use crate::host::cgroups::Cgroups;
@@ -70,11 +71,12 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     };
     let (runtime, image) = (Runtime::new(pods, rpcs.clone()), Image::new(&node, rpcs));
-    Ok(cri::serve(&config, listener, runtime, image, end).await?)
+    let beside = admin::routes(node.images.clone(), config.grpc.max_message_bytes);
+    Ok(cri::serve(&config, listener, runtime, image, beside, end).await?)
 }
 
 /// Keeps a second daemon from the same root. The kernel frees it however this one ends.
-fn lock(config: &Config) -> anyhow::Result<File> {
+pub(crate) fn lock(config: &Config) -> anyhow::Result<File> {
     make_private_dir(&config.root)?;
     make_private_dir(&config.state)?;
     let path = config.root.join("lock");
@@ -102,7 +104,7 @@ fn make_private_dir(path: &Path) -> anyhow::Result<()> {
 
 async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>> {
     let boot_id = podwright_sys::proc::boot_id().context("read the boot id")?;
-    let images = Images::open(&config.root.join("images"), &config.images).context("open the image store")?;
+    let images = open_images(config)?;
     registry.register(Box::new(PullCollector::new(images.stats().clone())?))?;
     let cgroups = Cgroups::detect()?;
     let facts = facts(&cgroups)?;
@@ -123,6 +125,11 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         execs: ExecWaiters::default(),
         config: config.clone(),
     }))
+}
+
+/// Opens the image store. Blocking; whoever does it has the [`lock`].
+pub(crate) fn open_images(config: &Config) -> anyhow::Result<Images> {
+    Images::open(&config.root.join("images"), &config.images).context("open the image store")
 }
 
 fn facts(cgroups: &Cgroups) -> anyhow::Result<HostFacts> {

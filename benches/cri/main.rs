@@ -4,6 +4,8 @@
 
 mod latency;
 mod memory;
+mod pull;
+mod pull_images;
 mod report;
 mod share;
 mod side;
@@ -69,6 +71,18 @@ struct Cli {
     /// Pods for the memory measurement
     #[arg(long, default_value_t = 20)]
     pods: usize,
+    /// Measure pulls instead, so many of each image
+    #[arg(long, default_value_t = 0)]
+    pulls: usize,
+    /// Only the images whose name has this: `one`, `zstd`, `eight-gzip`
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Registry for the images of the pull benchmark
+    #[arg(long, requires = "pulls")]
+    registry: Option<SocketAddr>,
+    /// Directory for tools that have no daemon
+    #[arg(long, default_value = "/tmp")]
+    work: PathBuf,
     /// Where pods' logs go
     #[arg(long, default_value = "/tmp")]
     logs: PathBuf,
@@ -123,6 +137,11 @@ async fn main() -> Result<()> {
         note("name a runtime with --a NAME=unix:///SOCKET; tests/bench/run.sh does all that is needed");
         return Ok(());
     }
+    if cli.pulls > 0 {
+        let registry = cli.registry.context("--pulls needs --registry")?;
+        let (table, numbers) = pull::run(&mut sides, cli.pulls, &cli.only, registry, &cli.work).await?;
+        return tell(&cli, &table, &numbers);
+    }
     for side in &mut sides {
         side.pull().await.with_context(|| format!("pull {} by {}", cli.image, side.name))?;
     }
@@ -132,9 +151,13 @@ async fn main() -> Result<()> {
     let after = sides.iter().map(|side| side.pid.map(memory::pss).transpose()).collect::<Result<Vec<_>>>()?;
     let report =
         report::Report { sides: &sides, parallel: cli.parallel, memory, alone, together, share, after };
-    std::io::stdout().write_all(report.markdown().as_bytes())?;
+    tell(&cli, &report.markdown(), &report.json())
+}
+
+fn tell(cli: &Cli, table: &str, numbers: &serde_json::Value) -> Result<()> {
+    std::io::stdout().write_all(table.as_bytes())?;
     if let Some(json) = &cli.json {
-        let text = serde_json::to_vec_pretty(&report.json())?;
+        let text = serde_json::to_vec_pretty(numbers)?;
         std::fs::write(json, text).with_context(|| format!("write {}", json.display()))?;
     }
     Ok(())

@@ -65,8 +65,18 @@ impl Side {
     }
 
     pub(crate) async fn pull(&mut self) -> Result<()> {
-        let request = pb::PullImageRequest { image: self.image(), ..Default::default() };
-        self.images.pull_image(request).await?;
+        self.pull_image(&self.image.clone()).await
+    }
+
+    pub(crate) async fn pull_image(&mut self, name: &str) -> Result<()> {
+        let image = Some(pb::ImageSpec { image: name.to_owned(), ..Default::default() });
+        self.images.pull_image(pb::PullImageRequest { image, ..Default::default() }).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn remove_image(&mut self, name: &str) -> Result<()> {
+        let image = Some(pb::ImageSpec { image: name.to_owned(), ..Default::default() });
+        self.images.remove_image(pb::RemoveImageRequest { image }).await?;
         Ok(())
     }
 

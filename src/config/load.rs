@@ -142,12 +142,13 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if let Some(path) = config.images.auth_files.iter().find(|path| !path.is_absolute()) {
         return value("images.auth_files", format!("{} is not an absolute path", path.display()));
     }
-    let registries_conf = &config.images.registries_conf;
-    if !registries_conf.as_os_str().is_empty() && !registries_conf.is_absolute() {
-        return value(
-            "images.registries_conf",
-            format!("{} is not an absolute path", registries_conf.display()),
-        );
+    for (key, path) in [
+        ("images.registries_conf", &config.images.registries_conf),
+        ("images.signature_policy", &config.images.signature_policy),
+    ] {
+        if !path.as_os_str().is_empty() && !path.is_absolute() {
+            return value(key, format!("{} is not an absolute path", path.display()));
+        }
     }
     if config.containers.log_line_bytes < 512 {
         return value("containers.log_line_bytes", "must be at least 512".into());
@@ -159,6 +160,28 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     // 0 is the project of what has none, and the last id is no id.
     if first == 0 || first.checked_add(count).is_none() {
         return value("containers.project_id_first", format!("{count} ids from {first} on are not all ids"));
+    }
+    let streaming = &config.streaming;
+    if streaming.address.parse::<std::net::SocketAddr>().is_err() {
+        return value(
+            "streaming.address",
+            format!("{:?} is not an IP address with a port", streaming.address),
+        );
+    }
+    if streaming.cert_file.as_os_str().is_empty() != streaming.key_file.as_os_str().is_empty() {
+        return value("streaming.cert_file", "certificate and key go together".into());
+    }
+    if streaming.max_sessions == 0 {
+        return value("streaming.max_sessions", "0 would serve nobody; use at least 1".into());
+    }
+    for (key, seconds) in [
+        ("streaming.handshake_timeout_seconds", streaming.handshake_timeout_seconds),
+        ("streaming.creation_timeout_seconds", streaming.creation_timeout_seconds),
+        ("streaming.idle_timeout_seconds", streaming.idle_timeout_seconds),
+    ] {
+        if seconds == 0 {
+            return value(key, "must be at least 1".into());
+        }
     }
     if !config.cgroups.default_parent.starts_with('/') {
         return value("cgroups.default_parent", "must start with /".into());
@@ -250,7 +273,12 @@ mod tests {
             ("[runtime]\ndefault = \"nope\"", "runtime.default"),
             ("[images]\nmax_concurrent_downloads = 0", "images.max_concurrent_downloads"),
             ("[images]\nregistries_conf = \"registries.conf\"", "images.registries_conf"),
+            ("[images]\nsignature_policy = \"policy.toml\"", "images.signature_policy"),
             ("[images]\nauth_files = [\"auth.json\"]", "images.auth_files"),
+            ("[streaming]\naddress = \"localhost\"", "streaming.address"),
+            ("[streaming]\ncert_file = \"/c\"", "streaming.cert_file"),
+            ("[streaming]\nmax_sessions = 0", "streaming.max_sessions"),
+            ("[streaming]\nidle_timeout_seconds = 0", "streaming.idle_timeout_seconds"),
         ] {
             let file = write(dir.path(), "config.toml", text);
             let error = load(&file, true).unwrap_err().to_string();

@@ -40,6 +40,8 @@ pub struct Config {
     pub network: Network,
     /// Images and registries.
     pub images: Images,
+    /// Exec, attach and port-forward.
+    pub streaming: Streaming,
     /// Prometheus.
     pub metrics: Metrics,
 }
@@ -189,6 +191,8 @@ pub struct Images {
     /// Files in the format of docker's config.json with credentials of the node, used where the kubelet sends none for a host;
     /// the first that has an entry for it wins. Whoever may run a pod on the node may pull with them.
     pub auth_files: Vec<PathBuf>,
+    /// Which images must be signed by whom; `.json`: containers-policy.json(5). Read for each pull. Empty: no policy.
+    pub signature_policy: PathBuf,
     /// Layers downloaded at once, all pulls together.
     pub max_concurrent_downloads: usize,
     /// Layers downloaded at once from one registry; 0: only the limit of all.
@@ -213,6 +217,28 @@ pub struct Images {
     pub pinned: Vec<String>,
 }
 
+/// `[streaming]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Streaming {
+    /// Address of the HTTP listener for exec, attach and port-forward. Port 0: one that the kernel chooses.
+    pub address: String,
+    /// Serve over TLS.
+    pub tls: bool,
+    /// PEM certificate chain for TLS, read anew when it changes; empty: one is made at start.
+    pub cert_file: PathBuf,
+    /// PEM key of the certificate.
+    pub key_file: PathBuf,
+    /// Sessions at once.
+    pub max_sessions: usize,
+    /// Seconds from a client's connection to the end of its handshake.
+    pub handshake_timeout_seconds: u64,
+    /// Seconds for a client to open the streams of its session.
+    pub creation_timeout_seconds: u64,
+    /// Seconds without a byte in either direction after which a session ends.
+    pub idle_timeout_seconds: u64,
+}
+
 /// `[metrics]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -234,6 +260,7 @@ impl Default for Config {
             containers: Containers::default(),
             network: Network::default(),
             images: Images::default(),
+            streaming: Streaming::default(),
             metrics: Metrics::default(),
         }
     }
@@ -343,6 +370,8 @@ impl Default for Images {
             registries_conf: "/etc/containers/registries.conf".into(),
             // Not root's ~/.docker/config.json: a person's login would silently become every pod's.
             auth_files: vec!["/etc/podwright/auth.json".into()],
+            // A policy that one node found in /etc/containers and another did not would be worse than none.
+            signature_policy: PathBuf::new(),
             max_concurrent_downloads: 8,
             // CRI-O's number for one image; the rest is left to other registries.
             max_concurrent_downloads_per_registry: 6,
@@ -357,6 +386,23 @@ impl Default for Images {
             max_layer_bytes: 64 << 30,
             max_layer_entries: 4_000_000,
             pinned: Vec::new(),
+        }
+    }
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Self {
+            // Peers': only the kubelet and crictl of this node connect.
+            address: "127.0.0.1:0".into(),
+            tls: false,
+            cert_file: PathBuf::new(),
+            key_file: PathBuf::new(),
+            max_sessions: 1024,
+            handshake_timeout_seconds: 10,
+            // Peers' StreamCreationTimeout and StreamIdleTimeout.
+            creation_timeout_seconds: 30,
+            idle_timeout_seconds: 4 * 3600,
         }
     }
 }

@@ -4,9 +4,9 @@
 use super::proto as pb;
 use crate::model::{
     Capabilities, ContainerId, ContainerSecurity, ContainerSpec, Device, DnsConfig, GroupsPolicy,
-    HugepageLimit, IdMapping, ImageRequest, Mount, MountSource, NamespaceMode, Namespaces, PodName,
-    PortMapping, Profile, Propagation, Protocol, Resources, RunAs, SandboxId, SandboxSecurity, SandboxSpec,
-    SelinuxOptions, Timestamp, UserNamespace,
+    HugepageLimit, IdMapping, ImageRequest, ImageVolume, Mount, MountSource, NamespaceMode, Namespaces,
+    PodName, PortMapping, Profile, Propagation, Protocol, Resources, RunAs, SandboxId, SandboxSecurity,
+    SandboxSpec, SelinuxOptions, Timestamp, UserNamespace,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path, PathBuf};
@@ -414,7 +414,12 @@ fn mount(m: pb::Mount) -> Checked<Mount> {
                     format!("{}: image and host_path exclude each other", m.container_path),
                 );
             }
-            MountSource::Image { image: image.image, sub_path: m.image_sub_path }
+            MountSource::Image(Box::new(ImageVolume {
+                image: image.image,
+                user_specified: image.user_specified_image,
+                sub_path: m.image_sub_path,
+                resolved: None,
+            }))
         }
         Some(_) | None => MountSource::Host(absolute(FIELD, &m.host_path)?),
     };

@@ -214,9 +214,14 @@ fn user(user: &User) -> pb::ContainerUser {
 fn mount(m: &Mount) -> pb::Mount {
     let (host_path, image, image_sub_path) = match &m.source {
         MountSource::Host(path) => (text(path), None, String::new()),
-        MountSource::Image { image, sub_path } => {
-            let image = pb::ImageSpec { image: image.clone(), ..Default::default() };
-            (String::new(), Some(image), sub_path.clone())
+        MountSource::Image(volume) => {
+            let image = pb::ImageSpec {
+                image: volume.image.clone(),
+                user_specified_image: volume.user_specified.clone(),
+                image_ref: volume.resolved.as_ref().map(|r| r.reference.clone()).unwrap_or_default(),
+                ..Default::default()
+            };
+            (String::new(), Some(image), volume.sub_path.clone())
         }
     };
     pb::Mount {

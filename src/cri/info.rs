@@ -2,7 +2,7 @@
 //! people's scripts read (`pid`, `runtimeSpec`, `sandboxID`).
 
 use super::proto as pb;
-use crate::images::Image;
+use crate::images::{Image, ImageKind};
 use crate::sandbox::{ContainerSnapshot, ContainerState, Manager, Node, PodSnapshot, SandboxState};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -55,7 +55,12 @@ pub(super) fn container(node: &Node, pod: &PodSnapshot, container: &ContainerSna
 
 pub(super) fn image(image: &Image) -> Info {
     let config = &image.config;
+    let artifact_type = match &image.kind {
+        ImageKind::Image => None,
+        ImageKind::Artifact { config_type } => Some(config_type),
+    };
     info(&json!({
+        "artifactConfigType": artifact_type,
         "chainID": image.chain_id,
         "imageSpec": { "config": config, "rootfs": { "type": "layers", "diff_ids": image.diff_ids } },
     }))

@@ -16,12 +16,14 @@ use crate::host::security::seccomp::SeccompError;
 use crate::host::users::UserError;
 use crate::images::ImageError;
 use crate::sandbox::spec::SpecError;
-use crate::sandbox::{RecordError, SandboxError};
+use crate::sandbox::{RecordError, SandboxError, VolumeError};
 use std::io;
 use tonic::{Code, Status};
 
 /// cri-api's ErrRegistryUnavailable, by which a pod's waiting reason is told.
 const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
+/// cri-api's ErrSignatureValidationFailed, the same.
+const SIGNATURE_VALIDATION_FAILED: &str = "SignatureValidationFailed";
 /// How the OCI runtimes (runc, crun, youki) say that a program is not in the container.
 const NO_SUCH_PROGRAM: [&str; 3] =
     ["executable file not found", "no such file or directory", "executable file `"];
@@ -43,7 +45,7 @@ pub fn status(error: &SandboxError) -> Status {
 
 /// The status of an error of images.
 #[must_use]
-pub(super) fn image_status(error: &ImageError) -> Status {
+pub fn image_status(error: &ImageError) -> Status {
     let (code, word) = image_code(error);
     let message = if word.is_empty() { error.to_string() } else { format!("{word}: {error}") };
     Status::new(code, message)
@@ -63,6 +65,7 @@ fn code(error: &SandboxError) -> Code {
             io::ErrorKind::NotFound => Code::InvalidArgument,
             _ => io_code(source),
         },
+        SandboxError::ImageVolume { cause, .. } => volume_code(cause),
         SandboxError::Unsupported(_) => Code::Unimplemented,
         SandboxError::ExecTimeout { .. } | SandboxError::StepTimeout { .. } => Code::DeadlineExceeded,
         SandboxError::Unkillable { .. } => Code::DeadlineExceeded,
@@ -72,6 +75,7 @@ fn code(error: &SandboxError) -> Code {
         // The first is the cause, the others what undoing it met.
         SandboxError::Several(errors) => errors.first().map_or(Code::Internal, code),
         SandboxError::Io { source, .. } => io_code(source),
+        SandboxError::Connect { .. } => Code::Unavailable,
         SandboxError::Id(_) => Code::Internal,
         SandboxError::Image(error) => image_code(error).0,
         SandboxError::Network(error) => network_code(error),
@@ -88,6 +92,18 @@ fn code(error: &SandboxError) -> Code {
             RecordError::Io { source, .. } => io_code(source),
             RecordError::Malformed { .. } | RecordError::Version { .. } => Code::DataLoss,
         },
+    }
+}
+
+fn volume_code(error: &VolumeError) -> Code {
+    match error {
+        VolumeError::Writable | VolumeError::SubPath { .. } | VolumeError::NotDirectory { .. } => {
+            Code::InvalidArgument
+        }
+        VolumeError::Image(error) => image_code(error).0,
+        VolumeError::NotHeld => Code::NotFound,
+        VolumeError::Mount(error) => rootfs_code(error),
+        VolumeError::Io { source, .. } => io_code(source),
     }
 }
 
@@ -114,8 +130,12 @@ fn quota_code(error: &QuotaError) -> Code {
 
 fn image_code(error: &ImageError) -> (Code, &'static str) {
     let code = match error {
-        ImageError::Malformed { .. } | ImageError::Ambiguous { .. } => Code::InvalidArgument,
-        ImageError::NotFound { .. } | ImageError::NotAtRegistry { .. } => Code::NotFound,
+        ImageError::Malformed { .. } | ImageError::Ambiguous { .. } | ImageError::BadArchive { .. } => {
+            Code::InvalidArgument
+        }
+        ImageError::NotFound { .. } | ImageError::NotAtRegistry { .. } | ImageError::NotInSource { .. } => {
+            Code::NotFound
+        }
         ImageError::Unauthorized { .. } | ImageError::Token { .. } => Code::PermissionDenied,
         ImageError::RateLimited { .. } => Code::ResourceExhausted,
         ImageError::Unavailable { .. } | ImageError::Stalled { .. } | ImageError::TooSlow { .. } => {
@@ -126,12 +146,20 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         | ImageError::SizeMismatch { .. }
         | ImageError::BadManifest { .. }
         | ImageError::CorruptLayer { .. }
-        | ImageError::HostileEntry { .. } => Code::DataLoss,
-        ImageError::Unsupported { .. } => Code::FailedPrecondition,
+        | ImageError::HostileEntry { .. }
+        | ImageError::DamagedLayer { .. } => Code::DataLoss,
+        ImageError::Unsupported { .. } | ImageError::NoRecipe { .. } | ImageError::PeerStore { .. } => {
+            Code::FailedPrecondition
+        }
         ImageError::Limit { .. } | ImageError::NoSpace { .. } => Code::ResourceExhausted,
         ImageError::Io { source, .. } => io_code(source),
         ImageError::Index { .. } => Code::Internal,
-        ImageError::Hosts { .. } | ImageError::Blocked { .. } => Code::FailedPrecondition,
+        // The kubelet looks at the beginning of a pull's error, which is the message only where the code is Unknown
+        // (cri-client's remote_image.go).
+        ImageError::Signature { .. } => return (Code::Unknown, SIGNATURE_VALIDATION_FAILED),
+        ImageError::Policy { .. } | ImageError::Hosts { .. } | ImageError::Blocked { .. } => {
+            Code::FailedPrecondition
+        }
         ImageError::Interrupted { .. } => Code::Aborted,
     };
     (code, "")
@@ -164,7 +192,7 @@ fn monitor_code(error: &MonitorError) -> Code {
         MonitorError::Record { source, .. }
         | MonitorError::Connect { source, .. }
         | MonitorError::Sweep { source, .. } => io_code(source),
-        MonitorError::Version { .. } => Code::FailedPrecondition,
+        MonitorError::Version { .. } | MonitorError::TooOld { .. } => Code::FailedPrecondition,
         MonitorError::Unresponsive { .. } => Code::DeadlineExceeded,
         MonitorError::Refused { kind, message, .. } => match kind {
             ErrorKind::Runtime { .. } if NO_SUCH_PROGRAM.iter().any(|words| message.contains(words)) => {
@@ -175,6 +203,7 @@ fn monitor_code(error: &MonitorError) -> Code {
             ErrorKind::NotFound => Code::NotFound,
             ErrorKind::AlreadyExists => Code::AlreadyExists,
             ErrorKind::NotRunning | ErrorKind::StillRunning => Code::FailedPrecondition,
+            ErrorKind::TooMany => Code::ResourceExhausted,
             ErrorKind::Invalid | ErrorKind::Namespace | ErrorKind::Io => Code::Internal,
         },
         MonitorError::Mismatch { .. } | MonitorError::Encode { .. } => Code::Internal,

@@ -7,6 +7,7 @@ pub mod command;
 pub mod devices;
 pub mod monitor;
 pub mod mountinfo;
+pub mod netns;
 pub mod network;
 pub mod oci;
 pub mod quota;

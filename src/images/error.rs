@@ -192,6 +192,22 @@ pub enum ImageError {
         /// Why.
         reason: &'static str,
     },
+    /// The tar of a layer cannot be made again.
+    #[error("layer {layer} has no recipe, an older podwright unpacked it")]
+    NoRecipe {
+        /// Layer.
+        layer: String,
+    },
+    /// Files of a layer on disk are not what was unpacked.
+    #[error("layer {layer} is damaged on disk: {path}: {reason}")]
+    DamagedLayer {
+        /// Layer.
+        layer: String,
+        /// File of the layer or its recipe, cut to a printable length.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A configured or built-in cap was reached.
     #[error("{what} exceeds the limit of {limit} {unit}")]
     Limit {
@@ -236,6 +252,24 @@ pub enum ImageError {
         /// What is wrong.
         reason: String,
     },
+    /// A signature policy, or a key that it names, that cannot be used. It fails every pull: what it would forbid is unknown.
+    #[error("signature policy {path}: {reason}")]
+    Policy {
+        /// The policy file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The signature policy refuses the image.
+    #[error("image {image} at {digest} refused: {reason}")]
+    Signature {
+        /// Reference.
+        image: String,
+        /// What it was resolved to.
+        digest: String,
+        /// The rule, and what is wrong with each signature.
+        reason: String,
+    },
     /// The node's registries.conf forbids it.
     #[error("{what} is blocked by {path}")]
     Blocked {
@@ -243,6 +277,32 @@ pub enum ImageError {
         what: String,
         /// File.
         path: PathBuf,
+    },
+    /// A file that is to be loaded cannot be.
+    #[error("archive {archive}: {}{reason}", of_entry(.entry))]
+    BadArchive {
+        /// File or directory.
+        archive: String,
+        /// Entry, empty: the archive as a whole.
+        entry: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Another runtime's store is not as it should be.
+    #[error("{store}: {reason}")]
+    PeerStore {
+        /// Store, or file of it.
+        store: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// What an image needs is not where the image is to be taken from.
+    #[error("{what} is not in {place}")]
+    NotInSource {
+        /// Digest or entry.
+        what: String,
+        /// Archive or store.
+        place: String,
     },
     /// The shared work ended without a result (daemon shutdown or a bug in a worker).
     #[error("{what} was interrupted")]
@@ -269,6 +329,10 @@ impl fmt::Display for RegistryMessage {
 
 fn told(message: &Option<RegistryMessage>) -> String {
     message.as_ref().map_or_else(String::new, |m| format!(": {m}"))
+}
+
+fn of_entry(entry: &str) -> String {
+    if entry.is_empty() { String::new() } else { format!("entry {entry:?}: ") }
 }
 
 fn after(wait: &Option<Duration>) -> String {

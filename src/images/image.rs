@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 /// One image of the local store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// Digest of the config blob.
+    /// Digest of the config blob; of an artifact: of the manifest, as artifacts share their empty config.
     pub id: ImageId,
     /// Normalised `registry/repository:tag`, sorted.
     pub repo_tags: Vec<String>,
@@ -27,6 +27,20 @@ pub struct Image {
     pub diff_ids: Vec<String>,
     /// Digest of the manifest for this platform.
     pub manifest_digest: String,
+    /// What it is good for.
+    pub kind: ImageKind,
+}
+
+/// What an image is good for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageKind {
+    /// Containers and volumes.
+    Image,
+    /// Volumes only: an OCI artifact.
+    Artifact {
+        /// Media type of its config, which says what it is.
+        config_type: String,
+    },
 }
 
 /// The user that an image names.

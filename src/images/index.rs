@@ -3,7 +3,7 @@
 
 use super::digest::Digest;
 use super::error::ImageError;
-use super::manifest::Descriptor;
+use super::manifest::{ConfigFile, Descriptor};
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -49,6 +49,20 @@ pub(crate) struct ImageRecord {
     pub(crate) blobs: Vec<Descriptor>,
     /// Key of the directories-only layer on top, where one is needed.
     pub(crate) directories: Option<String>,
+    /// The config of an artifact, whose id is the manifest's digest and whose diff ids are keys of files (`artifact`);
+    /// None: a container image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) artifact: Option<Descriptor>,
+}
+
+impl ImageRecord {
+    /// What the stored config says. That of an artifact may be anything and says nothing.
+    pub(crate) fn config_file(&self, id: &str, config: &[u8]) -> Result<ConfigFile, ImageError> {
+        match self.artifact {
+            Some(_) => Ok(ConfigFile::default()),
+            None => ConfigFile::read(id, config),
+        }
+    }
 }
 
 /// A layer on disk.

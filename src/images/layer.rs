@@ -1,12 +1,13 @@
-//! One layer in one pass: socket → digest → decompress → digest → files, without a temporary blob.
+//! One layer in one pass: socket or file → digest → decompress → digest → files, without a temporary blob.
 //!
 //! Three stages side by side: the async download, a thread that hashes and decompresses, a thread that hashes the tar and
 //! writes files. Bounded buffers between them; whichever fails stops the others, and its error is the one that is told.
 
+use super::artifact::{self, Form};
 use super::digest::{Digest, Hasher};
 use super::error::ImageError;
-use super::manifest::Descriptor;
-use super::registry::Blob;
+use super::progress::LayerProgress;
+use super::source::Stream;
 use super::staging::Staging;
 use super::stats::PullStats;
 use super::unpack::{Limits, Unpacked, unpack};
@@ -17,7 +18,7 @@ use std::sync::mpsc as blocking;
 use tokio::sync::{mpsc, oneshot};
 
 /// Pieces from the socket waiting for the decompressor; hyper's are at most some hundred KiB.
-const NETWORK_PIECES: usize = 8;
+const NETWORK_PIECES: usize = 2;
 /// One buffer of tar, bytes: large enough that a write of file data is not dominated by the system call.
 const TAR_BUFFER: usize = 256 << 10;
 /// Tar buffers between the threads.
@@ -30,11 +31,14 @@ const STACK: usize = 512 << 10;
 /// A layer to be fetched.
 #[derive(Debug)]
 pub(crate) struct Job {
-    pub(crate) blob: Descriptor,
+    /// What the bytes that come hash to.
+    pub(crate) blob: Digest,
     pub(crate) diff_id: Digest,
+    pub(crate) form: Form,
     pub(crate) staging: Staging,
     pub(crate) limits: Limits,
     pub(crate) stats: Arc<PullStats>,
+    pub(crate) progress: Arc<LayerProgress>,
 }
 
 enum Piece {
@@ -48,24 +52,27 @@ fn stopped() -> ImageError {
 
 /// Downloads and unpacks. The slot is kept until the threads have ended, also when this future is dropped.
 pub(crate) async fn fetch(
-    stream: &mut Blob<'_>,
+    stream: &mut Stream<'_>,
     job: Job,
     slot: impl Send + 'static,
 ) -> Result<(Staging, Unpacked), ImageError> {
     let (pieces, receiver) = mpsc::channel(NETWORK_PIECES);
     let (done, outcome) = oneshot::channel();
-    let stats = Arc::clone(&job.stats);
+    let (stats, progress) = (Arc::clone(&job.stats), Arc::clone(&job.progress));
     std::thread::Builder::new()
         .name("layer-decode".into())
         .stack_size(STACK)
         .spawn(move || {
-            let result = work(job, receiver);
+            let result = match job.form.clone() {
+                Form::Tar => work(job, receiver),
+                Form::File(path) => copy(job, &path, receiver),
+            };
             // Nobody listens when the pull was cancelled; the staging directory is removed then, within the slot.
             let _ = done.send(result);
             drop(slot);
         })
         .map_err(|e| ImageError::io("start a thread for", std::path::Path::new("layer"), e))?;
-    let downloaded = download(stream, &pieces, &stats).await;
+    let downloaded = download(stream, &pieces, &stats, &progress).await;
     drop(pieces);
     let worked = outcome.await.unwrap_or_else(|_| Err(stopped()));
     match (downloaded, worked) {
@@ -76,12 +83,17 @@ pub(crate) async fn fetch(
 }
 
 async fn download(
-    stream: &mut Blob<'_>,
+    stream: &mut Stream<'_>,
     pieces: &mpsc::Sender<Piece>,
     stats: &PullStats,
+    progress: &LayerProgress,
 ) -> Result<(), ImageError> {
     while let Some(data) = stream.next().await? {
-        PullStats::add(&stats.bytes, u64::try_from(data.len()).unwrap_or_default());
+        let length = u64::try_from(data.len()).unwrap_or_default();
+        PullStats::add(&stats.bytes, if stream.is_download() { length } else { 0 });
+        if progress.add(length, stream.asked_again()) {
+            progress.serve(stream.host());
+        }
         // A slow disk makes this wait; only the network has a deadline.
         pieces.send(Piece::Data(data)).await.map_err(|_| stopped())?;
     }
@@ -89,8 +101,8 @@ async fn download(
 }
 
 fn work(job: Job, receiver: mpsc::Receiver<Piece>) -> Result<(Staging, Unpacked), ImageError> {
-    let Job { blob, diff_id, staging, limits, stats } = job;
-    let name = blob.digest.to_string();
+    let Job { blob, diff_id, staging, limits, stats, .. } = job;
+    let name = blob.to_string();
     let (full, tar) = blocking::sync_channel::<Vec<u8>>(TAR_BUFFERS);
     let (give_back, empty) = blocking::channel::<Vec<u8>>();
     let (decoded, unpacked) = std::thread::scope(|scope| {
@@ -142,16 +154,41 @@ fn work(job: Job, receiver: mpsc::Receiver<Piece>) -> Result<(Staging, Unpacked)
     }
 }
 
+/// Hashes the blob and writes it as it is.
+fn copy(
+    job: Job,
+    path: &std::path::Path,
+    receiver: mpsc::Receiver<Piece>,
+) -> Result<(Staging, Unpacked), ImageError> {
+    let blame = super::unpack::Blame::new(job.blob.as_str());
+    let mut source = BlobSource { receiver, hasher: job.blob.hasher(), current: Bytes::new(), ended: false };
+    let unpacked = artifact::write(&job.staging, path, &mut source, &blame, job.limits)?;
+    verify(&job.blob, &source.hasher.finish())?;
+    PullStats::add(&job.stats.unpacked_bytes, unpacked.bytes);
+    Ok((job.staging, unpacked))
+}
+
+fn verify(blob: &Digest, actual: &Digest) -> Result<(), ImageError> {
+    if actual == blob {
+        return Ok(());
+    }
+    Err(ImageError::DigestMismatch {
+        what: format!("layer {blob}"),
+        expected: blob.to_string(),
+        actual: actual.to_string(),
+    })
+}
+
 /// Hashes and decompresses; returns the bytes of tar.
 fn decode(
     receiver: mpsc::Receiver<Piece>,
-    blob: &Descriptor,
+    blob: &Digest,
     limits: Limits,
     full: &blocking::SyncSender<Vec<u8>>,
     empty: &blocking::Receiver<Vec<u8>>,
 ) -> Result<u64, ImageError> {
-    let name = blob.digest.as_str();
-    let source = BlobSource { receiver, hasher: blob.digest.hasher(), current: Bytes::new(), ended: false };
+    let name = blob.as_str();
+    let source = BlobSource { receiver, hasher: blob.hasher(), current: Bytes::new(), ended: false };
     let blame = super::unpack::Blame::new(name);
     let mut decoder = Decoder::sniff(source).map_err(|e| blame.stream(&e))?;
     let mut total = 0u64;
@@ -186,13 +223,7 @@ fn decode(
         full.send(buffer).map_err(|_| stopped())?;
     }
     let actual = decoder.finish().map_err(|e| blame.stream(&e))?;
-    if actual != blob.digest {
-        return Err(ImageError::DigestMismatch {
-            what: format!("layer {name}"),
-            expected: name.to_owned(),
-            actual: actual.to_string(),
-        });
-    }
+    verify(blob, &actual)?;
     Ok(total)
 }
 

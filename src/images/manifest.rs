@@ -38,7 +38,15 @@ pub(crate) struct Descriptor {
 
 impl Descriptor {
     pub(crate) fn new(digest: Digest, size: u64) -> Self {
-        Self { media_type: String::new(), digest, size, platform: None, annotations: BTreeMap::new() }
+        Self::typed("", digest, size)
+    }
+
+    pub(crate) fn typed(media_type: &str, digest: Digest, size: u64) -> Self {
+        Self { media_type: media_type.to_owned(), digest, size, platform: None, annotations: BTreeMap::new() }
+    }
+
+    pub(crate) fn annotation(&self, key: &str) -> Option<&str> {
+        self.annotations.get(key).map(String::as_str)
     }
 }
 
@@ -57,7 +65,7 @@ struct Platform {
 pub(crate) enum Document {
     /// Entries for platforms.
     Index(Vec<Descriptor>),
-    /// One image.
+    /// One image or artifact.
     Manifest { config: Descriptor, layers: Vec<Descriptor> },
 }
 
@@ -68,6 +76,8 @@ struct Raw {
     #[serde(default)]
     media_type: String,
     manifests: Option<Vec<Descriptor>>,
+    #[serde(default)]
+    artifact_type: String,
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
     fs_layers: Option<serde::de::IgnoredAny>,
@@ -102,7 +112,7 @@ pub(crate) fn parse(what: &str, body: &[u8]) -> Result<Document, ImageError> {
             if raw.media_type.contains("index") || raw.media_type.contains("manifest.list") {
                 return Err(bad(format!("a manifest that says it is {}", raw.media_type)));
             }
-            check_layers(what, &config, &layers)?;
+            check_layers(what, &raw.artifact_type, &config, &layers)?;
             Ok(Document::Manifest { config, layers })
         }
         (None, None, _) => Err(bad("it has no config".into())),
@@ -110,18 +120,29 @@ pub(crate) fn parse(what: &str, body: &[u8]) -> Result<Document, ImageError> {
     }
 }
 
-fn check_layers(what: &str, config: &Descriptor, layers: &[Descriptor]) -> Result<(), ImageError> {
-    match config.media_type.as_str() {
-        "application/vnd.oci.image.config.v1+json"
-        | "application/vnd.docker.container.image.v1+json"
-        | "" => {}
-        other => {
-            return Err(ImageError::Unsupported {
-                what: what.to_owned(),
-                reason: format!("an artifact with config type {other} is not a container image"),
-            });
-        }
-    }
+/// Whether a manifest is an artifact's: its config is not that of an image, or a layer is not one of a root file system.
+pub(crate) fn is_artifact(config: &Descriptor, layers: &[Descriptor]) -> bool {
+    let of_image = matches!(
+        config.media_type.as_str(),
+        "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json" | ""
+    );
+    !of_image || !layers.iter().all(is_layer)
+}
+
+/// The compression is sniffed; the type only has to say that it is a layer and not an encrypted one.
+fn is_layer(descriptor: &Descriptor) -> bool {
+    let media_type = descriptor.media_type.as_str();
+    let known = media_type.starts_with("application/vnd.oci.image.layer.")
+        || media_type.starts_with("application/vnd.docker.image.rootfs.");
+    known && !media_type.ends_with("+encrypted")
+}
+
+fn check_layers(
+    what: &str,
+    artifact_type: &str,
+    config: &Descriptor,
+    layers: &[Descriptor],
+) -> Result<(), ImageError> {
     if layers.len() > MAX_LAYERS {
         return Err(ImageError::Limit {
             what: format!("the manifest {what}"),
@@ -129,19 +150,17 @@ fn check_layers(what: &str, config: &Descriptor, layers: &[Descriptor]) -> Resul
             unit: "layers",
         });
     }
-    for layer in layers {
-        let media_type = layer.media_type.as_str();
-        let known = media_type.starts_with("application/vnd.oci.image.layer.")
-            || media_type.starts_with("application/vnd.docker.image.rootfs.");
-        // The compression is sniffed; the type only has to say that it is a layer and not an encrypted one.
-        if !known || media_type.ends_with("+encrypted") {
-            return Err(ImageError::Unsupported {
-                what: format!("layer {} of {what}", layer.digest),
-                reason: format!("media type {media_type:?}"),
-            });
-        }
+    // With the config of an image, only what says so is an artifact.
+    if is_artifact(config, &[]) || !artifact_type.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    match layers.iter().find(|layer| !is_layer(layer)) {
+        None => Ok(()),
+        Some(layer) => Err(ImageError::Unsupported {
+            what: format!("layer {} of {what}", layer.digest),
+            reason: format!("media type {:?}", layer.media_type),
+        }),
+    }
 }
 
 /// The node's platform.
@@ -252,7 +271,7 @@ pub(crate) fn choose(what: &str, entries: &[Descriptor], node: Node) -> Result<D
 }
 
 /// The parts of an image config that matter here.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub(crate) struct ConfigFile {
     #[serde(default)]
     architecture: String,
@@ -265,7 +284,7 @@ pub(crate) struct ConfigFile {
     rootfs: RootFs,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 struct RootFs {
     #[serde(default)]
     diff_ids: Option<Vec<Digest>>,

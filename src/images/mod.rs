@@ -9,37 +9,57 @@
 //! Content is addressed by digest and verified before it is visible. A layer is a directory keyed by its diffID, stored
 //! once, used by overlayfs as it is. Never learns that pods exist: a container's need is a [`Hold`].
 
+mod artifact;
+mod bring;
+mod collect;
+mod details;
 mod digest;
 mod directories;
+mod endpoints;
 mod error;
 mod flight;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzz;
 mod image;
 mod index;
 mod layer;
 mod manifest;
+mod policy;
+mod progress;
 mod pull;
+#[allow(dead_code, reason = "verify and export are to come")]
+mod recipe;
 mod reference;
 mod registry;
 mod slots;
+mod source;
 mod staging;
 mod state;
 mod stats;
 mod store;
+mod transfer;
 mod unpack;
 
 #[cfg(test)]
 mod tests;
 
+pub use collect::{Collected, CollectedImage, Removal};
+pub use details::{Details, LayerUse, Stored};
+pub use endpoints::Endpoints;
 pub use error::{ImageError, RegistryMessage};
-pub use image::{Image, ImageConfig, ImageUser};
+pub use image::{Image, ImageConfig, ImageKind, ImageUser};
+pub use progress::{LayerProgress, LayerState, PullProgress};
 pub use reference::{Reference, Target};
-pub use registry::Credentials;
+pub use registry::{Credentials, Endpoint, LookedAt, Probe};
 pub use stats::PullStats;
+pub use transfer::{Imported, LoadOptions, Loaded, Peer};
 
 use crate::config;
 use crate::model::ImageId;
 use digest::Digest;
 use flight::Flights;
+use progress::Progresses;
 use slots::Slots;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -65,7 +85,9 @@ struct Inner {
     layers: Flights<Digest, ()>,
     downloads: Slots,
     limits: Limits,
+    policy: policy::SignaturePolicy,
     stats: Arc<PullStats>,
+    progress: Progresses,
 }
 
 /// Use of the file system by images, from sums that the index keeps.
@@ -105,8 +127,8 @@ impl Images {
     /// Opens the store below `root`, sweeps what a crash left and makes index and directories agree. Blocking.
     ///
     /// # Errors
-    /// When `root` cannot be used, the index is of another version, or another process has it open; and for a malformed
-    /// reference among `pinned`.
+    /// When `root` cannot be used, the index is of another version, or another process has it open; for a malformed
+    /// reference among `pinned`, and for a signature policy that cannot be used.
     pub fn open(root: &Path, config: &config::Images) -> Result<Self, ImageError> {
         let pinned = config
             .pinned
@@ -121,7 +143,9 @@ impl Images {
                 layers: Flights::default(),
                 downloads: Slots::new(config),
                 limits: Limits { bytes: config.max_layer_bytes, entries: config.max_layer_entries },
+                policy: policy::SignaturePolicy::open(&config.signature_policy)?,
                 stats: Arc::default(),
+                progress: Progresses::default(),
             }),
         })
     }
@@ -135,7 +159,10 @@ impl Images {
         let reference = Reference::parse(reference)?;
         let what = reference.to_string();
         let inner = &self.inner;
-        let start = || pull::start(inner, &reference, auth.as_ref());
+        let start = || {
+            let progress = inner.progress.start((reference.clone(), auth.clone()));
+            pull::start(inner, &reference, auth.as_ref(), progress)
+        };
         inner.pulls.join((reference.clone(), auth.clone()), &what, start).await.0
     }
 
@@ -174,7 +201,7 @@ impl Images {
             Err(_) => return Ok(()),
         };
         let store = Arc::clone(&self.inner.store);
-        pull::blocking(move || store.remove_image(&id)).await
+        pull::blocking(move || store.remove_image(&id).map(drop)).await
     }
 
     /// Takes a hold on an image for a container.

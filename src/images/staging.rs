@@ -2,7 +2,9 @@
 //! crash leaves is swept when the store opens.
 
 use super::error::ImageError;
+use super::recipe::REPLACED;
 use super::unpack::remove_tree;
+use rustix::io::Errno;
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -11,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Names within one process; the directory is empty when a process starts.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
-/// A staging directory with `fs` (the layer) and `trash` (what the layer itself replaced).
+/// A staging directory with `fs` (the layer) and `replaced` (what the layer itself replaced).
 #[derive(Debug)]
 pub(crate) struct Staging {
     path: PathBuf,
@@ -26,7 +28,7 @@ impl Staging {
         make(&path, 0o700)?;
         let staging = Self { path };
         make(&staging.fs(), 0o700)?;
-        make(&staging.path.join("trash"), 0o700)?;
+        make(&staging.path.join(REPLACED), 0o700)?;
         // Whatever the umask: the root of an image is traversed by its users.
         std::fs::set_permissions(staging.fs(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
             .map_err(|e| ImageError::io("chmod", &staging.fs(), e))?;
@@ -43,8 +45,11 @@ impl Staging {
 
     /// Makes the content durable and moves it to `to`, which must not exist.
     pub(crate) fn publish(self, to: &Path) -> Result<(), ImageError> {
-        let trash = self.path.join("trash");
-        remove_tree(&trash).map_err(|e| ImageError::io("remove", &trash, e))?;
+        let replaced = self.path.join(REPLACED);
+        match rustix::fs::rmdir(&replaced) {
+            Ok(()) | Err(Errno::NOTEMPTY) => {}
+            Err(e) => return Err(ImageError::io("remove", &replaced, e)),
+        }
         let dir = File::open(&self.path).map_err(|e| ImageError::io("open", &self.path, e))?;
         // One sync for the thousands of files of a layer.
         rustix::fs::syncfs(&dir).map_err(|e| ImageError::io("sync", &self.path, e))?;

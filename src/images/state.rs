@@ -1,7 +1,7 @@
 //! What is in the store, in memory: an immutable snapshot that lists and look-ups read without waiting for anybody.
 
 use super::error::ImageError;
-use super::image::{Image, ImageUser};
+use super::image::{Image, ImageKind, ImageUser};
 use super::index::{Contents, ImageRecord, LayerRecord, Presence};
 use super::manifest::{ConfigFile, chain_id};
 use super::reference::Reference;
@@ -36,7 +36,7 @@ impl State {
             layers: contents.layers.into_iter().collect(),
         };
         for (id, record, config) in contents.images {
-            let file = ConfigFile::read(&id, &config)?;
+            let file = record.config_file(&id, &config)?;
             state.put(&id, Arc::new(record), file, pinned);
         }
         Ok(state)
@@ -62,6 +62,10 @@ impl State {
             chain_id: chain_id(&record.diff_ids),
             diff_ids: record.diff_ids.iter().map(ToString::to_string).collect(),
             manifest_digest: record.manifest.to_string(),
+            kind: match &record.artifact {
+                Some(config) => ImageKind::Artifact { config_type: config.media_type.clone() },
+                None => ImageKind::Image,
+            },
         });
         self.images.insert(id.to_owned(), Entry { record, image });
         self.rename(id, pinned);
@@ -152,6 +156,7 @@ mod tests {
                 diff_ids: Vec::new(),
                 blobs: Vec::new(),
                 directories: None,
+                artifact: None,
             };
             let file = ConfigFile::read("t", br#"{"rootfs":{}}"#).unwrap();
             state.put(id, Arc::new(record), file, &BTreeSet::new());
@@ -187,6 +192,7 @@ mod tests {
             diff_ids: vec![d('a'), d('b'), d('a')],
             blobs: Vec::new(),
             directories: Some("dirs".into()),
+            artifact: None,
         };
         assert_eq!(keys(&record), [d('b').hex(), d('a').hex(), "dirs"]);
     }

@@ -20,6 +20,12 @@ pub struct PullStats {
     pub bytes: AtomicU64,
     /// Bytes of tar that came out of them.
     pub unpacked_bytes: AtomicU64,
+    /// Images whose signature the policy asked for and that had one.
+    pub signatures_verified: AtomicU64,
+    /// Images refused by the policy.
+    pub signatures_refused: AtomicU64,
+    /// Images without a valid signature that were pulled all the same, as the policy only warns.
+    pub signatures_missed: AtomicU64,
     /// Microseconds of all pulls together.
     pub micros: AtomicU64,
 }

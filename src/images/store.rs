@@ -8,7 +8,6 @@
 
 use super::error::ImageError;
 use super::index::{Change, ImageRecord, Index, LayerRecord, Presence};
-use super::manifest::ConfigFile;
 use super::staging::{Staging, fresh};
 use super::state::{Entry, State, keys};
 use super::unpack::{Unpacked, remove_tree};
@@ -28,17 +27,19 @@ pub(crate) struct Store {
     root: PathBuf,
     index: Index,
     pinned: BTreeSet<String>,
-    writer: Mutex<()>,
-    leases: Mutex<Leases>,
+    pub(super) writer: Mutex<()>,
+    pub(super) leases: Mutex<Leases>,
+    /// Threads that delete directories.
+    pub(super) deleting: Mutex<Vec<std::thread::JoinHandle<()>>>,
     state: RwLock<Arc<State>>,
 }
 
 #[derive(Debug, Default)]
-struct Leases {
+pub(super) struct Leases {
     /// Pulls and containers that need a layer.
-    layers: HashMap<String, usize>,
+    pub(super) layers: HashMap<String, usize>,
     /// Containers that need an image.
-    images: HashMap<String, usize>,
+    pub(super) images: HashMap<String, usize>,
 }
 
 /// Keeps layers while it exists.
@@ -55,13 +56,11 @@ pub(crate) struct NewImage {
     pub(crate) id: String,
     pub(crate) record: ImageRecord,
     pub(crate) config: Vec<u8>,
-    /// The tag, if it was pulled by one.
-    pub(crate) tag: Option<String>,
-    /// `name@digest` of what the reference pointed to.
-    pub(crate) at_digest: String,
+    /// Tags, and `name@digest` of what a reference pointed to.
+    pub(crate) names: Vec<String>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -89,6 +88,7 @@ impl Store {
             pinned,
             writer: Mutex::default(),
             leases: Mutex::default(),
+            deleting: Mutex::default(),
             state: RwLock::new(Arc::new(state)),
         };
         store.reconcile()?;
@@ -152,7 +152,7 @@ impl Store {
         Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn publish(&self, state: State) {
+    pub(super) fn publish(&self, state: State) {
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
     }
 
@@ -225,7 +225,7 @@ impl Store {
     /// Makes an image visible, or gives a known one further names. Its layers must be present and leased.
     pub(crate) fn add_image(&self, new: NewImage) -> Result<(), ImageError> {
         let _writer = lock(&self.writer);
-        let file = ConfigFile::read(&new.id, &new.config)?;
+        let file = new.record.config_file(&new.id, &new.config)?;
         let state = self.state();
         if let Some(key) = keys(&new.record).iter().find(|key| !state.layers.contains_key(*key)) {
             return Err(ImageError::Index {
@@ -233,19 +233,13 @@ impl Store {
                 reason: format!("layer {key} is absent"),
             });
         }
-        let mut changes = vec![
-            Change::PutImage(&new.id, &new.record),
-            Change::PutConfig(&new.id, &new.config),
-            Change::PutName(&new.at_digest, &new.id),
-        ];
-        if let Some(tag) = &new.tag {
-            changes.push(Change::PutName(tag, &new.id));
-        }
+        let mut changes =
+            vec![Change::PutImage(&new.id, &new.record), Change::PutConfig(&new.id, &new.config)];
+        changes.extend(new.names.iter().map(|name| Change::PutName(name, &new.id)));
         self.index.commit(&changes)?;
         let mut state = (*state).clone();
-        let names = [Some(&new.at_digest), new.tag.as_ref()];
         let mut losers = Vec::new();
-        for name in names.into_iter().flatten() {
+        for name in &new.names {
             losers.extend(state.names.insert(name.clone(), new.id.clone()).filter(|old| *old != new.id));
         }
         state.put(&new.id, Arc::new(new.record), file, &self.pinned);
@@ -257,22 +251,21 @@ impl Store {
         Ok(())
     }
 
-    /// Gives a listed image another name; false: it is not there any more.
-    pub(crate) fn add_names(&self, id: &str, tag: Option<&str>, at_digest: &str) -> Result<bool, ImageError> {
+    /// Gives a listed image further names; false: it is not there any more.
+    pub(crate) fn add_names(&self, id: &str, names: &[String]) -> Result<bool, ImageError> {
         let _writer = lock(&self.writer);
         let mut state = (*self.state()).clone();
         if state.images.get(id).is_none_or(|e| e.record.presence != Presence::Listed) {
             return Ok(false);
         }
-        let names: Vec<&str> = [Some(at_digest), tag].into_iter().flatten().collect();
-        let fresh: Vec<&str> =
-            names.into_iter().filter(|n| state.names.get(*n).is_none_or(|known| known != id)).collect();
+        let fresh: Vec<&String> =
+            names.iter().filter(|n| state.names.get(*n).is_none_or(|known| known != id)).collect();
         if fresh.is_empty() {
             return Ok(true);
         }
         self.index.commit(&fresh.iter().map(|name| Change::PutName(name, id)).collect::<Vec<_>>())?;
         for name in fresh {
-            if let Some(loser) = state.names.insert(name.to_owned(), id.to_owned()) {
+            if let Some(loser) = state.names.insert(name.clone(), id.to_owned()) {
                 state.rename(&loser, &self.pinned);
             }
         }
@@ -282,13 +275,13 @@ impl Store {
     }
 
     /// Removes an image with all its names. While containers hold it, its record stays unlisted, so that their layers
-    /// survive a restart.
-    pub(crate) fn remove_image(self: &Arc<Self>, id: &str) -> Result<(), ImageError> {
+    /// survive a restart. Returns the unpacked bytes of the layers that went.
+    pub(crate) fn remove_image(self: &Arc<Self>, id: &str) -> Result<u64, ImageError> {
         {
             let _writer = lock(&self.writer);
             let leases = lock(&self.leases);
             let old = self.state();
-            let Some(entry) = old.images.get(id) else { return Ok(()) };
+            let Some(entry) = old.images.get(id) else { return Ok(0) };
             let names: Vec<&String> = old.names.iter().filter(|(_, t)| *t == id).map(|(n, _)| n).collect();
             let mut changes: Vec<Change<'_>> = names.iter().map(|n| Change::DropName(n)).collect();
             let mut state = (*old).clone();
@@ -335,11 +328,11 @@ impl Store {
                 self.publish(state);
             }
         }
-        self.sweep(Duration::ZERO)
+        self.sweep(Duration::ZERO).map(drop)
     }
 
-    /// Deletes layers that no image and no lease needs and that are at least `age` old.
-    pub(crate) fn sweep(self: &Arc<Self>, age: Duration) -> Result<(), ImageError> {
+    /// Deletes layers that no image and no lease needs and that are at least `age` old; returns their bytes.
+    pub(crate) fn sweep(self: &Arc<Self>, age: Duration) -> Result<u64, ImageError> {
         let _writer = lock(&self.writer);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let leases = lock(&self.leases);
@@ -356,8 +349,9 @@ impl Store {
             .map(|(key, _)| key.clone())
             .collect();
         if unneeded.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
+        let freed = unneeded.iter().filter_map(|key| old.layers.get(key)).map(|l| l.bytes).sum();
         let mut state = (*old).clone();
         state.layers.retain(|key, _| !unneeded.contains(key));
         // Out of the snapshot while the leases are locked: a pull that comes now fetches the layer anew.
@@ -371,11 +365,11 @@ impl Store {
         for key in &unneeded {
             self.discard(key)?;
         }
-        Ok(())
+        Ok(freed)
     }
 
     /// Takes a layer directory out of sight at once and deletes it on a thread of its own.
-    fn discard(&self, key: &str) -> Result<(), ImageError> {
+    pub(super) fn discard(&self, key: &str) -> Result<(), ImageError> {
         let (from, to) = (self.root.join("layers").join(key), fresh(&self.staging_dir()));
         std::fs::rename(&from, &to).map_err(|e| ImageError::io("move away", &from, e))?;
         let path = to.clone();
@@ -385,7 +379,12 @@ impl Store {
             }
         });
         match deleting {
-            Ok(_detached) => Ok(()),
+            Ok(thread) => {
+                let mut deleting = lock(&self.deleting);
+                deleting.retain(|thread| !thread.is_finished());
+                deleting.push(thread);
+                Ok(())
+            }
             Err(_) => remove(&to),
         }
     }

@@ -25,13 +25,22 @@ pub struct PullCollector {
 /// Name, help, reader.
 type Counter = (&'static str, &'static str, fn(&PullStats) -> &AtomicU64);
 
-const COUNTERS: [Counter; 6] = [
+const COUNTERS: [Counter; 9] = [
     ("podwright_pull_bytes_total", "Bytes of blobs received from registries.", |s| &s.bytes),
     ("podwright_pull_layers_total", "Layers unpacked.", |s| &s.layers),
     ("podwright_pull_layers_reused_total", "Layers that were there already.", |s| &s.layers_reused),
     ("podwright_pull_microseconds_total", "Microseconds spent in pulls.", |s| &s.micros),
     ("podwright_pulls_succeeded_total", "Image pulls that succeeded.", |s| &s.pulls_ok),
     ("podwright_pulls_failed_total", "Image pulls that failed.", |s| &s.pulls_failed),
+    ("podwright_signatures_verified_total", "Images whose signature was verified.", |s| {
+        &s.signatures_verified
+    }),
+    ("podwright_signatures_refused_total", "Images refused by the policy.", |s| &s.signatures_refused),
+    (
+        "podwright_signatures_missed_total",
+        "Images pulled without a valid signature, as the policy only warns.",
+        |s| &s.signatures_missed,
+    ),
 ];
 
 impl PullCollector {

@@ -100,12 +100,31 @@ pub enum MountSource {
     /// A host path; symlinks are followed.
     Host(PathBuf),
     /// An image volume.
-    Image {
-        /// Image reference or id.
-        image: String,
-        /// Path within the image; empty: its root.
-        sub_path: String,
-    },
+    Image(Box<ImageVolume>),
+}
+
+/// An image as a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageVolume {
+    /// As given in `ImageSpec.image` (often an id).
+    pub image: String,
+    /// `ImageSpec.user_specified_image`; empty: not given.
+    #[serde(default)]
+    pub user_specified: String,
+    /// Path within the image; empty: its root.
+    pub sub_path: String,
+    /// Which image that was when the container was created.
+    #[serde(default)]
+    pub resolved: Option<ResolvedImage>,
+}
+
+/// An image that a name was found to mean.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolvedImage {
+    /// Its id.
+    pub id: ImageId,
+    /// A repo digest `name@sha256:…` where one is known, else the id.
+    pub reference: String,
 }
 
 /// One mount.

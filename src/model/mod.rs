@@ -10,7 +10,10 @@ mod sandbox;
 mod security;
 mod time;
 
-pub use container::{ContainerSpec, Device, IdMapping, ImageRequest, Mount, MountSource, Propagation};
+pub use container::{
+    ContainerSpec, Device, IdMapping, ImageRequest, ImageVolume, Mount, MountSource, Propagation,
+    ResolvedImage,
+};
 pub use id::{ContainerId, IdError, ImageId, SandboxId};
 pub use resources::{HugepageLimit, Resources};
 pub use sandbox::{DnsConfig, PodName, PortMapping, Protocol, SandboxSpec};

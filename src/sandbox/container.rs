@@ -8,13 +8,16 @@ use super::node::{Node, make_private_dir};
 use super::spec::{self, ImageProcess, Inputs, PodNamespaces, Seccomp};
 use super::state::{ContainerState, Init};
 use super::stop::{kill_cgroup, shares_pid_namespace};
+use super::volumes;
 use crate::host::monitor::{ContainerState as MonitorContainer, CreateRequest, Monitor, NamespacePaths};
 use crate::host::oci::Runtime;
 use crate::host::security::seccomp;
 use crate::host::users::{self, User};
 use crate::host::{devices, mountinfo, rootfs};
 use crate::images::Hold;
-use crate::model::{ContainerId, ContainerSpec, MountSource, NamespaceMode, Profile, Resources, SandboxSpec};
+use crate::model::{
+    ContainerId, ContainerSpec, Mount, MountSource, NamespaceMode, Profile, Resources, SandboxSpec,
+};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +39,7 @@ pub(super) struct Request {
     pub(super) pod: Arc<SandboxSpec>,
     pub(super) spec: Arc<ContainerSpec>,
     pub(super) hold: Arc<Hold>,
+    pub(super) volumes: volumes::Holds,
     pub(super) namespaces: NamespacePaths,
     pub(super) target_pid: Option<u32>,
 }
@@ -96,12 +100,12 @@ pub(super) async fn prepare_or_undo(request: Request) -> Result<Prepared, Sandbo
 }
 
 fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
-    let Request { node, pod, spec, hold, namespaces, target_pid } = request;
-    let mounts = resolve_mounts(spec)?;
+    let Request { node, pod, spec, hold, volumes, namespaces, target_pid } = request;
     let bundle = node.bundle(&spec.id);
     let (root, writable) = (bundle.join("rootfs"), node.writable(&spec.id));
     let (upper, work) = (writable.join("upper"), writable.join("work"));
     make_private_dir(&bundle)?;
+    let mounts = resolve_mounts(&bundle, spec, volumes)?;
     make_private_dir(&writable)?;
     node.layers.adopt(&writable)?;
     for dir in [&root, &upper, &work] {
@@ -199,19 +203,22 @@ fn open_to_all(dir: &Path) -> Result<(), SandboxError> {
 }
 
 /// The host side of each mount: symlinks followed. One that is missing is an error; both peers make a directory there.
-fn resolve_mounts(spec: &ContainerSpec) -> Result<Vec<PathBuf>, SandboxError> {
-    spec.mounts.iter().map(|mount| resolve_mount(&mount.container_path, &mount.source)).collect()
-}
-
-fn resolve_mount(container_path: &Path, source: &MountSource) -> Result<PathBuf, SandboxError> {
-    let MountSource::Host(host_path) = source else {
-        return Err(SandboxError::Unsupported("an image as a mount"));
+fn resolve_mounts(
+    bundle: &Path,
+    spec: &ContainerSpec,
+    volumes: &volumes::Holds,
+) -> Result<Vec<PathBuf>, SandboxError> {
+    let resolve = |mount: &Mount| match &mount.source {
+        MountSource::Host(host_path) => {
+            std::fs::canonicalize(host_path).map_err(|source| SandboxError::MountSource {
+                container_path: mount.container_path.clone(),
+                host_path: host_path.clone(),
+                source,
+            })
+        }
+        MountSource::Image(volume) => volumes::source(bundle, &mount.container_path, volume, volumes),
     };
-    std::fs::canonicalize(host_path).map_err(|source| SandboxError::MountSource {
-        container_path: container_path.to_owned(),
-        host_path: host_path.clone(),
-        source,
-    })
+    spec.mounts.iter().map(resolve).collect()
 }
 
 fn text(path: &Path) -> String {
@@ -325,8 +332,8 @@ pub(super) async fn clean(
     }
     let deleted = node.metrics.step("clean_container", "runtime", runtime.delete(spec.id.as_str())).await;
     node.cgroups.remove(&node.leaf(pod, &spec.id)?)?;
-    let root = node.bundle(&spec.id).join("rootfs");
-    blocking(move || Ok(rootfs::unmount(&root)?)).await?;
+    let bundle = node.bundle(&spec.id);
+    blocking(move || unmount(&bundle)).await?;
     node.layers.ended(&spec.id);
     Ok(deleted?)
 }
@@ -335,13 +342,19 @@ pub(super) async fn clean(
 pub(super) async fn remove(node: &Arc<Node>, spec: &ContainerSpec) -> Result<(), SandboxError> {
     let (bundle, writable) = (node.bundle(&spec.id), node.writable(&spec.id));
     blocking(move || {
-        rootfs::unmount(&bundle.join("rootfs"))?;
+        unmount(&bundle)?;
         remove_tree(&bundle)?;
         remove_tree(&writable)
     })
     .await?;
     node.layers.forget(&spec.id);
     Ok(())
+}
+
+/// Unmounts all that a bundle mounted; may be repeated. Blocking.
+pub(super) fn unmount(bundle: &Path) -> Result<(), SandboxError> {
+    rootfs::unmount(&bundle.join("rootfs"))?;
+    volumes::unmount(bundle)
 }
 
 pub(super) fn remove_tree(dir: &Path) -> Result<(), SandboxError> {

@@ -3,6 +3,7 @@
 
 use super::record::RecordError;
 use super::spec::SpecError;
+use super::volumes::VolumeError;
 use crate::host::cgroups::CgroupError;
 use crate::host::devices::DeviceError;
 use crate::host::monitor::MonitorError;
@@ -108,6 +109,16 @@ pub enum SandboxError {
         /// The cause.
         source: std::io::Error,
     },
+    /// A mount's image. The first word is cri-api's ErrImageVolumeMountFailed (`pkg/errors`).
+    #[error("ImageVolumeMountFailed: mount {container_path} of image {image:?}: {cause}")]
+    ImageVolume {
+        /// Where it was to go.
+        container_path: PathBuf,
+        /// What was asked.
+        image: String,
+        /// The cause.
+        cause: Box<VolumeError>,
+    },
     /// Not there yet.
     #[error("{0} is not supported yet")]
     Unsupported(&'static str),
@@ -118,6 +129,16 @@ pub enum SandboxError {
         container: String,
         /// What was allowed.
         timeout: Duration,
+    },
+    /// A port of a pod that cannot be reached.
+    #[error("connect to port {port} of pod sandbox {sandbox}: {source}")]
+    Connect {
+        /// The sandbox.
+        sandbox: SandboxId,
+        /// The port.
+        port: u16,
+        /// The cause.
+        source: std::io::Error,
     },
     /// A container's processes do not die.
     #[error("container {id} is still there {} s after SIGKILL: {processes}", .waited.as_secs())]

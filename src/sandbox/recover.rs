@@ -12,6 +12,7 @@ use super::node::Node;
 use super::pod::{Container, Pod};
 use super::record::{RecordError, StoredContainer, StoredPod};
 use super::state::{ContainerState, Exit, Holdings, Init, NotReadyCause, SandboxState};
+use super::volumes;
 use crate::host::monitor::{self, Events, Monitor, MonitorError};
 use crate::host::rootfs;
 use crate::model::{ContainerId, SandboxId, Timestamp};
@@ -228,6 +229,7 @@ async fn recover_container(
             let mut container = Container::new(spec.clone(), state, resources);
             container.user = user;
             container.hold = node.images.restore_hold(&spec.image.id).map(Arc::new);
+            container.volumes = volumes::restore(&node.images, &spec);
             let record = container.record();
             if let Err(error) = node.records.write_container_state(&pod.spec.id, &spec.id, &record) {
                 tracing::error!(container = %spec.id, %error, "cannot record a container's state");
@@ -302,7 +304,7 @@ async fn sweep(node: &Arc<Node>, known: &HashSet<String>) {
             tracing::warn!(dir = %dir.display(), "removing a container's directory that no record knows");
             let swept = dir.clone();
             let removed = blocking(move || {
-                rootfs::unmount(&swept.join("rootfs"))?;
+                container::unmount(&swept)?;
                 remove_tree(&swept)
             });
             report(&dir, removed.await);

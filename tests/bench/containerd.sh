@@ -5,7 +5,7 @@
 # usage: tests/bench/containerd.sh start DIR CERTS_D    prints the socket's path
 #        tests/bench/containerd.sh stop DIR             ends it without a trace
 #
-# DIR becomes a tmpfs with root, state, socket, CNI configuration, network
+# DIR becomes a tmpfs (with ON_DISK=1 it stays a directory) with root, state, socket, CNI configuration, network
 # namespaces and log; nothing of the system's containerd is read or written.
 # CERTS_D leads image names to a registry that has pause:3.9 (see
 # `podwright-testkit certs.d`).
@@ -14,7 +14,11 @@ set -euo pipefail
 start() {
     local dir=$1 certs=$2 tag bridge octet
     mkdir -p "$dir"
-    mount -t tmpfs -o mode=0755 podwright-bench "$dir"
+    if [ -n "${ON_DISK:-}" ]; then
+        mount --bind "$dir" "$dir"
+    else
+        mount -t tmpfs -o mode=0755 podwright-bench "$dir"
+    fi
     mkdir -p "$dir"/{root,state,cni/net.d,cni/ipam}
     tag=$(od -An -N3 -tx1 /dev/urandom | tr -d ' \n')
     bridge=ctrd$tag
@@ -138,7 +142,7 @@ stop() {
     for mounted in $(awk -v d="$dir/" 'index($5, d) == 1 {print $5}' /proc/self/mountinfo | sort -r); do
         umount -l "$mounted" 2>/dev/null || true
     done
-    umount -l "$dir" && rmdir "$dir"
+    umount -l "$dir" && rm -rf "$dir"
     # Parents that the suite's pods had, empty by now. Never removed while in use.
     for cgroup in /sys/fs/cgroup/*/{k8s.io,system.slice,"$bridge"} /sys/fs/cgroup/{k8s.io,"$bridge"}; do
         [ -d "$cgroup" ] && find "$cgroup" -depth -type d -exec rmdir {} \; 2>/dev/null || true

@@ -19,7 +19,7 @@ crictl() {
 }
 
 node_up() {
-    NODE_TMP=$(mktemp -d /tmp/podwright-node.XXXXXX)
+    NODE_TMP=$(mktemp -d "${node_tmp_base:-/tmp}/podwright-node.XXXXXX")
     # In sessions of their own: Ctrl-C must not end them half-way, when nobody knows yet what they made.
     REGISTRY=$(setsid "$testkit" registry start --dir "$NODE_TMP")
     "$testkit" images push --registry "$REGISTRY" --set "$1" >"$NODE_TMP/images"

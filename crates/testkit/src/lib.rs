@@ -23,7 +23,9 @@ pub mod teardown;
 pub mod wait;
 
 pub use daemon::Daemon;
-pub use image::{Artifact, Compression, Entry, Format, Image, ImageBuilder, Index, Layer, LayerBuilder};
+pub use image::{
+    Artifact, Compression, Entry, FilesBuilder, Format, Image, ImageBuilder, Index, Layer, LayerBuilder,
+};
 pub use ledger::{Ledger, assert_same};
 pub use programs::Programs;
 pub use registry::Registry;

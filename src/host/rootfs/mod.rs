@@ -8,10 +8,12 @@
 
 mod error;
 mod idmap;
+mod volume;
 
 pub use error::RootfsError;
 pub use idmap::{IdMap, supports_idmap};
 pub use podwright_sys::userns::IdRange;
+pub use volume::mount_read_only;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
@@ -60,15 +62,16 @@ pub fn mount(overlay: &Overlay<'_>) -> Result<(), RootfsError> {
 }
 
 fn mount_as_is(overlay: &Overlay<'_>) -> Result<(), RootfsError> {
-    if overlay.lowers.is_empty() {
-        return Err(RootfsError::NoLayers { target: overlay.target.to_owned() });
+    let Overlay { lowers, upper, work, target, options, .. } = *overlay;
+    if lowers.is_empty() {
+        return Err(RootfsError::NoLayers { target: target.to_owned() });
     }
     if !checks_options() {
-        return mount_by_page(overlay);
+        return mount_by_page(lowers, Some((upper, work)), target, options);
     }
     match mount_by_fsconfig(overlay) {
         // A kernel before 6.7 does not know `lowerdir+`; one before 5.2 has no fsopen(2).
-        Err(e) if lacks_lowerdir_plus(&e) => mount_by_page(overlay),
+        Err(e) if lacks_lowerdir_plus(&e) => mount_by_page(lowers, Some((upper, work)), target, options),
         done => done,
     }
 }
@@ -138,9 +141,14 @@ fn mount_by_fsconfig(overlay: &Overlay<'_>) -> Result<(), RootfsError> {
     context.finish(MountAttrFlags::empty())
 }
 
-/// mount(2), with descriptors as the names of directories. The descriptors live until the call returns.
-fn mount_by_page(overlay: &Overlay<'_>) -> Result<(), RootfsError> {
-    let Overlay { lowers, upper, work, target, options, .. } = *overlay;
+/// mount(2), with descriptors as the names of directories. The descriptors live until the call returns. Without an
+/// upper and a work directory the mount is read-only.
+fn mount_by_page(
+    lowers: &[PathBuf],
+    writable: Option<(&Path, &Path)>,
+    target: &Path,
+    options: &[&str],
+) -> Result<(), RootfsError> {
     let mut held = Vec::with_capacity(lowers.len() + 2);
     let mut name = |path: &Path| -> Result<String, RootfsError> {
         let fd = open_dir(path)?;
@@ -155,8 +163,12 @@ fn mount_by_page(overlay: &Overlay<'_>) -> Result<(), RootfsError> {
         }
         data.push_str(&name(lower)?);
     }
-    // write! to a String cannot fail.
-    let _ = write!(data, ",upperdir={},workdir={}", name(upper)?, name(work)?);
+    let mut flags = volume::FLAGS;
+    if let Some((upper, work)) = writable {
+        // write! to a String cannot fail.
+        let _ = write!(data, ",upperdir={},workdir={}", name(upper)?, name(work)?);
+        flags = rustix::mount::MountFlags::empty();
+    }
     for option in options {
         data.push(',');
         data.push_str(option);
@@ -175,7 +187,6 @@ fn mount_by_page(overlay: &Overlay<'_>) -> Result<(), RootfsError> {
         cause: e.into(),
         detail: String::new(),
     })?;
-    let flags = rustix::mount::MountFlags::empty();
     rustix::mount::mount("overlay", target, "overlay", flags, Some(data.as_c_str())).map_err(|e| {
         RootfsError::Mount {
             fstype: "overlay",
@@ -427,10 +438,15 @@ mod tests {
         dirs.assert_merged();
     }
 
+    fn by_page(overlay: &Overlay<'_>) -> Result<(), RootfsError> {
+        let Overlay { lowers, upper, work, target, options, .. } = *overlay;
+        mount_by_page(lowers, Some((upper, work)), target, options)
+    }
+
     #[test]
     fn the_old_call_mounts_a_hundred_and_more_layers_too() {
         let dirs = Dirs::new(150, "");
-        dirs.with(&[], mount_by_page).unwrap();
+        dirs.with(&[], by_page).unwrap();
         dirs.assert_merged();
     }
 
@@ -441,7 +457,7 @@ mod tests {
         dirs.mount(&[]).unwrap();
         dirs.assert_merged();
         unmount(&dirs.at("merged")).unwrap();
-        dirs.with(&[], mount_by_page).unwrap();
+        dirs.with(&[], by_page).unwrap();
         dirs.assert_merged();
     }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const MAX_FILE: u64 = 4 << 20;
 
 /// The text of a file; None: there is none.
-pub(super) fn read(path: &Path) -> Result<Option<String>, ImageError> {
+pub(in crate::images) fn read(path: &Path) -> Result<Option<String>, ImageError> {
     let wrong = |reason: &str| ImageError::Hosts { path: path.to_owned(), reason: reason.to_owned() };
     // A fifo would block an open that waits.
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();

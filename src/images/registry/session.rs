@@ -29,9 +29,10 @@ pub(crate) struct Session {
 
 /// How a document or blob is addressed.
 #[derive(Debug, Clone, Copy)]
-enum Kind {
+pub(super) enum Kind {
     Manifest,
     Blob,
+    Referrers,
 }
 
 impl Session {
@@ -50,6 +51,34 @@ impl Session {
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { reference: reference.clone(), hosts, parts_from: registry.parts_from })
+    }
+
+    /// A session with one host only.
+    pub(super) fn with_host(
+        registry: &Arc<Registry>,
+        reference: &Reference,
+        host: Host,
+    ) -> Result<Self, ImageError> {
+        let secret = secret_for(&host, reference, None, &AuthFiles::read(&registry.auth_files)?);
+        let hosts = vec![HostClient::new(registry, host, reference.repository(), secret)?];
+        Ok(Self { reference: reference.clone(), hosts, parts_from: None })
+    }
+
+    /// Asks the first host whether it has the manifest: the HTTP status, the digest, and a refusal in words.
+    pub(super) async fn head(&self) -> Result<(u16, Option<Digest>, Option<ImageError>), ImageError> {
+        let (host, what) = (&self.hosts[0], self.reference.to_string());
+        let (tail, known) = match self.reference.target() {
+            Target::Tag(tag) => (tag.as_str(), None),
+            Target::Digest(digest) => (digest.as_str(), Some(digest)),
+        };
+        let url = self.url(host, Kind::Manifest, tail);
+        let request = Request { method: Method::HEAD, url, accept: ACCEPT, from: 0, end: None, what: &what };
+        let response = host.send(&request).await?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok((status.as_u16(), described(&response, known).map(|d| d.digest), None));
+        }
+        Ok((status.as_u16(), None, Some(refusal(response, &what, &host.name(), true).await)))
     }
 
     /// The image's registry, as its name says.
@@ -221,7 +250,7 @@ impl Session {
     }
 
     /// The usable hosts in order, to be asked one after the other.
-    fn turn(&self, what: &str, usable: impl Fn(usize, &Host) -> bool) -> Result<Turn, ImageError> {
+    pub(super) fn turn(&self, what: &str, usable: impl Fn(usize, &Host) -> bool) -> Result<Turn, ImageError> {
         let mut hosts: Vec<usize> =
             (0..self.hosts.len()).filter(|index| usable(*index, &self.hosts[*index].host)).collect();
         let Some(last) = hosts.last().copied() else {
@@ -237,11 +266,12 @@ impl Session {
         Ok(Turn::new(hosts))
     }
 
-    fn url(&self, host: &HostClient, kind: Kind, tail: &str) -> Url {
+    pub(super) fn url(&self, host: &HostClient, kind: Kind, tail: &str) -> Url {
         let mut url = host.base().clone();
         let kind = match kind {
             Kind::Manifest => "manifests",
             Kind::Blob => "blobs",
+            Kind::Referrers => "referrers",
         };
         // Repository, tag and digest have a grammar without anything that needs escaping.
         url.set_path(&format!("{}{}/{kind}/{tail}", host.base().path(), host.repository()));
@@ -251,7 +281,7 @@ impl Session {
         url
     }
 
-    async fn body(
+    pub(super) async fn body(
         &self,
         host: &HostClient,
         mut response: Response,

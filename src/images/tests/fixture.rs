@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 
-pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(in crate::images) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(in crate::images) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// Compression of a layer.
 #[derive(Clone, Copy)]
-pub(super) enum Packing {
+pub(in crate::images) enum Packing {
     Plain,
     Gzip,
     /// Two members in a row.
@@ -23,14 +23,14 @@ pub(super) enum Packing {
 
 /// A layer: its tar and its blob.
 #[derive(Clone)]
-pub(super) struct Layer {
-    pub(super) diff_id: Digest,
-    pub(super) blob: Vec<u8>,
-    pub(super) media_type: &'static str,
+pub(in crate::images) struct Layer {
+    pub(in crate::images) diff_id: Digest,
+    pub(in crate::images) blob: Vec<u8>,
+    pub(in crate::images) media_type: &'static str,
 }
 
 /// A tar with one file for each (path, content); a path with a trailing slash is a directory of mode 0750.
-pub(super) fn tar(files: &[(&str, &str)]) -> Vec<u8> {
+pub(in crate::images) fn tar(files: &[(&str, &str)]) -> Vec<u8> {
     let mut builder = ::tar::Builder::new(Vec::new());
     for (path, content) in files {
         let mut header = ::tar::Header::new_gnu();
@@ -55,7 +55,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 impl Layer {
-    pub(super) fn new(tar: &[u8], packing: Packing) -> Self {
+    pub(in crate::images) fn new(tar: &[u8], packing: Packing) -> Self {
         let half = tar.len() / 2;
         let (blob, media_type) = match packing {
             Packing::Plain => (tar.to_vec(), "application/vnd.oci.image.layer.v1.tar"),
@@ -76,21 +76,21 @@ impl Layer {
         Self { diff_id: Digest::sha256(tar), blob, media_type }
     }
 
-    pub(super) fn digest(&self) -> Digest {
+    pub(in crate::images) fn digest(&self) -> Digest {
         Digest::sha256(&self.blob)
     }
 }
 
 /// What a registry holds: blobs, and manifests by digest and by tag.
-#[derive(Clone, Default)]
-pub(super) struct Content {
-    pub(super) blobs: BTreeMap<String, Vec<u8>>,
-    pub(super) manifests: BTreeMap<String, (&'static str, Vec<u8>)>,
+#[derive(Debug, Clone, Default)]
+pub(in crate::images) struct Content {
+    pub(in crate::images) blobs: BTreeMap<String, Vec<u8>>,
+    pub(in crate::images) manifests: BTreeMap<String, (&'static str, Vec<u8>)>,
 }
 
 impl Content {
     /// Adds an image under a tag; returns the manifest's digest and the image id.
-    pub(super) fn add(&mut self, tag: &str, layers: &[Layer], config: &str) -> (Digest, Digest) {
+    pub(in crate::images) fn add(&mut self, tag: &str, layers: &[Layer], config: &str) -> (Digest, Digest) {
         let diff_ids: Vec<_> = layers.iter().map(|l| l.diff_id.to_string()).collect();
         let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
         let config = format!(
@@ -114,7 +114,12 @@ impl Content {
         (self.manifest(tag, MANIFEST, manifest.into_bytes()), id)
     }
 
-    pub(super) fn manifest(&mut self, tag: &str, media_type: &'static str, body: Vec<u8>) -> Digest {
+    pub(in crate::images) fn manifest(
+        &mut self,
+        tag: &str,
+        media_type: &'static str,
+        body: Vec<u8>,
+    ) -> Digest {
         let digest = Digest::sha256(&body);
         self.manifests.insert(digest.to_string(), (media_type, body.clone()));
         self.manifests.insert(tag.to_owned(), (media_type, body));
@@ -123,7 +128,7 @@ impl Content {
 }
 
 /// One image with two layers of every kind of file that matters here.
-pub(super) fn small() -> (Content, Digest, Digest) {
+pub(in crate::images) fn small() -> (Content, Digest, Digest) {
     let mut content = Content::default();
     let bottom = Layer::new(&tar(&[("etc/", ""), ("etc/a", "lower"), ("etc/b", "gone")]), Packing::GzipTwice);
     let top = Layer::new(&tar(&[("etc/a", "upper"), ("etc/.wh.b", "")]), Packing::Zstd);
@@ -131,7 +136,7 @@ pub(super) fn small() -> (Content, Digest, Digest) {
     (content, manifest, id)
 }
 
-pub(super) fn config() -> config::Images {
+pub(in crate::images) fn config() -> config::Images {
     config::Images {
         certs_dirs: Vec::new(),
         registries_conf: std::path::PathBuf::new(),
@@ -142,12 +147,12 @@ pub(super) fn config() -> config::Images {
     }
 }
 
-pub(super) fn open(root: &Path) -> Images {
+pub(in crate::images) fn open(root: &Path) -> Images {
     Images::open(root, &config()).unwrap()
 }
 
 /// Names in a directory of the store.
-pub(super) fn names(root: &Path, dir: &str) -> Vec<String> {
+pub(in crate::images) fn names(root: &Path, dir: &str) -> Vec<String> {
     std::fs::read_dir(root.join(dir))
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
@@ -155,7 +160,7 @@ pub(super) fn names(root: &Path, dir: &str) -> Vec<String> {
 }
 
 /// Waits until no layer is being worked on, then says what is left in staging.
-pub(super) async fn left_over(images: &Images, root: &Path) -> Vec<String> {
+pub(in crate::images) async fn left_over(images: &Images, root: &Path) -> Vec<String> {
     let all = u32::try_from(config().max_concurrent_downloads).unwrap();
     let _all = images.inner.downloads.take_all(all).await;
     names(root, "staging")

@@ -1,11 +1,13 @@
 //! Pulls against an in-process registry with faults, and against Debian's docker-registry. Need root, as unpacking does.
 
+mod artifacts;
 mod credentials;
 mod docker_registry;
 mod faults;
-mod fixture;
+pub(super) mod fixture;
 mod full;
 mod hostile;
 mod mirrors;
-mod server;
+pub(super) mod server;
 mod sharing;
+mod signatures;

@@ -8,31 +8,31 @@ use std::sync::{Arc, Condvar, Mutex};
 
 /// What came in.
 #[derive(Debug, Clone)]
-pub(super) struct Ask {
-    pub(super) method: String,
+pub(in crate::images) struct Ask {
+    pub(in crate::images) method: String,
     /// Path and query.
-    pub(super) path: String,
+    pub(in crate::images) path: String,
     headers: Vec<(String, String)>,
-    pub(super) body: String,
+    pub(in crate::images) body: String,
 }
 
 impl Ask {
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(in crate::images) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
     }
 }
 
 /// What goes out.
-pub(super) struct Reply {
-    pub(super) status: u16,
-    pub(super) headers: Vec<(String, String)>,
-    pub(super) body: Vec<u8>,
+pub(in crate::images) struct Reply {
+    pub(in crate::images) status: u16,
+    pub(in crate::images) headers: Vec<(String, String)>,
+    pub(in crate::images) body: Vec<u8>,
     /// Bytes that are sent of the body before the connection breaks or stops.
-    pub(super) end: End,
+    pub(in crate::images) end: End,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum End {
+pub(in crate::images) enum End {
     Whole,
     BreakAt(usize),
     /// The rest comes when `release` is called, or never.
@@ -42,16 +42,16 @@ pub(super) enum End {
 }
 
 impl Reply {
-    pub(super) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
+    pub(in crate::images) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
         Self { status, headers: Vec::new(), body: body.into(), end: End::Whole }
     }
 
-    pub(super) fn with(mut self, name: &str, value: impl Into<String>) -> Self {
+    pub(in crate::images) fn with(mut self, name: &str, value: impl Into<String>) -> Self {
         self.headers.push((name.to_owned(), value.into()));
         self
     }
 
-    pub(super) fn ends(mut self, end: End) -> Self {
+    pub(in crate::images) fn ends(mut self, end: End) -> Self {
         self.end = end;
         self
     }
@@ -64,8 +64,8 @@ struct Gate {
 }
 
 /// A running server.
-pub(super) struct Server {
-    pub(super) port: u16,
+pub(in crate::images) struct Server {
+    pub(in crate::images) port: u16,
     asks: Arc<Mutex<Vec<Ask>>>,
     gate: Arc<Gate>,
     over: Arc<AtomicBool>,
@@ -73,7 +73,7 @@ pub(super) struct Server {
 
 impl Server {
     /// Serves with `answer`; it runs on the connection's thread.
-    pub(super) fn start(answer: impl Fn(&Ask) -> Reply + Send + Sync + 'static) -> Self {
+    pub(in crate::images) fn start(answer: impl Fn(&Ask) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let server =
@@ -100,21 +100,21 @@ impl Server {
     }
 
     /// A well-behaved registry.
-    pub(super) fn serving(content: Content) -> Self {
+    pub(in crate::images) fn serving(content: Content) -> Self {
         Self::start(move |ask| serve(&content, ask))
     }
 
-    pub(super) fn asks(&self) -> Vec<Ask> {
+    pub(in crate::images) fn asks(&self) -> Vec<Ask> {
         self.asks.lock().unwrap().clone()
     }
 
     /// Lets stalled bodies go on.
-    pub(super) fn release(&self) {
+    pub(in crate::images) fn release(&self) {
         *self.gate.open.lock().unwrap() = true;
         self.gate.opened.notify_all();
     }
 
-    pub(super) fn name(&self, rest: &str) -> String {
+    pub(in crate::images) fn name(&self, rest: &str) -> String {
         format!("127.0.0.1:{}/{rest}", self.port)
     }
 }
@@ -128,7 +128,7 @@ impl Drop for Server {
 }
 
 /// What an honest registry answers.
-pub(super) fn serve(content: &Content, ask: &Ask) -> Reply {
+pub(in crate::images) fn serve(content: &Content, ask: &Ask) -> Reply {
     let path = ask.path.split('?').next().unwrap();
     let (kind, name) =
         path.rsplit_once('/').map(|(rest, name)| (rest.rsplit('/').next().unwrap(), name)).unwrap();

@@ -6,6 +6,7 @@ use super::tar::{Entry, Kind, TarReader};
 use super::tree::{OpenDir, Tree, is_whiteout};
 use super::{Blame, Limits, MAX_DIR_PATHS, OPAQUE};
 use crate::images::error::ImageError;
+use crate::images::recipe::{RECIPE, Recorder};
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{self, AtFlags, Dev, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
@@ -32,19 +33,50 @@ pub(crate) struct Unpacked {
     pub(crate) implied: Vec<Vec<u8>>,
 }
 
-/// Unpacks `source` into `<staging>/fs`, reading it to its end. `layer` names it in errors.
+/// What becomes of files' data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Content {
+    Written,
+    /// Files get their size only.
+    Left,
+}
+
+/// Unpacks `source` into `<staging>/fs`, reading it to its end, and writes its recipe. `layer` names it in errors.
 pub(crate) fn unpack(
     source: impl BufRead,
     staging: &Path,
     layer: &str,
     limits: Limits,
 ) -> Result<Unpacked, ImageError> {
+    apply(source, staging, layer, limits, Recorder::create(&staging.join(RECIPE))?, Content::Written)
+}
+
+/// Unpacks `source` as `unpack` does, but for the data of its files: holes of their size stand for it. To see what a
+/// layer's files should look like, by the code that made them.
+pub(crate) fn skeleton(
+    source: impl BufRead,
+    staging: &Path,
+    layer: &str,
+    limits: Limits,
+) -> Result<Unpacked, ImageError> {
+    apply(source, staging, layer, limits, Recorder::off(), Content::Left)
+}
+
+fn apply(
+    source: impl BufRead,
+    staging: &Path,
+    layer: &str,
+    limits: Limits,
+    recorder: Recorder,
+    content: Content,
+) -> Result<Unpacked, ImageError> {
     let blame = Blame::new(layer);
-    let mut tar = TarReader::new(source, blame.clone());
+    let mut tar = TarReader::new(source, recorder, blame.clone());
     let mut apply = Apply {
         tree: Tree::open(staging, blame.clone())?,
         blame,
         limits,
+        content,
         entries: 0,
         bytes: UNIT,
         inodes: 1,
@@ -55,7 +87,10 @@ pub(crate) fn unpack(
         apply.entry(&mut tar, entry)?;
     }
     tar.drain()?;
-    apply.finish()
+    let recipe = tar.into_recorder().finish()?;
+    let mut unpacked = apply.finish()?;
+    unpacked.bytes += recipe.div_ceil(UNIT) * UNIT;
+    Ok(unpacked)
 }
 
 /// A directory and its mtime.
@@ -68,6 +103,7 @@ struct Apply {
     tree: Tree,
     blame: Blame,
     limits: Limits,
+    content: Content,
     entries: u64,
     bytes: u64,
     inodes: u64,
@@ -138,14 +174,39 @@ impl Apply {
             other => other,
         }
         .map_err(|e| self.tree.fail("create", path, e))?;
+        if size > 0 {
+            tar.goes_into(&parent.inside(name));
+        }
         let tree = &self.tree;
-        match sparse {
-            None => tar.data(|bytes| write_all(&fd, bytes).map_err(|e| tree.fail("write", path, e)))?,
-            Some(map) => {
+        match (self.content, sparse) {
+            (Content::Written, None) => {
+                let mut at = 0;
+                tar.data(|recorder, bytes| {
+                    write_all(&fd, bytes).map_err(|e| tree.fail("write", path, e))?;
+                    recorder.data(at, bytes)?;
+                    at += u64::try_from(bytes.len()).unwrap_or_default();
+                    Ok(())
+                })?;
+            }
+            (Content::Written, Some(map)) => {
                 let mut writer = SparseWriter { fd: &fd, ranges: map.ranges.into_iter(), at: 0, left: 0 };
-                tar.data(|bytes| writer.write(bytes).map_err(|e| tree.fail("write", path, e)))?;
+                tar.data(|recorder, mut bytes| {
+                    while !bytes.is_empty() {
+                        let (at, length) = writer.write(bytes).map_err(|e| tree.fail("write", path, e))?;
+                        recorder.data(at, &bytes[..length])?;
+                        bytes = &bytes[length..];
+                    }
+                    Ok(())
+                })?;
                 fs::ftruncate(&fd, map.real_size).map_err(|e| self.tree.fail("set the size of", path, e))?;
             }
+            (Content::Left, _) => {
+                fs::ftruncate(&fd, apparent).map_err(|e| self.tree.fail("set the size of", path, e))?;
+            }
+        }
+        if size > 0 {
+            tar.end_file()?;
+            self.tree.has_data();
         }
         let chown = parent.setgid || meta.uid != 0 || meta.gid != 0;
         meta::apply_fd(fd.as_fd(), meta, chown, &self.tree.shown(path))?;
@@ -183,13 +244,13 @@ impl Apply {
         if opaque {
             self.set_opaque(&fd, path)?;
         }
-        self.tree.is_explicit(&fd);
+        self.tree.is_explicit(&parent.inside(name));
         self.dir_bytes += path.len();
         if self.dir_bytes > MAX_DIR_PATHS {
             return Err(self.blame.limit("the paths of directories", 64 << 20, "bytes"));
         }
         self.dir_times.push(DirTime { path: path.into(), mtime: meta.mtime });
-        self.tree.remember(path, fd, meta.mode & 0o2000 != 0);
+        self.tree.remember(path, fd, meta.mode & 0o2000 != 0, parent.inside(name));
         Ok(())
     }
 
@@ -329,7 +390,7 @@ impl Apply {
                 Err(e) => return Err(self.tree.fail("set times of directory", &path, e)),
             }
         }
-        let implied = self.tree.into_implied();
+        let implied = self.tree.finish()?;
         let extra = u64::try_from(implied.len()).unwrap_or_default();
         Ok(Unpacked { bytes: self.bytes + extra * UNIT, inodes: self.inodes + extra, implied })
     }
@@ -355,21 +416,18 @@ struct SparseWriter<'f> {
 }
 
 impl SparseWriter<'_> {
-    fn write(&mut self, mut bytes: &[u8]) -> Result<(), Errno> {
-        while !bytes.is_empty() {
-            if self.left == 0 {
-                // The map was checked to add up to the stored bytes.
-                let Some((offset, length)) = self.ranges.next() else { return Err(Errno::INVAL) };
-                (self.at, self.left) = (offset, length);
-                continue;
-            }
-            let take = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
-            let written = rustix::io::pwrite(self.fd, &bytes[..take], self.at)?;
-            let step = u64::try_from(written).unwrap_or_default();
-            self.at += step;
-            self.left -= step;
-            bytes = &bytes[written..];
+    /// Writes a part of `bytes`, which are not empty; says where, and how much.
+    fn write(&mut self, bytes: &[u8]) -> Result<(u64, usize), Errno> {
+        while self.left == 0 {
+            // The map was checked to add up to the stored bytes.
+            let Some((offset, length)) = self.ranges.next() else { return Err(Errno::INVAL) };
+            (self.at, self.left) = (offset, length);
         }
-        Ok(())
+        let take = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
+        let written = rustix::io::pwrite(self.fd, &bytes[..take], self.at)?;
+        let (at, step) = (self.at, u64::try_from(written).unwrap_or_default());
+        self.at += step;
+        self.left -= step;
+        Ok((at, written))
     }
 }

@@ -1,10 +1,12 @@
 //! Turns the tar stream of one layer into a directory that overlayfs can use as a lower layer.
 //!
-//! Owns the reading of tar (`header`, `tar`) and its application beneath one root (`apply`, `tree`). The input is hostile:
+//! Owns the reading of tar (`header`, `tar`, `contents`) and its application beneath one root (`apply`, `tree`). The input is hostile:
 //! every parent is resolved by `openat2(RESOLVE_IN_ROOT)`, the last component is never followed, and names, records, entries
 //! and bytes have caps. Never knows of registries, digests or the index.
 
+#[allow(dead_code, unused_imports, reason = "verify is to come")]
 mod apply;
+mod contents;
 mod header;
 mod meta;
 mod pax;
@@ -14,9 +16,12 @@ mod tar;
 mod tree;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
+#[allow(unused_imports, reason = "verify is to come")]
+pub(crate) use apply::skeleton;
 pub(crate) use apply::{Unpacked, unpack};
+pub(crate) use contents::{Content, Fault, contents};
 pub(crate) use meta::{Meta, OPAQUE, apply_dir, read_dir};
 pub(crate) use remove::remove_tree;
 pub(crate) use tree::is_whiteout;
@@ -46,6 +51,8 @@ const MAX_SPARSE: usize = 64 << 10;
 const MAX_DIR_PATHS: usize = 64 << 20;
 /// Paths of implied directories go into the index: this many bytes.
 const MAX_IMPLIED_PATHS: usize = 1 << 20;
+/// Paths of what the layer itself replaces are kept in memory until its end: this many bytes.
+const MAX_REPLACED_PATHS: usize = 64 << 20;
 
 /// Splits a path into its components: no empty ones, no `.`; `..` takes back the one before, and stops at the root.
 pub(crate) fn clean(path: &[u8]) -> Vec<&[u8]> {

@@ -7,6 +7,7 @@ use super::pax::{Pax, decimal};
 use super::sparse::Map;
 use super::{Blame, MAX_LONG_NAME, MAX_PAX, MAX_SPARSE};
 use crate::images::error::ImageError;
+use crate::images::recipe::Recorder;
 use std::io::BufRead;
 
 /// One entry, with every override applied. Its data stands next in the stream.
@@ -43,14 +44,31 @@ pub(super) enum Kind {
 pub(super) struct TarReader<R> {
     source: R,
     blame: Blame,
+    /// Told of every byte that passes: by the reader, but for file data, which only its writer knows the place of.
+    recorder: Recorder,
     /// Unread bytes of the current entry's data, and of its padding.
     left: u64,
     padding: u64,
 }
 
 impl<R: BufRead> TarReader<R> {
-    pub(super) fn new(source: R, blame: Blame) -> Self {
-        Self { source, blame, left: 0, padding: 0 }
+    pub(super) fn new(source: R, recorder: Recorder, blame: Blame) -> Self {
+        Self { source, blame, recorder, left: 0, padding: 0 }
+    }
+
+    /// The data of the current entry goes into a file: its path without symlinks.
+    pub(super) fn goes_into(&mut self, path: &[u8]) {
+        self.recorder.file(path);
+    }
+
+    /// All of the file's data was handed over.
+    pub(super) fn end_file(&mut self) -> Result<(), ImageError> {
+        self.recorder.end_file()
+    }
+
+    /// The recorder, when the stream was read to its end.
+    pub(super) fn into_recorder(self) -> Recorder {
+        self.recorder
     }
 
     /// The next entry, after skipping what is left of the last one. None at the end mark or a clean end.
@@ -208,10 +226,10 @@ impl<R: BufRead> TarReader<R> {
         Ok(name)
     }
 
-    /// Hands the entry's data over in pieces as they lie in the buffer.
+    /// Hands the entry's data over in pieces as they lie in the buffer, with the recorder to be told their places.
     pub(super) fn data(
         &mut self,
-        mut sink: impl FnMut(&[u8]) -> Result<(), ImageError>,
+        mut sink: impl FnMut(&mut Recorder, &[u8]) -> Result<(), ImageError>,
     ) -> Result<(), ImageError> {
         while self.left > 0 {
             let buffer = self.source.fill_buf().map_err(|e| self.blame.stream(&e))?;
@@ -219,7 +237,7 @@ impl<R: BufRead> TarReader<R> {
                 return Err(self.blame.corrupt("the tar ends within a file"));
             }
             let take = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
-            sink(&buffer[..take])?;
+            sink(&mut self.recorder, &buffer[..take])?;
             self.source.consume(take);
             self.left -= u64::try_from(take).unwrap_or_default();
         }
@@ -227,9 +245,9 @@ impl<R: BufRead> TarReader<R> {
     }
 
     fn skip_rest(&mut self) -> Result<(), ImageError> {
-        self.data(|_| Ok(()))?;
+        self.data(Recorder::inline)?;
         self.left = std::mem::take(&mut self.padding);
-        self.data(|_| Ok(()))
+        self.data(Recorder::inline)
     }
 
     /// The next block; None at the end mark (a zero block) or at a clean end of the stream.
@@ -252,19 +270,22 @@ impl<R: BufRead> TarReader<R> {
             }
             let take = buffer.len().min(into.len() - done);
             into[done..done + take].copy_from_slice(&buffer[..take]);
+            self.recorder.inline(&buffer[..take])?;
             self.source.consume(take);
             done += take;
         }
         Ok(())
     }
 
-    /// Reads what stands behind the end mark, so that the whole stream is hashed. `sink` counts it.
+    /// Reads what stands behind the end mark, so that the whole stream is hashed.
     pub(super) fn drain(&mut self) -> Result<(), ImageError> {
         loop {
-            let length = self.source.fill_buf().map_err(|e| self.blame.stream(&e))?.len();
+            let buffer = self.source.fill_buf().map_err(|e| self.blame.stream(&e))?;
+            let length = buffer.len();
             if length == 0 {
                 return Ok(());
             }
+            self.recorder.inline(buffer)?;
             self.source.consume(length);
         }
     }

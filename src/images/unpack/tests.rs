@@ -17,7 +17,7 @@ struct Layer {
 impl Layer {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        for sub in ["staging", "staging/fs", "staging/trash", "outside"] {
+        for sub in ["staging", "staging/fs", "staging/replaced", "outside"] {
             std::fs::create_dir(dir.path().join(sub)).unwrap();
         }
         std::fs::write(dir.path().join("outside/victim"), "untouched").unwrap();
@@ -25,8 +25,14 @@ impl Layer {
         Self { dir }
     }
 
+    /// Unpacks; whatever can be unpacked can be made again, byte for byte.
     fn apply(&self, tar: &[u8]) -> Result<Unpacked, ImageError> {
-        unpack(tar, &self.dir.path().join("staging"), "test", LIMITS)
+        let staging = self.dir.path().join("staging");
+        let unpacked = unpack(tar, &staging, "test", LIMITS)?;
+        let mut again = Vec::new();
+        std::io::Read::read_to_end(&mut crate::images::recipe::tar(&staging)?, &mut again).unwrap();
+        assert!(again == tar, "{} bytes became {}", tar.len(), again.len());
+        Ok(unpacked)
     }
 
     fn at(&self, path: &str) -> PathBuf {
@@ -61,7 +67,7 @@ impl Layer {
     }
 }
 
-fn entry(kind: EntryType, path: &str, link: &str, content: &str) -> Vec<u8> {
+pub(crate) fn entry(kind: EntryType, path: &str, link: &str, content: &str) -> Vec<u8> {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(0o644);
@@ -83,23 +89,23 @@ fn entry(kind: EntryType, path: &str, link: &str, content: &str) -> Vec<u8> {
     bytes
 }
 
-fn file(path: &str, content: &str) -> Vec<u8> {
+pub(crate) fn file(path: &str, content: &str) -> Vec<u8> {
     entry(EntryType::Regular, path, "", content)
 }
 
-fn dir(path: &str) -> Vec<u8> {
+pub(crate) fn dir(path: &str) -> Vec<u8> {
     entry(EntryType::Directory, path, "", "")
 }
 
-fn symlink(path: &str, target: &str) -> Vec<u8> {
+pub(crate) fn symlink(path: &str, target: &str) -> Vec<u8> {
     entry(EntryType::Symlink, path, target, "")
 }
 
-fn hard_link(path: &str, target: &str) -> Vec<u8> {
+pub(crate) fn hard_link(path: &str, target: &str) -> Vec<u8> {
     entry(EntryType::Link, path, target, "")
 }
 
-fn pax(records: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn pax(records: &[(&str, &[u8])]) -> Vec<u8> {
     let mut builder = Builder::new(Vec::new());
     builder.append_pax_extensions(records.iter().copied()).unwrap();
     let mut bytes = builder.into_inner().unwrap();

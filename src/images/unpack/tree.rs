@@ -1,7 +1,8 @@
 //! Resolves and makes directories beneath one root. The only place that turns a layer's path into a descriptor.
 
-use super::{Blame, MAX_COMPONENT, MAX_IMPLIED_PATHS, MAX_PATH, OPAQUE, clean};
+use super::{Blame, MAX_COMPONENT, MAX_IMPLIED_PATHS, MAX_PATH, MAX_REPLACED_PATHS, OPAQUE, clean};
 use crate::images::error::ImageError;
+use crate::images::recipe::{REPLACED, write_replaced};
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, XattrFlags};
 use rustix::io::Errno;
@@ -22,9 +23,17 @@ pub(super) struct OpenDir {
     fd: OwnedFd,
     /// What is made in it takes its group, so the owner must be set even where it is root.
     pub(super) setgid: bool,
+    /// Its path beneath the root, without symlinks. Right as long as the descriptor is kept: what moves a directory
+    /// forgets the descriptors.
+    inside: Vec<u8>,
 }
 
 impl OpenDir {
+    /// The path of an entry beneath the root, without symlinks before the entry itself.
+    pub(super) fn inside(&self, name: &[u8]) -> Vec<u8> {
+        if self.inside.is_empty() { name.to_vec() } else { [&self.inside[..], b"/", name].concat() }
+    }
+
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -40,8 +49,13 @@ pub(super) struct Tree {
     /// The root as the kernel names it, to cut real paths.
     real_root: PathBuf,
     shown_root: PathBuf,
-    trash: OwnedFd,
-    trashed: u64,
+    /// Where it goes what a later entry replaces, since the recipe still refers to it.
+    replaced_dir: OwnedFd,
+    replaced_path: PathBuf,
+    /// What went there: the files with data so far, and its path.
+    replaced: Vec<(u64, Vec<u8>)>,
+    replaced_bytes: usize,
+    files: u64,
     /// The last parent used: entries of a directory follow one another.
     cached: Option<(Vec<u8>, Rc<OpenDir>)>,
     implied: BTreeSet<Vec<u8>>,
@@ -66,7 +80,7 @@ fn open_dir(dir: BorrowedFd<'_>, path: &[u8], resolve: ResolveFlags) -> Result<O
 }
 
 impl Tree {
-    /// Opens `<staging>/fs` and `<staging>/trash`, which must exist.
+    /// Opens `<staging>/fs` and `<staging>/replaced`, which must exist.
     pub(super) fn open(staging: &Path, blame: Blame) -> Result<Self, ImageError> {
         let open = |path: &Path| {
             fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -76,12 +90,16 @@ impl Tree {
         let fd = open(&shown_root)?;
         let real_root =
             real_path(&fd).map_err(|e| ImageError::io("read the real path of", &shown_root, e))?;
+        let replaced_path = staging.join(REPLACED);
         Ok(Self {
-            root: Rc::new(OpenDir { fd, setgid: false }),
+            root: Rc::new(OpenDir { fd, setgid: false, inside: Vec::new() }),
             real_root,
             shown_root,
-            trash: open(&staging.join("trash"))?,
-            trashed: 0,
+            replaced_dir: open(&replaced_path)?,
+            replaced_path,
+            replaced: Vec::new(),
+            replaced_bytes: 0,
+            files: 0,
             cached: None,
             implied: BTreeSet::new(),
             implied_bytes: 0,
@@ -94,9 +112,17 @@ impl Tree {
         self.shown_root.join(OsStr::from_bytes(path))
     }
 
-    /// The directories that only a child's path implied, sorted.
-    pub(super) fn into_implied(self) -> Vec<Vec<u8>> {
-        self.implied.into_iter().collect()
+    /// Writes down what was replaced; returns the directories that only a child's path implied, sorted.
+    pub(super) fn finish(self) -> Result<Vec<Vec<u8>>, ImageError> {
+        if !self.replaced.is_empty() {
+            write_replaced(&self.replaced_path, &self.replaced)?;
+        }
+        Ok(self.implied.into_iter().collect())
+    }
+
+    /// Counts a file with data, in the order of the recipe.
+    pub(super) fn has_data(&mut self) {
+        self.files += 1;
     }
 
     /// Splits an entry's path into its parent, opened (and made where missing when `make`), and its name.
@@ -135,15 +161,25 @@ impl Tree {
     }
 
     /// Remembers an open directory as the likely next parent.
-    pub(super) fn remember(&mut self, path: &[u8], fd: OwnedFd, setgid: bool) {
-        self.cached = Some((clean(path).join(&b'/'), Rc::new(OpenDir { fd, setgid })));
+    pub(super) fn remember(&mut self, path: &[u8], fd: OwnedFd, setgid: bool, inside: Vec<u8>) {
+        self.cached = Some((clean(path).join(&b'/'), Rc::new(OpenDir { fd, setgid, inside })));
     }
 
     /// Opens a directory of the layer, following symlinks within it.
     fn enter(&self, path: &[u8]) -> Result<Rc<OpenDir>, Errno> {
-        let fd = open_dir(self.root.fd(), path, ResolveFlags::IN_ROOT | ResolveFlags::NO_XDEV)?;
+        let direct = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        let (fd, inside) = match open_dir(self.root.fd(), path, direct) {
+            Ok(fd) => (fd, path.to_vec()),
+            Err(Errno::LOOP) => {
+                let fd = open_dir(self.root.fd(), path, ResolveFlags::IN_ROOT | ResolveFlags::NO_XDEV)?;
+                let real = real_path(&fd)?;
+                let inside = real.strip_prefix(&self.real_root).map_err(|_| Errno::XDEV)?;
+                (fd, inside.as_os_str().as_bytes().to_vec())
+            }
+            Err(e) => return Err(e),
+        };
         let setgid = fs::fstat(&fd)?.st_mode & 0o2000 != 0;
-        Ok(Rc::new(OpenDir { fd, setgid }))
+        Ok(Rc::new(OpenDir { fd, setgid, inside }))
     }
 
     /// Opens a directory of the layer for its times; the last component is not followed.
@@ -205,16 +241,13 @@ impl Tree {
             Ok(fd)
         };
         let fd = make().map_err(|e| self.fail("make the directory of", entry, e))?;
-        let real = real_path(&fd).map_err(|e| self.fail("make the directory of", entry, e))?;
-        if let Ok(inside) = real.strip_prefix(&self.real_root) {
-            let inside = inside.as_os_str().as_bytes().to_vec();
-            self.implied_bytes += inside.len();
-            if self.implied_bytes > MAX_IMPLIED_PATHS {
-                return Err(self.blame.limit("the paths of implied directories", 1 << 20, "bytes"));
-            }
-            self.implied.insert(inside);
+        let inside = parent.inside(name);
+        self.implied_bytes += inside.len();
+        if self.implied_bytes > MAX_IMPLIED_PATHS {
+            return Err(self.blame.limit("the paths of implied directories", 1 << 20, "bytes"));
         }
-        Ok(Rc::new(OpenDir { fd, setgid: false }))
+        self.implied.insert(inside.clone());
+        Ok(Rc::new(OpenDir { fd, setgid: false, inside }))
     }
 
     /// A component is a symlink to what does not exist (often a directory of a lower layer): its target is made,
@@ -246,17 +279,11 @@ impl Tree {
     }
 
     /// Takes an implied directory off the list: an entry of its own has come.
-    pub(super) fn is_explicit(&mut self, fd: &OwnedFd) {
-        // Only where there are implied ones at all does the real path have to be asked for.
-        if !self.implied.is_empty()
-            && let Ok(real) = real_path(fd)
-            && let Ok(inside) = real.strip_prefix(&self.real_root)
-        {
-            self.implied.remove(inside.as_os_str().as_bytes());
-        }
+    pub(super) fn is_explicit(&mut self, inside: &[u8]) {
+        self.implied.remove(inside);
     }
 
-    /// Moves what stands at `name` out of the layer. Says whether it was a whiteout.
+    /// Takes what stands at `name` out of the layer; what has data, or may, is kept. Says whether it was a whiteout.
     pub(super) fn clear(&mut self, parent: &OpenDir, name: &[u8], entry: &[u8]) -> Result<bool, ImageError> {
         let stat = match fs::statat(parent.fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
@@ -265,9 +292,15 @@ impl Tree {
         };
         // Whatever path went through here may now lead elsewhere.
         self.cached = None;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            self.trashed += 1;
-            fs::renameat(parent.fd(), name, &self.trash, self.trashed.to_string())
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::Directory || (kind == FileType::RegularFile && stat.st_size > 0) {
+            let inside = parent.inside(name);
+            self.replaced_bytes += inside.len();
+            if self.replaced_bytes > MAX_REPLACED_PATHS {
+                return Err(self.blame.limit("the paths of replaced entries", 64 << 20, "bytes"));
+            }
+            self.replaced.push((self.files, inside));
+            fs::renameat(parent.fd(), name, &self.replaced_dir, self.replaced.len().to_string())
                 .map_err(|e| self.fail("replace", entry, e))?;
         } else {
             fs::unlinkat(parent.fd(), name, AtFlags::empty()).map_err(|e| self.fail("replace", entry, e))?;

@@ -11,14 +11,20 @@ use crate::sandbox::machine::{
     Activity, Admission, ContainerRequest, SandboxActivity, SandboxRequest, admit_container, admit_sandbox,
 };
 use crate::sandbox::state::{ContainerState, Exit, Init};
-use crate::sandbox::stop;
+use crate::sandbox::{stop, volumes};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 impl Pod {
-    pub(super) fn create(&mut self, spec: ContainerSpec, hold: Arc<Hold>, reply: Reply<ContainerId>) {
+    pub(super) fn create(
+        &mut self,
+        spec: ContainerSpec,
+        hold: Arc<Hold>,
+        volumes: volumes::Holds,
+        reply: Reply<ContainerId>,
+    ) {
         if admit_sandbox(&self.state, self.activity, SandboxRequest::CreateContainer) != Admission::Do {
             let state = if self.activity == SandboxActivity::Idle { self.state.name() } else { "going down" };
             let id = self.spec.id.to_string();
@@ -54,6 +60,7 @@ impl Pod {
         let resources = spec.resources.clone();
         let mut container = Container::new(spec.clone(), ContainerState::Creating, resources);
         container.hold = Some(hold.clone());
+        container.volumes = volumes.clone();
         container.activity = Activity::Creating;
         container.create_waiters.push(reply);
         let recorded = self.node.records.write_container(&spec).and_then(|()| {
@@ -75,6 +82,7 @@ impl Pod {
             pod: self.spec.clone(),
             spec,
             hold,
+            volumes,
             namespaces: monitor.info().namespaces.clone(),
             target_pid,
         };

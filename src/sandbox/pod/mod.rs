@@ -16,6 +16,7 @@ use super::record::ContainerRecord;
 use super::recover;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::{ContainerState, Init, SandboxState};
+use super::volumes;
 use crate::host::monitor::{Events, Monitor, MonitorEvent};
 use crate::host::oci::Runtime;
 use crate::host::users::User;
@@ -36,7 +37,7 @@ type Reply<T> = oneshot::Sender<Outcome<T>>;
 /// What may be asked of a pod.
 #[derive(Debug)]
 pub(super) enum Command {
-    Create { spec: Box<ContainerSpec>, hold: Arc<Hold>, reply: Reply<ContainerId> },
+    Create { spec: Box<ContainerSpec>, hold: Arc<Hold>, volumes: volumes::Holds, reply: Reply<ContainerId> },
     Start { id: ContainerId, reply: Reply<()> },
     Stop { id: ContainerId, grace: Duration, reply: Reply<()> },
     Remove { id: ContainerId, reply: Reply<()> },
@@ -64,6 +65,7 @@ pub(super) struct Container {
     pub(super) resources: Resources,
     pub(super) user: Option<User>,
     pub(super) hold: Option<Arc<Hold>>,
+    pub(super) volumes: volumes::Holds,
     activity: Activity,
     waiters: Vec<Reply<()>>,
     create_waiters: Vec<Reply<ContainerId>>,
@@ -88,6 +90,7 @@ impl Container {
             resources,
             user: None,
             hold: None,
+            volumes: Arc::default(),
             activity: Activity::Idle,
             waiters: Vec::new(),
             create_waiters: Vec::new(),
@@ -258,7 +261,7 @@ impl Pod {
 
     fn handle(&mut self, command: Command) {
         match command {
-            Command::Create { spec, hold, reply } => self.create(*spec, hold, reply),
+            Command::Create { spec, hold, volumes, reply } => self.create(*spec, hold, volumes, reply),
             Command::Start { id, reply } => self.start(id, reply),
             Command::Stop { id, grace, reply } => self.stop(id, grace, reply),
             Command::Remove { id, reply } => self.remove(id, reply),

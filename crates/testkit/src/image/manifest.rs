@@ -25,7 +25,7 @@ pub enum Format {
 }
 
 impl Format {
-    fn manifest(self) -> &'static str {
+    pub(super) fn manifest(self) -> &'static str {
         match self {
             Self::Oci => "application/vnd.oci.image.manifest.v1+json",
             Self::Docker => "application/vnd.docker.distribution.manifest.v2+json",
@@ -69,7 +69,7 @@ pub struct Blob {
 }
 
 impl Blob {
-    fn new(bytes: Vec<u8>) -> Self {
+    pub(super) fn new(bytes: Vec<u8>) -> Self {
         Self { digest: sha256(&bytes), bytes: bytes.into() }
     }
 }
@@ -86,6 +86,19 @@ pub struct Image {
     /// The layers, lowest first.
     pub layers: Vec<Layer>,
     platform: Value,
+}
+
+impl Image {
+    /// An OCI manifest as it is, for this machine's platform.
+    pub(super) fn of(manifest: &Value, config: Blob, layers: Vec<Layer>) -> Self {
+        Self {
+            manifest: Blob::new(manifest.to_string().into_bytes()),
+            media_type: Format::Oci.manifest(),
+            config,
+            layers,
+            platform: json!({ "architecture": go_architecture(), "os": "linux" }),
+        }
+    }
 }
 
 /// Several platforms' images under one name.

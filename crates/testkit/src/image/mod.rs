@@ -1,12 +1,15 @@
 //! Images made in memory, entry by entry.
 //!
 //! Owns layers ([`LayerBuilder`]), images ([`ImageBuilder`]) and indexes
-//! ([`Index`]) in OCI and Docker schema 2 form. It never touches the disk or a
+//! ([`Index`]) in OCI and Docker schema 2 form, and artifacts
+//! ([`FilesBuilder`]). It never touches the disk or a
 //! registry, and it never checks names: hostile layers are what tests are for.
 
+mod files;
 mod layer;
 mod manifest;
 
+pub use files::FilesBuilder;
 pub use layer::{Compression, Entry, Layer, LayerBuilder};
 pub use manifest::{Artifact, Blob, Format, Image, ImageBuilder, Index};
 

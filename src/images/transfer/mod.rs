@@ -1,0 +1,96 @@
+//! Images from and to places that are not registries: archives, layouts, the stores of other runtimes.
+//!
+//! ```text
+//! files (directory or tar, spooled if compressed) ─► layout / docker ─┐
+//! stores of other runtimes ─► peers/ ────────────────────────────────┴─► offers ─► bring ─► image
+//! ```
+//!
+//! Owns what these formats look like and which names they give. Everything that comes goes through the pipeline of pulls and
+//! is verified there; nothing is ever extracted by the names in an archive.
+
+mod docker;
+mod files;
+mod layout;
+mod offer;
+mod peers;
+mod spool;
+
+#[cfg(test)]
+mod tests;
+
+pub use peers::{Imported, Peer};
+
+use super::Images;
+use super::error::ImageError;
+use super::pull::blocking;
+use super::reference::Reference;
+use crate::model::ImageId;
+use files::Files;
+use offer::Offer;
+use spool::Cancel;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What to do with the images of an archive.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    /// The name that the image gets instead of those in the archive, which must hold one image then.
+    pub name: Option<String>,
+}
+
+/// An image that was loaded or imported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    /// Its id.
+    pub id: ImageId,
+    /// The names that it got: normalised tags and `name@digest`; empty: it is known by its id alone.
+    pub names: Vec<String>,
+}
+
+impl Images {
+    /// Loads all images for this node's platform from an OCI layout (directory or tar) or from an archive of `docker save`.
+    /// A tar may be compressed with gzip or zstd, and `path` may be a pipe, such as `/proc/<pid>/fd/0`; both are written to a
+    /// nameless file in the store first.
+    ///
+    /// # Errors
+    /// The first of [`ImageError`]; images loaded before it stay.
+    pub async fn load(&self, path: &Path, options: LoadOptions) -> Result<Vec<Loaded>, ImageError> {
+        let name = options.name.as_deref().map(Reference::parse).transpose()?;
+        let cancel = Cancel::default();
+        let _guard = cancel.guard();
+        let (from, staging, limit) =
+            (path.to_owned(), self.inner.store.staging_dir(), self.inner.limits.bytes);
+        let mut offers = blocking(move || {
+            let files = Files::open(&from, &staging, limit, &cancel)?;
+            offers(Arc::new(files))
+        })
+        .await?;
+        if let Some(name) = name {
+            let [offer] = offers.as_mut_slice() else {
+                return Err(ImageError::BadArchive {
+                    archive: path.display().to_string(),
+                    entry: String::new(),
+                    reason: format!("it holds {} images, the name {name} can be given to one", offers.len()),
+                });
+            };
+            offer.rename(&name);
+        }
+        let mut loaded = Vec::new();
+        for offer in offers {
+            loaded.push(offer.bring(&self.inner).await?);
+        }
+        Ok(loaded)
+    }
+}
+
+/// The images of an archive. An OCI layout goes first, since newer docker archives are both.
+fn offers(files: Arc<Files>) -> Result<Vec<Offer>, ImageError> {
+    if files.has("oci-layout")? {
+        return layout::offers(files);
+    }
+    if files.has("manifest.json")? {
+        return docker::offers(&files);
+    }
+    Err(files
+        .bad("", "it is no OCI layout (no entry oci-layout) and no docker archive (no entry manifest.json)"))
+}

@@ -1,0 +1,130 @@
+//! Makes an archive seekable: what is compressed, or comes through a pipe, goes into a file without a name, which the kernel
+//! frees when the last of its readers is gone, also after a crash.
+
+use crate::images::error::ImageError;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Bytes copied at once.
+const PIECE: usize = 256 << 10;
+/// How often a wait for a pipe looks whether its caller is still there.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+/// Largest zstd window, 2^27 bytes, as for layers.
+const MAX_ZSTD_WINDOW_LOG: u32 = 27;
+
+/// Tells blocking work that nobody waits for it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Cancel(Arc<AtomicBool>);
+
+/// Cancels when dropped.
+#[derive(Debug)]
+pub(super) struct Guard(Cancel);
+
+impl Cancel {
+    pub(super) fn guard(&self) -> Guard {
+        Guard(self.clone())
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A file or pipe, read until its caller leaves.
+struct Input {
+    file: File,
+    is_pipe: bool,
+    cancel: Cancel,
+}
+
+impl Read for Input {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.cancel.is_set() {
+                return Err(io::Error::other("nobody waits for it any more"));
+            }
+            if !self.is_pipe {
+                return self.file.read(into);
+            }
+            let mut wanted = [PollFd::new(&self.file, PollFlags::IN)];
+            match poll(&mut wanted, Some(&LOOK)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => return self.file.read(into),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+/// A file that holds the archive uncompressed: the given one, or a copy in `dir` of at most `limit` bytes. Blocking.
+pub(super) fn spool(
+    file: File,
+    name: &str,
+    dir: &Path,
+    limit: u64,
+    cancel: &Cancel,
+) -> Result<File, ImageError> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let path = Path::new(name);
+    let failed = |e| ImageError::io("read", path, e);
+    let bad =
+        |reason: String| ImageError::BadArchive { archive: name.to_owned(), entry: String::new(), reason };
+    let kind = file.metadata().map_err(failed)?.file_type();
+    if !kind.is_file() && !kind.is_fifo() {
+        return Err(bad("it is neither a file nor a directory nor a pipe".into()));
+    }
+    let is_pipe = kind.is_fifo();
+    let original = file.try_clone().map_err(failed)?;
+    let mut source = BufReader::with_capacity(PIECE, Input { file, is_pipe, cancel: cancel.clone() });
+    let start = source.fill_buf().map_err(failed)?;
+    let mut from: Box<dyn Read> = if start.starts_with(&[0x1f, 0x8b]) {
+        Box::new(flate2::bufread::MultiGzDecoder::new(source))
+    } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        let mut decoder = zstd::stream::read::Decoder::with_buffer(source).map_err(failed)?;
+        decoder.window_log_max(MAX_ZSTD_WINDOW_LOG).map_err(failed)?;
+        Box::new(decoder)
+    } else if start.starts_with(b"BZh") || start.starts_with(b"\xfd7zXZ\0") {
+        return Err(bad("compressed with bzip2 or xz; decompress it first".into()));
+    } else if is_pipe {
+        Box::new(source)
+    } else {
+        return Ok(original);
+    };
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let to = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR)
+        .map_err(|e| ImageError::io("make a temporary file in", dir, e))?;
+    let (mut to, mut piece, mut total) = (File::from(to), vec![0; PIECE], 0u64);
+    loop {
+        let read = match from.read(&mut piece) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) if cancel.is_set() => {
+                return Err(ImageError::Interrupted { what: format!("reading of {name}") });
+            }
+            Err(e) if e.raw_os_error().is_some() => return Err(failed(e)),
+            Err(e) => return Err(bad(format!("its compressed stream is corrupt: {e}"))),
+        };
+        total += u64::try_from(read).unwrap_or_default();
+        if total > limit {
+            return Err(ImageError::Limit {
+                what: format!("the archive {name}, decompressed,"),
+                limit,
+                unit: "bytes",
+            });
+        }
+        to.write_all(&piece[..read]).map_err(|e| ImageError::io("spool an archive in", dir, e))?;
+    }
+    Ok(to)
+}

@@ -124,10 +124,10 @@ fn offers<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Vec<&'a str> {
 mod tests {
     use super::*;
 
-    fn headers(pairs: &[(&HeaderName, &str)]) -> HeaderMap {
+    fn headers(pairs: &[(HeaderName, &str)]) -> HeaderMap {
         let mut map = HeaderMap::new();
         for (name, value) in pairs {
-            map.append(*name, value.parse().unwrap());
+            map.append(name, value.parse().unwrap());
         }
         map
     }
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn the_clients_first_known_protocol_wins() {
         let spdy = |values: &[&str]| {
-            let pairs: Vec<_> = values.iter().map(|v| (&STREAM_PROTOCOL, *v)).collect();
+            let pairs: Vec<_> = values.iter().map(|v| (STREAM_PROTOCOL, *v)).collect();
             choose_spdy(&headers(&pairs), &EXEC_SPDY)
         };
         assert_eq!(
@@ -148,7 +148,7 @@ mod tests {
         assert_eq!(spdy(&[]), Err(Mismatch::Missing));
         assert_eq!(spdy(&[""]), Err(Mismatch::Missing));
         let websocket =
-            |value: &str, known| choose_websocket(&headers(&[(&SEC_WEBSOCKET_PROTOCOL, value)]), known);
+            |value: &str, known| choose_websocket(&headers(&[(SEC_WEBSOCKET_PROTOCOL, value)]), known);
         assert_eq!(websocket("v5.channel.k8s.io", &EXEC_WEBSOCKET[..]), Ok("v5.channel.k8s.io"));
         assert_eq!(websocket("x, base64.channel.k8s.io", &EXEC_WEBSOCKET), Ok("base64.channel.k8s.io"));
         assert_eq!(websocket("v3.channel.k8s.io", &EXEC_WEBSOCKET), Err(Mismatch::None));
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn upgrades_are_told_apart() {
-        let ask = |upgrade, connection| headers(&[(&UPGRADE, upgrade), (&CONNECTION, connection)]);
+        let ask = |upgrade, connection| headers(&[(UPGRADE, upgrade), (CONNECTION, connection)]);
         assert!(wants_websocket(&ask("WebSocket", "keep-alive, Upgrade")));
         assert!(!wants_websocket(&ask("websocket", "close")));
         assert!(!wants_websocket(&ask("SPDY/3.1", "Upgrade")));

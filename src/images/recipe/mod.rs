@@ -20,7 +20,6 @@ mod write;
 #[cfg(test)]
 mod tests;
 
-#[allow(unused_imports, reason = "verify is to come")]
 pub(crate) use read::{Damage, Recreated, exists};
 pub(crate) use write::{Recorder, write_replaced};
 
@@ -52,6 +51,7 @@ const MAX_REPLACED_INDEX: u64 = 256 << 20;
 /// # Errors
 /// `NoRecipe` for a layer of a daemon that wrote none; when the recipe cannot be opened. The reader's errors carry an
 /// `ImageError`.
+#[cfg_attr(not(test), expect(dead_code, reason = "export is to come"))]
 pub(crate) fn tar(layer_dir: &Path) -> Result<impl std::io::Read + Send + use<>, ImageError> {
     Recreated::open(layer_dir, Damage::Fails)
 }

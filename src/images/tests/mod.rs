@@ -11,3 +11,4 @@ mod mirrors;
 pub(super) mod server;
 mod sharing;
 mod signatures;
+mod verify;

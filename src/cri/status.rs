@@ -246,11 +246,15 @@ fn spec_code(error: &SpecError) -> Code {
 
 fn rootfs_code(error: &RootfsError) -> Code {
     match error {
-        RootfsError::NoLayers { .. } | RootfsError::TooManyLayers { .. } => Code::FailedPrecondition,
+        RootfsError::NoLayers { .. } | RootfsError::TooManyLayers { .. } | RootfsError::IdMap { .. } => {
+            Code::FailedPrecondition
+        }
         RootfsError::Open { cause, .. }
         | RootfsError::Option { cause, .. }
         | RootfsError::Mount { cause, .. }
         | RootfsError::Unmount { cause, .. }
+        | RootfsError::UserNamespace { cause, .. }
+        | RootfsError::Directory { cause, .. }
         | RootfsError::Inspect { cause, .. } => io_code(cause),
     }
 }

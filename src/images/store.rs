@@ -27,17 +27,19 @@ pub(crate) struct Store {
     root: PathBuf,
     index: Index,
     pinned: BTreeSet<String>,
-    writer: Mutex<()>,
-    leases: Mutex<Leases>,
+    pub(super) writer: Mutex<()>,
+    pub(super) leases: Mutex<Leases>,
+    /// Threads that delete directories.
+    pub(super) deleting: Mutex<Vec<std::thread::JoinHandle<()>>>,
     state: RwLock<Arc<State>>,
 }
 
 #[derive(Debug, Default)]
-struct Leases {
+pub(super) struct Leases {
     /// Pulls and containers that need a layer.
-    layers: HashMap<String, usize>,
+    pub(super) layers: HashMap<String, usize>,
     /// Containers that need an image.
-    images: HashMap<String, usize>,
+    pub(super) images: HashMap<String, usize>,
 }
 
 /// Keeps layers while it exists.
@@ -58,7 +60,7 @@ pub(crate) struct NewImage {
     pub(crate) names: Vec<String>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -86,6 +88,7 @@ impl Store {
             pinned,
             writer: Mutex::default(),
             leases: Mutex::default(),
+            deleting: Mutex::default(),
             state: RwLock::new(Arc::new(state)),
         };
         store.reconcile()?;
@@ -149,7 +152,7 @@ impl Store {
         Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn publish(&self, state: State) {
+    pub(super) fn publish(&self, state: State) {
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
     }
 
@@ -272,13 +275,13 @@ impl Store {
     }
 
     /// Removes an image with all its names. While containers hold it, its record stays unlisted, so that their layers
-    /// survive a restart.
-    pub(crate) fn remove_image(self: &Arc<Self>, id: &str) -> Result<(), ImageError> {
+    /// survive a restart. Returns the unpacked bytes of the layers that went.
+    pub(crate) fn remove_image(self: &Arc<Self>, id: &str) -> Result<u64, ImageError> {
         {
             let _writer = lock(&self.writer);
             let leases = lock(&self.leases);
             let old = self.state();
-            let Some(entry) = old.images.get(id) else { return Ok(()) };
+            let Some(entry) = old.images.get(id) else { return Ok(0) };
             let names: Vec<&String> = old.names.iter().filter(|(_, t)| *t == id).map(|(n, _)| n).collect();
             let mut changes: Vec<Change<'_>> = names.iter().map(|n| Change::DropName(n)).collect();
             let mut state = (*old).clone();
@@ -325,11 +328,11 @@ impl Store {
                 self.publish(state);
             }
         }
-        self.sweep(Duration::ZERO)
+        self.sweep(Duration::ZERO).map(drop)
     }
 
-    /// Deletes layers that no image and no lease needs and that are at least `age` old.
-    pub(crate) fn sweep(self: &Arc<Self>, age: Duration) -> Result<(), ImageError> {
+    /// Deletes layers that no image and no lease needs and that are at least `age` old; returns their bytes.
+    pub(crate) fn sweep(self: &Arc<Self>, age: Duration) -> Result<u64, ImageError> {
         let _writer = lock(&self.writer);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let leases = lock(&self.leases);
@@ -346,8 +349,9 @@ impl Store {
             .map(|(key, _)| key.clone())
             .collect();
         if unneeded.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
+        let freed = unneeded.iter().filter_map(|key| old.layers.get(key)).map(|l| l.bytes).sum();
         let mut state = (*old).clone();
         state.layers.retain(|key, _| !unneeded.contains(key));
         // Out of the snapshot while the leases are locked: a pull that comes now fetches the layer anew.
@@ -361,11 +365,11 @@ impl Store {
         for key in &unneeded {
             self.discard(key)?;
         }
-        Ok(())
+        Ok(freed)
     }
 
     /// Takes a layer directory out of sight at once and deletes it on a thread of its own.
-    fn discard(&self, key: &str) -> Result<(), ImageError> {
+    pub(super) fn discard(&self, key: &str) -> Result<(), ImageError> {
         let (from, to) = (self.root.join("layers").join(key), fresh(&self.staging_dir()));
         std::fs::rename(&from, &to).map_err(|e| ImageError::io("move away", &from, e))?;
         let path = to.clone();
@@ -375,7 +379,12 @@ impl Store {
             }
         });
         match deleting {
-            Ok(_detached) => Ok(()),
+            Ok(thread) => {
+                let mut deleting = lock(&self.deleting);
+                deleting.retain(|thread| !thread.is_finished());
+                deleting.push(thread);
+                Ok(())
+            }
             Err(_) => remove(&to),
         }
     }

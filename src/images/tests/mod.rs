@@ -9,3 +9,4 @@ mod hostile;
 mod mirrors;
 pub(super) mod server;
 mod sharing;
+mod signatures;

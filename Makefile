@@ -116,6 +116,22 @@ $(BIN)/cargo-deny:
 	cargo install --locked --quiet --root $(CURDIR)/build --target-dir build/cargo-deny-target cargo-deny@$(CARGO_DENY)
 	@rm -rf build/cargo-deny-target
 
+# Coverage by rustc's own flags, so that the pinned stable toolchain does; they are those of cargo-fuzz.
+FUZZ_SECONDS := 20
+FUZZ_TARGETS := $(basename $(notdir $(wildcard fuzz/targets/*.rs)))
+FUZZ_FLAGS := --cfg fuzzing -C passes=sancov-module -C codegen-units=1 -C llvm-args=-sanitizer-coverage-level=4 \
+	-C llvm-args=-sanitizer-coverage-trace-compares -C llvm-args=-sanitizer-coverage-inline-8bit-counters \
+	-C llvm-args=-sanitizer-coverage-pc-table
+
+.PHONY: fuzz
+fuzz: ## Feed hostile bytes to each parser for a while (FUZZ_SECONDS, FUZZ_TARGETS)
+	@scripts/deps.sh g++
+	RUSTFLAGS='$(FUZZ_FLAGS)' cargo build --release --locked --manifest-path fuzz/Cargo.toml \
+		--target $(TRIPLE) --target-dir build/fuzz-target
+	@for target in $(FUZZ_TARGETS); do \
+		fuzz/run.sh build/fuzz-target/$(TRIPLE)/release/$$target fuzz/seeds/$$target $(FUZZ_SECONDS); \
+	done
+
 .PHONY: sweep
 sweep: testkit ## Remove what killed test runs have left on this machine
 	$(BIN)/podwright-testkit sweep

@@ -1,5 +1,5 @@
 //! Compiles `proto/api.proto` with protox (no protoc binary) into `OUT_DIR`, and leaves the descriptor set
-//! beside it for the check against k8s.io/cri-api. Does nothing else.
+//! beside it for the check against k8s.io/cri-api; then our own service, by itself. Does nothing else.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto/api.proto");
@@ -14,5 +14,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // Written by hand in `cri::proto`: it must not print secrets.
         .skip_debug([".runtime.v1.AuthConfig"])
         .compile_fds(compiler.file_descriptor_set())?;
+    admin()
+}
+
+/// The admin service, in a set of its own: the other one is compared with Kubernetes'.
+fn admin() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto/podwright");
+    let set = protox::compile(["podwright/admin/v1/admin.proto"], ["proto"])?;
+    tonic_prost_build::configure()
+        .build_client(true)
+        .build_server(true)
+        .skip_debug([".podwright.admin.v1.Credentials"])
+        .compile_fds(set)?;
     Ok(())
 }

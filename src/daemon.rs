@@ -1,6 +1,7 @@
 //! Builds the daemon from its configuration and runs it: lock, mechanisms, recovery, socket, signals. The only module
 //! that knows them all.
 
+use crate::admin;
 use crate::config::Config;
 use crate::cri::{self, Image, Runtime};
 use crate::host::cgroups::Cgroups;
@@ -11,7 +12,7 @@ use crate::images::Images;
 use crate::metrics::{self, PullCollector, Registry, Rpcs};
 use crate::model::Clock;
 use crate::sandbox::spec::HostFacts;
-use crate::sandbox::{self, ExecWaiters, Node, PodMetrics, Records};
+use crate::sandbox::{self, ExecWaiters, Node, PodMetrics, Records, WritableLayers};
 use anyhow::Context as _;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -69,12 +70,13 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::info!("ending; pods go on");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     };
-    let (runtime, image) = (Runtime::new(pods, rpcs.clone()), Image::new(node.images.clone(), rpcs));
-    Ok(cri::serve(&config, listener, runtime, image, end).await?)
+    let (runtime, image) = (Runtime::new(pods, rpcs.clone()), Image::new(&node, rpcs));
+    let beside = admin::routes(node.images.clone(), config.grpc.max_message_bytes);
+    Ok(cri::serve(&config, listener, runtime, image, beside, end).await?)
 }
 
 /// Keeps a second daemon from the same root. The kernel frees it however this one ends.
-fn lock(config: &Config) -> anyhow::Result<File> {
+pub(crate) fn lock(config: &Config) -> anyhow::Result<File> {
     make_private_dir(&config.root)?;
     make_private_dir(&config.state)?;
     let path = config.root.join("lock");
@@ -102,10 +104,13 @@ fn make_private_dir(path: &Path) -> anyhow::Result<()> {
 
 async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>> {
     let boot_id = podwright_sys::proc::boot_id().context("read the boot id")?;
-    let images = Images::open(&config.root.join("images"), &config.images).context("open the image store")?;
+    let images = open_images(config)?;
     registry.register(Box::new(PullCollector::new(images.stats().clone())?))?;
     let cgroups = Cgroups::detect()?;
     let facts = facts(&cgroups)?;
+    let pod_metrics = PodMetrics::register(registry)?;
+    let layers = Arc::new(WritableLayers::open(config)?);
+    layers.start(pod_metrics.clone());
     Ok(Arc::new(Node {
         records: Records::open(&config.root, &boot_id)?,
         network: Network::start(&config.network)?,
@@ -115,10 +120,16 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         facts,
         monitor_binary: monitor_binary(config)?,
         clock: Clock::default(),
-        metrics: PodMetrics::register(registry)?,
+        metrics: pod_metrics,
+        layers,
         execs: ExecWaiters::default(),
         config: config.clone(),
     }))
+}
+
+/// Opens the image store. Blocking; whoever does it has the [`lock`].
+pub(crate) fn open_images(config: &Config) -> anyhow::Result<Images> {
+    Images::open(&config.root.join("images"), &config.images).context("open the image store")
 }
 
 fn facts(cgroups: &Cgroups) -> anyhow::Result<HostFacts> {

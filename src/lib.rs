@@ -12,8 +12,14 @@ pub mod images;
 
 pub mod sandbox;
 
+pub mod streaming;
+
 pub mod metrics;
 
 pub mod cri;
 
+pub mod admin;
+
 pub mod daemon;
+
+pub mod cli;

@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use podwright::cli;
 use podwright::config::{self, Config, LogFormat};
 use podwright::daemon;
 use std::path::PathBuf;
@@ -29,10 +30,16 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// The node's images: list, pull, remove, collect, and where a pull would go.
+    Images(cli::Arguments),
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse().command) {
+    let command = match Arguments::parse().command {
+        Command::Images(arguments) => return cli::run(arguments),
+        command => command,
+    };
+    match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             report(&error);
@@ -62,6 +69,8 @@ fn load(path: Option<PathBuf>) -> anyhow::Result<Config> {
 #[allow(clippy::print_stdout)]
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        // `main` has run them.
+        Command::Images(_) => Ok(()),
         Command::Config { config } => {
             print!("{}", toml::to_string(&load(config)?).context("show the configuration")?);
             Ok(())

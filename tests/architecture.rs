@@ -10,16 +10,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules by rank; an import may only point to a lower rank or the same module.
-const RANKS: [(&str, u32); 9] = [
+const RANKS: [(&str, u32); 12] = [
     ("model", 0),
     ("config", 0),
     ("host", 1),
     ("images", 2),
     ("sandbox", 3),
+    ("streaming", 4),
     ("metrics", 4),
     ("cri", 5),
-    ("daemon", 6),
-    ("main", 7),
+    ("admin", 6),
+    ("daemon", 7),
+    ("cli", 8),
+    ("main", 9),
 ];
 
 /// Non-test lines of a file after which it is too long to read in one sitting.
@@ -101,7 +104,7 @@ fn grpc_types_stop_at_the_front_door() {
     for path in sources("src") {
         let module = module_of(&path);
         // The RPC metrics count tonic's codes.
-        if matches!(module.as_str(), "cri" | "metrics") {
+        if matches!(module.as_str(), "cri" | "metrics" | "admin" | "cli") {
             continue;
         }
         let text = fs::read_to_string(&path).unwrap();

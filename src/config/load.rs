@@ -153,6 +153,36 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if config.containers.log_line_bytes < 512 {
         return value("containers.log_line_bytes", "must be at least 512".into());
     }
+    if config.containers.usage_period_seconds == 0 {
+        return value("containers.usage_period_seconds", "must be at least 1".into());
+    }
+    let (first, count) = (config.containers.project_id_first, config.containers.project_id_count);
+    // 0 is the project of what has none, and the last id is no id.
+    if first == 0 || first.checked_add(count).is_none() {
+        return value("containers.project_id_first", format!("{count} ids from {first} on are not all ids"));
+    }
+    let streaming = &config.streaming;
+    if streaming.address.parse::<std::net::SocketAddr>().is_err() {
+        return value(
+            "streaming.address",
+            format!("{:?} is not an IP address with a port", streaming.address),
+        );
+    }
+    if streaming.cert_file.as_os_str().is_empty() != streaming.key_file.as_os_str().is_empty() {
+        return value("streaming.cert_file", "certificate and key go together".into());
+    }
+    if streaming.max_sessions == 0 {
+        return value("streaming.max_sessions", "0 would serve nobody; use at least 1".into());
+    }
+    for (key, seconds) in [
+        ("streaming.handshake_timeout_seconds", streaming.handshake_timeout_seconds),
+        ("streaming.creation_timeout_seconds", streaming.creation_timeout_seconds),
+        ("streaming.idle_timeout_seconds", streaming.idle_timeout_seconds),
+    ] {
+        if seconds == 0 {
+            return value(key, "must be at least 1".into());
+        }
+    }
     if !config.cgroups.default_parent.starts_with('/') {
         return value("cgroups.default_parent", "must start with /".into());
     }
@@ -245,6 +275,10 @@ mod tests {
             ("[images]\nregistries_conf = \"registries.conf\"", "images.registries_conf"),
             ("[images]\nsignature_policy = \"policy.toml\"", "images.signature_policy"),
             ("[images]\nauth_files = [\"auth.json\"]", "images.auth_files"),
+            ("[streaming]\naddress = \"localhost\"", "streaming.address"),
+            ("[streaming]\ncert_file = \"/c\"", "streaming.cert_file"),
+            ("[streaming]\nmax_sessions = 0", "streaming.max_sessions"),
+            ("[streaming]\nidle_timeout_seconds = 0", "streaming.idle_timeout_seconds"),
         ] {
             let file = write(dir.path(), "config.toml", text);
             let error = load(&file, true).unwrap_err().to_string();

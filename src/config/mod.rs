@@ -40,6 +40,8 @@ pub struct Config {
     pub network: Network,
     /// Images and registries.
     pub images: Images,
+    /// Exec, attach and port-forward.
+    pub streaming: Streaming,
     /// Prometheus.
     pub metrics: Metrics,
 }
@@ -144,6 +146,16 @@ pub struct Containers {
     pub exec_drain_seconds: u64,
     /// Size of a pod's /dev/shm, bytes.
     pub shm_bytes: u64,
+    /// Seconds between two measurements of a container's writable layer, where that takes a walk.
+    pub usage_period_seconds: u64,
+    /// Bytes that a container may write into its own layer; 0: no limit. Needs project quotas.
+    pub writable_layer_limit_bytes: u64,
+    /// Files, directories and links that a container may have in its own layer; 0: no limit. Needs project quotas.
+    pub writable_layer_limit_inodes: u64,
+    /// First of the project ids that writable layers get where there are project quotas.
+    pub project_id_first: u32,
+    /// How many project ids; 0: project quotas are not used.
+    pub project_id_count: u32,
     /// Let pods bind ports below 1024 without a capability.
     pub unprivileged_ports: bool,
     /// Let pods send ICMP echo without a capability.
@@ -205,6 +217,28 @@ pub struct Images {
     pub pinned: Vec<String>,
 }
 
+/// `[streaming]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Streaming {
+    /// Address of the HTTP listener for exec, attach and port-forward. Port 0: one that the kernel chooses.
+    pub address: String,
+    /// Serve over TLS.
+    pub tls: bool,
+    /// PEM certificate chain for TLS, read anew when it changes; empty: one is made at start.
+    pub cert_file: PathBuf,
+    /// PEM key of the certificate.
+    pub key_file: PathBuf,
+    /// Sessions at once.
+    pub max_sessions: usize,
+    /// Seconds from a client's connection to the end of its handshake.
+    pub handshake_timeout_seconds: u64,
+    /// Seconds for a client to open the streams of its session.
+    pub creation_timeout_seconds: u64,
+    /// Seconds without a byte in either direction after which a session ends.
+    pub idle_timeout_seconds: u64,
+}
+
 /// `[metrics]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -226,6 +260,7 @@ impl Default for Config {
             containers: Containers::default(),
             network: Network::default(),
             images: Images::default(),
+            streaming: Streaming::default(),
             metrics: Metrics::default(),
         }
     }
@@ -296,6 +331,13 @@ impl Default for Containers {
             exec_output_bytes: 16 << 20,
             exec_drain_seconds: 2,
             shm_bytes: 64 << 20,
+            // containerd's stats_collect_period, and the kubelet's own.
+            usage_period_seconds: 10,
+            writable_layer_limit_bytes: 0,
+            writable_layer_limit_inodes: 0,
+            // Far above those of people's /etc/projid and of the kubelet's volumes, which count from 1048577.
+            project_id_first: 2_000_000_000,
+            project_id_count: 1_000_000,
             unprivileged_ports: true,
             unprivileged_icmp: true,
         }
@@ -344,6 +386,23 @@ impl Default for Images {
             max_layer_bytes: 64 << 30,
             max_layer_entries: 4_000_000,
             pinned: Vec::new(),
+        }
+    }
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Self {
+            // Peers': only the kubelet and crictl of this node connect.
+            address: "127.0.0.1:0".into(),
+            tls: false,
+            cert_file: PathBuf::new(),
+            key_file: PathBuf::new(),
+            max_sessions: 1024,
+            handshake_timeout_seconds: 10,
+            // Peers' StreamCreationTimeout and StreamIdleTimeout.
+            creation_timeout_seconds: 30,
+            idle_timeout_seconds: 4 * 3600,
         }
     }
 }

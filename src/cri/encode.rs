@@ -1,11 +1,12 @@
 //! Snapshots into answers. Pure; the CRI's four container states and two sandbox states are views made here.
 
 use super::proto as pb;
+use crate::host::usage::Usage;
 use crate::host::users::User;
 use crate::images::{Image, ImageUser};
 use crate::model::{
     ContainerSpec, IdMapping, Mount, MountSource, NamespaceMode, Namespaces, PodName, Propagation, Resources,
-    SandboxSpec, UserNamespace,
+    SandboxSpec, Timestamp, UserNamespace,
 };
 use crate::sandbox::{ContainerSnapshot, ContainerState, Output, PodSnapshot, SandboxState};
 use std::collections::{BTreeMap, HashMap};
@@ -306,4 +307,14 @@ pub(super) fn container_passes(container: &ContainerSnapshot, filter: &pb::Conta
             .as_ref()
             .is_none_or(|wanted| wanted.state == i32::from(container_state(&container.state)))
         && selected(&spec.labels, &filter.label_selector)
+}
+
+/// What of a file system is used by something.
+pub(super) fn file_system(name: &Path, used: Usage, at: Timestamp) -> pb::FilesystemUsage {
+    pb::FilesystemUsage {
+        timestamp: at.nanos(),
+        fs_id: Some(pb::FilesystemIdentifier { mountpoint: name.to_string_lossy().into_owned() }),
+        used_bytes: Some(pb::UInt64Value { value: used.bytes }),
+        inodes_used: Some(pb::UInt64Value { value: used.inodes }),
+    }
 }

@@ -4,26 +4,31 @@ use super::proto as pb;
 use super::proto::image_service_server::ImageService;
 use super::status::image_status;
 use super::{encode, info};
+use crate::host::usage::Usage;
 use crate::images::{Credentials, Images};
 use crate::metrics::Rpcs;
 use crate::model::Clock;
+use crate::sandbox::{Node, WritableLayers};
+use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 /// The service.
 #[derive(Debug, Clone)]
 pub struct Image {
     images: Images,
+    layers: Arc<WritableLayers>,
     rpcs: Rpcs,
-    clock: std::sync::Arc<Clock>,
+    clock: Arc<Clock>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Image {
-    /// The service over this store.
+    /// The service over this node's store.
     #[must_use]
-    pub fn new(images: Images, rpcs: Rpcs) -> Self {
-        Self { images, rpcs, clock: std::sync::Arc::default() }
+    pub fn new(node: &Node, rpcs: Rpcs) -> Self {
+        let (images, layers) = (node.images.clone(), node.layers.clone());
+        Self { images, layers, rpcs, clock: Arc::default() }
     }
 }
 
@@ -99,18 +104,16 @@ impl ImageService for Image {
 
     async fn image_fs_info(&self, _: Request<pb::ImageFsInfoRequest>) -> Answer<pb::ImageFsInfoResponse> {
         let answer = async {
-            let usage = self.images.fs_usage();
-            let usage = pb::FilesystemUsage {
-                timestamp: self.clock.now().nanos(),
-                fs_id: Some(pb::FilesystemIdentifier {
-                    mountpoint: usage.mountpoint.to_string_lossy().into_owned(),
-                }),
-                used_bytes: Some(pb::UInt64Value { value: usage.used_bytes }),
-                inodes_used: Some(pb::UInt64Value { value: usage.inodes_used }),
-            };
+            let images = self.images.fs_usage();
+            let used = Usage { bytes: images.used_bytes, inodes: images.inodes_used };
+            let (layers, now) = (self.layers.total(), self.clock.now());
             Ok(pb::ImageFsInfoResponse {
-                image_filesystems: vec![usage.clone()],
-                container_filesystems: vec![usage],
+                image_filesystems: vec![encode::file_system(&images.mountpoint, used, now)],
+                container_filesystems: vec![encode::file_system(
+                    self.layers.file_system(),
+                    layers.usage,
+                    layers.at,
+                )],
             })
         };
         self.rpcs.observe("ImageFsInfo", answer).await

@@ -72,6 +72,7 @@ pub(super) fn node(node: &Node) -> Info {
         ("config".to_owned(), text(&json!(node.config))),
         ("cniconfig".to_owned(), text(&node.network.config_summary())),
         ("runtimes".to_owned(), text(&json!(node.runtimes.names()))),
+        ("writableLayers".to_owned(), text(&json!(node.layers.mode()))),
         ("cgroupMode".to_owned(), text(&json!(format!("{:?}", node.cgroups.mode())))),
     ])
 }

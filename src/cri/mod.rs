@@ -15,4 +15,4 @@ mod status;
 pub use image::Image;
 pub use runtime::Runtime;
 pub use server::{ServeError, listen, serve};
-pub use status::status;
+pub use status::{image_status, status};

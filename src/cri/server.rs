@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
+use tonic::service::Routes;
 
 /// Why the socket cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +65,7 @@ pub fn listen(config: &Config) -> Result<UnixListener, ServeError> {
     Ok(listener)
 }
 
-/// Serves both services until `end` completes, then lets the calls in flight go.
+/// Serves both services, and `beside` them another one, until `end` completes, then lets the calls in flight go.
 ///
 /// # Errors
 /// When the transport fails.
@@ -73,11 +74,13 @@ pub async fn serve(
     listener: UnixListener,
     runtime: Runtime,
     image: Image,
+    beside: Routes,
     end: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let limit = config.grpc.max_message_bytes;
     let router = tonic::transport::Server::builder()
         .layer(DeadlineLayer)
+        .add_routes(beside)
         .add_service(
             RuntimeServiceServer::new(runtime)
                 .max_decoding_message_size(limit)

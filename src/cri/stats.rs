@@ -4,8 +4,7 @@
 use super::encode;
 use super::proto as pb;
 use crate::host::cgroups::{CgroupStats, Pressure, PressureLine};
-use crate::sandbox::{ContainerSnapshot, ContainerState, Manager, Node, PodSnapshot};
-use std::path::Path;
+use crate::sandbox::{ContainerSnapshot, ContainerState, Manager, Measured, Node, PodSnapshot};
 use std::sync::Arc;
 
 pub(super) type Wanted = (Arc<PodSnapshot>, Arc<ContainerSnapshot>);
@@ -29,7 +28,12 @@ pub(super) fn select(pods: &Manager, filter: &pb::ContainerStatsFilter) -> Vec<W
 }
 
 pub(super) async fn containers(node: Arc<Node>, wanted: Vec<Wanted>) -> Vec<pb::ContainerStats> {
-    let read = move || wanted.iter().map(|(pod, container)| one(&node, pod, container)).collect();
+    let layers = wanted.iter().map(|(_, container)| node.layers.usage(&container.spec.id));
+    let layers = futures_util::future::join_all(layers).await;
+    let read = move || {
+        let with_layers = wanted.iter().zip(layers);
+        with_layers.map(|((pod, container), layer)| one(&node, pod, container, layer)).collect()
+    };
     tokio::task::spawn_blocking(read).await.unwrap_or_default()
 }
 
@@ -37,7 +41,12 @@ fn value(value: u64) -> Option<pb::UInt64Value> {
     Some(pb::UInt64Value { value })
 }
 
-fn one(node: &Node, pod: &PodSnapshot, container: &ContainerSnapshot) -> pb::ContainerStats {
+fn one(
+    node: &Node,
+    pod: &PodSnapshot,
+    container: &ContainerSnapshot,
+    layer: Option<Measured>,
+) -> pb::ContainerStats {
     let spec = &container.spec;
     let now = node.clock.now().nanos();
     let mut stats = pb::ContainerStats {
@@ -47,7 +56,7 @@ fn one(node: &Node, pod: &PodSnapshot, container: &ContainerSnapshot) -> pb::Con
             labels: spec.labels.clone().into_iter().collect(),
             annotations: spec.annotations.clone().into_iter().collect(),
         }),
-        writable_layer: Some(writable_layer(&node.writable(&spec.id), now)),
+        writable_layer: layer.map(|l| encode::file_system(node.layers.file_system(), l.usage, l.at)),
         ..Default::default()
     };
     let read = node.leaf(&pod.spec, &spec.id).and_then(|leaf| Ok(node.cgroups.stats(&leaf)?));
@@ -93,28 +102,4 @@ fn psi(pressure: &Pressure) -> pb::PsiStats {
         avg300: l.avg300,
     };
     pb::PsiStats { full: Some(line(&pressure.full)), some: Some(line(&pressure.some)) }
-}
-
-fn writable_layer(dir: &Path, now: i64) -> pb::FilesystemUsage {
-    let (mut bytes, mut inodes) = (0, 0);
-    measure(&dir.join("upper"), &mut bytes, &mut inodes);
-    pb::FilesystemUsage {
-        timestamp: now,
-        fs_id: Some(pb::FilesystemIdentifier { mountpoint: dir.to_string_lossy().into_owned() }),
-        used_bytes: value(bytes),
-        inodes_used: value(inodes),
-    }
-}
-
-fn measure(dir: &Path, bytes: &mut u64, inodes: &mut u64) {
-    use std::os::unix::fs::MetadataExt as _;
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        let Ok(meta) = entry.metadata() else { continue };
-        // Blocks of 512 bytes, as stat(2) counts them.
-        *bytes += meta.blocks() * 512;
-        *inodes += 1;
-        if meta.is_dir() {
-            measure(&entry.path(), bytes, inodes);
-        }
-    }
 }

@@ -10,6 +10,7 @@ use crate::host::devices::DeviceError;
 use crate::host::monitor::{ErrorKind, MonitorError};
 use crate::host::network::{Fault, NetworkError};
 use crate::host::oci::OciError;
+use crate::host::quota::QuotaError;
 use crate::host::rootfs::RootfsError;
 use crate::host::security::seccomp::SeccompError;
 use crate::host::users::UserError;
@@ -44,7 +45,7 @@ pub fn status(error: &SandboxError) -> Status {
 
 /// The status of an error of images.
 #[must_use]
-pub(super) fn image_status(error: &ImageError) -> Status {
+pub fn image_status(error: &ImageError) -> Status {
     let (code, word) = image_code(error);
     let message = if word.is_empty() { error.to_string() } else { format!("{word}: {error}") };
     Status::new(code, message)
@@ -74,6 +75,7 @@ fn code(error: &SandboxError) -> Code {
         // The first is the cause, the others what undoing it met.
         SandboxError::Several(errors) => errors.first().map_or(Code::Internal, code),
         SandboxError::Io { source, .. } => io_code(source),
+        SandboxError::Connect { .. } => Code::Unavailable,
         SandboxError::Id(_) => Code::Internal,
         SandboxError::Image(error) => image_code(error).0,
         SandboxError::Network(error) => network_code(error),
@@ -81,6 +83,7 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::Oci(error) => oci_code(error),
         SandboxError::Spec(error) => spec_code(error),
         SandboxError::Rootfs(error) => rootfs_code(error),
+        SandboxError::Quota(error) => quota_code(error),
         SandboxError::User(error) => user_code(error),
         SandboxError::Seccomp(error) => seccomp_code(error),
         SandboxError::Device(error) => device_code(error),
@@ -117,6 +120,14 @@ fn io_code(error: &io::Error) -> Code {
     }
 }
 
+fn quota_code(error: &QuotaError) -> Code {
+    match error {
+        QuotaError::Io { source, .. } => io_code(source),
+        QuotaError::NotEnforced { .. } => Code::FailedPrecondition,
+        QuotaError::NoId { .. } => Code::ResourceExhausted,
+    }
+}
+
 fn image_code(error: &ImageError) -> (Code, &'static str) {
     let code = match error {
         ImageError::Malformed { .. } | ImageError::Ambiguous { .. } | ImageError::BadArchive { .. } => {
@@ -137,7 +148,9 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         | ImageError::CorruptLayer { .. }
         | ImageError::HostileEntry { .. }
         | ImageError::DamagedLayer { .. } => Code::DataLoss,
-        ImageError::Unsupported { .. } | ImageError::NoRecipe { .. } => Code::FailedPrecondition,
+        ImageError::Unsupported { .. } | ImageError::NoRecipe { .. } | ImageError::PeerStore { .. } => {
+            Code::FailedPrecondition
+        }
         ImageError::Limit { .. } | ImageError::NoSpace { .. } => Code::ResourceExhausted,
         ImageError::Io { source, .. } => io_code(source),
         ImageError::Index { .. } => Code::Internal,
@@ -179,7 +192,7 @@ fn monitor_code(error: &MonitorError) -> Code {
         MonitorError::Record { source, .. }
         | MonitorError::Connect { source, .. }
         | MonitorError::Sweep { source, .. } => io_code(source),
-        MonitorError::Version { .. } => Code::FailedPrecondition,
+        MonitorError::Version { .. } | MonitorError::TooOld { .. } => Code::FailedPrecondition,
         MonitorError::Unresponsive { .. } => Code::DeadlineExceeded,
         MonitorError::Refused { kind, message, .. } => match kind {
             ErrorKind::Runtime { .. } if NO_SUCH_PROGRAM.iter().any(|words| message.contains(words)) => {
@@ -190,6 +203,7 @@ fn monitor_code(error: &MonitorError) -> Code {
             ErrorKind::NotFound => Code::NotFound,
             ErrorKind::AlreadyExists => Code::AlreadyExists,
             ErrorKind::NotRunning | ErrorKind::StillRunning => Code::FailedPrecondition,
+            ErrorKind::TooMany => Code::ResourceExhausted,
             ErrorKind::Invalid | ErrorKind::Namespace | ErrorKind::Io => Code::Internal,
         },
         MonitorError::Mismatch { .. } | MonitorError::Encode { .. } => Code::Internal,

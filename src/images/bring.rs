@@ -13,6 +13,7 @@ use super::manifest::{
     ConfigFile, Descriptor, Document, MAX_CONFIG, MAX_INDEX_DEPTH, Node, choose, is_artifact,
     parse as parse_manifest,
 };
+use super::progress::{LayerState, PullProgress};
 use super::pull::blocking;
 use super::slots::Slot;
 use super::source::{Source, Stream};
@@ -38,8 +39,18 @@ pub(super) struct Wanted {
     pub(super) names: Vec<String>,
 }
 
-/// Brings an image into the store.
+/// Brings an image into the store while nobody watches.
 pub(super) async fn bring(inner: &Shared, source: &Source, wanted: Wanted) -> Result<ImageId, ImageError> {
+    bring_watched(inner, source, wanted, &PullProgress::default()).await
+}
+
+/// Brings an image into the store and tells `progress` how far that is.
+pub(super) async fn bring_watched(
+    inner: &Shared,
+    source: &Source,
+    wanted: Wanted,
+    progress: &PullProgress,
+) -> Result<ImageId, ImageError> {
     let Wanted { what, top, document, names } = wanted;
     let (manifest, config, layers) = descend(source, &what, top, document).await?;
     let config_body = source.small_blob(&config, MAX_CONFIG).await?;
@@ -78,6 +89,7 @@ pub(super) async fn bring(inner: &Shared, source: &Source, wanted: Wanted) -> Re
     };
     // From here on no sweep takes a layer away.
     let _lease = inner.store.lease(super::state::keys(&record));
+    inner.progress.layers(progress, &diff_ids, &layers, &inner.store.state());
     fetch_layers(inner, source, &diff_ids, &layers).await?;
     let (store, new_id) = (Arc::clone(&inner.store), id.clone());
     blocking(move || {
@@ -164,10 +176,13 @@ async fn one_layer(
     if inner.store.state().layers.contains_key(diff_id.hex()) {
         return Ok(());
     }
+    let progress = inner.progress.layer(&diff_id, &blob);
+    let _failed_unless_done = progress.guard();
     let (staging, unpacked) = stage(&inner, &source, &diff_id, &blob).await?;
     let store = Arc::clone(&inner.store);
     blocking(move || store.add_layer(diff_id.hex(), staging, &unpacked)).await?;
     PullStats::add(&inner.stats.layers, 1);
+    progress.set(LayerState::Unpacked);
     Ok(())
 }
 
@@ -178,9 +193,11 @@ pub(super) async fn stage(
     diff_id: &Digest,
     blob: &Descriptor,
 ) -> Result<(Staging, Unpacked), ImageError> {
+    let progress = inner.progress.layer(diff_id, blob);
     let mut stream = source.layer(diff_id, blob);
     loop {
         let slot = open(inner, source.queue(), &mut stream).await?;
+        progress.begin(stream.host(), stream.asked_again());
         let store = Arc::clone(&inner.store);
         // With the slot: a pull cancelled here has its directory removed before the slot is free.
         let made = blocking(move || Ok((Staging::new(&store.staging_dir())?, slot)));
@@ -192,6 +209,7 @@ pub(super) async fn stage(
             staging,
             limits: inner.limits,
             stats: Arc::clone(&inner.stats),
+            progress: Arc::clone(&progress),
         };
         match layer::fetch(&mut stream, job, slot).await {
             Ok(done) => return Ok(done),

@@ -288,6 +288,14 @@ pub enum ImageError {
         /// What is wrong.
         reason: String,
     },
+    /// Another runtime's store is not as it should be.
+    #[error("{store}: {reason}")]
+    PeerStore {
+        /// Store, or file of it.
+        store: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// What an image needs is not where the image is to be taken from.
     #[error("{what} is not in {place}")]
     NotInSource {

@@ -6,6 +6,7 @@
 use super::artifact::{self, Form};
 use super::digest::{Digest, Hasher};
 use super::error::ImageError;
+use super::progress::LayerProgress;
 use super::source::Stream;
 use super::staging::Staging;
 use super::stats::PullStats;
@@ -17,7 +18,7 @@ use std::sync::mpsc as blocking;
 use tokio::sync::{mpsc, oneshot};
 
 /// Pieces from the socket waiting for the decompressor; hyper's are at most some hundred KiB.
-const NETWORK_PIECES: usize = 8;
+const NETWORK_PIECES: usize = 2;
 /// One buffer of tar, bytes: large enough that a write of file data is not dominated by the system call.
 const TAR_BUFFER: usize = 256 << 10;
 /// Tar buffers between the threads.
@@ -37,6 +38,7 @@ pub(crate) struct Job {
     pub(crate) staging: Staging,
     pub(crate) limits: Limits,
     pub(crate) stats: Arc<PullStats>,
+    pub(crate) progress: Arc<LayerProgress>,
 }
 
 enum Piece {
@@ -56,7 +58,7 @@ pub(crate) async fn fetch(
 ) -> Result<(Staging, Unpacked), ImageError> {
     let (pieces, receiver) = mpsc::channel(NETWORK_PIECES);
     let (done, outcome) = oneshot::channel();
-    let stats = Arc::clone(&job.stats);
+    let (stats, progress) = (Arc::clone(&job.stats), Arc::clone(&job.progress));
     std::thread::Builder::new()
         .name("layer-decode".into())
         .stack_size(STACK)
@@ -70,7 +72,7 @@ pub(crate) async fn fetch(
             drop(slot);
         })
         .map_err(|e| ImageError::io("start a thread for", std::path::Path::new("layer"), e))?;
-    let downloaded = download(stream, &pieces, &stats).await;
+    let downloaded = download(stream, &pieces, &stats, &progress).await;
     drop(pieces);
     let worked = outcome.await.unwrap_or_else(|_| Err(stopped()));
     match (downloaded, worked) {
@@ -84,10 +86,14 @@ async fn download(
     stream: &mut Stream<'_>,
     pieces: &mpsc::Sender<Piece>,
     stats: &PullStats,
+    progress: &LayerProgress,
 ) -> Result<(), ImageError> {
     while let Some(data) = stream.next().await? {
-        let received = if stream.is_download() { data.len() } else { 0 };
-        PullStats::add(&stats.bytes, u64::try_from(received).unwrap_or_default());
+        let length = u64::try_from(data.len()).unwrap_or_default();
+        PullStats::add(&stats.bytes, if stream.is_download() { length } else { 0 });
+        if progress.add(length, stream.asked_again()) {
+            progress.serve(stream.host());
+        }
         // A slow disk makes this wait; only the network has a deadline.
         pieces.send(Piece::Data(data)).await.map_err(|_| stopped())?;
     }

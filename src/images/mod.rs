@@ -11,16 +11,23 @@
 
 mod artifact;
 mod bring;
+mod collect;
+mod details;
 mod digest;
 mod directories;
+mod endpoints;
 mod error;
 mod flight;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzz;
 mod image;
 mod index;
 mod layer;
 mod manifest;
 mod mend;
 mod policy;
+mod progress;
 mod pull;
 mod recipe;
 mod reference;
@@ -38,18 +45,23 @@ mod verify;
 #[cfg(test)]
 mod tests;
 
+pub use collect::{Collected, CollectedImage, Removal};
+pub use details::{Details, LayerUse, Stored};
+pub use endpoints::Endpoints;
 pub use error::{ImageError, RegistryMessage};
 pub use image::{Image, ImageConfig, ImageKind, ImageUser};
+pub use progress::{LayerProgress, LayerState, PullProgress};
 pub use reference::{Reference, Target};
-pub use registry::Credentials;
+pub use registry::{Credentials, Endpoint, LookedAt, Probe};
 pub use stats::PullStats;
-pub use transfer::{LoadOptions, Loaded};
+pub use transfer::{Imported, LoadOptions, Loaded, Peer};
 pub use verify::{Damage, Depth, Finding, Repair, Subject, VerifyEvent, VerifySummary};
 
 use crate::config;
 use crate::model::ImageId;
 use digest::Digest;
 use flight::Flights;
+use progress::Progresses;
 use slots::Slots;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -77,6 +89,7 @@ struct Inner {
     limits: Limits,
     policy: policy::SignaturePolicy,
     stats: Arc<PullStats>,
+    progress: Progresses,
     /// Held while the store is verified.
     verifying: tokio::sync::Mutex<()>,
 }
@@ -136,6 +149,7 @@ impl Images {
                 limits: Limits { bytes: config.max_layer_bytes, entries: config.max_layer_entries },
                 policy: policy::SignaturePolicy::open(&config.signature_policy)?,
                 stats: Arc::default(),
+                progress: Progresses::default(),
                 verifying: tokio::sync::Mutex::default(),
             }),
         })
@@ -150,7 +164,10 @@ impl Images {
         let reference = Reference::parse(reference)?;
         let what = reference.to_string();
         let inner = &self.inner;
-        let start = || pull::start(inner, &reference, auth.as_ref());
+        let start = || {
+            let progress = inner.progress.start((reference.clone(), auth.clone()));
+            pull::start(inner, &reference, auth.as_ref(), progress)
+        };
         inner.pulls.join((reference.clone(), auth.clone()), &what, start).await.0
     }
 
@@ -189,7 +206,7 @@ impl Images {
             Err(_) => return Ok(()),
         };
         let store = Arc::clone(&self.inner.store);
-        pull::blocking(move || store.remove_image(&id)).await
+        pull::blocking(move || store.remove_image(&id).map(drop)).await
     }
 
     /// Takes a hold on an image for a container.

@@ -1,8 +1,9 @@
-//! A pull: what a reference means at its registry now, and whether that is here already. `bring` does the rest.
+//! A pull: what a reference means at its registry now, whether the policy lets it in, and whether it is here already. `bring` does the rest.
 
-use super::bring::{Wanted, bring};
+use super::bring::{Wanted, bring_watched};
 use super::digest::Digest;
 use super::error::ImageError;
+use super::progress::PullProgress;
 use super::reference::{Reference, Target};
 use super::registry::{Credentials, Session};
 use super::source::Source;
@@ -28,10 +29,11 @@ pub(super) async fn pull(
     inner: Shared,
     reference: Reference,
     credentials: Option<Credentials>,
+    progress: Arc<PullProgress>,
 ) -> Result<ImageId, ImageError> {
     PullStats::add(&inner.stats.pulls_running, 1);
     let mut running = Running(Arc::clone(&inner.stats), Instant::now(), false);
-    let result = steps(&inner, &reference, credentials.as_ref()).await;
+    let result = steps(&inner, &reference, credentials.as_ref(), &progress).await;
     running.2 = result.is_ok();
     match &result {
         Ok(id) => {
@@ -47,6 +49,7 @@ async fn steps(
     inner: &Shared,
     reference: &Reference,
     credentials: Option<&Credentials>,
+    progress: &PullProgress,
 ) -> Result<ImageId, ImageError> {
     let session = {
         let (registry, reference, credentials) =
@@ -61,7 +64,8 @@ async fn steps(
         return Ok(id);
     }
     let what = reference.to_string();
-    bring(inner, &Source::Registry(Arc::new(session)), Wanted { what, top, document, names }).await
+    let wanted = Wanted { what, top, document, names };
+    bring_watched(inner, &Source::Registry(Arc::new(session)), wanted, progress).await
 }
 
 /// The names that a pull gives to its image.
@@ -101,6 +105,7 @@ pub(super) fn start(
     inner: &Arc<Inner>,
     reference: &Reference,
     credentials: Option<&Credentials>,
+    progress: Arc<PullProgress>,
 ) -> impl Future<Output = Result<ImageId, ImageError>> + Send + 'static {
-    pull(Arc::clone(inner), reference.clone(), credentials.cloned())
+    pull(Arc::clone(inner), reference.clone(), credentials.cloned(), progress)
 }

@@ -171,6 +171,22 @@ impl Stream<'_> {
         }
     }
 
+    /// Who gives the bytes; of an open stream.
+    pub(super) fn host(&self) -> String {
+        match self {
+            Self::Registry(blob, _) => blob.host(),
+            Self::Local(stream) => stream.source.name().to_owned(),
+        }
+    }
+
+    /// How often they had to be asked for again.
+    pub(super) fn asked_again(&self) -> u32 {
+        match self {
+            Self::Registry(blob, _) => blob.asked_again(),
+            Self::Local(_) => 0,
+        }
+    }
+
     /// Whether the bytes come over the network.
     pub(super) fn is_download(&self) -> bool {
         matches!(self, Self::Registry(..))

@@ -30,6 +30,8 @@ pub(crate) struct Store {
     pub(super) pinned: BTreeSet<String>,
     pub(super) writer: Mutex<()>,
     pub(super) leases: Mutex<Leases>,
+    /// Threads that delete directories.
+    pub(super) deleting: Mutex<Vec<std::thread::JoinHandle<()>>>,
     state: RwLock<Arc<State>>,
 }
 
@@ -38,7 +40,7 @@ pub(super) struct Leases {
     /// Pulls and containers that need a layer.
     pub(super) layers: HashMap<String, usize>,
     /// Containers that need an image.
-    images: HashMap<String, usize>,
+    pub(super) images: HashMap<String, usize>,
 }
 
 /// Keeps layers while it exists.
@@ -87,6 +89,7 @@ impl Store {
             pinned,
             writer: Mutex::default(),
             leases: Mutex::default(),
+            deleting: Mutex::default(),
             state: RwLock::new(Arc::new(state)),
         };
         store.reconcile()?;
@@ -281,13 +284,13 @@ impl Store {
     }
 
     /// Removes an image with all its names. While containers hold it, its record stays unlisted, so that their layers
-    /// survive a restart.
-    pub(crate) fn remove_image(self: &Arc<Self>, id: &str) -> Result<(), ImageError> {
+    /// survive a restart. Returns the unpacked bytes of the layers that went.
+    pub(crate) fn remove_image(self: &Arc<Self>, id: &str) -> Result<u64, ImageError> {
         {
             let _writer = lock(&self.writer);
             let leases = lock(&self.leases);
             let old = self.state();
-            let Some(entry) = old.images.get(id) else { return Ok(()) };
+            let Some(entry) = old.images.get(id) else { return Ok(0) };
             let names: Vec<&String> = old.names.iter().filter(|(_, t)| *t == id).map(|(n, _)| n).collect();
             let mut changes: Vec<Change<'_>> = names.iter().map(|n| Change::DropName(n)).collect();
             let mut state = (*old).clone();
@@ -334,11 +337,11 @@ impl Store {
                 self.publish(state);
             }
         }
-        self.sweep(Duration::ZERO)
+        self.sweep(Duration::ZERO).map(drop)
     }
 
-    /// Deletes layers that no image and no lease needs and that are at least `age` old.
-    pub(crate) fn sweep(self: &Arc<Self>, age: Duration) -> Result<(), ImageError> {
+    /// Deletes layers that no image and no lease needs and that are at least `age` old; returns their bytes.
+    pub(crate) fn sweep(self: &Arc<Self>, age: Duration) -> Result<u64, ImageError> {
         let _writer = lock(&self.writer);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let leases = lock(&self.leases);
@@ -356,8 +359,10 @@ impl Store {
             .collect();
         if unneeded.is_empty() {
             drop(leases);
-            return self.sweep_retired();
+            self.sweep_retired()?;
+            return Ok(0);
         }
+        let freed = unneeded.iter().filter_map(|key| old.layers.get(key)).map(|l| l.bytes).sum();
         let mut state = (*old).clone();
         state.layers.retain(|key, _| !unneeded.contains(key));
         // Out of the snapshot while the leases are locked: a pull that comes now fetches the layer anew.
@@ -371,7 +376,8 @@ impl Store {
         for key in &unneeded {
             self.discard(&self.layer_dir(key))?;
         }
-        self.sweep_retired()
+        self.sweep_retired()?;
+        Ok(freed)
     }
 
     /// Takes a layer directory out of sight at once and deletes it on a thread of its own.
@@ -385,7 +391,12 @@ impl Store {
             }
         });
         match deleting {
-            Ok(_detached) => Ok(()),
+            Ok(thread) => {
+                let mut deleting = lock(&self.deleting);
+                deleting.retain(|thread| !thread.is_finished());
+                deleting.push(thread);
+                Ok(())
+            }
             Err(_) => remove(&to),
         }
     }

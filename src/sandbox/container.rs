@@ -107,6 +107,7 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
     make_private_dir(&bundle)?;
     let mounts = resolve_mounts(&bundle, spec, volumes)?;
     make_private_dir(&writable)?;
+    node.layers.adopt(&writable)?;
     for dir in [&root, &upper, &work] {
         std::fs::create_dir(dir).map_err(SandboxError::io("make directory", dir))?;
     }
@@ -149,6 +150,7 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
     let text = serde_json::to_vec(&spec::build(&inputs)?)
         .map_err(|e| SandboxError::io("encode", &config)(std::io::Error::from(e)))?;
     std::fs::write(&config, text).map_err(SandboxError::io("write", &config))?;
+    node.layers.begin(&spec.id);
     Ok(Prepared { user })
 }
 
@@ -324,6 +326,7 @@ pub(super) async fn clean(
     node.cgroups.remove(&node.leaf(pod, &spec.id)?)?;
     let bundle = node.bundle(&spec.id);
     blocking(move || unmount(&bundle)).await?;
+    node.layers.ended(&spec.id);
     Ok(deleted?)
 }
 
@@ -335,7 +338,9 @@ pub(super) async fn remove(node: &Arc<Node>, spec: &ContainerSpec) -> Result<(),
         remove_tree(&bundle)?;
         remove_tree(&writable)
     })
-    .await
+    .await?;
+    node.layers.forget(&spec.id);
+    Ok(())
 }
 
 /// Unmounts all that a bundle mounted; may be repeated. Blocking.

@@ -9,6 +9,7 @@ use crate::host::devices::DeviceError;
 use crate::host::monitor::MonitorError;
 use crate::host::network::NetworkError;
 use crate::host::oci::OciError;
+use crate::host::quota::QuotaError;
 use crate::host::rootfs::RootfsError;
 use crate::host::security::seccomp::SeccompError;
 use crate::host::users::UserError;
@@ -129,6 +130,16 @@ pub enum SandboxError {
         /// What was allowed.
         timeout: Duration,
     },
+    /// A port of a pod that cannot be reached.
+    #[error("connect to port {port} of pod sandbox {sandbox}: {source}")]
+    Connect {
+        /// The sandbox.
+        sandbox: SandboxId,
+        /// The port.
+        port: u16,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// A container's processes do not die.
     #[error("container {id} is still there {} s after SIGKILL: {processes}", .waited.as_secs())]
     Unkillable {
@@ -195,6 +206,9 @@ pub enum SandboxError {
     /// The root file system.
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
+    /// The quota of a writable layer.
+    #[error(transparent)]
+    Quota(#[from] QuotaError),
     /// The user.
     #[error(transparent)]
     User(#[from] UserError),

@@ -3,6 +3,7 @@
 
 use super::error::SandboxError;
 use super::node::Node;
+use super::session::TerminalSize;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::{ContainerState, Init};
 use crate::host::monitor::{ExecRequest, ExecStdio, Monitor, MonitorError, Target};
@@ -49,14 +50,14 @@ pub(super) async fn exec_sync(
     node.expect_cgroup_moves();
     let exec_id = ContainerId::random()?.short().to_owned();
     let bundle = node.bundle(id);
-    let process_file = ProcessFile::write(&bundle, &exec_id, command)?;
+    let process_file = ProcessFile::write(&bundle, &exec_id, command, Terminal::No)?;
     let (stdout_end, stdout) = collect(node.config.containers.exec_output_bytes)?;
     let (stderr_end, stderr) = collect(node.config.containers.exec_output_bytes)?;
     let mut ended = node.execs.expect(&exec_id);
     let _forget = Forget { node, exec_id: &exec_id };
     let mut unfinished = Unfinished { monitor: Some(monitor), exec_id: &exec_id };
     let stdio = ExecStdio { stdin: None, stdout: Some(stdout_end), stderr: Some(stderr_end) };
-    let process = process_file.0.to_string_lossy().into_owned();
+    let process = process_file.path();
     let run = async {
         let deadline = Some(node.config.runtime_timeout());
         let request = ExecRequest {
@@ -111,7 +112,7 @@ async fn kill(monitor: &Monitor, exec_id: &str) {
     }
 }
 
-fn is_alive(init: Init) -> bool {
+pub(super) fn is_alive(init: Init) -> bool {
     podwright_sys::proc::start_time(init.pid).is_ok_and(|time| time == init.start_time)
         && podwright_sys::proc::state(init.pid).is_ok_and(|state| !matches!(state, 'Z' | 'X'))
 }
@@ -143,12 +144,24 @@ impl Drop for Forget<'_> {
     }
 }
 
+/// The terminal of a command.
+pub(super) enum Terminal {
+    No,
+    /// With its first size, if there is one.
+    Yes(Option<TerminalSize>),
+}
+
 /// The OCI process description of one exec, removed when dropped.
-struct ProcessFile(PathBuf);
+pub(super) struct ProcessFile(PathBuf);
 
 impl ProcessFile {
     /// The container's own process with other arguments: same user, environment, capabilities and directory.
-    fn write(bundle: &Path, exec_id: &str, command: Vec<String>) -> Result<Self, SandboxError> {
+    pub(super) fn write(
+        bundle: &Path,
+        exec_id: &str,
+        command: Vec<String>,
+        terminal: Terminal,
+    ) -> Result<Self, SandboxError> {
         let config = bundle.join("config.json");
         let text = std::fs::read(&config).map_err(SandboxError::io("read", &config))?;
         #[derive(serde::Deserialize)]
@@ -159,12 +172,36 @@ impl ProcessFile {
             .map_err(|e| SandboxError::io("parse", &config)(std::io::Error::from(e)))?;
         let mut process = spec.process;
         process.insert("args".to_owned(), command.into());
-        process.insert("terminal".to_owned(), false.into());
         process.remove("consoleSize");
+        match terminal {
+            Terminal::No => process.insert("terminal".to_owned(), false.into()),
+            Terminal::Yes(size) => {
+                if let Some(TerminalSize { columns, rows }) = size {
+                    let size = serde_json::json!({"height": rows, "width": columns});
+                    process.insert("consoleSize".to_owned(), size);
+                }
+                name_terminal(&mut process);
+                process.insert("terminal".to_owned(), true.into())
+            }
+        };
         let path = bundle.join(format!("exec-{exec_id}.json"));
         let text = serde_json::Value::Object(process).to_string();
         std::fs::write(&path, text).map_err(SandboxError::io("write", &path))?;
         Ok(Self(path))
+    }
+
+    pub(super) fn path(&self) -> String {
+        self.0.to_string_lossy().into_owned()
+    }
+}
+
+/// As for a container with a terminal (`spec::process`), unless the container has a `TERM` of its own.
+fn name_terminal(process: &mut serde_json::Map<String, serde_json::Value>) {
+    let env = process.entry("env").or_insert_with(|| serde_json::json!([]));
+    if let Some(env) = env.as_array_mut()
+        && !env.iter().any(|entry| entry.as_str().is_some_and(|text| text.starts_with("TERM=")))
+    {
+        env.push("TERM=xterm".into());
     }
 }
 

@@ -5,14 +5,17 @@ use super::error::SandboxError;
 use super::exec;
 use super::node::Node;
 use super::pod::{Command, Outcome, Pod, PodHandle};
+use super::session::{self, AttachSession, AttachStream, ExecSession, ExecStream};
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::SandboxState;
 use super::volumes;
+use crate::host::netns;
 use crate::images::{ImageError, ImageKind};
-use crate::model::{ContainerId, ContainerSpec, PodName, Resources, SandboxId, SandboxSpec};
+use crate::model::{ContainerId, ContainerSpec, NamespaceMode, PodName, Resources, SandboxId, SandboxSpec};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 /// The pods of this node. Cheap to clone.
@@ -231,6 +234,66 @@ impl Manager {
     ) -> Result<exec::Output, SandboxError> {
         let (pod, container) = self.container(id)?;
         exec::exec_sync(&self.node, &pod, &container, command, timeout).await
+    }
+
+    /// Runs a command in a running container with streams; see [`ExecSession`] for what the caller owes it.
+    ///
+    /// # Errors
+    /// When the container does not run, the command cannot start, or the pod has as many sessions as it may.
+    pub async fn exec_stream(&self, id: &str, ask: ExecStream) -> Result<ExecSession, SandboxError> {
+        let (pod, container) = self.container(id)?;
+        session::exec(&self.node, &pod, &container, ask).await
+    }
+
+    /// Connects to the streams of a running container.
+    ///
+    /// # Errors
+    /// When it does not run, or the pod has as many sessions as it may.
+    pub async fn attach(&self, id: &str, ask: AttachStream) -> Result<AttachSession, SandboxError> {
+        let (pod, container) = self.container(id)?;
+        session::attach(&pod, &container, ask).await
+    }
+
+    /// Connects to a TCP port of the pod's loopback device, by IPv4 and then by IPv6.
+    ///
+    /// # Errors
+    /// When the sandbox is not ready, or nobody listens.
+    pub async fn port_forward(&self, id: &str, port: u16) -> Result<TcpStream, SandboxError> {
+        let sandbox = self.ready_pod("forward a port", id)?;
+        let pod = self.pod(sandbox.as_str())?;
+        let own = pod.spec.namespaces.network != NamespaceMode::Node;
+        let netns = own.then(|| self.node.netns(&sandbox));
+        netns::connect_loopback(netns.as_deref(), port).await.map_err(|source| SandboxError::Connect {
+            sandbox,
+            port,
+            source,
+        })
+    }
+
+    /// The full id of a container that runs, for a caller that will do `operation` later.
+    ///
+    /// # Errors
+    /// When there is none, or it does not run.
+    pub fn running_container(&self, operation: &'static str, id: &str) -> Result<ContainerId, SandboxError> {
+        let (pod, container) = self.container(id)?;
+        session::running(operation, &pod, &container)?;
+        Ok(container.spec.id.clone())
+    }
+
+    /// The full id of a sandbox that is ready, for a caller that will do `operation` later.
+    ///
+    /// # Errors
+    /// When there is none, or it is not ready.
+    pub fn ready_pod(&self, operation: &'static str, id: &str) -> Result<SandboxId, SandboxError> {
+        let pod = self.pod(id)?;
+        match &pod.state {
+            SandboxState::Ready { .. } => Ok(pod.spec.id.clone()),
+            state => Err(SandboxError::SandboxState {
+                operation,
+                id: pod.spec.id.to_string(),
+                state: state.name(),
+            }),
+        }
     }
 
     /// Every listed pod.

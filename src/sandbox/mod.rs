@@ -15,11 +15,13 @@ mod node;
 mod pod;
 mod record;
 mod recover;
+mod session;
 mod snapshot;
 pub mod spec;
 mod state;
 mod stop;
 mod volumes;
+mod writable;
 
 pub use error::SandboxError;
 pub use exec::Output;
@@ -28,6 +30,10 @@ pub use metrics::PodMetrics;
 pub use node::{ExecWaiters, Node};
 pub use record::{RecordError, Records};
 pub use recover::recover;
+pub use session::{
+    AttachEnd, AttachSession, AttachStream, ExecSession, ExecStream, ExitStatus, TerminalSize,
+};
 pub use snapshot::{ContainerSnapshot, PodSnapshot};
 pub use state::{ContainerState, Exit, ExitReason, SandboxState};
 pub use volumes::VolumeError;
+pub use writable::{Measured, WritableLayers};

@@ -4,6 +4,7 @@ use super::error::SandboxError;
 use super::metrics::PodMetrics;
 use super::record::Records;
 use super::spec::HostFacts;
+use super::writable::WritableLayers;
 use crate::config::Config;
 use crate::host::cgroups::{self, Cgroups, Leaf};
 use crate::host::network::Network;
@@ -38,6 +39,8 @@ pub struct Node {
     pub clock: Clock,
     /// Step times.
     pub metrics: PodMetrics,
+    /// What writable layers take.
+    pub layers: Arc<WritableLayers>,
     /// Execs whose end is awaited.
     pub execs: ExecWaiters,
 }

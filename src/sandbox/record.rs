@@ -10,8 +10,9 @@
 //! ```
 
 use super::state::{ContainerState, SandboxState};
+use super::volumes;
 use crate::host::users::User;
-use crate::model::{ContainerId, ContainerSpec, Resources, SandboxId, SandboxSpec};
+use crate::model::{ContainerId, ContainerSpec, ImageId, Resources, SandboxId, SandboxSpec};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -220,6 +221,25 @@ impl Records {
         Ok((pods, broken))
     }
 
+    /// The images of all containers below `root` and of their volumes, each as often as it is used. Changes nothing, unlike [`Self::load`], so that a
+    /// program beside the daemon may ask; it must know of every container, or it is an error.
+    ///
+    /// # Errors
+    /// When a record cannot be read.
+    pub fn images_in_use(root: &Path) -> Result<Vec<ImageId>, RecordError> {
+        let mut images = Vec::new();
+        for pod in list(&root.join("pods"))? {
+            for container in list(&pod.join("containers"))? {
+                // Without a spec it was never made.
+                if let Some(spec) = read_optional::<ContainerSpec>(&container.join("spec.json"))? {
+                    images.extend(volumes::image_ids(&spec.body).into_iter().cloned());
+                    images.push(spec.body.image.id);
+                }
+            }
+        }
+        Ok(images)
+    }
+
     fn load_pod(&self, dir: &Path, broken: &mut Vec<RecordError>) -> Result<StoredPod, RecordError> {
         let spec: Versioned<SandboxSpec> = read(&dir.join("spec.json"))?;
         // The spec says what to give back; the state can be found out.
@@ -327,6 +347,18 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Versioned<T>, RecordError> {
 
 fn read_optional<T: DeserializeOwned>(path: &Path) -> Result<Option<Versioned<T>>, RecordError> {
     if path.exists() { read(path).map(Some) } else { Ok(None) }
+}
+
+/// The directories in `dir`; none when it is absent.
+fn list(dir: &Path) -> Result<Vec<PathBuf>, RecordError> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(io("list", dir)(source)),
+    };
+    let paths: Vec<PathBuf> =
+        entries.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>().map_err(io("list", dir))?;
+    Ok(paths.into_iter().filter(|path| path.is_dir()).collect())
 }
 
 fn remove_tree(dir: &Path) -> Result<(), RecordError> {

@@ -234,6 +234,8 @@ async fn recover_container(
             if let Err(error) = node.records.write_container_state(&pod.spec.id, &spec.id, &record) {
                 tracing::error!(container = %spec.id, %error, "cannot record a container's state");
             }
+            let ended = matches!(container.state, ContainerState::Exited { .. });
+            node.layers.recover(&spec.id, ended);
             index.add_container(&spec.id, &pod.spec.id);
             pod.containers.insert(spec.id.clone(), container);
         }
@@ -306,6 +308,9 @@ async fn sweep(node: &Arc<Node>, known: &HashSet<String>) {
                 remove_tree(&swept)
             });
             report(&dir, removed.await);
+            if let Ok(id) = ContainerId::parse(&id) {
+                node.layers.forget(&id);
+            }
         }
     }
 }

@@ -95,8 +95,8 @@ pub(super) fn hold(images: &Images, spec: &mut ContainerSpec) -> Result<Holds, S
     Ok(holds.into())
 }
 
-/// Takes the holds of a container that lived before this process.
-pub(super) fn restore(images: &Images, spec: &ContainerSpec) -> Holds {
+/// The images that a container's volumes are, each once.
+pub(super) fn image_ids(spec: &ContainerSpec) -> Vec<&ImageId> {
     let mut ids: Vec<&ImageId> = Vec::new();
     for mount in &spec.mounts {
         if let MountSource::Image(volume) = &mount.source
@@ -106,7 +106,12 @@ pub(super) fn restore(images: &Images, spec: &ContainerSpec) -> Holds {
             ids.push(&resolved.id);
         }
     }
-    ids.into_iter().filter_map(|id| images.restore_hold(id)).collect()
+    ids
+}
+
+/// Takes the holds of a container that lived before this process.
+pub(super) fn restore(images: &Images, spec: &ContainerSpec) -> Holds {
+    image_ids(spec).into_iter().filter_map(|id| images.restore_hold(id)).collect()
 }
 
 /// What to bind at `container_path`: the image, mounted below `bundle` by the first mount that needs it, or the

@@ -5,7 +5,8 @@
 //! A frame is a 4 byte little-endian length and that many bytes of JSON. Requests carry an id and may be in flight side
 //! by side; a reply repeats the id; an event has none. File descriptors travel with the first byte of their frame.
 //! Within one protocol version fields may be added (readers ignore unknown ones, writers give defaults to new ones);
-//! anything else needs a new version and fixtures of the old one in `tests`.
+//! anything else needs a new version and fixtures of the old one in `tests`. Requests may be added too: a monitor tells by
+//! its revision which ones it knows, and a client does not send others. Answers of a new kind go only to new requests.
 
 mod frame;
 mod message;
@@ -14,12 +15,18 @@ mod record;
 pub use frame::{FrameError, HEADER_BYTES, MAX_FRAME_BYTES, encode, take_frame};
 pub use message::{
     ContainerState, ContainerStatus, Create, ErrorKind, Event, Exec, ExecStatus, ExecStdio, FromMonitor,
-    Launch, NamespaceRequest, Reply, Request, RequestFrame, RequestId, Runtime, Target,
+    Launch, NamespaceRequest, Reply, Request, RequestFrame, RequestId, Runtime, SessionEnd, Target,
 };
 pub use record::{ExitRecord, MONITOR_RECORD, MONITOR_SOCKET, MonitorRecord, NamespacePaths, ProcessId};
 
 /// Version of the messages; the monitor tells its own in the reply to `Hello`.
 pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Requests that were added since the version began: 1 for sessions. In the monitor's record.
+pub const PROTOCOL_REVISION: u32 = 1;
+
+/// The first revision with `Session` and `Attach`.
+pub const SESSIONS_REVISION: u32 = 1;
 
 /// Version of [`MonitorRecord`] and [`ExitRecord`] on disk.
 pub const RECORD_VERSION: u32 = 1;

@@ -33,6 +33,16 @@ pub enum Request {
     Create(Box<Create>),
     /// Run the OCI runtime's exec; descriptors may come along.
     Exec(Box<Exec>),
+    /// As `Exec`, but nothing comes along: the monitor makes the descriptors that `stdio` names, or a terminal, and sends
+    /// the client's ends with the answer. Revision 1.
+    Session(Box<Exec>),
+    /// Watch a running container's output from now on, and write to its stdin. Revision 1.
+    Attach {
+        /// A running container.
+        container_id: String,
+        /// What to connect; a container without a stdin, or a terminal's stderr, is not connected whatever is asked.
+        stdio: ExecStdio,
+    },
     /// Send a signal. An exec that the runtime is still starting gets the last one as soon as it is there.
     Signal {
         /// To whom.
@@ -160,7 +170,7 @@ pub struct Create {
     /// Keep a stdin open; /dev/null without.
     #[serde(default)]
     pub stdin: bool,
-    /// Close stdin when the first attached client leaves.
+    /// Close stdin when the first attached client with a stdin leaves or closes its own. A terminal stays.
     #[serde(default)]
     pub stdin_once: bool,
     /// Kill the runtime after this time.
@@ -168,7 +178,7 @@ pub struct Create {
     pub deadline_ms: Option<u64>,
 }
 
-/// Which of its standard descriptors an exec brings along, in this order.
+/// Some of the three standard descriptors. Those that travel with a frame come in this order.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecStdio {
     /// Read by the process.
@@ -196,7 +206,7 @@ pub struct Exec {
     /// The process has a terminal, as the process file also says.
     #[serde(default)]
     pub terminal: bool,
-    /// Descriptors that came with this frame; /dev/null for the others.
+    /// Descriptors that came with this frame, or that a session is to have; /dev/null for the others.
     #[serde(default)]
     pub stdio: ExecStdio,
     /// Kill the runtime after this time.
@@ -257,6 +267,20 @@ pub enum Reply {
         #[serde(default)]
         terminal: bool,
     },
+    /// To Session. Along come the master of a terminal, or what `stdio` names, and last the session's leash.
+    SessionStarted {
+        /// The process in the host's pid namespace.
+        pid: u32,
+        /// Whether it has a terminal; then `stdio` names nothing.
+        terminal: bool,
+        /// What comes along.
+        stdio: ExecStdio,
+    },
+    /// To Attach. Along come what `stdio` names, and last the session's leash.
+    Attached {
+        /// What comes along.
+        stdio: ExecStdio,
+    },
     /// To List.
     List {
         /// In order of creation.
@@ -277,6 +301,54 @@ pub enum Reply {
     },
 }
 
+impl ExecStdio {
+    /// How many descriptors these are.
+    #[must_use]
+    pub fn count(self) -> usize {
+        usize::from(self.stdin) + usize::from(self.stdout) + usize::from(self.stderr)
+    }
+}
+
+impl Reply {
+    /// How many descriptors travel with it.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        match self {
+            Self::ExecStarted { terminal, .. } => usize::from(*terminal),
+            Self::SessionStarted { terminal, stdio, .. } => usize::from(*terminal) + stdio.count() + 1,
+            Self::Attached { stdio } => stdio.count() + 1,
+            Self::Hello { .. }
+            | Self::Launched(_)
+            | Self::Created { .. }
+            | Self::List { .. }
+            | Self::Done
+            | Self::AlreadyExited
+            | Self::Error { .. } => 0,
+        }
+    }
+}
+
+/// How a session ended: the one packet that the monitor ever sends on a session's leash, as JSON. A leash that ends
+/// without it means that the monitor is gone.
+///
+/// The leash is a packet socket. The client closes its end to leave the session; its death does that too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionEnd {
+    /// The exec's process is gone.
+    Exited {
+        /// 128 + n for signal n.
+        exit_code: i32,
+        /// Signal that ended it.
+        #[serde(default)]
+        signal: Option<i32>,
+    },
+    /// The container that was attached to is gone; its output is in the pipes.
+    ContainerEnded,
+    /// The attached client did not read for so long that its pipe was full. What is in the pipe is whole.
+    TooSlow,
+}
+
 /// Why a request failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -291,6 +363,8 @@ pub enum ErrorKind {
     NotRunning,
     /// It still runs.
     StillRunning,
+    /// The pod has as many sessions as it may. Revision 1.
+    TooMany,
     /// The OCI runtime failed.
     Runtime {
         /// Its exit code.

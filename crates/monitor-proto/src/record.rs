@@ -41,6 +41,9 @@ pub struct MonitorRecord {
     pub version: u32,
     /// Protocol that the monitor speaks.
     pub protocol: u32,
+    /// [`crate::PROTOCOL_REVISION`]; 0 for monitors from before there were any.
+    #[serde(default)]
+    pub revision: u32,
     /// The pod.
     pub sandbox_id: String,
     /// The monitor.

@@ -42,12 +42,13 @@ fn exit() -> ExitRecord {
 }
 
 const EXIT: &str = r#"{"version":1,"container_id":"c1","pid":9,"exit_code":137,"signal":9,"oom_killed":true,"finished_at_ns":1700000000000000001}"#;
-const RECORD: &str = r#"{"version":1,"protocol":1,"sandbox_id":"s1","process":{"pid":5,"start_time":6},"boot_id":"b","namespaces":{"net":"/run/netns/s1","ipc":"/proc/5/fd/3","uts":null,"pid":"/proc/8/ns/pid"},"init":{"pid":8,"start_time":9}}"#;
+const RECORD: &str = r#"{"version":1,"protocol":1,"revision":1,"sandbox_id":"s1","process":{"pid":5,"start_time":6},"boot_id":"b","namespaces":{"net":"/run/netns/s1","ipc":"/proc/5/fd/3","uts":null,"pid":"/proc/8/ns/pid"},"init":{"pid":8,"start_time":9}}"#;
 
 fn record() -> MonitorRecord {
     MonitorRecord {
         version: 1,
         protocol: 1,
+        revision: 1,
         sandbox_id: "s1".into(),
         process: ProcessId { pid: 5, start_time: 6 },
         boot_id: "b".into(),
@@ -111,6 +112,25 @@ fn requests() {
         r#"{"exec":{"exec_id":"e1","container_id":"c1","runtime":{"path":"/usr/bin/crun","args":["--root","/run/p"]},"process_file":"/b/p.json","terminal":true,"stdio":{"stdin":false,"stdout":true,"stderr":true},"deadline_ms":null}}"#,
     );
     request(
+        Request::Session(Box::new(Exec {
+            exec_id: "e1".into(),
+            container_id: "c1".into(),
+            runtime: runtime(),
+            process_file: "/b/p.json".into(),
+            terminal: false,
+            stdio: ExecStdio { stdin: true, stdout: true, stderr: true },
+            deadline_ms: Some(5),
+        })),
+        r#"{"session":{"exec_id":"e1","container_id":"c1","runtime":{"path":"/usr/bin/crun","args":["--root","/run/p"]},"process_file":"/b/p.json","terminal":false,"stdio":{"stdin":true,"stdout":true,"stderr":true},"deadline_ms":5}}"#,
+    );
+    request(
+        Request::Attach {
+            container_id: "c1".into(),
+            stdio: ExecStdio { stdin: true, stdout: true, stderr: false },
+        },
+        r#"{"attach":{"container_id":"c1","stdio":{"stdin":true,"stdout":true,"stderr":false}}}"#,
+    );
+    request(
         Request::Signal { target: Target::Container("c1".into()), signal: 15, group: false },
         r#"{"signal":{"target":{"container":"c1"},"signal":15,"group":false}}"#,
     );
@@ -134,6 +154,21 @@ fn replies() {
     reply(Reply::Launched(Box::new(record())), &format!(r#"{{"launched":{RECORD}}}"#));
     reply(Reply::Created { pid: 9, start_time: 10 }, r#"{"created":{"pid":9,"start_time":10}}"#);
     reply(Reply::ExecStarted { pid: 9, terminal: true }, r#"{"exec_started":{"pid":9,"terminal":true}}"#);
+    let session = |terminal, stdin, stdout, stderr| Reply::SessionStarted {
+        pid: 9,
+        terminal,
+        stdio: ExecStdio { stdin, stdout, stderr },
+    };
+    reply(
+        session(false, true, true, true),
+        r#"{"session_started":{"pid":9,"terminal":false,"stdio":{"stdin":true,"stdout":true,"stderr":true}}}"#,
+    );
+    reply(
+        Reply::Attached { stdio: ExecStdio { stdin: false, stdout: true, stderr: false } },
+        r#"{"attached":{"stdio":{"stdin":false,"stdout":true,"stderr":false}}}"#,
+    );
+    assert_eq!(session(false, true, true, true).descriptors(), 4);
+    assert_eq!(session(true, false, false, false).descriptors(), 2);
     let status = |id: &str, state| ContainerStatus { id: id.into(), state, log_dropped_bytes: 0 };
     reply(
         Reply::List {
@@ -160,6 +195,7 @@ fn replies() {
         (ErrorKind::AlreadyExists, "already_exists"),
         (ErrorKind::NotRunning, "not_running"),
         (ErrorKind::StillRunning, "still_running"),
+        (ErrorKind::TooMany, "too_many"),
         (ErrorKind::Deadline, "deadline"),
         (ErrorKind::Namespace, "namespace"),
         (ErrorKind::Io, "io"),
@@ -180,6 +216,13 @@ fn events_and_records() {
     );
     fixture(&exit(), EXIT);
     fixture(&record(), RECORD);
+    for (end, json) in [
+        (SessionEnd::Exited { exit_code: 3, signal: None }, r#"{"exited":{"exit_code":3,"signal":null}}"#),
+        (SessionEnd::ContainerEnded, r#""container_ended""#),
+        (SessionEnd::TooSlow, r#""too_slow""#),
+    ] {
+        fixture(&end, json);
+    }
 }
 
 #[test]
@@ -187,4 +230,11 @@ fn a_newer_writer_may_add_fields_and_an_older_one_may_omit_optional_ones() {
     let newer = r#"{"id":1,"request":{"create":{"container_id":"c","runtime":{"path":"/r"},"bundle":"/b","later":1}}}"#;
     let frame: RequestFrame = serde_json::from_str(newer).unwrap();
     assert!(matches!(frame.request, Request::Create(create) if create.deadline_ms.is_none()));
+}
+
+#[test]
+fn a_monitor_from_before_revisions_has_revision_0() {
+    let old = RECORD.replace(r#""revision":1,"#, "");
+    assert_ne!(old, RECORD);
+    assert_eq!(serde_json::from_str::<MonitorRecord>(&old).unwrap().revision, 0);
 }

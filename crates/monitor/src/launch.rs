@@ -197,6 +197,7 @@ fn record(request: &Launch, namespaces: &Namespaces) -> io::Result<MonitorRecord
     Ok(MonitorRecord {
         version: RECORD_VERSION,
         protocol: PROTOCOL_VERSION,
+        revision: 0,
         sandbox_id: request.sandbox_id.clone(),
         process: ProcessId { pid, start_time: proc::start_time(pid)? },
         boot_id: proc::boot_id()?,

@@ -80,6 +80,9 @@ impl Pod {
             }
             Request::Create(create) => later(self.create(client, id, &create)),
             Request::Exec(exec) => later(self.exec(client, id, &exec)),
+            Request::Session(_) | Request::Attach { .. } => {
+                Some(Refusal::new(ErrorKind::Invalid, "not of this revision").into())
+            }
             Request::Signal { target, signal, group } => Some(self.signal(&target, signal, group)),
             Request::ReopenLog { container_id } => Some(done(self.reopen_log(&container_id))),
             Request::List => Some(self.list()),

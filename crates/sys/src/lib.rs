@@ -10,5 +10,7 @@ pub mod path;
 pub mod pidfd;
 pub mod proc;
 pub mod process;
+pub mod quota;
 pub mod socket;
 pub mod tty;
+pub mod userns;

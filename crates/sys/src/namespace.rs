@@ -1,10 +1,11 @@
 //! Making namespaces and the little that must be set up inside: host name and the loopback device.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sched::CloneFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::thread::LinkNameSpaceType;
 
 /// A kind of namespace that a pod may own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,15 @@ pub fn unshare(kind: Namespace) -> io::Result<()> {
         Namespace::Pid => CloneFlags::CLONE_NEWPID,
     };
     Ok(nix::sched::unshare(flag)?)
+}
+
+/// Moves the calling thread into a network namespace. It is for threads that end afterwards: nothing moves it back.
+///
+/// # Errors
+/// The kernel's; `InvalidInput` when this is no network namespace.
+pub fn enter_network(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let network = Some(LinkNameSpaceType::Network);
+    Ok(rustix::thread::move_into_link_name_space(namespace, network)?)
 }
 
 /// Sets the host name of the caller's UTS namespace.

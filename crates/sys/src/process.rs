@@ -234,3 +234,14 @@ pub fn close_one(fd: u32) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Makes the calling thread give way to everybody else: the idle class of disk scheduling and the lowest CPU share.
+/// Best effort: what the kernel refuses stays as it is.
+pub fn give_way() {
+    // linux/ioprio.h: IOPRIO_WHO_PROCESS, IOPRIO_CLASS_IDLE << IOPRIO_CLASS_SHIFT.
+    let (who, idle) = (1, 3 << 13);
+    // SAFETY: ioprio_set takes integers; 0 is the calling thread.
+    unsafe { libc::syscall(libc::SYS_ioprio_set, who, 0, idle) };
+    // Of the calling thread only: Linux keeps it for each.
+    let _ = rustix::process::setpriority_process(None, 19);
+}

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::http;
-use crate::image::{Artifact, Blob, Image};
+use crate::image::{Artifact, Blob, Image, sha256};
 use crate::stand_ins::StandIn;
 use crate::wait::wait_for;
 
@@ -100,6 +100,25 @@ impl Registry {
     /// As [`push`].
     pub fn push_all(&self, images: &[StandIn]) -> Result<()> {
         push_all(self.address, images)
+    }
+
+    /// Pushes a manifest of any kind with the blobs that it names, such as a signature.
+    ///
+    /// # Errors
+    /// Fails with the registry's answer when it refuses a part.
+    pub fn push_raw(
+        &self,
+        repository: &str,
+        tag: &str,
+        media_type: &str,
+        manifest: &[u8],
+        blobs: &[&[u8]],
+    ) -> Result<()> {
+        for blob in blobs {
+            put_blob(self.address, repository, &sha256(blob), blob)?;
+        }
+        let manifest = Blob { digest: sha256(manifest), bytes: manifest.into() };
+        put_manifest(self.address, repository, tag, &manifest, media_type)
     }
 
     /// Lets the process outlive this value; gives its pid.

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use podwright_monitor_proto::{
     ContainerStatus, Create, Exec, ExecStatus, ExecStdio as StdioFlags, MonitorRecord, ProcessId, Reply,
-    Request, RequestFrame, Runtime, Target, encode,
+    Request, RequestFrame, Runtime, SESSIONS_REVISION, Target, encode,
 };
 use tokio::sync::{mpsc, oneshot};
 
 use super::MonitorError;
 use super::connection::{Answer, Command};
+use super::session::Session;
 
 /// For what a monitor does at once. It never waits for a disk or another process meanwhile, so that seconds mean that
 /// it is stopped or the node is badly overloaded.
@@ -46,6 +47,24 @@ pub struct ExecRequest {
     pub terminal: bool,
     /// For the runtime to return.
     pub deadline: Option<Duration>,
+}
+
+impl ExecRequest {
+    /// The message, and how long to wait for its answer.
+    fn with(self, stdio: StdioFlags) -> (Box<Exec>, Duration) {
+        let mut deadline_ms = self.deadline.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        let deadline = runtime_deadline(&mut deadline_ms);
+        let exec = Exec {
+            exec_id: self.exec_id,
+            container_id: self.container_id,
+            runtime: self.runtime,
+            process_file: self.process_file,
+            terminal: self.terminal,
+            stdio,
+            deadline_ms,
+        };
+        (Box::new(exec), deadline)
+    }
 }
 
 /// Descriptors for an exec; /dev/null for what is missing.
@@ -122,22 +141,52 @@ impl Monitor {
             stderr: stdio.stderr.is_some(),
         };
         let fds = [stdio.stdin, stdio.stdout, stdio.stderr].into_iter().flatten().collect();
-        let mut deadline_ms =
-            request.deadline.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-        let deadline = runtime_deadline(&mut deadline_ms);
-        let exec = Exec {
-            exec_id: request.exec_id,
-            container_id: request.container_id,
-            runtime: request.runtime,
-            process_file: request.process_file,
-            terminal: request.terminal,
-            stdio: flags,
-            deadline_ms,
-        };
-        match self.link.call("exec", Request::Exec(Box::new(exec)), fds, deadline).await? {
-            (Reply::ExecStarted { pid, .. }, terminal) => Ok(ExecStarted { pid, terminal }),
+        let (exec, deadline) = request.with(flags);
+        match self.link.call("exec", Request::Exec(exec), fds, deadline).await? {
+            (Reply::ExecStarted { pid, .. }, mut fds) => Ok(ExecStarted { pid, terminal: fds.pop() }),
             _ => Err(self.link.mismatch("exec")),
         }
+    }
+
+    /// Runs a process in a container and gets our ends of its descriptors, of which `stdio` names those that are wanted
+    /// if it has no terminal. As [`Monitor::exec`] otherwise.
+    ///
+    /// # Errors
+    /// `TooOld`; `Refused` with the runtime's own message, or because the pod has as many sessions as it may.
+    pub async fn session(&self, request: ExecRequest, stdio: StdioFlags) -> Result<Session, MonitorError> {
+        self.needs(SESSIONS_REVISION, "exec with streams")?;
+        let stdio = if request.terminal { StdioFlags::default() } else { stdio };
+        let (exec, deadline) = request.with(stdio);
+        match self.link.call("exec", Request::Session(exec), vec![], deadline).await? {
+            (Reply::SessionStarted { terminal, stdio, .. }, fds) => {
+                Session::assemble(terminal, stdio, fds).ok_or_else(|| self.link.mismatch("exec"))
+            }
+            _ => Err(self.link.mismatch("exec")),
+        }
+    }
+
+    /// Watches a running container's output from now on, and writes to its stdin; `stdio` names what is wanted, and
+    /// what the container does not have is not there.
+    ///
+    /// # Errors
+    /// `TooOld`; `Refused` when it does not run, or because the pod has as many sessions as it may.
+    pub async fn attach(&self, container_id: String, stdio: StdioFlags) -> Result<Session, MonitorError> {
+        self.needs(SESSIONS_REVISION, "attach")?;
+        let request = Request::Attach { container_id, stdio };
+        match self.link.call("attach", request, vec![], CALL_DEADLINE).await? {
+            (Reply::Attached { stdio }, fds) => {
+                Session::assemble(false, stdio, fds).ok_or_else(|| self.link.mismatch("attach"))
+            }
+            _ => Err(self.link.mismatch("attach")),
+        }
+    }
+
+    fn needs(&self, revision: u32, operation: &'static str) -> Result<(), MonitorError> {
+        if self.info.revision < revision {
+            let sandbox_id = self.info.sandbox_id.clone();
+            return Err(MonitorError::TooOld { operation, sandbox_id });
+        }
+        Ok(())
     }
 
     /// Sends a signal to a process, or to the group that it leads.

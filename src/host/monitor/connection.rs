@@ -25,8 +25,8 @@ const EVENT_BACKLOG: usize = 1024;
 /// Bytes per read; most messages are shorter.
 const READ_BYTES: usize = 8192;
 
-/// A reply, and the descriptor that came with it.
-pub(super) type Answer = (Reply, Option<OwnedFd>);
+/// A reply, and the descriptors that came with it: as many as it says, or the connection is given up.
+pub(super) type Answer = (Reply, Vec<OwnedFd>);
 
 /// One request on its way.
 #[derive(Debug)]
@@ -143,7 +143,7 @@ impl Connection {
             }
             self.fds.extend(fds.drain(..));
             while let Some(frame) = take_frame(&mut self.input).map_err(io::Error::other)? {
-                self.deliver(serde_json::from_slice(&frame)?);
+                self.deliver(serde_json::from_slice(&frame)?)?;
             }
         }
         if self.input.is_empty() {
@@ -152,17 +152,17 @@ impl Connection {
         Ok(())
     }
 
-    fn deliver(&mut self, message: FromMonitor) {
+    fn deliver(&mut self, message: FromMonitor) -> io::Result<()> {
         match message {
             FromMonitor::Reply { id, reply } => {
-                let fd = match &reply {
-                    Reply::ExecStarted { terminal: true, .. } => self.fds.pop_front(),
-                    _ => None,
-                };
+                if reply.descriptors() > self.fds.len() {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+                let fds = self.fds.drain(..reply.descriptors()).collect();
                 if let Some(at) = self.pending.iter().position(|(pending, _)| *pending == id) {
                     let (_, answer) = self.pending.swap_remove(at);
                     // A caller that has given up: the answer is nobody's.
-                    let _ = answer.send((reply, fd));
+                    let _ = answer.send((reply, fds));
                 }
             }
             FromMonitor::Event(Event::ContainerExited { container_id, exit }) => {
@@ -172,6 +172,7 @@ impl Connection {
                 self.backlog.push_back(MonitorEvent::ExecExited { exec_id, exit_code, signal });
             }
         }
+        Ok(())
     }
 }
 

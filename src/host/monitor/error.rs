@@ -49,6 +49,16 @@ pub enum MonitorError {
         /// The monitor's version.
         theirs: u32,
     },
+    /// The monitor is from before this request was there.
+    #[error(
+        "monitor of {sandbox_id} was started by an older podwright, which had no {operation}: create the pod anew"
+    )]
+    TooOld {
+        /// What was asked.
+        operation: &'static str,
+        /// The pod.
+        sandbox_id: String,
+    },
     /// No answer within the deadline.
     #[error("monitor of {sandbox_id} did not answer {operation} within {deadline:?}")]
     Unresponsive {
@@ -120,6 +130,7 @@ impl MonitorError {
             | Self::Record { .. }
             | Self::Connect { .. }
             | Self::Version { .. }
+            | Self::TooOld { .. }
             | Self::Unresponsive { .. }
             | Self::Gone { .. }
             | Self::Mismatch { .. }

@@ -8,6 +8,7 @@ mod calls;
 mod connection;
 mod error;
 mod launch;
+mod session;
 mod sweep;
 
 use tokio::sync::mpsc;
@@ -16,9 +17,11 @@ pub use calls::{ExecRequest, ExecStarted, ExecStdio, Listing, Monitor, SignalOut
 pub use error::MonitorError;
 pub use launch::{LaunchRequest, adopt, launch};
 pub use podwright_monitor_proto::{
-    ContainerState, ContainerStatus, Create as CreateRequest, ErrorKind, ExecStatus, ExitRecord,
-    MonitorRecord as MonitorInfo, NamespacePaths, NamespaceRequest, ProcessId, Runtime, Target,
+    ContainerState, ContainerStatus, Create as CreateRequest, ErrorKind, ExecStatus, ExecStdio as StdioFlags,
+    ExitRecord, MonitorRecord as MonitorInfo, NamespacePaths, NamespaceRequest, ProcessId, Runtime,
+    SessionEnd, Target,
 };
+pub use session::{Leash, Session};
 pub use sweep::{kill, kill_process, sweep};
 
 /// What a monitor tells without being asked. In order; after [`MonitorEvent::Gone`] nothing comes.

@@ -139,6 +139,12 @@ impl Claim {
         Ok(Self { found, message, signatures, body: Body::Statement(payload) })
     }
 
+    #[cfg(fuzzing)]
+    pub(super) fn read_unverified(data: &[u8], identity: &Identity, image: &Reference, digest: &Digest) {
+        let _ = check_payload(data, identity, image, digest);
+        let _ = check_statement(data, identity, digest);
+    }
+
     /// Whether one of `keys` signed that `digest` is the image that `identity` wants named.
     pub(super) fn check(
         &self,

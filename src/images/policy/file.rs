@@ -35,7 +35,12 @@ enum Action {
 
 pub(super) fn parse(path: &Path, text: &str) -> Result<Policy, ImageError> {
     let wrong = |reason: String| ImageError::Policy { path: path.to_owned(), reason };
-    let file: File = toml::from_str(text).map_err(|e| wrong(e.to_string()))?;
+    let file: File = toml::from_str(text).map_err(|e| {
+        // In one line, for an event of a pod; the error's own form draws a picture.
+        let line =
+            e.span().and_then(|span| text.get(..span.start)).map_or(1, |t| t.matches('\n').count() + 1);
+        wrong(format!("line {line}: {}", e.message()))
+    })?;
     let default = rule(path, "default", None, file.default)?;
     let mut scopes = HashMap::new();
     for (scope, section) in file.scope {

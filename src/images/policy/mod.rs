@@ -13,6 +13,8 @@
 mod claim;
 mod containers;
 mod file;
+#[cfg(fuzzing)]
+pub(super) mod fuzz;
 mod identity;
 mod key;
 mod verify;

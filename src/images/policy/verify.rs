@@ -1,5 +1,5 @@
 //! Looks for an image's signatures at its registry and holds them against a rule. cosign's older place is asked first (the
-//! tag `sha256-<hex>.sig`), then its newer one (the referrers of the digest), while something is still missing.
+//! tag `sha256-<hex>.sig`), then its newer one (the referrers of the digest) if something is still missing.
 
 use super::claim::{COSIGN_SIGN, Claim, Flaw};
 use super::{Requirement, Rule};
@@ -83,6 +83,8 @@ struct Evidence<'s> {
     digest: &'s Digest,
     claims: Vec<Claim>,
     flaws: Vec<String>,
+    /// Why a place could not be looked at.
+    failure: Option<ImageError>,
     /// Signatures fetched.
     taken: usize,
 }
@@ -105,20 +107,25 @@ pub(super) async fn meets(
     if rule.requirements.iter().all(|r| matches!(r, Requirement::Accept)) {
         return Ok(Met::NothingAsked);
     }
-    let mut evidence = Evidence { session, image, digest, claims: Vec::new(), flaws: Vec::new(), taken: 0 };
-    evidence.find_by_tag().await?;
-    let unmet = match evidence.holds(rule) {
-        Ok(by) => return Ok(Met::Signed(by)),
-        Err(unmet) => unmet,
-    };
-    let before = evidence.claims.len();
-    evidence.find_by_referrers().await?;
-    if evidence.claims.len() == before {
-        return Err(refused(evidence.reason(unmet)));
+    let mut evidence =
+        Evidence { session, image, digest, claims: Vec::new(), flaws: Vec::new(), failure: None, taken: 0 };
+    // A place that does not answer only matters if the other one does not have what is needed: a mirror may have all of it
+    // while the registry behind it is out of reach.
+    let by_tag = evidence.find_by_tag().await;
+    evidence.keep_failure(by_tag);
+    if let Ok(by) = evidence.holds(rule) {
+        return Ok(Met::Signed(by));
     }
-    match evidence.holds(rule) {
-        Ok(by) => Ok(Met::Signed(by)),
-        Err(unmet) => Err(refused(evidence.reason(unmet))),
+    let by_referrers = evidence.find_by_referrers().await;
+    evidence.keep_failure(by_referrers);
+    match (evidence.holds(rule), evidence.failure.take()) {
+        (Ok(by), _) => Ok(Met::Signed(by)),
+        // Nobody knows whether it is signed.
+        (Err(_), Some(failure)) if evidence.claims.is_empty() => Err(failure),
+        (Err(unmet), failure) => {
+            let also = failure.map_or_else(String::new, |e| format!("; others could not be looked for: {e}"));
+            Err(refused(format!("{}{also}", evidence.reason(unmet))))
+        }
     }
 }
 
@@ -215,6 +222,13 @@ impl Evidence<'_> {
             }
         }
         Ok(())
+    }
+
+    fn keep_failure(&mut self, looked: Result<(), ImageError>) {
+        if let Err(error) = looked {
+            tracing::debug!(image = %self.image, %error, "signatures could not be looked for");
+            self.failure.get_or_insert(error);
+        }
     }
 
     fn parse<T: for<'de> Deserialize<'de>>(&mut self, place: &str, body: &[u8]) -> Option<T> {

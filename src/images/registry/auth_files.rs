@@ -56,6 +56,16 @@ impl AuthFiles {
     /// The credentials for `repository` at the host behind `base`: the longest `host[/path]` that is a prefix of it, in the
     /// first file that has any. `registry`: what the host is called in image names, when it is that registry itself.
     pub(super) fn find(&self, base: &Url, registry: Option<&str>, repository: &str) -> Option<Credentials> {
+        let search = self.search(base, registry, repository);
+        search.notes.iter().for_each(|note| tracing::warn!("{note}"));
+        let found = search.found?;
+        tracing::debug!(file = %found.file.display(), key = found.key, "node credentials used");
+        Some(found.credentials)
+    }
+
+    /// The same, with where they are from and what was passed over.
+    pub(super) fn search(&self, base: &Url, registry: Option<&str>, repository: &str) -> Search {
+        let mut notes = Vec::new();
         let names: Vec<String> = std::iter::once(super::auth::authority(base))
             .chain(registry.map(str::to_owned))
             .map(|host| format!("{}/{repository}", host_name(&host)))
@@ -64,25 +74,43 @@ impl AuthFiles {
             let best = file
                 .auths
                 .iter()
-                .map(|(key, entry)| (normal(key), entry))
-                .filter(|(key, _)| names.iter().any(|name| covers(key, name)))
-                .max_by_key(|(key, _)| key.len());
-            if let Some((key, entry)) = best {
+                .map(|(key, entry)| (normal(key), key, entry))
+                .filter(|(normal, ..)| names.iter().any(|name| covers(normal, name)))
+                .max_by_key(|(normal, ..)| normal.len());
+            let shown = path.display();
+            if let Some((_, key, entry)) = best {
                 if let Some(credentials) = entry.credentials() {
-                    tracing::debug!(file = %path.display(), key, "node credentials used");
-                    return Some(credentials);
+                    let found = Found { file: path.clone(), key: key.clone(), credentials };
+                    return Search { found: Some(found), notes };
                 }
-                tracing::warn!(file = %path.display(), key, "entry without a secret; credential helpers are not run");
+                notes.push(format!("{shown}: entry {key:?} has no secret; credential helpers are not run"));
             } else if let Some(key) =
                 file.cred_helpers.keys().find(|key| names.iter().any(|name| covers(&normal(key), name)))
             {
-                tracing::warn!(file = %path.display(), key, "credential helpers are not run");
+                notes.push(format!("{shown}: credHelpers names {key:?}; credential helpers are not run"));
             } else if !file.creds_store.is_empty() {
                 tracing::debug!(file = %path.display(), "credsStore is not asked");
             }
         }
-        None
+        Search { found: None, notes }
     }
+}
+
+/// What the files have for a host.
+#[derive(Debug)]
+pub(super) struct Search {
+    pub(super) found: Option<Found>,
+    /// Entries that were passed over, and why.
+    pub(super) notes: Vec<String>,
+}
+
+/// Credentials and their place.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) file: PathBuf,
+    /// As it stands in the file.
+    pub(super) key: String,
+    credentials: Credentials,
 }
 
 fn parse(path: &Path, text: &str) -> Result<File, ImageError> {

@@ -33,6 +33,8 @@ pub(crate) struct Blob<'s> {
     at: u64,
     breaks: u32,
     last_break: u64,
+    /// How often a host was asked again, or the next one.
+    asked_again: u32,
     /// Hosts that are not asked for this blob any more.
     given_up: Vec<usize>,
     /// Hosts of the bytes handed out, in order.
@@ -60,6 +62,7 @@ impl<'s> Blob<'s> {
             at: 0,
             breaks: 0,
             last_break: 0,
+            asked_again: 0,
             given_up: Vec::new(),
             served: Vec::new(),
         }
@@ -88,6 +91,7 @@ impl<'s> Blob<'s> {
                 }
                 Err(error) => {
                     let wait = turn.failed(error)?;
+                    self.asked_again += 1;
                     self.turn = Some(turn);
                     if !wait.is_zero() {
                         return Ok(Some(wait));
@@ -95,6 +99,16 @@ impl<'s> Blob<'s> {
                 }
             }
         }
+    }
+
+    /// The host that serves the stream; empty: none does.
+    pub(crate) fn host(&self) -> String {
+        self.stream.as_ref().map(|stream| self.session.host(stream.host).name()).unwrap_or_default()
+    }
+
+    /// How often a host was asked again, or the next one.
+    pub(crate) fn asked_again(&self) -> u32 {
+        self.asked_again
     }
 
     /// The next bytes; None at the end. Never more than the descriptor's size.
@@ -181,6 +195,7 @@ impl<'s> Blob<'s> {
             ImageError::SizeMismatch { .. } => false,
             _ => return Err(error),
         };
+        self.asked_again += 1;
         if again {
             tracing::debug!(blob = %self.descriptor.digest, at = self.at, %error, "blob stream broke, asking again");
         } else if self.has_other(host) {

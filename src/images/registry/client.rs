@@ -39,7 +39,7 @@ pub(crate) struct Registry {
     pub(super) throttle: Throttle,
     /// Size from which a blob is fetched in parts side by side; None: never.
     pub(super) parts_from: Option<u64>,
-    proxies: Proxies,
+    pub(super) proxies: Proxies,
     clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
 }
 

@@ -33,6 +33,8 @@ pub(crate) struct Host {
     pub(crate) mirror: bool,
     /// The repository there; None: the image's own, and a mirror is told the registry by `?ns=`.
     pub(crate) repository: Option<String>,
+    /// The file that names it; None: it is the registry itself, by default.
+    pub(crate) origin: Option<PathBuf>,
 }
 
 impl Host {
@@ -148,13 +150,18 @@ pub(super) fn located(
 
 /// A directory for the host itself in any root wins over a `_default` one.
 fn find_dir(roots: &[PathBuf], registry: &str) -> Option<PathBuf> {
+    dirs(roots, registry).into_iter().find(|dir| dir.is_dir())
+}
+
+/// The directories that are looked at, in order.
+pub(super) fn dirs(roots: &[PathBuf], registry: &str) -> Vec<PathBuf> {
     let mut names = Vec::new();
     if let Some((host, port)) = registry.rsplit_once(':') {
         names.push(format!("{host}_{port}_"));
     }
     names.push(registry.to_owned());
     let specific = roots.iter().flat_map(|root| names.iter().map(move |name| root.join(name)));
-    specific.chain(roots.iter().map(|root| root.join("_default"))).find(|dir| dir.is_dir())
+    specific.chain(roots.iter().map(|root| root.join("_default"))).collect()
 }
 
 fn default_host(registry: &str, tls: Tls) -> Result<Host, ImageError> {
@@ -177,6 +184,7 @@ fn plain(base: Url, tls: Tls) -> Host {
         dial_timeout: None,
         mirror: false,
         repository: None,
+        origin: None,
     }
 }
 
@@ -293,6 +301,7 @@ fn host(path: &Path, address: &str, entry: Entry, mirror: bool) -> Result<Host, 
         dial_timeout,
         mirror,
         repository: None,
+        origin: Some(path.to_owned()),
     })
 }
 

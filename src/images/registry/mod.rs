@@ -8,7 +8,10 @@ mod auth_files;
 mod blob;
 mod challenge;
 mod client;
+mod endpoints;
 mod files;
+#[cfg(fuzzing)]
+pub(super) mod fuzz;
 mod hosts;
 mod pace;
 mod parts;
@@ -20,6 +23,8 @@ mod turn;
 pub use auth::Credentials;
 pub(crate) use blob::Blob;
 pub(crate) use client::Registry;
+pub(crate) use endpoints::looked_at;
+pub use endpoints::{Endpoint, LookedAt, Probe};
 pub(super) use files::read as read_config;
 #[cfg(test)]
 pub(crate) use proxy::Proxies;

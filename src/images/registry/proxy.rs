@@ -1,6 +1,7 @@
 //! Proxies, from the environment that the daemon was started with. Owns what never goes through one: this machine.
 
 use crate::images::error::ImageError;
+use reqwest::Url;
 use std::path::Path;
 
 /// Hosts that are never asked through a proxy, whatever NO_PROXY says; Go's clients do the same.
@@ -39,6 +40,22 @@ impl Proxies {
         }
     }
 
+    /// The proxy that requests for `url` go through, without its credentials.
+    pub(super) fn for_url(&self, url: &Url) -> Option<String> {
+        let mut matcher = hyper_util::client::proxy::matcher::Matcher::builder().no(self.none.clone());
+        if let Some(proxy) = &self.http {
+            matcher = matcher.http(proxy.clone());
+        }
+        if let Some(proxy) = &self.https {
+            matcher = matcher.https(proxy.clone());
+        }
+        let found = matcher.build().intercept(&url.as_str().parse().ok()?)?;
+        let mut shown = Url::parse(&found.uri().to_string()).ok()?;
+        // Its parser takes them out already; a secret must not depend on that.
+        let _ = (shown.set_username(""), shown.set_password(None));
+        Some(shown.to_string())
+    }
+
     /// Sets a client up with exactly these.
     pub(super) fn apply(
         &self,
@@ -66,6 +83,20 @@ impl Proxies {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_proxy_of_a_host_is_told_without_its_password() {
+        let proxies = Proxies {
+            https: Some("http://alice:hunter2@proxy.example:3128".into()),
+            none: [DIRECT, ".inside.example"].join(","),
+            ..Default::default()
+        };
+        let told = |url: &str| proxies.for_url(&Url::parse(url).unwrap());
+        assert_eq!(told("https://r.example/v2/").as_deref(), Some("http://proxy.example:3128/"));
+        for direct in ["http://r.example/v2/", "https://a.inside.example/v2/", "https://127.0.0.1:5000/v2/"] {
+            assert_eq!(told(direct), None, "{direct}");
+        }
+    }
 
     #[test]
     fn the_environment_in_both_cases() {

@@ -81,7 +81,8 @@ pub(super) fn hosts_for(
         let schemes: &[&str] = if insecure { &["https", "http"] } else { &["https"] };
         for scheme in schemes {
             let host = hosts::located(scheme, &registry, &repository, tls.clone(), mirror);
-            found.push(host.map_err(|e| wrong(e.to_string()))?);
+            let host = host.map_err(|e| wrong(e.to_string()))?;
+            found.push(Host { origin: Some(path.clone()), ..host });
         }
         Ok(())
     };

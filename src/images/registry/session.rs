@@ -53,6 +53,34 @@ impl Session {
         Ok(Self { reference: reference.clone(), hosts, parts_from: registry.parts_from })
     }
 
+    /// A session with one host only.
+    pub(super) fn with_host(
+        registry: &Arc<Registry>,
+        reference: &Reference,
+        host: Host,
+    ) -> Result<Self, ImageError> {
+        let secret = secret_for(&host, reference, None, &AuthFiles::read(&registry.auth_files)?);
+        let hosts = vec![HostClient::new(registry, host, reference.repository(), secret)?];
+        Ok(Self { reference: reference.clone(), hosts, parts_from: None })
+    }
+
+    /// Asks the first host whether it has the manifest: the HTTP status, the digest, and a refusal in words.
+    pub(super) async fn head(&self) -> Result<(u16, Option<Digest>, Option<ImageError>), ImageError> {
+        let (host, what) = (&self.hosts[0], self.reference.to_string());
+        let (tail, known) = match self.reference.target() {
+            Target::Tag(tag) => (tag.as_str(), None),
+            Target::Digest(digest) => (digest.as_str(), Some(digest)),
+        };
+        let url = self.url(host, Kind::Manifest, tail);
+        let request = Request { method: Method::HEAD, url, accept: ACCEPT, from: 0, end: None, what: &what };
+        let response = host.send(&request).await?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok((status.as_u16(), described(&response, known).map(|d| d.digest), None));
+        }
+        Ok((status.as_u16(), None, Some(refusal(response, &what, &host.name(), true).await)))
+    }
+
     /// The image's registry, as its name says.
     pub(crate) fn registry(&self) -> &str {
         self.reference.registry()

@@ -9,4 +9,5 @@ mod hostile;
 mod mirrors;
 pub(super) mod server;
 mod sharing;
+mod signatures;
 mod verify;

@@ -113,7 +113,7 @@ fn offer(files: &Files, saved: Saved) -> Result<Offer, ImageError> {
     };
     let manifest = serde_json::to_vec(&manifest).map_err(|e| files.bad(&saved.config, e.to_string()))?;
     if let Some(part) = files.find(&saved.config)? {
-        parts.insert(id, part);
+        parts.insert(id.clone(), part);
     }
     let top = Descriptor::typed(MANIFEST, Digest::sha256(&manifest), size(manifest.len()));
     let references = saved
@@ -124,7 +124,7 @@ fn offer(files: &Files, saved: Saved) -> Result<Offer, ImageError> {
         .collect::<Result<Vec<_>, _>>()?;
     let manifest = (top.digest.clone(), manifest);
     let source = Arc::new(SavedImage { name: files.name().to_owned(), manifest, parts });
-    Ok(Offer { source, top, genuine: false, references })
+    Ok(Offer { source, top, id: Some(id.to_string()), digests: Vec::new(), references })
 }
 
 /// A layer file's descriptor. Docker's are plain tars, which hash to their diffID; other tools compress them, and then only

@@ -20,7 +20,7 @@ const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 
 /// A layout as a source.
 #[derive(Debug)]
-struct Layout(Arc<Files>);
+pub(super) struct Layout(pub(super) Arc<Files>);
 
 impl LocalSource for Layout {
     fn name(&self) -> &str {
@@ -66,7 +66,10 @@ pub(super) fn offers(files: Arc<Files>) -> Result<Vec<Offer>, ImageError> {
     let source: Arc<dyn LocalSource> = Arc::new(Layout(Arc::clone(&files)));
     let offers = usable(&what, &entries)?
         .into_iter()
-        .map(|(top, references)| Offer { source: Arc::clone(&source), top, genuine: true, references })
+        .map(|(top, references)| {
+            let digests = vec![top.digest.clone()];
+            Offer { source: Arc::clone(&source), top, id: None, digests, references }
+        })
         .collect::<Vec<_>>();
     if offers.is_empty() {
         return Err(files.bad("index.json", "it names no image"));

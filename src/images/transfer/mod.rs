@@ -1,7 +1,8 @@
 //! Images from and to places that are not registries: archives, layouts, the stores of other runtimes.
 //!
 //! ```text
-//! files (directory or tar, spooled if compressed) ─► layout / docker ─► offers ─► bring ─► image
+//! files (directory or tar, spooled if compressed) ─► layout / docker ─┐
+//! stores of other runtimes ─► peers/ ────────────────────────────────┴─► offers ─► bring ─► image
 //! ```
 //!
 //! Owns what these formats look like and which names they give. Everything that comes goes through the pipeline of pulls and
@@ -11,10 +12,13 @@ mod docker;
 mod files;
 mod layout;
 mod offer;
+mod peers;
 mod spool;
 
 #[cfg(test)]
 mod tests;
+
+pub use peers::{Imported, Peer};
 
 use super::Images;
 use super::error::ImageError;

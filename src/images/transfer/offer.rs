@@ -3,6 +3,7 @@
 use super::Loaded;
 use crate::images::Shared;
 use crate::images::bring::{Wanted, bring};
+use crate::images::digest::Digest;
 use crate::images::error::ImageError;
 use crate::images::manifest::Descriptor;
 use crate::images::reference::{Reference, Target};
@@ -14,8 +15,10 @@ use std::sync::Arc;
 pub(super) struct Offer {
     pub(super) source: Arc<dyn LocalSource>,
     pub(super) top: Descriptor,
-    /// Whether `top` is a document of the image's maker, and its digest worth a name; not one that was made up here.
-    pub(super) genuine: bool,
+    /// Its id, where that is known before its manifest is read.
+    pub(super) id: Option<String>,
+    /// Digests of manifests and indexes by which a registry knows it; none where the manifest was made up here.
+    pub(super) digests: Vec<Digest>,
     /// Names that the source states.
     pub(super) references: Vec<Reference>,
 }
@@ -26,17 +29,15 @@ impl Offer {
         self.references = vec![name.clone()];
     }
 
-    /// The names that the image gets: its tags and, where its manifest is genuine, their repositories at its digest. A digest
-    /// that the source states and that is not the image's own is no name of it.
-    fn names(&self) -> Vec<String> {
+    /// The names that the image gets: its tags, and their repositories at its digests. A digest that the source states and that
+    /// is not the image's own is no name of it.
+    pub(super) fn names(&self) -> Vec<String> {
         let mut names = Vec::new();
         for reference in &self.references {
             if let Target::Tag(_) = reference.target() {
                 names.push(reference.to_string());
             }
-            if self.genuine {
-                names.push(reference.at_digest(&self.top.digest));
-            }
+            names.extend(self.digests.iter().map(|digest| reference.at_digest(digest)));
         }
         names.sort();
         names.dedup();

@@ -7,16 +7,25 @@ use crate::images::{ImageError, Images};
 use std::io::Write as _;
 use std::path::Path;
 
-type Entries = Vec<(String, Vec<u8>)>;
+pub(super) type Entries = Vec<(String, Vec<u8>)>;
+
+/// Writes entries below a directory.
+pub(super) fn unpack(entries: &Entries, dir: &Path) {
+    for (path, content) in entries {
+        let path = dir.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+}
 
 /// The entries of a layout whose index has these manifests: (digest, further members of the descriptor).
-fn layout(content: &Content, index: &[(&Digest, &str)]) -> Entries {
+pub(super) fn layout(content: &Content, index: &[(&Digest, &str)]) -> Entries {
     let mut entries: Entries = vec![("oci-layout".into(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec())];
     let manifests: Vec<_> = index
         .iter()
         .map(|(digest, more)| {
-            let size = content.manifests[digest.as_str()].1.len();
-            format!(r#"{{"digest":"{digest}","size":{size}{more}}}"#)
+            let (media_type, body) = &content.manifests[digest.as_str()];
+            format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":{}{more}}}"#, body.len())
         })
         .collect();
     let index = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, manifests.join(","));
@@ -30,12 +39,12 @@ fn layout(content: &Content, index: &[(&Digest, &str)]) -> Entries {
     entries
 }
 
-fn named(name: &str) -> String {
+pub(super) fn named(name: &str) -> String {
     format!(r#","annotations":{{"org.opencontainers.image.ref.name":"{name}"}}"#)
 }
 
 /// `->target` as content makes a symbolic link.
-fn pack(entries: &Entries) -> Vec<u8> {
+pub(super) fn pack(entries: &Entries) -> Vec<u8> {
     let mut builder = ::tar::Builder::new(Vec::new());
     for (path, content) in entries {
         let mut header = ::tar::Header::new_gnu();
@@ -92,11 +101,7 @@ async fn layouts_of_every_packing() {
     let (content, manifest, id) = small();
     let entries = layout(&content, &[(&manifest, &named("r.example/x:t"))]);
     let dir = tempfile::tempdir().unwrap();
-    for (path, content) in &entries {
-        let path = dir.path().join(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, content).unwrap();
-    }
+    unpack(&entries, dir.path());
     let plain = pack(&entries);
     let (plain, gz, zst) =
         (file(&plain), file(&gzip(&plain)), file(&zstd::encode_all(plain.as_slice(), 1).unwrap()));

@@ -96,7 +96,7 @@ fn a_wrong_file_of_ours_says_what_is_wrong() {
     let default = "[default]\naction = \"accept\"\n";
     for (text, reason) in [
         ("", "missing field `default`"),
-        ("[default]\naction = \"allow\"\n", "unknown variant `allow`"),
+        ("[default]\naction = \"allow\"\n", "line 2: unknown variant `allow`"),
         ("[default]\naction = \"require\"\n", "default: it has no keys"),
         ("[default]\naction = \"accept\"\nkeys = [\"KEY\"]\n", "keys and signed_as are for"),
         ("[default]\naction = \"require\"\nkeys = [\"k.pub\"]\n", "k.pub: not an absolute path"),

@@ -1,0 +1,8 @@
+//! Tars of layers, unpacked and made again (root, in $TMPDIR).
+#![no_main]
+
+use std::sync::LazyLock;
+
+static DIR: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a directory to work in"));
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| podwright::images::fuzz::layer(DIR.path(), data));

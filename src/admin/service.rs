@@ -1,0 +1,107 @@
+//! The Images service.
+
+use super::proto as pb;
+use super::proto::images_server::{Images as Service, ImagesServer};
+use super::{encode, pull};
+use crate::cri::image_status;
+use crate::images::{Credentials, ImageError, Images, LoadOptions};
+use std::convert::Infallible;
+use std::path::PathBuf;
+use tokio::io::DuplexStream;
+use tonic::service::Routes;
+use tonic::{Request, Response, Status};
+
+/// The service.
+#[derive(Debug, Clone)]
+struct Admin {
+    images: Images,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn server(images: Images, limit: usize) -> ImagesServer<Admin> {
+    ImagesServer::new(Admin { images }).max_decoding_message_size(limit).max_encoding_message_size(limit)
+}
+
+/// The service, to be served beside another one; `limit`: bytes of a message.
+#[must_use]
+pub fn routes(images: Images, limit: usize) -> Routes {
+    Routes::new(server(images, limit))
+}
+
+/// Serves one client at the other end of `stream`, until it hangs up.
+///
+/// # Errors
+/// When the transport fails.
+pub async fn serve_one(
+    stream: DuplexStream,
+    images: Images,
+    limit: usize,
+) -> Result<(), tonic::transport::Error> {
+    let streams = tokio_stream::once(Ok::<_, Infallible>(stream));
+    tonic::transport::Server::builder().add_service(server(images, limit)).serve_with_incoming(streams).await
+}
+
+/// The CRI code with the plain message: a person needs no word for the kubelet in front of it.
+pub(super) fn status(error: &ImageError) -> Status {
+    Status::new(image_status(error).code(), error.to_string())
+}
+
+/// Credentials for the image's own registry.
+fn credentials(given: pb::Credentials) -> Credentials {
+    Credentials { username: given.username, password: given.password, ..Default::default() }
+}
+
+fn present(field: &str, value: String) -> Result<String, Status> {
+    if value.is_empty() { Err(Status::invalid_argument(format!("{field}: is empty"))) } else { Ok(value) }
+}
+
+#[tonic::async_trait]
+impl Service for Admin {
+    async fn list(&self, r: Request<pb::ListRequest>) -> Answer<pb::ListResponse> {
+        let stored = self.images.details(&r.into_inner().name).await.map_err(|e| status(&e))?;
+        Ok(Response::new(encode::stored(&stored)))
+    }
+
+    async fn remove(&self, r: Request<pb::RemoveRequest>) -> Answer<pb::RemoveResponse> {
+        let name = present("name", r.into_inner().name)?;
+        let removal = self.images.remove_known(&name).await.map_err(|e| status(&e))?;
+        tracing::info!(id = %removal.id, containers = removal.containers, "image removed by admin");
+        Ok(Response::new(encode::removal(removal)))
+    }
+
+    type PullStream = pull::Events;
+    async fn pull(&self, r: Request<pb::PullRequest>) -> Answer<Self::PullStream> {
+        let r = r.into_inner();
+        let reference = present("reference", r.reference)?;
+        Ok(Response::new(pull::events(self.images.clone(), reference, r.credentials.map(credentials))))
+    }
+
+    async fn load(&self, r: Request<pb::LoadRequest>) -> Answer<pb::LoadResponse> {
+        let r = r.into_inner();
+        let path = PathBuf::from(present("path", r.path)?);
+        if !path.is_absolute() {
+            return Err(Status::invalid_argument(format!("path: {} is not absolute", path.display())));
+        }
+        let options = LoadOptions { name: Some(r.name).filter(|name| !name.is_empty()) };
+        let loaded = self.images.load(&path, options).await.map_err(|e| status(&e))?;
+        Ok(Response::new(encode::loaded(loaded)))
+    }
+
+    async fn collect(&self, r: Request<pb::CollectRequest>) -> Answer<pb::CollectResponse> {
+        let r = r.into_inner();
+        let collected = self.images.collect(r.unused_images, r.dry_run).await.map_err(|e| status(&e))?;
+        if !r.dry_run {
+            let (images, layers) = (collected.images.len(), collected.layers.len());
+            tracing::info!(images, layers, bytes = collected.freed_bytes(), "collected by admin");
+        }
+        Ok(Response::new(encode::collected(collected)))
+    }
+
+    async fn endpoints(&self, r: Request<pb::EndpointsRequest>) -> Answer<pb::EndpointsResponse> {
+        let r = r.into_inner();
+        let reference = present("reference", r.reference)?;
+        let endpoints = self.images.endpoints(&reference, r.probe).await.map_err(|e| status(&e))?;
+        Ok(Response::new(encode::endpoints(endpoints)))
+    }
+}

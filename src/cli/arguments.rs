@@ -1,0 +1,84 @@
+//! The command line below `podwright images`.
+
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+/// Arguments of `podwright images`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Configuration file of the daemon, to find its socket, or its store while it does not run.
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(super) config: Option<PathBuf>,
+    /// Socket of the daemon, which must run, instead of the configured one.
+    #[arg(long, value_name = "PATH", global = true, conflicts_with = "config")]
+    pub(super) socket: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// What is done.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// List images: what they take on disk and how many containers use them.
+    Ls {
+        /// An id or a part of its beginning, a tag, a digest, or a repository; all images without it.
+        name: Option<String>,
+        /// Everything, as JSON.
+        #[arg(long)]
+        json: bool,
+        /// Ids only.
+        #[arg(short, long, conflicts_with = "json")]
+        quiet: bool,
+    },
+    /// Remove images, each with all its names.
+    Rm {
+        /// Ids, tags or digests.
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Pull an image and print its id.
+    Pull {
+        /// Name with a tag or a digest; without, the tag is latest.
+        #[arg(value_name = "REF")]
+        reference: String,
+        /// User name and password; a password that is not given is asked for.
+        #[arg(long, value_name = "USER[:PASS]")]
+        creds: Option<String>,
+        /// Read USER:PASS from standard input.
+        #[arg(long, conflicts_with = "creds")]
+        creds_stdin: bool,
+    },
+    /// Load the images of an archive: an OCI layout (directory or tar), or what docker save wrote.
+    Load {
+        /// A path on this machine; - or nothing is standard input.
+        #[arg(default_value = "-")]
+        file: PathBuf,
+        /// Name for the image, instead of those in the archive, which must hold one image then.
+        #[arg(long, value_name = "REF")]
+        name: Option<String>,
+    },
+    /// Delete layers that nothing needs.
+    Gc {
+        /// Only tell what would be deleted.
+        #[arg(long)]
+        dry_run: bool,
+        /// Also images that no container uses and that are not pinned.
+        #[arg(long)]
+        unused: bool,
+        /// The answer as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show where a pull would go: endpoints in order, their TLS files, credentials and proxy.
+    Endpoints {
+        /// The image's name.
+        #[arg(value_name = "REF")]
+        reference: String,
+        /// Ask each endpoint for the manifest.
+        #[arg(long)]
+        probe: bool,
+        /// The answer as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}

@@ -1,0 +1,85 @@
+//! `podwright images …`: a thin client of the admin service for people and scripts. Answers go to standard output, all else
+//! to standard error. Decides nothing about images: it asks, and shows what it is told.
+
+mod arguments;
+mod collect;
+mod connection;
+mod credentials;
+mod endpoints;
+mod error;
+mod list;
+mod load;
+mod meter;
+mod out;
+mod pull;
+mod remove;
+mod text;
+
+pub use arguments::Arguments;
+
+use arguments::Command;
+use connection::{Connection, Purpose};
+use error::CliError;
+use std::process::ExitCode;
+
+/// What the shell gives for a program that SIGINT ended.
+const INTERRUPTED: u8 = 130;
+
+/// Runs one command and returns the program's exit code: 0, 1 when something failed, 130 when it was interrupted. (2, a
+/// wrong usage, is the argument parser's.)
+#[must_use]
+pub fn run(arguments: Arguments) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            out::error(&format!("start the asynchronous runtime: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(async {
+        tokio::select! {
+            result = command(arguments) => match result {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    if !matches!(error, CliError::Told) {
+                        out::error(&error.to_string());
+                    }
+                    ExitCode::FAILURE
+                }
+            },
+            // The call is dropped with its connection: a pull ends unless others wait for it too.
+            Ok(()) = tokio::signal::ctrl_c() => {
+                out::error("interrupted");
+                ExitCode::from(INTERRUPTED)
+            }
+        }
+    });
+    runtime.shutdown_background();
+    code
+}
+
+async fn command(arguments: Arguments) -> Result<(), CliError> {
+    let purpose = match &arguments.command {
+        Command::Rm { .. } | Command::Gc { .. } => Purpose::Delete,
+        Command::Ls { .. } | Command::Pull { .. } | Command::Load { .. } | Command::Endpoints { .. } => {
+            Purpose::Other
+        }
+    };
+    // Before anything is opened: it may wait for a person.
+    let credentials = match &arguments.command {
+        Command::Pull { creds, creds_stdin, .. } => credentials::read(creds.as_deref(), *creds_stdin)?,
+        _ => None,
+    };
+    let mut connection = Connection::open(&arguments, purpose).await?;
+    let client = &mut connection.client;
+    let result = match arguments.command {
+        Command::Ls { name, json, quiet } => list::run(client, name, json, quiet).await,
+        Command::Rm { names } => remove::run(client, names).await,
+        Command::Pull { reference, .. } => pull::run(client, reference, credentials).await,
+        Command::Load { file, name } => load::run(client, &file, name).await,
+        Command::Gc { dry_run, unused, json } => collect::run(client, dry_run, unused, json).await,
+        Command::Endpoints { reference, probe, json } => endpoints::run(client, reference, probe, json).await,
+    };
+    connection.close().await;
+    result
+}

@@ -1,0 +1,77 @@
+//! Doors for the fuzz targets in `fuzz/`, which see only what is public: hostile bytes to the parsers that meet them. Built
+//! with `--cfg fuzzing` alone. A panic is a finding, and so is what is asserted here.
+
+use super::digest::Digest;
+use super::manifest::{ConfigFile, Document, Node, choose, parse};
+use super::reference::Reference;
+use super::staging::Staging;
+use super::unpack::{Limits, unpack};
+use super::{policy, recipe, registry};
+use std::io::Read as _;
+use std::path::Path;
+
+/// Small, so that a run is short; what they bound is the same.
+const LIMITS: Limits = Limits { bytes: 8 << 20, entries: 2000 };
+/// What stands beside a layer's staging directory and must be untouched.
+const CANARY: &str = "canary";
+
+/// A manifest or index, and the same bytes as an image config.
+pub fn documents(data: &[u8]) {
+    if let Ok(Document::Index(entries)) = parse("x", data) {
+        let _ = choose("x", &entries, Node::here());
+    }
+    let _ = ConfigFile::parse("x", data, 1, Node::here());
+}
+
+/// An image reference. What is accepted has one spelling.
+///
+/// # Panics
+/// When its own text is refused or means something else.
+pub fn reference(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(reference) = Reference::parse(text) {
+        assert_eq!(Reference::parse(&reference.to_string()).ok().as_ref(), Some(&reference), "{text:?}");
+        policy::fuzz::scopes(&reference);
+    }
+}
+
+/// A `WWW-Authenticate` header.
+pub fn challenge(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data) {
+        registry::fuzz::challenge(text);
+    }
+}
+
+/// A `hosts.toml` or, by the first byte, a `registries.conf`. `dir` is an existing directory for the file.
+pub fn hosts(dir: &Path, data: &[u8]) {
+    registry::fuzz::hosts(dir, data);
+}
+
+/// A signature policy, payload or bundle, by the first byte.
+pub fn signatures(data: &[u8]) {
+    policy::fuzz::any(data);
+}
+
+/// A layer's tar. What is unpacked can be made again byte for byte, and nothing outside of it is touched.
+///
+/// # Panics
+/// When that is not so.
+pub fn layer(dir: &Path, data: &[u8]) {
+    let canary = dir.join(CANARY);
+    std::fs::write(&canary, CANARY).expect("write the canary");
+    let staging = Staging::new(dir).expect("make a staging directory");
+    if unpack(data, staging.path(), "x", LIMITS).is_ok() {
+        let mut again = Vec::new();
+        let read = recipe::tar(staging.path()).expect("open the recipe").read_to_end(&mut again);
+        read.expect("make the tar again");
+        assert_eq!(Digest::sha256(&again), Digest::sha256(data), "the tar made again is another");
+    }
+    drop(staging);
+    assert_eq!(std::fs::read(&canary).expect("read the canary"), CANARY.as_bytes());
+    let left: Vec<_> = std::fs::read_dir(dir).expect("list").flatten().map(|e| e.file_name()).collect();
+    assert_eq!(
+        left,
+        [CANARY],
+        "the staging directory is not the only thing that was made, or is still there"
+    );
+}

@@ -1,0 +1,120 @@
+//! What the streaming server wants of the pods: processes as descriptors, ports as sockets. The seam at which tests put
+//! a stand-in.
+
+use crate::sandbox::SandboxError;
+use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use tokio::net::TcpStream;
+
+/// A command to run with streams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecRequest {
+    /// Full id of the container.
+    pub container: String,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// What is connected.
+    pub stdio: Stdio,
+}
+
+/// A container's own process to attach to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachRequest {
+    /// Full id of the container.
+    pub container: String,
+    /// What is connected.
+    pub stdio: Stdio,
+}
+
+/// Ports to forward.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortForwardRequest {
+    /// Full id of the sandbox.
+    pub sandbox: String,
+    /// Asked for beforehand. Only WebSocket clients are held to them: SPDY clients name a port with every stream.
+    pub ports: Vec<u16>,
+}
+
+/// What is connected.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stdio {
+    /// The process has a terminal: stdout and stderr are one, and its size can be set.
+    pub tty: bool,
+    /// Client to process.
+    pub stdin: bool,
+    /// Process to client.
+    pub stdout: bool,
+    /// Process to client; not with a terminal.
+    pub stderr: bool,
+}
+
+/// In characters, none of them 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Width.
+    pub columns: u16,
+    /// Height.
+    pub rows: u16,
+}
+
+/// How a session's process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The command ended with this code, 0 to 255.
+    Exited(i32),
+    /// The container that was attached to has ended.
+    ContainerEnded,
+    /// The client of an attach read too slowly; what it still gets is whole.
+    TooSlow,
+}
+
+/// A process with our ends of its streams: non-blocking descriptors that an `AsyncFd` takes.
+pub struct Process {
+    /// Its drop is the end of the input.
+    pub stdin: Option<OwnedFd>,
+    /// Ends by EOF, or by EIO where it is a terminal.
+    pub stdout: Option<OwnedFd>,
+    /// Ends by EOF.
+    pub stderr: Option<OwnedFd>,
+    /// Its drop leaves the session: a process with a terminal is hung up, another runs on and nobody waits for it.
+    pub control: Box<dyn Control>,
+}
+
+impl std::fmt::Debug for Process {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Process").finish_non_exhaustive()
+    }
+}
+
+/// A future behind a `dyn`.
+pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What can be done with a process beside its streams.
+pub trait Control: Send + Sync {
+    /// Sets the terminal's size.
+    fn resize(&self, size: TerminalSize) -> Boxed<'_, Result<(), SandboxError>>;
+
+    /// Waits for the end. Cancelling it loses nothing; it answers once.
+    fn ended(&self) -> Boxed<'_, Result<Ended, SandboxError>>;
+}
+
+/// The pods, as the streaming server sees them. Dropping a future gives the call up.
+pub trait Backend: Send + Sync + 'static {
+    /// Runs a command; `size` is the terminal's first one, which the command finds when it starts.
+    fn exec(
+        &self,
+        request: ExecRequest,
+        size: Option<TerminalSize>,
+    ) -> impl Future<Output = Result<Process, SandboxError>> + Send;
+
+    /// Connects to a container's own process.
+    fn attach(&self, request: AttachRequest) -> impl Future<Output = Result<Process, SandboxError>> + Send;
+
+    /// Connects to a port inside of a pod.
+    fn port_forward(
+        &self,
+        sandbox: &str,
+        port: u16,
+    ) -> impl Future<Output = Result<TcpStream, SandboxError>> + Send;
+}

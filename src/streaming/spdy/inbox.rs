@@ -1,0 +1,209 @@
+//! Bytes that came for a stream and were not taken yet: bounded by stream and by connection, owner woken, sender told how
+//! much fitted. Small pieces are joined, so that a client's many small frames cost no more than their bytes.
+
+use bytes::{Bytes, BytesMut};
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+use tokio::sync::Notify;
+
+/// What all inboxes of a connection may hold together.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    left: AtomicUsize,
+    room: Notify,
+}
+
+impl Budget {
+    pub(crate) fn new(bytes: usize) -> Arc<Self> {
+        Arc::new(Self { left: AtomicUsize::new(bytes), room: Notify::new() })
+    }
+
+    /// Waits until some inbox was emptied or closed since the last look.
+    pub(crate) async fn changed(&self) {
+        self.room.notified().await;
+    }
+
+    /// Only the connection's reader takes, so what it saw cannot have shrunk.
+    fn take(&self, wanted: usize) -> usize {
+        let granted = wanted.min(self.left.load(Ordering::Acquire));
+        self.left.fetch_sub(granted, Ordering::AcqRel);
+        granted
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.left.fetch_add(bytes, Ordering::AcqRel);
+        self.room.notify_one();
+    }
+}
+
+/// How the client's half of a stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The client sends no more.
+    Finished,
+    /// The client broke the stream off, or the connection is gone.
+    Reset,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    data: BytesMut,
+    end: Option<End>,
+    waker: Option<Waker>,
+    /// Nobody will ever take anything: drop what comes.
+    unread: bool,
+}
+
+/// The sender's side.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    state: Mutex<State>,
+    reset: Notify,
+    limit: usize,
+    budget: Arc<Budget>,
+}
+
+/// The owner's side.
+#[derive(Debug)]
+pub(crate) struct InboxReader(Arc<Inbox>);
+
+impl Inbox {
+    /// An inbox of `limit` bytes.
+    pub(crate) fn new(limit: usize, budget: Arc<Budget>) -> (Arc<Self>, InboxReader) {
+        let inbox = Arc::new(Self { state: Mutex::default(), reset: Notify::new(), limit, budget });
+        (inbox.clone(), InboxReader(inbox))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every section leaves it whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts in what fits and returns how much that was.
+    pub(crate) fn push(&self, data: &[u8]) -> usize {
+        let mut state = self.lock();
+        if state.unread || state.end.is_some() {
+            return data.len();
+        }
+        let room = self.limit.saturating_sub(state.data.len()).min(data.len());
+        let granted = self.budget.take(room);
+        state.data.extend_from_slice(&data[..granted]);
+        if granted > 0
+            && let Some(waker) = state.waker.take()
+        {
+            waker.wake();
+        }
+        granted
+    }
+
+    /// Ends it; a reset overtakes what is still held.
+    pub(crate) fn end(&self, end: End) {
+        let mut state = self.lock();
+        if state.end != Some(End::Reset) {
+            state.end = Some(end);
+        }
+        if end == End::Reset {
+            let dropped = std::mem::take(&mut state.data).len();
+            self.budget.give_back(dropped);
+            self.reset.notify_waiters();
+        }
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Returns when it was reset.
+    pub(crate) async fn until_reset(&self) {
+        // Before the look, so that none is missed.
+        let mut told = std::pin::pin!(self.reset.notified());
+        told.as_mut().enable();
+        if self.ended() != Some(End::Reset) {
+            told.await;
+        }
+    }
+
+    pub(crate) fn ended(&self) -> Option<End> {
+        self.lock().end
+    }
+}
+
+impl InboxReader {
+    /// Everything that came; None at the end of the client's half.
+    ///
+    /// # Errors
+    /// `End::Reset` when the stream was broken off.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, End> {
+        poll_fn(|context| {
+            let mut state = self.0.lock();
+            if !state.data.is_empty() {
+                let data = std::mem::take(&mut state.data);
+                drop(state);
+                self.0.budget.give_back(data.len());
+                return Poll::Ready(Ok(Some(data.freeze())));
+            }
+            match state.end {
+                Some(End::Finished) => Poll::Ready(Ok(None)),
+                Some(End::Reset) => Poll::Ready(Err(End::Reset)),
+                None => {
+                    state.waker = Some(context.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+}
+
+impl Drop for InboxReader {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.unread = true;
+        let dropped = std::mem::take(&mut state.data).len();
+        drop(state);
+        self.0.budget.give_back(dropped);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_holds_no_more_than_its_limits_and_gives_room_back() {
+        let budget = Budget::new(10);
+        let (a, mut a_reader) = Inbox::new(6, budget.clone());
+        let (b, b_reader) = Inbox::new(6, budget.clone());
+        assert_eq!(a.push(b"12345678"), 6);
+        assert_eq!(b.push(b"12345678"), 4, "the connection's limit");
+        assert_eq!(a_reader.next().await.unwrap().unwrap(), "123456");
+        assert_eq!(a.push(b"1234567"), 6);
+        drop(b_reader);
+        assert_eq!(b.push(b"12345678"), 8, "nobody reads: dropped");
+        assert_eq!(a_reader.next().await.unwrap().unwrap().len(), 6);
+        assert_eq!(budget.left.load(Ordering::Relaxed), 10);
+    }
+
+    #[tokio::test]
+    async fn an_end_comes_after_the_data_and_a_reset_before() {
+        let (inbox, mut reader) = Inbox::new(6, Budget::new(10));
+        inbox.push(b"ab");
+        inbox.end(End::Finished);
+        assert_eq!(inbox.push(b"late"), 4);
+        assert_eq!(reader.next().await.unwrap().unwrap(), "ab");
+        assert_eq!(reader.next().await.unwrap(), None);
+        inbox.end(End::Reset);
+        inbox.end(End::Finished);
+        assert_eq!(reader.next().await.unwrap_err(), End::Reset);
+    }
+
+    #[tokio::test]
+    async fn a_waiting_owner_is_woken() {
+        let (inbox, mut reader) = Inbox::new(6, Budget::new(10));
+        let waiting = tokio::spawn(async move { reader.next().await.unwrap().unwrap() });
+        tokio::task::yield_now().await;
+        inbox.push(b"x");
+        assert_eq!(waiting.await.unwrap(), "x");
+    }
+}

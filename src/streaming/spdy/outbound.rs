@@ -1,0 +1,162 @@
+//! The sending side of a connection: whole frames, one at a time. Small control frames gather in a buffer that goes out
+//! before the next DATA frame; whoever sends data reads it from its source straight into the connection's frame buffer.
+
+use super::activity::Activity;
+use super::frame::{self, HEADER_BYTES};
+use super::inbox::{End, Inbox};
+use super::{FRAME_BYTES, SpdyError};
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::Notify;
+
+/// Control frames that wait to be sent, bytes: beyond it nothing more is read from a client that takes no answers.
+const MAX_CONTROL_BYTES: usize = 64 << 10;
+
+/// The half that is written.
+pub type Writing = Box<dyn AsyncWrite + Send + Unpin>;
+
+pub(super) struct Outbound {
+    socket: tokio::sync::Mutex<Socket>,
+    control: Mutex<Vec<u8>>,
+    pending: Notify,
+    drained: Notify,
+    activity: Activity,
+}
+
+impl std::fmt::Debug for Outbound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outbound").finish_non_exhaustive()
+    }
+}
+
+struct Socket {
+    writer: Writing,
+    /// Made at the first data; room for a header and [`FRAME_BYTES`].
+    frame: Vec<u8>,
+    /// A frame was begun and not ended: its sender was dropped half-way, or the socket failed.
+    torn: bool,
+}
+
+impl Socket {
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), SpdyError> {
+        if self.torn {
+            return Err(SpdyError::Gone);
+        }
+        self.torn = true;
+        self.writer.write_all(bytes).await?;
+        // TLS and tunnels may hold back what the socket did not take at once.
+        self.writer.flush().await?;
+        self.torn = false;
+        Ok(())
+    }
+
+    async fn write_frame(&mut self, length: usize) -> Result<(), SpdyError> {
+        let frame = std::mem::take(&mut self.frame);
+        let outcome = self.write(&frame[..HEADER_BYTES + length]).await;
+        self.frame = frame;
+        outcome
+    }
+}
+
+impl Outbound {
+    pub(super) fn new(writer: Writing) -> Self {
+        Self {
+            socket: tokio::sync::Mutex::new(Socket { writer, frame: Vec::new(), torn: false }),
+            control: Mutex::default(),
+            pending: Notify::new(),
+            drained: Notify::new(),
+            activity: Activity::new(),
+        }
+    }
+
+    fn control(&self) -> MutexGuard<'_, Vec<u8>> {
+        // A panic while it was held leaves whole frames.
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has a control frame sent soon; never waits.
+    pub(super) fn push(&self, frame: impl FnOnce(&mut Vec<u8>)) {
+        frame(&mut self.control());
+        self.pending.notify_one();
+    }
+
+    /// Waits until fewer control frames than allowed are pending.
+    pub(super) async fn room(&self) {
+        while self.control().len() > MAX_CONTROL_BYTES {
+            self.drained.notified().await;
+        }
+    }
+
+    /// Sends control frames whenever there are some, until the socket fails.
+    pub(super) async fn send_control(&self) -> Result<(), SpdyError> {
+        loop {
+            self.pending.notified().await;
+            let mut socket = self.socket.lock().await;
+            self.flush(&mut socket).await?;
+        }
+    }
+
+    async fn flush(&self, socket: &mut Socket) -> Result<(), SpdyError> {
+        let bytes = std::mem::take(&mut *self.control());
+        if !bytes.is_empty() {
+            socket.write(&bytes).await?;
+            self.touch();
+            self.drained.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Lets `fill` put up to [`FRAME_BYTES`] into the frame buffer and sends them. Nothing is sent when it fails or puts
+    /// nothing; its answer is handed back.
+    pub(super) async fn send_from(
+        &self,
+        stream: u32,
+        inbox: &Inbox,
+        fill: impl FnOnce(&mut [u8]) -> io::Result<usize>,
+    ) -> Result<io::Result<usize>, SpdyError> {
+        let mut socket = self.socket.lock().await;
+        if inbox.ended() == Some(End::Reset) {
+            return Err(SpdyError::Reset);
+        }
+        self.flush(&mut socket).await?;
+        if socket.frame.is_empty() {
+            socket.frame = vec![0; HEADER_BYTES + FRAME_BYTES];
+        }
+        let length = match fill(&mut socket.frame[HEADER_BYTES..]) {
+            Ok(length @ 1..) => length,
+            other => return Ok(other),
+        };
+        socket.frame[..HEADER_BYTES].copy_from_slice(&frame::data(stream, 0, length));
+        socket.write_frame(length).await?;
+        self.touch();
+        Ok(Ok(length))
+    }
+
+    /// Tells that nothing more comes on this stream.
+    pub(super) async fn finish(&self, stream: u32) -> Result<(), SpdyError> {
+        let mut socket = self.socket.lock().await;
+        self.flush(&mut socket).await?;
+        socket.write(&frame::data(stream, frame::FIN, 0)).await?;
+        self.touch();
+        Ok(())
+    }
+
+    /// Sends what is pending, then closes the sending direction.
+    pub(super) async fn shut_down(&self) -> Result<(), SpdyError> {
+        let mut socket = self.socket.lock().await;
+        self.flush(&mut socket).await?;
+        Ok(socket.writer.shutdown().await?)
+    }
+
+    /// Something came or went.
+    pub(super) fn touch(&self) {
+        self.activity.touch();
+    }
+
+    /// Returns when nothing came or went for as long as `limit`.
+    pub(super) async fn idle(&self, limit: Duration) {
+        self.activity.idle(limit).await;
+    }
+}

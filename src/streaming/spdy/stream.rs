@@ -1,0 +1,148 @@
+//! One stream: its headers, what comes and what goes. Dropping both halves forgets it, and breaks it off where it had not
+//! ended.
+
+use super::SpdyError;
+use super::connection::Shared;
+use super::frame::{self, Reset};
+use super::headers::Headers;
+use super::inbox::{End, Inbox, InboxReader};
+use bytes::Bytes;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A stream that the client opened and that was answered.
+#[derive(Debug)]
+pub struct Stream {
+    /// From 1, odd.
+    pub id: u32,
+    /// As the client sent them.
+    pub headers: Headers,
+    /// The client's half.
+    pub reader: StreamReader,
+    /// Our half.
+    pub writer: StreamWriter,
+}
+
+/// What the client sends.
+#[derive(Debug)]
+pub struct StreamReader {
+    inbox: InboxReader,
+    _open: Arc<Open>,
+}
+
+/// What is sent to the client.
+#[derive(Debug)]
+pub struct StreamWriter {
+    open: Arc<Open>,
+}
+
+/// Keeps the stream in the connection's table.
+#[derive(Debug)]
+struct Open {
+    id: u32,
+    shared: Arc<Shared>,
+    inbox: Arc<Inbox>,
+    /// Our half was ended or broken off.
+    ended: AtomicBool,
+}
+
+impl Stream {
+    pub(super) fn new(
+        id: u32,
+        headers: Headers,
+        shared: Arc<Shared>,
+        inbox: Arc<Inbox>,
+        reader: InboxReader,
+    ) -> Self {
+        let open = Arc::new(Open { id, shared, inbox, ended: AtomicBool::new(false) });
+        let reader = StreamReader { inbox: reader, _open: open.clone() };
+        Self { id, headers, reader, writer: StreamWriter { open } }
+    }
+}
+
+impl StreamReader {
+    /// What came since; None when the client ended its half.
+    ///
+    /// # Errors
+    /// When the stream was broken off.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, SpdyError> {
+        self.inbox.next().await.map_err(|_| SpdyError::Reset)
+    }
+}
+
+impl StreamWriter {
+    /// Sends what `fill` puts into the frame buffer (up to `FRAME_BYTES`), without a copy in between. `fill` must not
+    /// block; when it fails or puts nothing, nothing is sent and its answer is handed back. Dropping the future while
+    /// a frame is being sent ends the connection.
+    ///
+    /// # Errors
+    /// When the stream or the connection is gone.
+    pub async fn send_from(
+        &self,
+        fill: impl FnOnce(&mut [u8]) -> io::Result<usize>,
+    ) -> Result<io::Result<usize>, SpdyError> {
+        self.open.shared.outbound.send_from(self.open.id, &self.open.inbox, fill).await
+    }
+
+    /// Sends these bytes.
+    ///
+    /// # Errors
+    /// When the stream or the connection is gone.
+    pub async fn send(&self, mut data: &[u8]) -> Result<(), SpdyError> {
+        while !data.is_empty() {
+            let sent = self
+                .send_from(|frame| {
+                    let n = data.len().min(frame.len());
+                    frame[..n].copy_from_slice(&data[..n]);
+                    Ok(n)
+                })
+                .await??;
+            data = &data[sent..];
+        }
+        Ok(())
+    }
+
+    /// Ends our half.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn finish(&self) -> Result<(), SpdyError> {
+        if self.open.ended.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.open.shared.outbound.finish(self.open.id).await
+    }
+
+    /// Breaks the stream off, both ways.
+    pub fn reset(&self) {
+        self.open.reset();
+    }
+
+    /// Whether the stream was broken off, or the connection is gone.
+    #[must_use]
+    pub fn is_reset(&self) -> bool {
+        self.open.inbox.ended() == Some(End::Reset)
+    }
+
+    /// Returns when the stream was broken off, or the connection is gone.
+    pub async fn until_reset(&self) {
+        self.open.inbox.until_reset().await;
+    }
+}
+
+impl Open {
+    fn reset(&self) {
+        if !self.ended.swap(true, Ordering::AcqRel) && self.inbox.ended() != Some(End::Reset) {
+            self.shared.outbound.push(|out| frame::rst_stream(out, self.id, Reset::Cancel));
+        }
+        self.inbox.end(End::Reset);
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.reset();
+        self.shared.forget(self.id);
+    }
+}

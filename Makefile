@@ -75,6 +75,7 @@ test: ## All checks in order: fmt, lint, unit, proto-check, e2e, critest
 .PHONY: fmt
 fmt: ## Check the formatting (`cargo fmt --all` corrects it)
 	cargo fmt --all -- --check
+	rustfmt --check --edition 2024 fuzz/targets/*.rs
 
 .PHONY: lint
 lint: ## clippy on everything, warnings are errors

@@ -5,6 +5,7 @@ mod credentials;
 mod docker_registry;
 mod faults;
 pub(super) mod fixture;
+mod full;
 mod hostile;
 mod mirrors;
 pub(super) mod server;

@@ -2,9 +2,9 @@
 
 use super::proto as pb;
 use super::proto::images_server::{Images as Service, ImagesServer};
-use super::{encode, pull};
+use super::{encode, pull, verify};
 use crate::cri::image_status;
-use crate::images::{Credentials, ImageError, Images, LoadOptions, Peer};
+use crate::images::{Credentials, ImageError, Images, LoadOptions, Peer, Repair};
 use std::convert::Infallible;
 use std::path::PathBuf;
 use tokio::io::DuplexStream;
@@ -109,6 +109,13 @@ impl Service for Admin {
         let peer = peer(r.peer(), &r.root)?;
         let imported = self.images.import_from(peer, &r.names).await.map_err(|e| status(&e))?;
         Ok(Response::new(encode::imported(imported)))
+    }
+
+    type VerifyStream = verify::Events;
+    async fn verify(&self, r: Request<pb::VerifyRequest>) -> Answer<Self::VerifyStream> {
+        let r = r.into_inner();
+        let repair = if r.repair { Repair::Yes } else { Repair::No };
+        Ok(Response::new(verify::events(self.images.clone(), r.names, repair)))
     }
 
     async fn collect(&self, r: Request<pb::CollectRequest>) -> Answer<pb::CollectResponse> {

@@ -77,6 +77,18 @@ pub(super) enum Command {
         #[arg(value_name = "NAME")]
         names: Vec<String>,
     },
+    /// Look whether images on disk are still what was pulled, and fetch again what is not.
+    Verify {
+        /// Ids, tags or digests; all images without them.
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+        /// Only tell what is damaged.
+        #[arg(long)]
+        no_repair: bool,
+        /// The answer as JSON, at the end.
+        #[arg(long)]
+        json: bool,
+    },
     /// Delete layers that nothing needs.
     Gc {
         /// Only tell what would be deleted.

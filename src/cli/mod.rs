@@ -15,6 +15,7 @@ mod out;
 mod pull;
 mod remove;
 mod text;
+mod verify;
 
 pub use arguments::Arguments;
 
@@ -66,6 +67,7 @@ async fn command(arguments: Arguments) -> Result<(), CliError> {
         | Command::Pull { .. }
         | Command::Load { .. }
         | Command::ImportFrom { .. }
+        | Command::Verify { .. }
         | Command::Endpoints { .. } => Purpose::Other,
     };
     // Before anything is opened: it may wait for a person.
@@ -81,6 +83,7 @@ async fn command(arguments: Arguments) -> Result<(), CliError> {
         Command::Pull { reference, .. } => pull::run(client, reference, credentials).await,
         Command::Load { file, name } => load::run(client, &file, name).await,
         Command::ImportFrom { peer, root, names } => import::run(client, peer, root, names).await,
+        Command::Verify { names, no_repair, json } => verify::run(client, names, !no_repair, json).await,
         Command::Gc { dry_run, unused, json } => collect::run(client, dry_run, unused, json).await,
         Command::Endpoints { reference, probe, json } => endpoints::run(client, reference, probe, json).await,
     };

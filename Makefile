@@ -80,6 +80,7 @@ test: ## All checks in order: fmt, lint, unit, proto-check, e2e, critest
 .PHONY: fmt
 fmt: ## Check the formatting (`cargo fmt --all` corrects it)
 	cargo fmt --all -- --check
+	rustfmt --check --edition 2024 fuzz/targets/*.rs
 
 .PHONY: lint
 lint: ## clippy on everything, warnings are errors
@@ -131,7 +132,8 @@ FUZZ_FLAGS := --cfg fuzzing -C passes=sancov-module -C codegen-units=1 -C llvm-a
 .PHONY: fuzz
 fuzz: ## Feed hostile bytes to each parser for a while (FUZZ_SECONDS, FUZZ_TARGETS)
 	@scripts/deps.sh g++
-	RUSTFLAGS='$(FUZZ_FLAGS)' cargo build --release --locked --manifest-path fuzz/Cargo.toml \
+	@cp Cargo.lock fuzz/Cargo.lock
+	RUSTFLAGS='$(FUZZ_FLAGS)' cargo build --release --manifest-path fuzz/Cargo.toml \
 		--target $(TRIPLE) --target-dir build/fuzz-target
 	@for target in $(FUZZ_TARGETS); do \
 		fuzz/run.sh build/fuzz-target/$(TRIPLE)/release/$$target fuzz/seeds/$$target $(FUZZ_SECONDS); \

@@ -2,8 +2,8 @@
 
 use super::proto as pb;
 use crate::images::{
-    Collected, Details, Endpoint, Endpoints, ImageKind, LayerProgress, LayerState, LayerUse, Loaded, Probe,
-    PullProgress, Removal, Stored,
+    Collected, Depth, Details, Endpoint, Endpoints, ImageKind, Imported, LayerProgress, LayerState, LayerUse,
+    Loaded, Probe, PullProgress, Removal, Stored, Subject, VerifyEvent, VerifySummary,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -62,9 +62,23 @@ pub(super) fn removal(removal: Removal) -> pb::RemoveResponse {
     }
 }
 
+fn loaded_image(loaded: Loaded) -> pb::LoadedImage {
+    pb::LoadedImage { id: loaded.id.to_string(), names: loaded.names }
+}
+
 pub(super) fn loaded(loaded: Vec<Loaded>) -> pb::LoadResponse {
-    let image = |loaded: Loaded| pb::LoadedImage { id: loaded.id.to_string(), names: loaded.names };
-    pb::LoadResponse { images: loaded.into_iter().map(image).collect() }
+    pb::LoadResponse { images: loaded.into_iter().map(loaded_image).collect() }
+}
+
+pub(super) fn imported(imported: Vec<Imported>) -> pb::ImportFromResponse {
+    let image = |imported: Imported| {
+        let (image, error) = match imported.result {
+            Ok(loaded) => (Some(loaded_image(loaded)), String::new()),
+            Err(error) => (None, error.to_string()),
+        };
+        pb::ImportedImage { name: imported.name, image, error }
+    };
+    pb::ImportFromResponse { images: imported.into_iter().map(image).collect() }
 }
 
 pub(super) fn collected(collected: Collected) -> pb::CollectResponse {
@@ -77,6 +91,45 @@ pub(super) fn collected(collected: Collected) -> pb::CollectResponse {
             .collect(),
         layers: collected.layers.iter().map(layer).collect(),
         freed_bytes,
+    }
+}
+
+pub(super) fn checked(event: &VerifyEvent) -> pb::Checked {
+    use pb::checked::Outcome;
+    let of = |subject: &Subject, outcome: Outcome| pb::Checked {
+        subject: subject.to_string(),
+        outcome: outcome.into(),
+        ..Default::default()
+    };
+    match event {
+        VerifyEvent::Begun { subject, bytes } => pb::Checked { bytes: *bytes, ..of(subject, Outcome::Begun) },
+        VerifyEvent::Good { subject, bytes, depth } => pb::Checked {
+            bytes: *bytes,
+            inodes_only: *depth == Depth::InodesOnly,
+            ..of(subject, Outcome::Good)
+        },
+        VerifyEvent::Damaged { subject, findings } => pb::Checked {
+            findings: findings.iter().map(ToString::to_string).collect(),
+            ..of(subject, Outcome::Damaged)
+        },
+        VerifyEvent::Unknown { subject, error } => {
+            pb::Checked { error: error.to_string(), ..of(subject, Outcome::Unknown) }
+        }
+        VerifyEvent::Repaired { subject } => of(subject, Outcome::Repaired),
+        VerifyEvent::RepairFailed { subject, error } => {
+            pb::Checked { error: error.to_string(), ..of(subject, Outcome::RepairFailed) }
+        }
+    }
+}
+
+pub(super) fn verified(summary: &VerifySummary) -> pb::VerifySummary {
+    pb::VerifySummary {
+        good: summary.good,
+        inodes_only: summary.weak,
+        damaged: summary.damaged,
+        repaired: summary.repaired,
+        unknown: summary.unknown,
+        bytes: summary.bytes,
     }
 }
 

@@ -5,5 +5,6 @@ mod encode;
 pub mod proto;
 mod pull;
 mod service;
+mod verify;
 
 pub use service::{routes, serve_one};

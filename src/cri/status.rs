@@ -152,7 +152,8 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         ImageError::Unauthorized { .. } | ImageError::Token { .. } => Code::PermissionDenied,
         ImageError::RateLimited { .. } => Code::ResourceExhausted,
         ImageError::Unavailable { .. } | ImageError::Stalled { .. } | ImageError::TooSlow { .. } => {
-            return (Code::Unavailable, REGISTRY_UNAVAILABLE);
+            // The kubelet looks for the word at the front, and only Unknown comes to it without "rpc error" before it.
+            return (Code::Unknown, REGISTRY_UNAVAILABLE);
         }
         ImageError::Protocol { .. } | ImageError::Redirect { .. } => Code::Unknown,
         ImageError::DigestMismatch { .. }
@@ -259,11 +260,15 @@ fn spec_code(error: &SpecError) -> Code {
 
 fn rootfs_code(error: &RootfsError) -> Code {
     match error {
-        RootfsError::NoLayers { .. } | RootfsError::TooManyLayers { .. } => Code::FailedPrecondition,
+        RootfsError::NoLayers { .. } | RootfsError::TooManyLayers { .. } | RootfsError::IdMap { .. } => {
+            Code::FailedPrecondition
+        }
         RootfsError::Open { cause, .. }
         | RootfsError::Option { cause, .. }
         | RootfsError::Mount { cause, .. }
         | RootfsError::Unmount { cause, .. }
+        | RootfsError::UserNamespace { cause, .. }
+        | RootfsError::Directory { cause, .. }
         | RootfsError::Inspect { cause, .. } => io_code(cause),
     }
 }

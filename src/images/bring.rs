@@ -13,17 +13,19 @@ use super::manifest::{
     ConfigFile, Descriptor, Document, MAX_CONFIG, MAX_INDEX_DEPTH, Node, choose, is_artifact,
     parse as parse_manifest,
 };
-use super::progress::{LayerState, PullProgress};
+use super::progress::{LayerProgress, LayerState, PullProgress};
 use super::pull::blocking;
 use super::slots::Slot;
 use super::source::{Source, Stream};
 use super::staging::Staging;
-use super::stats::PullStats;
+use super::stats::{PullStats, Stage};
 use super::store::{KEEP_UNREFERENCED, NewImage};
+use super::unpack::Unpacked;
 use crate::model::ImageId;
 use futures_util::future::try_join_all;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// An image to be brought.
 #[derive(Debug)]
@@ -109,7 +111,7 @@ pub(super) async fn bring_watched(
 }
 
 /// Follows indexes down to a manifest.
-async fn descend(
+pub(super) async fn descend(
     source: &Source,
     what: &str,
     top: Descriptor,
@@ -177,9 +179,26 @@ async fn one_layer(
     }
     let progress = inner.progress.layer(&diff_id, &blob);
     let _failed_unless_done = progress.guard();
-    let mut stream = source.layer(&diff_id, &blob);
-    let (staging, unpacked) = loop {
-        let slot = open(&inner, source.queue(), &mut stream).await?;
+    let (staging, unpacked) = stage(&inner, &source, &diff_id, &blob, &progress).await?;
+    let (store, begun) = (Arc::clone(&inner.store), Instant::now());
+    blocking(move || store.add_layer(diff_id.hex(), staging, &unpacked)).await?;
+    inner.stats.spent(Stage::Publish, begun.elapsed());
+    PullStats::add(&inner.stats.layers, 1);
+    progress.set(LayerState::Unpacked);
+    Ok(())
+}
+
+/// Fetches a layer into a staging directory.
+pub(super) async fn stage(
+    inner: &Shared,
+    source: &Source,
+    diff_id: &Digest,
+    blob: &Descriptor,
+    progress: &Arc<LayerProgress>,
+) -> Result<(Staging, Unpacked), ImageError> {
+    let mut stream = source.layer(diff_id, blob);
+    loop {
+        let slot = open(inner, source.queue(), &mut stream).await?;
         progress.begin(stream.host(), stream.asked_again());
         let store = Arc::clone(&inner.store);
         // With the slot: a pull cancelled here has its directory removed before the slot is free.
@@ -187,24 +206,19 @@ async fn one_layer(
         let (staging, slot) = made.await?;
         let job = Job {
             blob: stream.digest().clone(),
-            form: Form::of(&diff_id, &blob),
+            form: Form::of(diff_id, blob),
             diff_id: diff_id.clone(),
             staging,
             limits: inner.limits,
             stats: Arc::clone(&inner.stats),
-            progress: Arc::clone(&progress),
+            progress: Arc::clone(progress),
         };
         match layer::fetch(&mut stream, job, slot).await {
-            Ok(done) => break done,
+            Ok(done) => return Ok(done),
             Err(error) if stream.begin_again(&error) => {}
             Err(error) => return Err(error),
         }
-    };
-    let store = Arc::clone(&inner.store);
-    blocking(move || store.add_layer(diff_id.hex(), staging, &unpacked)).await?;
-    PullStats::add(&inner.stats.layers, 1);
-    progress.set(LayerState::Unpacked);
-    Ok(())
+    }
 }
 
 /// Opens the blob within a slot. While a registry makes us wait, others use the slot.

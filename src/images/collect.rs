@@ -156,7 +156,7 @@ impl Store {
             return Err(error);
         }
         for key in &layers {
-            self.discard(key)?;
+            self.discard(&self.layer_dir(key))?;
         }
         Ok(collected)
     }

@@ -170,6 +170,30 @@ fn make(root: &Path, wanted: &BTreeMap<Vec<u8>, Meta>) -> Result<(), ImageError>
     Ok(())
 }
 
+/// The key of a directories layer on disk; Err: the path of something in it that is no directory.
+pub(crate) fn key_of(root: &Path) -> Result<Result<String, Vec<u8>>, ImageError> {
+    let mut found: BTreeMap<Vec<u8>, Meta> = BTreeMap::new();
+    let mut pending = vec![Vec::new()];
+    while let Some(path) = pending.pop() {
+        let shown = root.join(OsStr::from_bytes(&path));
+        for entry in std::fs::read_dir(&shown).map_err(|e| ImageError::io("read directory", &shown, e))? {
+            let name = entry.map_err(|e| ImageError::io("read directory", &shown, e))?.file_name();
+            let slash: &[u8] = if path.is_empty() { b"" } else { b"/" };
+            let inside = [&path[..], slash, name.as_bytes()].concat();
+            let shown = root.join(OsStr::from_bytes(&inside));
+            let dir = match open(rustix::fs::CWD, shown.as_os_str().as_bytes()) {
+                Ok(dir) => dir,
+                Err(Errno::NOTDIR | Errno::LOOP) => return Ok(Err(inside)),
+                Err(e) => return Err(ImageError::io("open", &shown, e)),
+            };
+            let meta = read_dir(&dir).map_err(|e| ImageError::io("look at", &shown, e))?;
+            found.insert(inside.clone(), meta);
+            pending.push(inside);
+        }
+    }
+    Ok(Ok(key(&found)))
+}
+
 /// The layer's key is the digest of what it says, in a form that no tar has.
 fn key(wanted: &BTreeMap<Vec<u8>, Meta>) -> String {
     let mut text = b"podwright directories 1\n".to_vec();

@@ -6,7 +6,8 @@ use super::error::ImageError;
 use super::manifest::{ConfigFile, Descriptor};
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
 
 /// Version of the tables and records. A newer file is refused, never guessed at.
 const SCHEMA: u64 = 1;
@@ -103,7 +104,9 @@ pub(crate) enum Change<'a> {
 /// The open index.
 #[derive(Debug)]
 pub(crate) struct Index {
-    database: Database,
+    path: PathBuf,
+    /// None: it has to be opened again. redb takes nothing any more after an I/O error, such as a full disk's.
+    database: RwLock<Option<Database>>,
 }
 
 fn failed(operation: &'static str, path: &Path, error: redb::Error) -> ImageError {
@@ -143,13 +146,46 @@ impl Index {
                 reason: format!("{} has schema {found}, this daemon knows {SCHEMA}", path.display()),
             });
         }
-        Ok(Self { database })
+        Ok(Self { path: path.to_owned(), database: RwLock::new(Some(database)) })
+    }
+
+    /// Works on the database. After an I/O error it is opened again, now or at the next call.
+    fn with<T>(
+        &self,
+        operation: &'static str,
+        work: impl FnOnce(&Database) -> Result<T, redb::Error>,
+    ) -> Result<T, ImageError> {
+        if self.database.read().unwrap_or_else(PoisonError::into_inner).is_none() {
+            self.reopen().map_err(|e| failed(operation, &self.path, e))?;
+        }
+        let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(database) = guard.as_ref() else {
+            // Another's error came between.
+            return Err(ImageError::Index { operation, reason: "it is being opened again".into() });
+        };
+        let done = work(database);
+        drop(guard);
+        if let Err(redb::Error::Io(_) | redb::Error::PreviousIo) = &done {
+            *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+            if let Err(error) = self.reopen() {
+                tracing::warn!(%error, "the image index cannot be opened again yet");
+            }
+        }
+        done.map_err(|e| failed(operation, &self.path, e))
+    }
+
+    fn reopen(&self) -> Result<(), redb::Error> {
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        if database.is_none() {
+            *database = Some(Database::builder().set_cache_size(CACHE).open(&self.path)?);
+        }
+        Ok(())
     }
 
     /// Reads everything.
     pub(crate) fn load(&self) -> Result<Contents, ImageError> {
-        let read = || -> Result<_, redb::Error> {
-            let read = self.database.begin_read()?;
+        let read = |database: &Database| -> Result<_, redb::Error> {
+            let read = database.begin_read()?;
             let (configs, mut contents) = (read.open_table(CONFIGS)?, Contents::default());
             let mut broken = Vec::new();
             for item in read.open_table(IMAGES)?.iter()? {
@@ -175,7 +211,7 @@ impl Index {
             }
             Ok((contents, broken))
         };
-        let (contents, broken) = read().map_err(|e| failed("read the image index", Path::new("index"), e))?;
+        let (contents, broken) = self.with("read the image index", read)?;
         for key in broken {
             tracing::warn!(key, "unreadable record in the image index, its image has to be pulled again");
         }
@@ -184,8 +220,8 @@ impl Index {
 
     /// Applies all changes or none; durable when it returns.
     pub(crate) fn commit(&self, changes: &[Change<'_>]) -> Result<(), ImageError> {
-        let write = || -> Result<(), redb::Error> {
-            let write = self.database.begin_write()?;
+        let write = |database: &Database| -> Result<(), redb::Error> {
+            let write = database.begin_write()?;
             {
                 let (mut images, mut configs) = (write.open_table(IMAGES)?, write.open_table(CONFIGS)?);
                 let mut names = write.open_table(NAMES)?;
@@ -223,7 +259,7 @@ impl Index {
             }
             Ok(write.commit()?)
         };
-        write().map_err(|e| failed("write the image index", Path::new("index"), e))
+        self.with("write the image index", write)
     }
 
     /// A config blob.
@@ -238,12 +274,12 @@ impl Index {
     }
 
     fn get(&self, table: TableDefinition<'_, &str, &[u8]>, key: &str) -> Result<Option<Vec<u8>>, ImageError> {
-        let read = || -> Result<_, redb::Error> {
-            let read = self.database.begin_read()?;
+        let read = |database: &Database| -> Result<_, redb::Error> {
+            let read = database.begin_read()?;
             let found = read.open_table(table)?.get(key)?;
             Ok(found.map(|v| v.value().to_vec()))
         };
-        read().map_err(|e| failed("read the image index", Path::new("index"), e))
+        self.with("read the image index", read)
     }
 }
 

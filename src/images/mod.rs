@@ -25,10 +25,10 @@ mod image;
 mod index;
 mod layer;
 mod manifest;
+mod mend;
 mod policy;
 mod progress;
 mod pull;
-#[allow(dead_code, reason = "verify and export are to come")]
 mod recipe;
 mod reference;
 mod registry;
@@ -40,6 +40,7 @@ mod stats;
 mod store;
 mod transfer;
 mod unpack;
+mod verify;
 
 #[cfg(test)]
 mod tests;
@@ -52,8 +53,9 @@ pub use image::{Image, ImageConfig, ImageKind, ImageUser};
 pub use progress::{LayerProgress, LayerState, PullProgress};
 pub use reference::{Reference, Target};
 pub use registry::{Credentials, Endpoint, LookedAt, Probe};
-pub use stats::PullStats;
-pub use transfer::{Imported, LoadOptions, Loaded, Peer};
+pub use stats::{PullStats, Stage};
+pub use transfer::{ExportOptions, Format, Imported, LoadOptions, Loaded, Peer};
+pub use verify::{Damage, Depth, Finding, Repair, Subject, VerifyEvent, VerifySummary};
 
 use crate::config;
 use crate::model::ImageId;
@@ -88,6 +90,8 @@ struct Inner {
     policy: policy::SignaturePolicy,
     stats: Arc<PullStats>,
     progress: Progresses,
+    /// Held while the store is verified.
+    verifying: tokio::sync::Mutex<()>,
 }
 
 /// Use of the file system by images, from sums that the index keeps.
@@ -146,6 +150,7 @@ impl Images {
                 policy: policy::SignaturePolicy::open(&config.signature_policy)?,
                 stats: Arc::default(),
                 progress: Progresses::default(),
+                verifying: tokio::sync::Mutex::default(),
             }),
         })
     }

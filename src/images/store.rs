@@ -1,6 +1,7 @@
 //! The local store: layer directories, the index, and who needs what. Blocking; callers are on blocking threads.
 //!
-//! Layout: `index.redb`; `layers/<key>/fs`, one directory a layer, visible only when whole; `staging/`, swept at open.
+//! Layout: `index.redb`; `layers/<key>/fs`, one directory a layer, visible only when whole; `staging/`, swept at open;
+//! `retired/`, damaged layers that containers may still use (`mend`).
 //! Order of a layer's birth: staged, synced, renamed, indexed. Of its death: out of the snapshot, out of the index, renamed
 //! into staging, deleted. So a crash leaves a directory without a record, never a record without its directory.
 //!
@@ -26,7 +27,7 @@ pub(crate) const KEEP_UNREFERENCED: Duration = Duration::from_secs(3600);
 pub(crate) struct Store {
     root: PathBuf,
     index: Index,
-    pinned: BTreeSet<String>,
+    pub(super) pinned: BTreeSet<String>,
     pub(super) writer: Mutex<()>,
     pub(super) leases: Mutex<Leases>,
     /// Threads that delete directories.
@@ -66,7 +67,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Store {
     pub(crate) fn open(root: &Path, pinned: BTreeSet<String>) -> Result<Arc<Self>, ImageError> {
-        for dir in [root.to_owned(), root.join("layers"), root.join("staging")] {
+        for dir in [root.to_owned(), root.join("layers"), root.join("staging"), root.join("retired")] {
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -92,6 +93,9 @@ impl Store {
             state: RwLock::new(Arc::new(state)),
         };
         store.reconcile()?;
+        if let Err(error) = store.sweep_retired() {
+            tracing::warn!(%error, "damaged directories of repaired layers stay");
+        }
         Ok(Arc::new(store))
     }
 
@@ -102,7 +106,7 @@ impl Store {
         let mut state = (*self.state()).clone();
         for orphan in present.iter().filter(|name| !state.layers.contains_key(*name)) {
             tracing::info!(layer = orphan, "removing a layer directory that the index does not know");
-            self.discard(orphan)?;
+            self.discard(&self.layer_dir(orphan))?;
         }
         let lost: Vec<String> = state
             .layers
@@ -143,7 +147,7 @@ impl Store {
         self.publish(state);
         for key in &lost {
             // A directory without `fs` inside.
-            remove(&self.root.join("layers").join(key))?;
+            remove(&self.layer_dir(key))?;
         }
         Ok(())
     }
@@ -170,7 +174,12 @@ impl Store {
 
     /// The overlay lower directory of a layer.
     pub(crate) fn layer_fs(&self, key: &str) -> PathBuf {
-        self.root.join("layers").join(key).join("fs")
+        self.layer_dir(key).join("fs")
+    }
+
+    /// A layer's directory: `fs`, the recipe, and what the layer itself replaced.
+    pub(crate) fn layer_dir(&self, key: &str) -> PathBuf {
+        self.root.join("layers").join(key)
     }
 
     /// Keeps layers, present or not, from being swept.
@@ -211,9 +220,9 @@ impl Store {
         }
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let record = LayerRecord { bytes: unpacked.bytes, inodes: unpacked.inodes, since };
-        staging.publish(&self.root.join("layers").join(key))?;
+        staging.publish(&self.layer_dir(key))?;
         if let Err(error) = self.index.commit(&[Change::PutLayer(key, &record, &unpacked.implied)]) {
-            self.discard(key)?;
+            self.discard(&self.layer_dir(key))?;
             return Err(error);
         }
         let mut state = (*self.state()).clone();
@@ -349,6 +358,8 @@ impl Store {
             .map(|(key, _)| key.clone())
             .collect();
         if unneeded.is_empty() {
+            drop(leases);
+            self.sweep_retired()?;
             return Ok(0);
         }
         let freed = unneeded.iter().filter_map(|key| old.layers.get(key)).map(|l| l.bytes).sum();
@@ -363,15 +374,16 @@ impl Store {
             return Err(error);
         }
         for key in &unneeded {
-            self.discard(key)?;
+            self.discard(&self.layer_dir(key))?;
         }
+        self.sweep_retired()?;
         Ok(freed)
     }
 
     /// Takes a layer directory out of sight at once and deletes it on a thread of its own.
-    pub(super) fn discard(&self, key: &str) -> Result<(), ImageError> {
-        let (from, to) = (self.root.join("layers").join(key), fresh(&self.staging_dir()));
-        std::fs::rename(&from, &to).map_err(|e| ImageError::io("move away", &from, e))?;
+    pub(super) fn discard(&self, from: &Path) -> Result<(), ImageError> {
+        let to = fresh(&self.staging_dir());
+        std::fs::rename(from, &to).map_err(|e| ImageError::io("move away", from, e))?;
         let path = to.clone();
         let deleting = std::thread::Builder::new().name("layer-delete".into()).spawn(move || {
             if let Err(error) = remove(&path) {
@@ -424,7 +436,7 @@ fn release(counts: &mut HashMap<String, usize>, key: &str) -> bool {
     }
 }
 
-fn names(dir: &Path) -> Result<Vec<String>, ImageError> {
+pub(super) fn names(dir: &Path) -> Result<Vec<String>, ImageError> {
     let failed = |e| ImageError::io("read directory", dir, e);
     std::fs::read_dir(dir)
         .map_err(failed)?

@@ -113,7 +113,15 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
     }
     // The upper directory's mode becomes that of the container's `/`.
     open_to_all(&upper)?;
-    rootfs::mount(hold.layers(), &upper, &work, &root, WRITABLE_LAYER)?;
+    rootfs::mount(&rootfs::Overlay {
+        lowers: hold.layers(),
+        upper: &upper,
+        work: &work,
+        target: &root,
+        options: WRITABLE_LAYER,
+        idmap: None,
+        within_quota: node.layers.limits().any(),
+    })?;
     let image = hold.image();
     let user = users::resolve(&root, &image.config.user, &spec.security.run_as)?;
     make_volumes(&root, image.config.volumes.keys())?;

@@ -405,3 +405,53 @@ async fn load_takes_files_and_both_kinds_of_standard_input() {
     assert_eq!(node.output(&id, &["echo", "yes"]).await, "yes");
     node.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn import_from_says_what_it_cannot_read() {
+    let mut node = Node::new(Options::default()).await;
+    let empty = node.scratch.root().join("peer");
+    std::fs::create_dir_all(&empty).unwrap();
+    let empty = empty.to_string_lossy().into_owned();
+    for daemon in ["up", "down"] {
+        if daemon == "down" {
+            node.daemon.stop().unwrap();
+        }
+        for peer in ["containerd", "crio"] {
+            images(&node, &["import-from", peer, "--root", &empty]).failed(&["podwright: ", &empty]);
+            let absent = format!("{empty}/absent");
+            images(&node, &["import-from", peer, "--root", &absent]).failed(&[&absent, "No such file"]);
+        }
+        assert_eq!(images(&node, &["import-from", "docker"]).code, Some(2));
+    }
+    node.daemon.launch().unwrap();
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_finds_damage_and_repairs_it() {
+    let mut node = Node::new(Options::default()).await;
+    push_pair(&node);
+    let one = reference(&node, "one");
+    node.pull(&one).await.unwrap();
+    let whole = images(&node, &["verify"]).ok();
+    assert!(whole.contains("3 good, 0 damaged") && whole.lines().count() == 1, "{whole}");
+    let listed = images(&node, &["ls", "--json", &one]).json();
+    let key = listed["images"][0]["layers"][1]["diff_id"].as_str().unwrap()["sha256:".len()..].to_owned();
+    let file = node.scratch.root().join(format!("root/images/layers/{key}/fs/one"));
+    for daemon in ["up", "down"] {
+        if daemon == "down" {
+            node.daemon.stop().unwrap();
+        }
+        std::fs::write(&file, "damaged").unwrap();
+        let found = images(&node, &["verify", "--no-repair", &one]);
+        assert!(found.out.contains(&format!("layer {key}: damaged: ")), "{daemon}: {found:?}");
+        assert!(found.out.contains("2 good, 1 damaged, 0 repaired"), "{found:?}");
+        found.failed(&[]);
+        let repaired = images(&node, &["verify", "--json"]).json();
+        assert_eq!(repaired["summary"]["repaired"], 1, "{daemon}: {repaired:#}");
+        assert_eq!(std::fs::read(&file).unwrap(), vec![1u8; 300_000]);
+        images(&node, &["verify", "absent:1"]).failed(&["\"absent:1\" is not in the local store"]);
+    }
+    node.daemon.launch().unwrap();
+    node.finish().await;
+}

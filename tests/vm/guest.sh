@@ -8,6 +8,8 @@ export HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
 export PODWRIGHT_BIN=$root/build/bin/podwright PODWRIGHT_MONITOR=$root/build/bin/podwright-monitor
 # An emulated processor takes some ten times as long.
 export PODWRIGHT_TEST_PATIENCE=10
+# Debian's kernel has project quotas for ext4 and xfs: here their tests must not pass by without them.
+export PODWRIGHT_TEST_QUOTAS=1
 ip link set lo up
 
 echo "guest: kernel $(uname -r), cgroups $(stat -f -c %T /sys/fs/cgroup), process 1 $(cat /proc/1/comm)"

@@ -83,6 +83,7 @@ fn idle(parent: i32) -> ! {
 }
 
 /// Makes a mount that is attached nowhere show its files with ids mapped: what is inside's on disk is outside's here.
+/// The mount becomes private.
 ///
 /// # Errors
 /// The kernel's: `ENOSYS` before Linux 5.12, `EINVAL` for a file system that cannot.
@@ -90,7 +91,7 @@ pub fn map_mount(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_IDMAP,
         attr_clr: 0,
-        propagation: 0,
+        propagation: libc::MS_PRIVATE,
         userns_fd: u64::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?,
     };
     let pointer: *const libc::mount_attr = &attributes;

@@ -1,12 +1,18 @@
 //! A container's root file system: an overlay mount of its image's layers, and the tmpfs of a pod's /dev/shm.
 //!
-//! Owns the mount calls. Never makes or removes directories, and never decides which layers there are.
+//! Owns the mount calls. Never decides which layers there are; makes no directory but those that mapped ids need for
+//! the time of a mount (`idmap`).
 //!
 //! The new mount API takes one `lowerdir+` a layer (Linux 6.7), so the 4 KiB limit of mount(2)'s option string does
 //! not bite. Older kernels get mount(2) with every layer named by an open descriptor, which keeps that string short.
 
+mod error;
+mod idmap;
 mod volume;
 
+pub use error::RootfsError;
+pub use idmap::{IdMap, supports_idmap};
+pub use podwright_sys::userns::IdRange;
 pub use volume::mount_read_only;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
@@ -23,103 +29,75 @@ const MAX_MOUNT_DATA: usize = 4095;
 /// Unmounts of one path before giving up; more than one only where something stacked a mount on ours.
 const MAX_STACKED_MOUNTS: usize = 16;
 
-/// Why a root file system could not be mounted or unmounted.
-#[derive(Debug, thiserror::Error)]
-pub enum RootfsError {
-    /// An overlay needs at least one layer.
-    #[error("mount overlay on {}: the image has no layer", target.display())]
-    NoLayers {
-        /// Mount point.
-        target: PathBuf,
-    },
-    /// A directory could not be opened.
-    #[error("open {} for a mount: {cause}", path.display())]
-    Open {
-        /// The directory.
-        path: PathBuf,
-        /// Cause.
-        cause: std::io::Error,
-    },
-    /// The kernel refused an option.
-    #[error("set {fstype} option {key}={value:?} for {}: {cause}{detail}", target.display())]
-    Option {
-        /// File system type.
-        fstype: &'static str,
-        /// Option name.
-        key: String,
-        /// Option value.
-        value: String,
-        /// Mount point.
-        target: PathBuf,
-        /// Cause.
-        cause: std::io::Error,
-        /// The kernel's own words, where it gave some.
-        detail: String,
-    },
-    /// The option string of mount(2) would exceed one page.
-    #[error("mount overlay on {}: options of {layers} layers take {bytes} bytes, more than a page", target.display())]
-    TooManyLayers {
-        /// Mount point.
-        target: PathBuf,
-        /// Number of layers.
-        layers: usize,
-        /// Bytes.
-        bytes: usize,
-    },
-    /// The mount failed.
-    #[error("{step} of {fstype} on {}: {cause}{detail}", target.display())]
-    Mount {
-        /// File system type.
-        fstype: &'static str,
-        /// System call.
-        step: &'static str,
-        /// Mount point.
-        target: PathBuf,
-        /// Cause.
-        cause: std::io::Error,
-        /// The kernel's own words, where it gave some.
-        detail: String,
-    },
-    /// The unmount failed.
-    #[error("unmount {}: {cause}", target.display())]
-    Unmount {
-        /// Mount point.
-        target: PathBuf,
-        /// Cause.
-        cause: std::io::Error,
-    },
-    /// It could not be found out whether a path is a mount point.
-    #[error("look whether {} is a mount point: {cause}", target.display())]
-    Inspect {
-        /// The path.
-        target: PathBuf,
-        /// Cause.
-        cause: std::io::Error,
-    },
+/// An overlay that is to be mounted.
+#[derive(Debug, Clone, Copy)]
+pub struct Overlay<'a> {
+    /// Layers, bottom first.
+    pub lowers: &'a [PathBuf],
+    /// Directory that takes what is written.
+    pub upper: &'a Path,
+    /// Overlayfs's own directory beside it.
+    pub work: &'a Path,
+    /// Mount point.
+    pub target: &'a Path,
+    /// Each is `key` or `key=value`, such as `volatile`.
+    pub options: &'a [&'a str],
+    /// The mapping of a user namespace: the layers' files belong to the ids outside, and so does what is written.
+    pub idmap: Option<&'a IdMap>,
+    /// Quotas of the upper directory bind whoever writes. Overlayfs writes with the rights of whoever mounted it, and
+    /// ext4 lets CAP_SYS_RESOURCE exceed every limit.
+    pub within_quota: bool,
 }
 
-/// Mounts an overlay of `lowers` (bottom layer first) with `upper` and `work` on `target`. Each of `options` is
-/// `key` or `key=value`, such as `volatile`.
+/// Mounts an overlay.
 ///
 /// # Errors
 /// When a directory is missing or the kernel refuses; nothing is left mounted then.
-pub fn mount(
-    lowers: &[PathBuf],
-    upper: &Path,
-    work: &Path,
-    target: &Path,
-    options: &[&str],
-) -> Result<(), RootfsError> {
+pub fn mount(overlay: &Overlay<'_>) -> Result<(), RootfsError> {
+    let _rights = overlay.within_quota.then(WithoutResource::begin);
+    match overlay.idmap {
+        Some(map) => idmap::mount(overlay, map),
+        None => mount_as_is(overlay),
+    }
+}
+
+fn mount_as_is(overlay: &Overlay<'_>) -> Result<(), RootfsError> {
+    let Overlay { lowers, upper, work, target, options, .. } = *overlay;
     if lowers.is_empty() {
         return Err(RootfsError::NoLayers { target: target.to_owned() });
     }
     if !checks_options() {
         return mount_by_page(lowers, Some((upper, work)), target, options);
     }
-    match mount_by_fsconfig(lowers, upper, work, target, options) {
+    match mount_by_fsconfig(overlay) {
         // A kernel before 6.7 does not know `lowerdir+`; one before 5.2 has no fsopen(2).
         Err(e) if lacks_lowerdir_plus(&e) => mount_by_page(lowers, Some((upper, work)), target, options),
         done => done,
+    }
+}
+
+/// The calling thread without CAP_SYS_RESOURCE in effect, until dropped.
+struct WithoutResource(Option<rustix::thread::CapabilitySets>);
+
+impl WithoutResource {
+    fn begin() -> Self {
+        use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+        let Ok(had) = capabilities(None) else { return Self(None) };
+        let effective = had.effective.difference(CapabilitySet::SYS_RESOURCE);
+        let changed =
+            effective != had.effective && set_capabilities(None, CapabilitySets { effective, ..had }).is_ok();
+        Self(changed.then_some(had))
+    }
+}
+
+impl Drop for WithoutResource {
+    fn drop(&mut self) {
+        // What is permitted may always be put into effect again.
+        if let Some(had) = self.0.take()
+            && let Err(error) = rustix::thread::set_capabilities(None, had)
+        {
+            tracing::error!(%error, "a thread lost CAP_SYS_RESOURCE");
+        }
     }
 }
 
@@ -148,13 +126,8 @@ fn lacks_lowerdir_plus(error: &RootfsError) -> bool {
     }
 }
 
-fn mount_by_fsconfig(
-    lowers: &[PathBuf],
-    upper: &Path,
-    work: &Path,
-    target: &Path,
-    options: &[&str],
-) -> Result<(), RootfsError> {
+fn mount_by_fsconfig(overlay: &Overlay<'_>) -> Result<(), RootfsError> {
+    let Overlay { lowers, upper, work, target, options, .. } = *overlay;
     let mut context = Context::open("overlay", target)?;
     context.set("source", "overlay")?;
     for lower in lowers.iter().rev() {
@@ -246,6 +219,11 @@ pub fn mount_shm(target: &Path, bytes: u64) -> Result<(), RootfsError> {
 /// # Errors
 /// When the kernel refuses.
 pub fn unmount(target: &Path) -> Result<(), RootfsError> {
+    idmap::clear(target)?;
+    detach(target)
+}
+
+fn detach(target: &Path) -> Result<(), RootfsError> {
     for _ in 0..MAX_STACKED_MOUNTS {
         match rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) => {}
@@ -254,6 +232,12 @@ pub fn unmount(target: &Path) -> Result<(), RootfsError> {
         }
     }
     Err(RootfsError::Unmount { target: target.to_owned(), cause: Errno::BUSY.into() })
+}
+
+/// Detaches the topmost mount; that there is none is an error.
+fn detach_one(target: &Path) -> Result<(), RootfsError> {
+    rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+        .map_err(|e| RootfsError::Unmount { target: target.to_owned(), cause: e.into() })
 }
 
 /// Whether `target` is the root of a mount. A missing path is not.
@@ -409,7 +393,23 @@ mod tests {
         }
 
         fn mount(&self, options: &[&str]) -> Result<(), RootfsError> {
-            mount(&self.lowers, &self.at("upper"), &self.at("work"), &self.at("merged"), options)
+            self.with(options, mount)
+        }
+
+        fn with(
+            &self,
+            options: &[&str],
+            mount: impl FnOnce(&Overlay<'_>) -> Result<(), RootfsError>,
+        ) -> Result<(), RootfsError> {
+            mount(&Overlay {
+                lowers: &self.lowers,
+                upper: &self.at("upper"),
+                work: &self.at("work"),
+                target: &self.at("merged"),
+                options,
+                idmap: None,
+                within_quota: true,
+            })
         }
 
         fn assert_merged(&self) {
@@ -438,12 +438,40 @@ mod tests {
         dirs.assert_merged();
     }
 
+    fn by_page(overlay: &Overlay<'_>) -> Result<(), RootfsError> {
+        let Overlay { lowers, upper, work, target, options, .. } = *overlay;
+        mount_by_page(lowers, Some((upper, work)), target, options)
+    }
+
     #[test]
     fn the_old_call_mounts_a_hundred_and_more_layers_too() {
         let dirs = Dirs::new(150, "");
-        let (upper, work) = (dirs.at("upper"), dirs.at("work"));
-        mount_by_page(&dirs.lowers, Some((&upper, &work)), &dirs.at("merged"), &[]).unwrap();
+        dirs.with(&[], by_page).unwrap();
         dirs.assert_merged();
+    }
+
+    #[test]
+    fn a_hundred_and_more_layers_with_long_paths_mount() {
+        let long = "d".repeat(120);
+        let dirs = Dirs::new(128, &format!("{long}/{long}/{long}/"));
+        dirs.mount(&[]).unwrap();
+        dirs.assert_merged();
+        unmount(&dirs.at("merged")).unwrap();
+        dirs.with(&[], by_page).unwrap();
+        dirs.assert_merged();
+    }
+
+    #[test]
+    fn a_thread_has_its_rights_again_after_a_mount_within_quotas() {
+        let before = rustix::thread::capabilities(None).unwrap();
+        let dirs = Dirs::new(1, "");
+        dirs.mount(&[]).unwrap();
+        assert_eq!(rustix::thread::capabilities(None).unwrap(), before);
+        let rights = WithoutResource::begin();
+        let during = rustix::thread::capabilities(None).unwrap().effective;
+        assert!(!during.contains(rustix::thread::CapabilitySet::SYS_RESOURCE));
+        drop(rights);
+        assert_eq!(rustix::thread::capabilities(None).unwrap(), before);
     }
 
     #[test]

@@ -20,7 +20,6 @@ mod write;
 #[cfg(test)]
 mod tests;
 
-#[allow(unused_imports, reason = "verify is to come")]
 pub(crate) use read::{Damage, Recreated, exists};
 pub(crate) use write::{Recorder, write_replaced};
 

@@ -56,7 +56,7 @@ struct Extent {
     at: u64,
     left: u64,
     expected: u32,
-    crc: flate2::Crc,
+    crc: crc32fast::Hasher,
     /// It was told that the rest lacks.
     lacking: bool,
 }
@@ -213,7 +213,7 @@ impl Recreated {
             return Err(self.broken("an extent that none is written with"));
         }
         let lacking = self.open.as_ref().is_none_or(|(_, file)| file.is_none());
-        let (expected, crc) = (u32::from_le_bytes(expected), flate2::Crc::new());
+        let (expected, crc) = (u32::from_le_bytes(expected), crc32fast::Hasher::new());
         Ok(Now::File(Extent { at, left, expected, crc, lacking }))
     }
 
@@ -286,7 +286,7 @@ impl Recreated {
             self.now = Now::File(extent);
         } else {
             self.now = Now::Between;
-            if !extent.lacking && extent.crc.sum() != extent.expected {
+            if !extent.lacking && extent.crc.finalize() != extent.expected {
                 self.damaged("its content has changed")?;
             }
         }
@@ -361,9 +361,9 @@ impl Replaced {
         let mut bytes = Vec::new();
         (&mut file).take(MAX_REPLACED_INDEX + 1).read_to_end(&mut bytes)?;
         let Some((body, sum)) = bytes.split_last_chunk::<4>() else { return Err(wrong("it is too short")) };
-        let mut crc = flate2::Crc::new();
+        let mut crc = crc32fast::Hasher::new();
         crc.update(body);
-        if crc.sum() != u32::from_le_bytes(*sum) {
+        if crc.finalize() != u32::from_le_bytes(*sum) {
             return Err(wrong("its checksum is wrong"));
         }
         let mut rest = body

@@ -214,3 +214,43 @@ fn a_damaged_recipe_is_never_a_tar() {
 fn tar_error(path: &Path) -> ImageError {
     tar(path).err().unwrap()
 }
+
+/// By hand: `cargo test --release --lib images::recipe::tests::cost -- --ignored --nocapture`, TMPDIR on a tmpfs.
+#[test]
+#[ignore = "a measurement"]
+fn cost() {
+    let mut tar = Vec::new();
+    for n in 0..14_000usize {
+        if n % 10 == 0 {
+            tar.extend(dir(&format!("usr/share/thing{}/", n / 10)));
+        }
+        // 28 KiB on average, most of them small.
+        let size = if n % 20 == 0 { 400_000 } else { 8_000 + n % 2_000 };
+        let content: String = big(u8::try_from(n % 251).unwrap(), size);
+        tar.extend(file(&format!("usr/share/thing{}/file-{n}.so", n / 10), &content));
+    }
+    tar.extend([0; 1024]);
+    let time = |recipe: bool| {
+        let dir = tempfile::tempdir().unwrap();
+        for sub in ["fs", REPLACED] {
+            std::fs::create_dir(dir.path().join(sub)).unwrap();
+        }
+        // Of this thread: others' work on the machine does not count.
+        let clock = || {
+            let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+            std::time::Duration::new(u64::try_from(now.tv_sec).unwrap(), u32::try_from(now.tv_nsec).unwrap())
+        };
+        let begin = clock();
+        if recipe {
+            unpack(&tar[..], dir.path(), "test", LIMITS).unwrap();
+        } else {
+            crate::images::unpack::unrecorded(&tar[..], dir.path(), "test", LIMITS).unwrap();
+        }
+        (clock() - begin, std::fs::metadata(dir.path().join(RECIPE)).map_or(0, |m| m.len()))
+    };
+    for _ in 0..5 {
+        let (without, _) = time(false);
+        let (with, size) = time(true);
+        eprintln!("{} MB: without {without:?}, with {with:?}, recipe {size} bytes", tar.len() / 1_000_000);
+    }
+}

@@ -33,7 +33,7 @@ impl std::fmt::Debug for Open {
 struct Extent {
     offset: u64,
     length: u64,
-    crc: flate2::Crc,
+    crc: crc32fast::Hasher,
 }
 
 fn length(bytes: &[u8]) -> u64 {
@@ -134,7 +134,8 @@ impl Open {
         if self.extent.as_ref().is_some_and(|e| e.offset + e.length != offset) {
             self.end_extent()?;
         }
-        let extent = self.extent.get_or_insert_with(|| Extent { offset, length: 0, crc: flate2::Crc::new() });
+        let extent =
+            self.extent.get_or_insert_with(|| Extent { offset, length: 0, crc: crc32fast::Hasher::new() });
         extent.length += length(bytes);
         extent.crc.update(bytes);
         Ok(())
@@ -154,7 +155,7 @@ impl Open {
         }
         self.out.write_all(&extent.offset.to_le_bytes())?;
         self.out.write_all(&extent.length.to_le_bytes())?;
-        self.out.write_all(&extent.crc.sum().to_le_bytes())
+        self.out.write_all(&extent.crc.finalize().to_le_bytes())
     }
 
     fn end_file(&mut self) -> io::Result<()> {
@@ -175,8 +176,8 @@ pub(crate) fn write_replaced(directory: &Path, replaced: &[(u64, Vec<u8>)]) -> R
         bytes.extend(u16::try_from(place.len()).unwrap_or(u16::MAX).to_le_bytes());
         bytes.extend(place);
     }
-    let mut crc = flate2::Crc::new();
+    let mut crc = crc32fast::Hasher::new();
     crc.update(&bytes);
-    bytes.extend(crc.sum().to_le_bytes());
+    bytes.extend(crc.finalize().to_le_bytes());
     std::fs::write(&path, &bytes).map_err(|e| ImageError::io("write", &path, e))
 }

@@ -4,7 +4,7 @@ use super::fixture::{Content, MANIFEST, config, names, open};
 use super::server::{Server, serve};
 use crate::config;
 use crate::images::digest::Digest;
-use crate::images::{ImageError, ImageKind, Images};
+use crate::images::{ImageError, ImageKind, Images, Repair, VerifyEvent};
 
 /// An artifact with these files, as (title, content); the config is the empty one.
 fn artifact(
@@ -98,4 +98,35 @@ async fn a_file_that_lies_or_is_too_large_is_refused_and_leaves_nothing() {
         assert!(images.list().is_empty());
         assert!(super::fixture::left_over(&images, root.path()).await.is_empty());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_artifact_is_verified_and_repaired_by_its_blobs() {
+    let mut content = Content::default();
+    let files: [(&str, &[u8]); 2] = [("a", b"first"), ("d/b", b"second")];
+    artifact(&mut content, "t", EMPTY, "", &files);
+    let server = Server::serving(content);
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path());
+    let id = images.pull(&server.name("x:t"), None).await.unwrap();
+    let place =
+        images.hold(id.as_str()).unwrap().layers().iter().find(|l| l.join("d/b").exists()).cloned().unwrap();
+    let verify = async || {
+        let mut told = Vec::new();
+        let tell = |event| {
+            if let VerifyEvent::Damaged { findings, .. } = event {
+                told.extend(findings.iter().map(ToString::to_string));
+            }
+        };
+        let summary = images.verify(&[], Repair::Yes, tell).await.unwrap();
+        (told, summary.good, summary.repaired)
+    };
+    assert_eq!(verify().await, (vec![], 3, 0), "the config and two files");
+    let file = std::fs::File::options().write(true).open(place.join("d/b")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"S", 0).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    assert_eq!(verify().await, (vec!["d/b: its content has changed".into()], 2, 1));
+    std::fs::set_permissions(place.join("d"), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    assert_eq!(verify().await, (vec!["d: mode 0777, should be 0755".into()], 2, 1));
+    assert_eq!(verify().await, (vec![], 3, 0));
 }

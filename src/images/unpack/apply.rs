@@ -62,6 +62,17 @@ pub(crate) fn skeleton(
     apply(source, staging, layer, limits, Recorder::off(), Content::Left)
 }
 
+/// For measurements.
+#[cfg(test)]
+pub(crate) fn unrecorded(
+    source: impl BufRead,
+    staging: &Path,
+    layer: &str,
+    limits: Limits,
+) -> Result<Unpacked, ImageError> {
+    apply(source, staging, layer, limits, Recorder::off(), Content::Written)
+}
+
 fn apply(
     source: impl BufRead,
     staging: &Path,

@@ -94,11 +94,11 @@ pub(super) fn apply_at(
 /// Reads a directory's metadata, without the attributes that a layer may not have.
 pub(crate) fn read_dir(dir: impl AsFd) -> Result<Meta, Errno> {
     let stat = fs::fstat(&dir)?;
-    let mut names = vec![0u8; fs::flistxattr(&dir, &mut [0u8; 0][..]).unwrap_or(0)];
+    let mut names = vec![0u8; fs::flistxattr_query(&dir).unwrap_or(0)];
     let length = if names.is_empty() { 0 } else { fs::flistxattr(&dir, &mut names[..])? };
     let mut xattrs = Vec::new();
     for name in names[..length].split(|b| *b == 0).filter(|n| !n.is_empty() && wanted(n)) {
-        let mut value = vec![0u8; fs::fgetxattr(&dir, name, &mut [0u8; 0][..])?];
+        let mut value = vec![0u8; fs::fgetxattr_query(&dir, name)?];
         let length = if value.is_empty() { 0 } else { fs::fgetxattr(&dir, name, &mut value[..])? };
         value.truncate(length);
         xattrs.push((name.to_vec(), value));

@@ -4,7 +4,6 @@
 //! every parent is resolved by `openat2(RESOLVE_IN_ROOT)`, the last component is never followed, and names, records, entries
 //! and bytes have caps. Never knows of registries, digests or the index.
 
-#[allow(dead_code, unused_imports, reason = "verify is to come")]
 mod apply;
 mod contents;
 mod header;
@@ -18,8 +17,9 @@ mod tree;
 #[cfg(test)]
 pub(crate) mod tests;
 
-#[allow(unused_imports, reason = "verify is to come")]
 pub(crate) use apply::skeleton;
+#[cfg(test)]
+pub(crate) use apply::unrecorded;
 pub(crate) use apply::{Unpacked, unpack};
 pub(crate) use contents::{Content, Fault, contents};
 pub(crate) use meta::{Meta, OPAQUE, apply_dir, read_dir};

@@ -67,6 +67,10 @@ impl Pod {
             self.node.records.write_container_state(&self.spec.id, &spec.id, &container.record())
         });
         if let Err(error) = recorded {
+            // What was written before the disk was full.
+            if let Err(error) = self.node.records.remove_container(&self.spec.id, &spec.id) {
+                tracing::warn!(container = %spec.id, %error, "half a record stays until the pod is removed");
+            }
             answer_all(&mut container.create_waiters, &refuse(error.into()));
             return;
         }

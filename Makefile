@@ -109,10 +109,11 @@ test-vm: build testkit tools images ## e2e and critest on cgroup v2 and systemd,
 	tests/vm/run.sh
 
 .PHONY: bench
-bench: build testkit tools images ## Measure against Debian's containerd: pods, then pulls (PULLS=0 leaves them out)
+bench: build testkit tools images ## Measure against Debian's containerd: pods, pulls (PULLS=0 leaves them out), streams
 	@scripts/deps.sh containerd skopeo umoci
 	tests/bench/run.sh
 	[ "$${PULLS:-3}" = 0 ] || tests/bench/pull.sh --pulls $${PULLS:-3}
+	tests/bench/streams.sh
 
 .PHONY: deny
 deny: $(BIN)/cargo-deny ## Check licences, bans and sources of the dependencies (builds cargo-deny once)

@@ -355,7 +355,16 @@ async fn running_containers_keep_what_they_have() {
         std::fs::create_dir(root.join(dir)).unwrap();
     }
     let merged = root.join("merged");
-    rootfs::mount(hold.layers(), &root.join("upper"), &root.join("work"), &merged, &[]).unwrap();
+    rootfs::mount(&rootfs::Overlay {
+        lowers: hold.layers(),
+        upper: &root.join("upper"),
+        work: &root.join("work"),
+        target: &merged,
+        options: &[],
+        idmap: None,
+        within_quota: false,
+    })
+    .unwrap();
     let mounted = Mounted(merged.clone());
     std::fs::write(node.at("twice"), "SECOND").unwrap();
     let (_, summary) = node.verify(Repair::Yes).await;

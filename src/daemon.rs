@@ -13,6 +13,7 @@ use crate::metrics::{self, PullCollector, Registry, Rpcs};
 use crate::model::Clock;
 use crate::sandbox::spec::HostFacts;
 use crate::sandbox::{self, ExecWaiters, Node, PodMetrics, Records, WritableLayers};
+use crate::streaming::{self, StreamingMetrics};
 use anyhow::Context as _;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,8 @@ pub const LARGE_ALLOCATION: i32 = 64 << 10;
 pub const MAX_BLOCKING_THREADS: usize = 64;
 /// Idle threads end soon, so that an idle daemon stays small.
 pub const BLOCKING_THREAD_KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// What clients of streams get to take their last words, when the daemon ends.
+const STREAMS_END: Duration = Duration::from_secs(2);
 /// More workers than this would not answer a kubelet any faster.
 const MAX_WORKERS: usize = 4;
 
@@ -47,6 +50,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let registry = Registry::new();
     let rpcs = Rpcs::register(&registry)?;
     let node = build(&config, &registry).await?;
+    let stream_metrics = StreamingMetrics::register(&registry)?;
     if !config.metrics.address.is_empty() {
         tokio::spawn(metrics::serve(&config.metrics.address, registry).await?);
     }
@@ -54,10 +58,13 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let valid: Vec<_> = pods.pods().iter().map(|pod| pod.spec.id.clone()).collect();
     let network = node.network.clone();
     tokio::spawn(async move { network.collect(&valid).await });
+    let quiet = Duration::from_secs(config.containers.exec_drain_seconds);
+    let streams = streaming::Server::start(&config.streaming, quiet, pods.clone(), stream_metrics).await?;
     let listener = cri::listen(&config)?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(
         socket = %config.grpc.socket.display(),
+        streaming = %streams.address(),
         pods = pods.pods().len(),
         ms = begun.elapsed().as_millis(),
         "ready"
@@ -70,9 +77,11 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::info!("ending; pods go on");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     };
-    let (runtime, image) = (Runtime::new(pods, rpcs.clone()), Image::new(&node, rpcs));
+    let runtime = Runtime::new(pods, streams.urls(), rpcs.clone());
     let beside = admin::routes(node.images.clone(), config.grpc.max_message_bytes);
-    Ok(cri::serve(&config, listener, runtime, image, beside, end).await?)
+    let served = cri::serve(&config, listener, runtime, Image::new(&node, rpcs), beside, end).await;
+    streams.end(STREAMS_END).await;
+    Ok(served?)
 }
 
 /// Keeps a second daemon from the same root. The kernel frees it however this one ends.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use podwright::host::monitor::{
     CreateRequest, ErrorKind, ExecRequest, ExecStdio, LaunchRequest, Listing, Monitor, MonitorError,
-    MonitorEvent, NamespaceRequest, Runtime, SignalOutcome, Target, adopt, launch,
+    MonitorEvent, NamespaceRequest, Runtime, SessionEnd, SignalOutcome, StdioFlags, Target, adopt, launch,
 };
 
 /// Built once, beside this test's own binary.
@@ -159,6 +159,15 @@ fn bundle(dir: &Path, id: &str) {
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
 }
 
+/// Reads a client's end, which does not block, to its end.
+async fn read_all(fd: std::os::fd::OwnedFd) -> String {
+    let mut text = Vec::new();
+    let mut source = tokio::net::unix::pipe::Receiver::from_owned_fd_unchecked(fd).unwrap();
+    // A terminal ends with EIO.
+    let _ = tokio::io::AsyncReadExt::read_to_end(&mut source, &mut text).await;
+    String::from_utf8(text).unwrap()
+}
+
 #[tokio::test]
 async fn a_container_and_its_execs() {
     let tmp = tempfile::tempdir().unwrap();
@@ -220,7 +229,24 @@ async fn a_container_and_its_execs() {
     assert_eq!(read(terminal.into()).await.unwrap(), "done\r\n");
     assert_eq!(events.recv().await, Some(ended("e2")));
 
+    let wanted = StdioFlags { stdin: true, stdout: true, stderr: true };
+    let mut session = monitor.session(exec("e3", false), wanted).await.unwrap();
+    assert!(session.stdin.take().is_some() && session.stderr.is_some() && session.terminal.is_none());
+    assert_eq!(read_all(session.stdout.take().unwrap()).await, "done\n");
+    assert_eq!(session.leash.ended().await, Some(SessionEnd::Exited { exit_code: 3, signal: None }));
+    assert_eq!(events.recv().await, Some(ended("e3")));
+    let mut session = monitor.session(exec("e4", true), wanted).await.unwrap();
+    assert!(session.stdin.is_none() && session.stdout.is_none() && session.stderr.is_none());
+    assert_eq!(read_all(session.terminal.take().unwrap()).await, "done\r\n");
+    assert_eq!(session.leash.ended().await, Some(SessionEnd::Exited { exit_code: 3, signal: None }));
+    assert_eq!(events.recv().await, Some(ended("e4")));
+
+    // An attach ends with the container; here with its input.
+    let mut session = monitor.attach("c1".into(), wanted).await.unwrap();
+    assert!(session.stdin.is_some());
     monitor.close_stdin("c1".into()).await.unwrap();
+    assert_eq!(read_all(session.stdout.take().unwrap()).await, "");
+    assert_eq!(session.leash.ended().await, Some(SessionEnd::ContainerEnded));
     let Some(MonitorEvent::ContainerExited { container_id, exit }) = events.recv().await else { panic!() };
     assert_eq!((container_id.as_str(), exit.exit_code), ("c1", 5));
     let target = Target::Container("c1".into());

@@ -2,8 +2,8 @@
 
 use super::proto as pb;
 use crate::images::{
-    Collected, Details, Endpoint, Endpoints, ImageKind, LayerProgress, LayerState, LayerUse, Loaded, Probe,
-    PullProgress, Removal, Stored,
+    Collected, Details, Endpoint, Endpoints, ImageKind, Imported, LayerProgress, LayerState, LayerUse,
+    Loaded, Probe, PullProgress, Removal, Stored,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -62,9 +62,23 @@ pub(super) fn removal(removal: Removal) -> pb::RemoveResponse {
     }
 }
 
+fn loaded_image(loaded: Loaded) -> pb::LoadedImage {
+    pb::LoadedImage { id: loaded.id.to_string(), names: loaded.names }
+}
+
 pub(super) fn loaded(loaded: Vec<Loaded>) -> pb::LoadResponse {
-    let image = |loaded: Loaded| pb::LoadedImage { id: loaded.id.to_string(), names: loaded.names };
-    pb::LoadResponse { images: loaded.into_iter().map(image).collect() }
+    pb::LoadResponse { images: loaded.into_iter().map(loaded_image).collect() }
+}
+
+pub(super) fn imported(imported: Vec<Imported>) -> pb::ImportFromResponse {
+    let image = |imported: Imported| {
+        let (image, error) = match imported.result {
+            Ok(loaded) => (Some(loaded_image(loaded)), String::new()),
+            Err(error) => (None, error.to_string()),
+        };
+        pb::ImportedImage { name: imported.name, image, error }
+    };
+    pb::ImportFromResponse { images: imported.into_iter().map(image).collect() }
 }
 
 pub(super) fn collected(collected: Collected) -> pb::CollectResponse {

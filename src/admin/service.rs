@@ -4,7 +4,7 @@ use super::proto as pb;
 use super::proto::images_server::{Images as Service, ImagesServer};
 use super::{encode, pull};
 use crate::cri::image_status;
-use crate::images::{Credentials, ImageError, Images, LoadOptions};
+use crate::images::{Credentials, ImageError, Images, LoadOptions, Peer};
 use std::convert::Infallible;
 use std::path::PathBuf;
 use tokio::io::DuplexStream;
@@ -56,6 +56,25 @@ fn present(field: &str, value: String) -> Result<String, Status> {
     if value.is_empty() { Err(Status::invalid_argument(format!("{field}: is empty"))) } else { Ok(value) }
 }
 
+fn absolute(field: &str, path: String) -> Result<PathBuf, Status> {
+    let path = PathBuf::from(path);
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(Status::invalid_argument(format!("{field}: {} is not absolute", path.display())))
+}
+
+/// Where containerd (`defaults.DefaultRootDir`) and containers/storage (storage.conf) have their stores.
+fn peer(peer: pb::import_from_request::Peer, root: &str) -> Result<Peer, Status> {
+    use pb::import_from_request::Peer as Of;
+    let root = |default: &str| absolute("root", if root.is_empty() { default } else { root }.to_owned());
+    match peer {
+        Of::Containerd => Ok(Peer::Containerd { root: root("/var/lib/containerd")? }),
+        Of::Crio => Ok(Peer::Crio { root: root("/var/lib/containers/storage")? }),
+        Of::Unknown => Err(Status::invalid_argument("peer: is not one that is known")),
+    }
+}
+
 #[tonic::async_trait]
 impl Service for Admin {
     async fn list(&self, r: Request<pb::ListRequest>) -> Answer<pb::ListResponse> {
@@ -79,13 +98,17 @@ impl Service for Admin {
 
     async fn load(&self, r: Request<pb::LoadRequest>) -> Answer<pb::LoadResponse> {
         let r = r.into_inner();
-        let path = PathBuf::from(present("path", r.path)?);
-        if !path.is_absolute() {
-            return Err(Status::invalid_argument(format!("path: {} is not absolute", path.display())));
-        }
+        let path = absolute("path", present("path", r.path)?)?;
         let options = LoadOptions { name: Some(r.name).filter(|name| !name.is_empty()) };
         let loaded = self.images.load(&path, options).await.map_err(|e| status(&e))?;
         Ok(Response::new(encode::loaded(loaded)))
+    }
+
+    async fn import_from(&self, r: Request<pb::ImportFromRequest>) -> Answer<pb::ImportFromResponse> {
+        let r = r.into_inner();
+        let peer = peer(r.peer(), &r.root)?;
+        let imported = self.images.import_from(peer, &r.names).await.map_err(|e| status(&e))?;
+        Ok(Response::new(encode::imported(imported)))
     }
 
     async fn collect(&self, r: Request<pb::CollectRequest>) -> Answer<pb::CollectResponse> {

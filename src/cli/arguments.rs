@@ -1,6 +1,6 @@
 //! The command line below `podwright images`.
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 /// Arguments of `podwright images`.
@@ -14,6 +14,15 @@ pub struct Arguments {
     pub(super) socket: Option<PathBuf>,
     #[command(subcommand)]
     pub(super) command: Command,
+}
+
+/// Another runtime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Peer {
+    /// containerd, namespace k8s.io.
+    Containerd,
+    /// CRI-O, podman and buildah.
+    Crio,
 }
 
 /// What is done.
@@ -56,6 +65,17 @@ pub(super) enum Command {
         /// Name for the image, instead of those in the archive, which must hold one image then.
         #[arg(long, value_name = "REF")]
         name: Option<String>,
+    },
+    /// Import images from another runtime's store on this machine, which may go on running.
+    ImportFrom {
+        /// Whose store.
+        peer: Peer,
+        /// Directory of the store, where it is not the peer's default one.
+        #[arg(long, value_name = "DIR")]
+        root: Option<PathBuf>,
+        /// Tags, digests or ids; all images without them.
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
     },
     /// Delete layers that nothing needs.
     Gc {

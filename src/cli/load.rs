@@ -23,7 +23,8 @@ fn standard_input() -> Result<String, CliError> {
     Ok(format!("/proc/{}/fd/0", std::process::id()))
 }
 
-fn absolute(file: &Path) -> Result<String, CliError> {
+/// What the daemon, whose working directory is another one, is told.
+pub(super) fn absolute(file: &Path) -> Result<String, CliError> {
     let failed = |reason: String| CliError::Input { what: file.display().to_string(), reason };
     let path = std::fs::canonicalize(file).map_err(|e| failed(e.to_string()))?;
     path.into_os_string().into_string().map_err(|_| failed("its path is not UTF-8".into()))

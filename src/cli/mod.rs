@@ -7,6 +7,7 @@ mod connection;
 mod credentials;
 mod endpoints;
 mod error;
+mod import;
 mod list;
 mod load;
 mod meter;
@@ -61,9 +62,11 @@ pub fn run(arguments: Arguments) -> ExitCode {
 async fn command(arguments: Arguments) -> Result<(), CliError> {
     let purpose = match &arguments.command {
         Command::Rm { .. } | Command::Gc { .. } => Purpose::Delete,
-        Command::Ls { .. } | Command::Pull { .. } | Command::Load { .. } | Command::Endpoints { .. } => {
-            Purpose::Other
-        }
+        Command::Ls { .. }
+        | Command::Pull { .. }
+        | Command::Load { .. }
+        | Command::ImportFrom { .. }
+        | Command::Endpoints { .. } => Purpose::Other,
     };
     // Before anything is opened: it may wait for a person.
     let credentials = match &arguments.command {
@@ -77,6 +80,7 @@ async fn command(arguments: Arguments) -> Result<(), CliError> {
         Command::Rm { names } => remove::run(client, names).await,
         Command::Pull { reference, .. } => pull::run(client, reference, credentials).await,
         Command::Load { file, name } => load::run(client, &file, name).await,
+        Command::ImportFrom { peer, root, names } => import::run(client, peer, root, names).await,
         Command::Gc { dry_run, unused, json } => collect::run(client, dry_run, unused, json).await,
         Command::Endpoints { reference, probe, json } => endpoints::run(client, reference, probe, json).await,
     };

@@ -11,6 +11,7 @@ mod runtime;
 mod server;
 mod stats;
 mod status;
+mod streaming;
 
 pub use image::Image;
 pub use runtime::Runtime;

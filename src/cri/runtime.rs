@@ -3,11 +3,12 @@
 use super::proto as pb;
 use super::proto::runtime_service_server::RuntimeService;
 use super::status::status;
-use super::{decode, encode, info, stats};
+use super::{decode, encode, info, stats, streaming};
 use crate::host::network::Readiness;
 use crate::metrics::Rpcs;
 use crate::model::{ContainerId, ImageRequest, SandboxId};
 use crate::sandbox::{Manager, SandboxError};
+use crate::streaming::Urls;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::{Request, Response, Status};
@@ -23,6 +24,7 @@ const API_VERSION: &str = "v1";
 #[derive(Debug, Clone)]
 pub struct Runtime {
     pods: Manager,
+    urls: Urls,
     rpcs: Rpcs,
 }
 
@@ -31,10 +33,10 @@ type Answer<T> = Result<Response<T>, Status>;
 type NoStream<T> = tokio_stream::Empty<Result<T, Status>>;
 
 impl Runtime {
-    /// The service over these pods.
+    /// The service over these pods; `urls` are for streams.
     #[must_use]
-    pub fn new(pods: Manager, rpcs: Rpcs) -> Self {
-        Self { pods, rpcs }
+    pub fn new(pods: Manager, urls: Urls, rpcs: Rpcs) -> Self {
+        Self { pods, urls, rpcs }
     }
 
     fn not_yet<T>(&self, method: &'static str) -> Answer<T> {
@@ -55,7 +57,7 @@ fn new_id<T>(id: Result<T, crate::model::IdError>) -> Result<T, Status> {
     id.map_err(|error| Status::internal(error.to_string()))
 }
 
-fn required(field: &'static str, id: &str) -> Result<(), Status> {
+pub(super) fn required(field: &'static str, id: &str) -> Result<(), Status> {
     if id.is_empty() { Err(Status::invalid_argument(format!("{field} is empty"))) } else { Ok(()) }
 }
 
@@ -366,16 +368,19 @@ impl RuntimeService for Runtime {
         self.rpcs.observe("UpdateRuntimeConfig", async { Ok(pb::UpdateRuntimeConfigResponse {}) }).await
     }
 
-    async fn exec(&self, _: Request<pb::ExecRequest>) -> Answer<pb::ExecResponse> {
-        self.not_yet("Exec")
+    async fn exec(&self, r: Request<pb::ExecRequest>) -> Answer<pb::ExecResponse> {
+        let answer = async { streaming::exec(&self.pods, &self.urls, r.into_inner()) };
+        self.rpcs.observe("Exec", answer).await
     }
 
-    async fn attach(&self, _: Request<pb::AttachRequest>) -> Answer<pb::AttachResponse> {
-        self.not_yet("Attach")
+    async fn attach(&self, r: Request<pb::AttachRequest>) -> Answer<pb::AttachResponse> {
+        let answer = async { streaming::attach(&self.pods, &self.urls, r.into_inner()) };
+        self.rpcs.observe("Attach", answer).await
     }
 
-    async fn port_forward(&self, _: Request<pb::PortForwardRequest>) -> Answer<pb::PortForwardResponse> {
-        self.not_yet("PortForward")
+    async fn port_forward(&self, r: Request<pb::PortForwardRequest>) -> Answer<pb::PortForwardResponse> {
+        let answer = async { streaming::port_forward(&self.pods, &self.urls, r.into_inner()) };
+        self.rpcs.observe("PortForward", answer).await
     }
 
     async fn pod_sandbox_stats(

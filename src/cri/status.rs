@@ -17,6 +17,7 @@ use crate::host::users::UserError;
 use crate::images::ImageError;
 use crate::sandbox::spec::SpecError;
 use crate::sandbox::{RecordError, SandboxError, VolumeError};
+use crate::streaming::{StreamingError, TokenError};
 use std::io;
 use tonic::{Code, Status};
 
@@ -49,6 +50,18 @@ pub fn image_status(error: &ImageError) -> Status {
     let (code, word) = image_code(error);
     let message = if word.is_empty() { error.to_string() } else { format!("{word}: {error}") };
     Status::new(code, message)
+}
+
+/// The status of an error of URLs for streams.
+pub(super) fn streaming_status(error: &StreamingError) -> Status {
+    let code = match error {
+        // A kubelet makes "too many requests" of it.
+        StreamingError::Token(TokenError::Full) => Code::ResourceExhausted,
+        StreamingError::Token(TokenError::CommandTooLong(_)) => Code::InvalidArgument,
+        StreamingError::Token(TokenError::Random(_)) => Code::Internal,
+        StreamingError::Listen { .. } | StreamingError::Tls(_) => Code::Internal,
+    };
+    Status::new(code, error.to_string())
 }
 
 fn code(error: &SandboxError) -> Code {

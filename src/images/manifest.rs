@@ -48,6 +48,11 @@ impl Descriptor {
     pub(crate) fn annotation(&self, key: &str) -> Option<&str> {
         self.annotations.get(key).map(String::as_str)
     }
+
+    pub(crate) fn annotated<'a>(mut self, with: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        self.annotations.extend(with.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())));
+        self
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -54,7 +54,7 @@ pub use progress::{LayerProgress, LayerState, PullProgress};
 pub use reference::{Reference, Target};
 pub use registry::{Credentials, Endpoint, LookedAt, Probe};
 pub use stats::PullStats;
-pub use transfer::{Imported, LoadOptions, Loaded, Peer};
+pub use transfer::{ExportOptions, Format, Imported, LoadOptions, Loaded, Peer};
 pub use verify::{Damage, Depth, Finding, Repair, Subject, VerifyEvent, VerifySummary};
 
 use crate::config;

@@ -249,3 +249,37 @@ impl Drop for Collector {
         self.task.abort();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn written(config: &Value, terminal: Terminal) -> Value {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let file = ProcessFile::write(dir.path(), "e1", vec!["ls".into(), "-l".into()], terminal).unwrap();
+        let process = serde_json::from_slice(&std::fs::read(file.path()).unwrap()).unwrap();
+        drop(file);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        process
+    }
+
+    #[test]
+    fn a_command_is_the_containers_process_but_for_its_arguments_and_terminal() {
+        let mut config = json!({"process": {"args": ["sh"], "env": ["A=b"], "user": {"uid": 5, "gid": 6},
+            "cwd": "/x", "terminal": true, "consoleSize": {"height": 1, "width": 2}}});
+        let plain = written(&config, Terminal::No);
+        let expected = json!({"args": ["ls", "-l"], "env": ["A=b"], "user": {"uid": 5, "gid": 6},
+            "cwd": "/x", "terminal": false});
+        assert_eq!(plain, expected);
+        let size = TerminalSize { columns: 97, rows: 31 };
+        let with_terminal = written(&config, Terminal::Yes(Some(size)));
+        assert_eq!(with_terminal["env"], json!(["A=b", "TERM=xterm"]));
+        assert_eq!(with_terminal["consoleSize"], json!({"height": 31, "width": 97}));
+        assert_eq!(with_terminal["terminal"], true);
+        config["process"]["env"] = json!(["TERM=dumb"]);
+        let own = written(&config, Terminal::Yes(None));
+        assert_eq!((&own["env"], &own["consoleSize"]), (&json!(["TERM=dumb"]), &Value::Null));
+    }
+}

@@ -74,7 +74,8 @@ pub enum AttachEnd {
     TooSlow,
 }
 
-/// A command that runs. All descriptors are non-blocking and made for an `AsyncFd`.
+/// A command that runs. All descriptors are non-blocking and suit `tokio::net::unix::pipe`, a terminal's by its
+/// `from_owned_fd_unchecked`.
 ///
 /// Every stream that is there must be read to its end, else the process blocks. Streams end when the last process that
 /// holds them does: children that were left behind may outlive the command, so that after [`ExecSession::wait`] the
@@ -92,8 +93,8 @@ pub struct ExecSession {
     pod: SandboxId,
 }
 
-/// A connection with a running container. Output from before it is not repeated. All descriptors are non-blocking and
-/// made for an `AsyncFd`.
+/// A connection with a running container. Output from before it is not repeated. All descriptors are the ends of pipes
+/// and non-blocking.
 #[derive(Debug)]
 pub struct AttachSession {
     /// Its drop ends the container's input if that is `stdin_once`; the container may end it first (EPIPE).

@@ -15,7 +15,7 @@ use std::io;
 use tokio::io::AsyncWriteExt as _;
 
 /// Ports of one connection: two channels each, and channels are numbered by a byte.
-pub(super) const MAX_PORTS: usize = 127;
+pub const MAX_PORTS: usize = 127;
 
 /// Serves a client.
 pub(super) async fn over_websocket<B: Backend>(

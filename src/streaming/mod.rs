@@ -16,6 +16,7 @@ mod exec;
 mod forward;
 mod forward_channels;
 mod metrics;
+mod pods;
 mod protocol;
 mod server;
 mod session;
@@ -24,12 +25,17 @@ mod socket;
 pub mod spdy;
 mod status;
 mod tls;
-pub mod tokens;
+mod tokens;
 mod tunnel;
 mod websocket;
 mod wires;
 
 pub use backend::{AttachRequest, Backend, ExecRequest, PortForwardRequest, Stdio};
+pub use forward_channels::MAX_PORTS;
 pub use metrics::StreamingMetrics;
 pub use server::{Server, StreamingError, Urls};
 pub use tls::TlsError;
+pub use tokens::TokenError;
+
+#[cfg(test)]
+mod tests;

@@ -97,7 +97,9 @@ pub(super) async fn run<B: Backend>(
     };
     if !carried {
         // What a child that was left behind still writes is passed on; when it is silent it is not waited for.
+        // In this order: what is there is read before it is looked whether nothing came.
         tokio::select! {
+            biased;
             sent = &mut out => if sent.is_err() { return None },
             () = progress.until_quiet(quiet) => {}
             () = &mut gone => return None,

@@ -13,17 +13,17 @@ use super::backend::{AttachRequest, ExecRequest, PortForwardRequest};
 /// Randomness of a token: 192 bits, 32 characters of base64url without padding.
 const TOKEN_BYTES: usize = 24;
 /// How long a client may take to come; both peers'.
-pub const LIFETIME: Duration = Duration::from_secs(60);
+pub(super) const LIFETIME: Duration = Duration::from_secs(60);
 /// Outstanding tokens; both peers'.
-pub const MAX_TOKENS: usize = 1000;
+pub(super) const MAX_TOKENS: usize = 1000;
 /// Bytes of commands that outstanding tokens may hold together: a CRI message may have 16 MiB.
-pub const MAX_HELD_BYTES: usize = 8 << 20;
+pub(super) const MAX_HELD_BYTES: usize = 8 << 20;
 /// Bytes of one command: what the kernel takes as arguments with its default stack limit (execve(2)).
-pub const MAX_COMMAND_BYTES: usize = 2 << 20;
+pub(super) const MAX_COMMAND_BYTES: usize = 2 << 20;
 
 /// What a token stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ticket {
+pub(super) enum Ticket {
     /// Exec.
     Exec(ExecRequest),
     /// Attach.
@@ -50,7 +50,7 @@ pub enum TokenError {
 
 /// Outstanding tokens.
 #[derive(Debug, Clone)]
-pub struct Tokens {
+pub(super) struct Tokens {
     table: Arc<Mutex<Table>>,
     lifetime: Duration,
 }
@@ -67,7 +67,7 @@ struct Table {
 impl Ticket {
     /// The first part of the path.
     #[must_use]
-    pub fn kind(&self) -> &'static str {
+    pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Exec(_) => "exec",
             Self::Attach(_) => "attach",
@@ -93,7 +93,7 @@ impl Default for Tokens {
 impl Tokens {
     /// Tokens that live this long.
     #[must_use]
-    pub fn new(lifetime: Duration) -> Self {
+    pub(super) fn new(lifetime: Duration) -> Self {
         Self { table: Arc::default(), lifetime }
     }
 
@@ -106,7 +106,7 @@ impl Tokens {
     ///
     /// # Errors
     /// When too many are outstanding, or the command is too long.
-    pub fn issue(&self, ticket: Ticket) -> Result<String, TokenError> {
+    pub(super) fn issue(&self, ticket: Ticket) -> Result<String, TokenError> {
         let bytes = ticket.bytes();
         if bytes > MAX_COMMAND_BYTES {
             return Err(TokenError::CommandTooLong(bytes));
@@ -129,7 +129,7 @@ impl Tokens {
 
     /// Takes what a token stands for. It is used up also when `kind` is not its own.
     #[must_use]
-    pub fn take(&self, kind: &str, token: &str) -> Option<Ticket> {
+    pub(super) fn take(&self, kind: &str, token: &str) -> Option<Ticket> {
         let mut bytes = [0; TOKEN_BYTES];
         let length = URL_SAFE_NO_PAD.decode_slice(token, &mut bytes).ok()?;
         let mut table = self.lock();

@@ -152,7 +152,7 @@ impl Multiplex {
             base64: channels.base64,
             activity: activity.clone(),
         });
-        let reader = Reader { stream, incoming, channels, hangup, activity: activity.clone() };
+        let reader = Reader { stream, incoming, channels, hangup, out: out.clone() };
         let task = tokio::spawn(async move {
             tokio::select! {
                 () = reader.run() => {}
@@ -196,7 +196,7 @@ struct Reader {
     incoming: Incoming,
     channels: Channels,
     hangup: Option<Hangup>,
-    activity: Arc<Activity>,
+    out: Arc<Outgoing>,
 }
 
 impl Drop for Reader {
@@ -210,7 +210,7 @@ impl Drop for Reader {
 impl Reader {
     async fn run(mut self) {
         while let Some(Ok(message)) = self.stream.next().await {
-            self.activity.touch();
+            self.out.activity.touch();
             let taken = match message {
                 Message::Binary(data) => self.take(&data).await,
                 Message::Text(text) if self.channels.base64 => self.take(text.as_bytes()).await,
@@ -249,8 +249,16 @@ impl Reader {
                 return Ok(());
             }
             let room = tokio::time::timeout(HANGUP_CHECK, self.incoming.budget.changed()).await;
-            if room.is_err() && self.hangup.as_ref().is_some_and(|hung_up| hung_up()) {
-                return Err(Lost);
+            if room.is_err() {
+                if self.hangup.as_ref().is_some_and(|hung_up| hung_up()) {
+                    return Err(Lost);
+                }
+                // Unasked for, it means nothing; but the kernel of a client that is gone answers it with a reset. One that
+                // cannot be sent now is not needed: then more is on its way.
+                if let Ok(mut out) = self.out.sink.try_lock() {
+                    let pong = out.0.send(Message::Pong(Bytes::new()));
+                    let _ = tokio::time::timeout(HANGUP_CHECK, pong).await;
+                }
             }
         }
     }

@@ -405,3 +405,24 @@ async fn load_takes_files_and_both_kinds_of_standard_input() {
     assert_eq!(node.output(&id, &["echo", "yes"]).await, "yes");
     node.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn import_from_says_what_it_cannot_read() {
+    let mut node = Node::new(Options::default()).await;
+    let empty = node.scratch.root().join("peer");
+    std::fs::create_dir_all(&empty).unwrap();
+    let empty = empty.to_string_lossy().into_owned();
+    for daemon in ["up", "down"] {
+        if daemon == "down" {
+            node.daemon.stop().unwrap();
+        }
+        for peer in ["containerd", "crio"] {
+            images(&node, &["import-from", peer, "--root", &empty]).failed(&["podwright: ", &empty]);
+            let absent = format!("{empty}/absent");
+            images(&node, &["import-from", peer, "--root", &absent]).failed(&[&absent, "No such file"]);
+        }
+        assert_eq!(images(&node, &["import-from", "docker"]).code, Some(2));
+    }
+    node.daemon.launch().unwrap();
+    node.finish().await;
+}

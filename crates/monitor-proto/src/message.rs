@@ -49,7 +49,7 @@ pub enum Request {
         target: Target,
         /// Signal number.
         signal: i32,
-        /// To the whole process group that the target is in.
+        /// To the whole process group that the target is in; SIGKILL of an exec goes to all that it has started.
         #[serde(default)]
         group: bool,
     },

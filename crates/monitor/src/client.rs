@@ -36,7 +36,7 @@ enum State {
 struct Outgoing {
     bytes: Vec<u8>,
     sent: usize,
-    fd: Option<OwnedFd>,
+    fds: Vec<OwnedFd>,
 }
 
 impl Client {
@@ -105,8 +105,8 @@ impl Client {
         self.fds.pop_front()
     }
 
-    /// Queues a message, and a descriptor with it, and sends what the socket takes.
-    pub(crate) fn push(&mut self, message: &FromMonitor, fd: Option<OwnedFd>) {
+    /// Queues a message, and the descriptors that go with it, and sends what the socket takes.
+    pub(crate) fn push(&mut self, message: &FromMonitor, fds: Vec<OwnedFd>) {
         let Ok(bytes) = encode(message) else {
             // Only a list of thousands of containers could be too long; without an answer the peer must not wait.
             self.give_up();
@@ -117,17 +117,17 @@ impl Client {
             self.give_up();
             return;
         }
-        self.output.push_back(Outgoing { bytes, sent: 0, fd });
+        self.output.push_back(Outgoing { bytes, sent: 0, fds });
         self.flush();
     }
 
     pub(crate) fn flush(&mut self) {
         while let Some(front) = self.output.front_mut() {
-            let fds: Vec<BorrowedFd<'_>> = front.fd.iter().map(AsFd::as_fd).collect();
+            let fds: Vec<BorrowedFd<'_>> = front.fds.iter().map(AsFd::as_fd).collect();
             match fdpass::send(self.socket.as_fd(), &front.bytes[front.sent..], &fds) {
                 Ok(sent) => {
                     drop(fds);
-                    front.fd = None;
+                    front.fds = Vec::new();
                     front.sent += sent;
                     if front.sent == front.bytes.len() {
                         self.output.pop_front();

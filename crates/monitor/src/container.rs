@@ -5,9 +5,11 @@ use std::time::Instant;
 
 use podwright_monitor_proto::{ContainerState, ContainerStatus, ExitRecord};
 
+use crate::attach::Viewer;
 use crate::logfile::LogFile;
 use crate::oom::OomCounter;
 use crate::output::Stream;
+use crate::session::Session;
 
 #[derive(Debug)]
 pub(crate) struct Container {
@@ -20,6 +22,9 @@ pub(crate) struct Container {
     pub(crate) lost_bytes: u64,
     pub(crate) max_line: usize,
     pub(crate) stdin: Stdin,
+    /// Its stdin ends with the first attached client that has one.
+    pub(crate) stdin_once: bool,
+    pub(crate) viewers: Vec<Viewer>,
 }
 
 /// A container's life.
@@ -65,7 +70,7 @@ pub(crate) enum Stdin {
     /// /dev/null from the start, or closed.
     None,
     /// Write end of its pipe.
-    Pipe { _writer: OwnedFd },
+    Pipe { writer: OwnedFd },
     /// Master of its terminal: also where the output is read.
     Terminal(OwnedFd),
 }
@@ -96,7 +101,7 @@ impl Container {
             // A pipe holds at most a few buffers; a writer that never stops must not keep us here.
             for _ in 0..LAST_READS {
                 let flow = if stream.is_readable() {
-                    stream.pump(buffer, self.log.as_mut(), self.max_line)
+                    stream.pump(buffer, self.log.as_mut(), &mut self.viewers, self.max_line)
                 } else {
                     break;
                 };
@@ -116,6 +121,8 @@ const LAST_READS: u32 = 32;
 #[derive(Debug)]
 pub(crate) struct Exec {
     pub(crate) id: String,
+    pub(crate) serial: u32,
     pub(crate) container_id: String,
     pub(crate) process: Process,
+    pub(crate) session: Option<Session>,
 }

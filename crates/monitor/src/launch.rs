@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use podwright_monitor_proto::{
-    ErrorKind, FromMonitor, Launch, MONITOR_RECORD, MONITOR_SOCKET, MonitorRecord, PROTOCOL_VERSION,
-    ProcessId, RECORD_VERSION, Reply, Request, RequestFrame, RequestId, encode, take_frame,
+    ErrorKind, FromMonitor, Launch, MONITOR_RECORD, MONITOR_SOCKET, MonitorRecord, PROTOCOL_REVISION,
+    PROTOCOL_VERSION, ProcessId, RECORD_VERSION, Reply, Request, RequestFrame, RequestId, encode, take_frame,
 };
 use podwright_sys::process::Signals;
 use podwright_sys::{fdpass, proc, process, socket};
@@ -197,7 +197,7 @@ fn record(request: &Launch, namespaces: &Namespaces) -> io::Result<MonitorRecord
     Ok(MonitorRecord {
         version: RECORD_VERSION,
         protocol: PROTOCOL_VERSION,
-        revision: 0,
+        revision: PROTOCOL_REVISION,
         sandbox_id: request.sandbox_id.clone(),
         process: ProcessId { pid, start_time: proc::start_time(pid)? },
         boot_id: proc::boot_id()?,

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod attach;
 mod client;
 mod container;
 mod diary;
@@ -14,6 +15,7 @@ mod ids;
 mod launch;
 mod logfile;
 mod namespaces;
+mod offspring;
 mod oom;
 mod output;
 mod pod;
@@ -22,6 +24,7 @@ mod reap;
 mod record;
 mod requests;
 mod runtime;
+mod session;
 mod shutdown;
 
 use std::process::ExitCode;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use crate::attach::{self, Viewer};
 use crate::logfile::{LogFile, StreamName};
 use crate::record::{Pause, Records};
 
@@ -31,6 +32,15 @@ pub(crate) fn size_buffer(buffer: &mut Vec<u8>, max: usize) {
     }
 }
 
+/// Reads once what nobody wants.
+pub(crate) fn discard(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Flow {
+    match rustix::io::read(fd, buffer) {
+        Ok(0) => Flow::Ended,
+        Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Flow::Open,
+        Err(_) => Flow::Ended,
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Stream {
     pub(crate) name: StreamName,
@@ -49,8 +59,14 @@ impl Stream {
         self.flush_at
     }
 
-    /// Reads once into `buffer` and logs what is complete.
-    pub(crate) fn pump(&mut self, buffer: &mut [u8], log: Option<&mut LogFile>, max: usize) -> Flow {
+    /// Reads once into `buffer`, logs what is complete and shows all of it to those who watch.
+    pub(crate) fn pump(
+        &mut self,
+        buffer: &mut [u8],
+        log: Option<&mut LogFile>,
+        viewers: &mut [Viewer],
+        max: usize,
+    ) -> Flow {
         let held = self.tail.len();
         buffer[..held].copy_from_slice(&self.tail);
         let read = match rustix::io::read(&self.fd, &mut buffer[held..]) {
@@ -64,6 +80,7 @@ impl Stream {
             self.finish(log, max);
             return Flow::Ended;
         };
+        attach::show(viewers, self.name, &buffer[held..held + read]);
         if let Some(log) = log {
             let mut records = Records::new(&buffer[..held + read], max, Pause::None);
             log.append(self.name, records.by_ref());

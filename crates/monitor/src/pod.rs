@@ -15,6 +15,7 @@ use crate::diary::Diary;
 use crate::namespaces::Namespaces;
 use crate::output::{self, Flow};
 use crate::runtime::{ERROR_BYTES, Job};
+use crate::session::Session;
 use crate::shutdown::Shutdown;
 
 /// Connections at a time: the daemon's one, its successor's, and people with tools.
@@ -24,6 +25,7 @@ const MAX_CLIENTS: usize = 16;
 const IDLE: Duration = Duration::from_secs(1);
 
 const SIGCHLD: i32 = 17;
+const SIGPIPE: i32 = 13;
 
 /// What stays as launched.
 #[derive(Debug)]
@@ -82,6 +84,13 @@ enum Ready {
     Client(u32),
     Output(u32, usize),
     Process(u32),
+    /// A client of an exec has left.
+    Session(u32),
+    /// Output of an exec that no client reads.
+    Discard(u32, usize),
+    /// A client of a container has left: container, client.
+    Viewer(u32, u32),
+    Input(u32, u32),
 }
 
 impl Pod {
@@ -135,19 +144,19 @@ impl Pod {
 
     /// A client that has gone gets no answer.
     pub(crate) fn reply(&mut self, client: u32, id: RequestId, reply: Reply) {
-        self.reply_with(client, id, reply, None);
+        self.reply_with(client, id, reply, Vec::new());
     }
 
-    pub(crate) fn reply_with(&mut self, client: u32, id: RequestId, reply: Reply, fd: Option<OwnedFd>) {
+    pub(crate) fn reply_with(&mut self, client: u32, id: RequestId, reply: Reply, fds: Vec<OwnedFd>) {
         if let Some(client) = self.client(client) {
-            client.push(&FromMonitor::Reply { id, reply }, fd);
+            client.push(&FromMonitor::Reply { id, reply }, fds);
         }
     }
 
     pub(crate) fn tell(&mut self, event: Event) {
         let event = FromMonitor::Event(event);
         for client in self.clients.iter_mut().filter(|client| client.is_greeted()) {
-            client.push(&event, None);
+            client.push(&event, Vec::new());
         }
     }
 
@@ -192,6 +201,32 @@ impl Pod {
                 what.push(Ready::Process(container.serial));
                 fds.push(PollFd::new(pidfd, PollFlags::IN));
             }
+            // A leash is only looked at for its end. Input goes first: it is from before that.
+            for viewer in &container.viewers {
+                what.push(Ready::Viewer(container.serial, viewer.serial));
+                fds.push(PollFd::new(&viewer.leash, PollFlags::empty()));
+                let Some((input, sink)) = viewer.input.as_ref().zip(container.sink()) else { continue };
+                what.push(Ready::Input(container.serial, viewer.serial));
+                fds.push(match input.waits_for_container() {
+                    true => PollFd::from_borrowed_fd(sink, PollFlags::OUT),
+                    false => PollFd::from_borrowed_fd(input.reader(), PollFlags::IN),
+                });
+            }
+        }
+        for exec in &self.execs {
+            match &exec.session {
+                Some(Session::Held { leash, .. }) => {
+                    what.push(Ready::Session(exec.serial));
+                    fds.push(PollFd::new(leash, PollFlags::empty()));
+                }
+                Some(Session::Left { outputs }) => {
+                    for (index, output) in outputs.iter().enumerate() {
+                        what.push(Ready::Discard(exec.serial, index));
+                        fds.push(PollFd::new(output, PollFlags::IN));
+                    }
+                }
+                None => {}
+            }
         }
         match poll(&mut fds, timeout.as_ref()) {
             // Reversed: a stream's end removes it, which moves the ones behind it only. Output before exits.
@@ -228,6 +263,10 @@ impl Pod {
             Ready::Client(serial) => self.serve_client(serial),
             Ready::Output(serial, index) => self.take_output(serial, index),
             Ready::Process(serial) => self.check_process(serial),
+            Ready::Session(serial) => self.session_left(serial),
+            Ready::Discard(serial, index) => self.discard_output(serial, index),
+            Ready::Viewer(container, viewer) => self.viewer_left(container, viewer),
+            Ready::Input(container, viewer) => self.pass_input(container, viewer),
         }
     }
 
@@ -236,6 +275,8 @@ impl Pod {
         loop {
             match self.signals.take() {
                 Ok(Some(received)) if received.signal == SIGCHLD => children = true,
+                // Our own writes to somebody who has gone; the write says so too.
+                Ok(Some(received)) if received.signal == SIGPIPE => {}
                 Ok(Some(received)) => {
                     self.diary
                         .note(format!("signal {} of process {} ignored", received.signal, received.sender));
@@ -294,12 +335,15 @@ impl Pod {
                 // Not polled.
                 State::Starting => return self.buffer = buffer,
                 State::Running(_) | State::Draining { .. } | State::Exited(_) => {
-                    stream.pump(&mut buffer, container.log.as_mut(), container.max_line)
+                    let viewers = &mut container.viewers;
+                    stream.pump(&mut buffer, container.log.as_mut(), viewers, container.max_line)
                 }
             };
             if flow == Flow::Ended {
-                container.streams.remove(index);
+                let name = container.streams.remove(index).name;
+                container.end_view(name);
             }
+            container.dismiss_slow();
         }
         self.buffer = buffer;
         if matches!(self.containers[at].state, State::Draining { .. })

@@ -1,12 +1,14 @@
 //! What follows when a child ends: a runtime has returned, a container or an exec is gone, an orphan is reaped.
 
 use podwright_sys::pidfd::SIGKILL;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use podwright_monitor_proto::{ErrorKind, Event, ExitRecord, RECORD_VERSION, Reply, Target};
+use podwright_monitor_proto::{ErrorKind, Event, ExitRecord, RECORD_VERSION, Reply, SessionEnd, Target};
 use podwright_sys::process::{self, Ended};
 use podwright_sys::{pidfd, proc};
+use rustix::fs::{OFlags, fcntl_setfl};
 
 use crate::container::{Container, Exec, Process, State, Stdin};
 use crate::launch::write_atomically;
@@ -17,6 +19,7 @@ use crate::pod::{EarlyExit, Pod};
 use crate::record::Stamp;
 use crate::requests::Refusal;
 use crate::runtime::{Console, ERROR_BYTES, Job, JobKind, shorten};
+use crate::session::{Offer, Session};
 
 /// How long the output of an exited container is read when others (a shared pid namespace, an escaped child) hold its
 /// pipes open.
@@ -50,8 +53,8 @@ impl Pod {
             self.container_ended(serial, exit.ended, exit.at_ns);
         } else if let Some(at) = self.execs.iter().position(|exec| exec.process.pid == exit.pid) {
             // Its handle is closed before anybody is told.
-            let id = self.execs.remove(at).id;
-            self.exec_ended(&id, exit.ended);
+            let Exec { id, session, .. } = self.execs.remove(at);
+            self.exec_ended(&id, session, exit.ended);
         } else if self.namespaces.init.is_some_and(|init| init.pid == exit.pid) {
             self.namespaces.init = None;
             self.diary.note(format!("pod init {} ended: {:?}", exit.pid, exit.ended));
@@ -76,7 +79,7 @@ impl Pod {
     fn runtime_returned(&mut self, mut job: Job, ended: Ended) {
         let console = job.console.take();
         let (client, request) = (job.client, job.request);
-        let refused = match &job.kind {
+        let refused = match &mut job.kind {
             JobKind::Create { serial } => {
                 let serial = *serial;
                 let words =
@@ -89,10 +92,11 @@ impl Pod {
                     }
                 }
             }
-            JobKind::Exec { exec_id, container_id, signal } => {
+            JobKind::Exec { exec_id, container_id, signal, offer } => {
                 let (exec_id, container_id, signal) = (exec_id.clone(), container_id.clone(), *signal);
+                let offer = offer.take();
                 let outcome = succeeded(&job, ended, "")
-                    .and_then(|()| self.exec_started(exec_id.clone(), container_id, &job, console));
+                    .and_then(|()| self.exec_started(exec_id.clone(), container_id, &job, console, offer));
                 match (&outcome, signal) {
                     (Err(_), _) => self.kill_left_behind(&job),
                     (Ok(()), Some((signal, group))) => {
@@ -162,8 +166,7 @@ impl Pod {
             let io = |error: rustix::io::Errno| {
                 Refusal::new(ErrorKind::Io, format!("prepare the container's terminal: {error}"))
             };
-            rustix::fs::fcntl_setfl(&master, rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NONBLOCK)
-                .map_err(io)?;
+            fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK).map_err(io)?;
             let output = rustix::io::fcntl_dupfd_cloexec(&master, 3).map_err(io)?;
             container.streams = vec![Stream::new(StreamName::Stdout, output)];
             container.stdin = Stdin::Terminal(master);
@@ -184,23 +187,38 @@ impl Pod {
         container_id: String,
         job: &Job,
         console: Option<Console>,
+        offer: Option<Offer>,
     ) -> Result<(), Refusal> {
         let pid = pid_of(job)?;
+        let lost = |error: std::io::Error| {
+            Refusal::new(ErrorKind::Io, format!("receive the terminal of exec {id}: {error}"))
+        };
         let master = match console {
-            Some(console) => Some(console.receive().map_err(|error| {
-                Refusal::new(ErrorKind::Io, format!("receive the terminal of exec {id}: {error}"))
-            })?),
+            Some(console) => Some(console.receive().map_err(lost)?),
             None => None,
         };
-        let started = Reply::ExecStarted { pid, terminal: master.is_some() };
-        // The client resizes through its own copy.
-        self.reply_with(job.client, job.request, started, master);
+        let terminal = master.is_some();
+        // The client resizes through its own copy, which is the only one: when that closes, the process is hung up.
+        let mut fds: Vec<OwnedFd> = master.into_iter().collect();
+        let (started, session) = match offer {
+            Some(Offer { session, ends, stdio }) => {
+                if let Some(master) = fds.first() {
+                    fcntl_setfl(master, OFlags::RDWR | OFlags::NONBLOCK)
+                        .map_err(|error| lost(error.into()))?;
+                }
+                fds.extend(ends);
+                (Reply::SessionStarted { pid, terminal, stdio }, Some(session))
+            }
+            None => (Reply::ExecStarted { pid, terminal }, None),
+        };
+        self.reply_with(job.client, job.request, started, fds);
         match self.take_early(pid) {
-            Some(exit) => self.exec_ended(&id, exit.ended),
+            Some(exit) => self.exec_ended(&id, session, exit.ended),
             None => {
                 let start_time = proc::start_time(pid).unwrap_or_default();
                 let process = Process { pid, start_time, pidfd: pidfd::open(pid).ok(), oom: None };
-                self.execs.push(Exec { id, container_id, process });
+                let serial = self.serial();
+                self.execs.push(Exec { id, serial, container_id, process, session });
             }
         }
         Ok(())
@@ -227,10 +245,12 @@ impl Pod {
         }
     }
 
-    fn exec_ended(&mut self, id: &str, ended: Ended) {
-        let event =
-            Event::ExecExited { exec_id: id.to_owned(), exit_code: ended.code(), signal: ended.signal() };
-        self.tell(event);
+    fn exec_ended(&mut self, id: &str, session: Option<Session>, ended: Ended) {
+        let (exit_code, signal) = (ended.code(), ended.signal());
+        if let Some(session) = session {
+            session.end(SessionEnd::Exited { exit_code, signal });
+        }
+        self.tell(Event::ExecExited { exec_id: id.to_owned(), exit_code, signal });
     }
 
     /// Its handle says that it is gone: reap it, or learn that it was not our child.
@@ -280,6 +300,7 @@ impl Pod {
         self.buffer = buffer;
         container.streams = Vec::new();
         container.stdin = Stdin::None;
+        container.dismiss_all();
         if let Some(log) = container.log.take() {
             container.lost_bytes = log.dropped_bytes();
         }

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use podwright_monitor_proto::{
-    Create, ErrorKind, Exec as ExecRequest, ExecStatus, PROTOCOL_VERSION, Reply, Request, RequestFrame,
-    RequestId, Target,
+    Create, ErrorKind, Exec as ExecRequest, ExecStatus, ExecStdio, PROTOCOL_VERSION, Reply, Request,
+    RequestFrame, RequestId, Target,
 };
+use podwright_sys::pidfd::SIGKILL;
 use podwright_sys::{pidfd, tty};
 use rustix::fs::{OFlags, fcntl_setfl};
 
@@ -16,9 +17,11 @@ use crate::client::Client;
 use crate::container::{Container, State, Stdin};
 use crate::ids;
 use crate::logfile::{LogFile, StreamName};
+use crate::offspring;
 use crate::output::Stream;
 use crate::pod::Pod;
 use crate::runtime::{self, Console, Job, JobFiles, JobKind, Stdio3};
+use crate::session::{Offer, client_writes};
 
 /// Longest log line that may be asked for; the read buffer has this size and a little more.
 const MAX_LOG_LINE: u32 = 1 << 20;
@@ -80,8 +83,9 @@ impl Pod {
             }
             Request::Create(create) => later(self.create(client, id, &create)),
             Request::Exec(exec) => later(self.exec(client, id, &exec)),
-            Request::Session(_) | Request::Attach { .. } => {
-                Some(Refusal::new(ErrorKind::Invalid, "not of this revision").into())
+            Request::Session(exec) => later(self.session(client, id, &exec)),
+            Request::Attach { container_id, stdio } => {
+                self.attach(client, id, &container_id, stdio).err().map(Reply::from)
             }
             Request::Signal { target, signal, group } => Some(self.signal(&target, signal, group)),
             Request::ReopenLog { container_id } => Some(done(self.reopen_log(&container_id))),
@@ -104,7 +108,7 @@ impl Pod {
     }
 
     /// A container whose init lives.
-    fn running(&mut self, id: &str) -> Result<&mut Container, Refusal> {
+    pub(crate) fn running(&mut self, id: &str) -> Result<&mut Container, Refusal> {
         let container = self.container(id)?;
         match container.state {
             State::Running(_) => Ok(container),
@@ -143,6 +147,8 @@ impl Pod {
                     lost_bytes: 0,
                     max_line,
                     stdin,
+                    stdin_once: create.stdin_once,
+                    viewers: Vec::new(),
                 });
                 Ok(Later)
             }
@@ -170,10 +176,9 @@ impl Pod {
         let mut stdio = Stdio3::default();
         let mut stdin = Stdin::None;
         if create.stdin && !create.terminal {
-            let (reader, writer) = io::pipe()?;
-            fcntl_setfl(&writer, OFlags::WRONLY | OFlags::NONBLOCK)?;
-            stdio.stdin = Some(reader.into());
-            stdin = Stdin::Pipe { _writer: writer.into() };
+            let (reader, writer) = client_writes()?;
+            stdio.stdin = Some(reader);
+            stdin = Stdin::Pipe { writer };
         }
         let mut streams = Vec::with_capacity(2);
         for (name, end) in [(StreamName::Stdout, &mut stdio.stdout), (StreamName::Stderr, &mut stdio.stderr)]
@@ -205,6 +210,22 @@ impl Pod {
 
     fn exec(&mut self, client: u32, request: RequestId, exec: &ExecRequest) -> Result<Later, Refusal> {
         let stdio = self.take_stdio(client, exec)?;
+        self.check_exec(exec)?;
+        self.start_exec(client, request, exec, stdio, None)
+    }
+
+    fn session(&mut self, client: u32, request: RequestId, exec: &ExecRequest) -> Result<Later, Refusal> {
+        self.check_exec(exec)?;
+        self.refuse_too_many_sessions()?;
+        // A terminal comes from the runtime.
+        let stdio = if exec.terminal { ExecStdio::default() } else { exec.stdio };
+        let (offer, stdio) = Offer::make(stdio).map_err(|error| {
+            Refusal::new(ErrorKind::Io, format!("make pipes for exec {:?}: {error}", exec.exec_id))
+        })?;
+        self.start_exec(client, request, exec, stdio, Some(offer))
+    }
+
+    fn check_exec(&mut self, exec: &ExecRequest) -> Result<(), Refusal> {
         let id = &exec.exec_id;
         self.refuse_while_shutting_down()?;
         if !ids::is_valid(id) {
@@ -215,11 +236,7 @@ impl Pod {
         if under_way || self.execs.iter().any(|exec| exec.id == *id) {
             return Err(Refusal::new(ErrorKind::AlreadyExists, format!("exec {id:?} exists")));
         }
-        self.running(&exec.container_id)?;
-        self.start_exec(client, request, exec, stdio).map_err(|error| {
-            let message = format!("run {:?} for exec {id:?}: {error}", exec.runtime.path);
-            Refusal::new(ErrorKind::Io, message)
-        })
+        self.running(&exec.container_id).map(|_| ())
     }
 
     /// Takes the descriptors off the connection even if the request fails, so that a later one does not get them.
@@ -247,14 +264,19 @@ impl Pod {
         request: RequestId,
         exec: &ExecRequest,
         stdio: Stdio3,
-    ) -> io::Result<Later> {
+        offer: Option<Offer>,
+    ) -> Result<Later, Refusal> {
+        let failed = |error: io::Error| {
+            let message = format!("run {:?} for exec {:?}: {error}", exec.runtime.path, exec.exec_id);
+            Refusal::new(ErrorKind::Io, message)
+        };
         let serial = self.serial();
         let dir = Path::new(&self.setup.dir);
         let files = JobFiles {
             log: dir.join(format!("exec-{serial}.log")),
             pid: dir.join(format!("exec-{serial}.pid")),
         };
-        let console = self.console(exec.terminal, serial)?;
+        let console = self.console(exec.terminal, serial).map_err(failed)?;
         let pid = runtime::spawn(
             &exec.runtime,
             &files,
@@ -264,10 +286,11 @@ impl Pod {
             stdio,
             self.setup.oom_score,
         )
-        .inspect_err(|_| files.clear())?;
+        .inspect_err(|_| files.clear())
+        .map_err(failed)?;
         let deadline = deadline(exec.deadline_ms);
         let (exec_id, container_id) = (exec.exec_id.clone(), exec.container_id.clone());
-        let kind = JobKind::Exec { exec_id, container_id, signal: None };
+        let kind = JobKind::Exec { exec_id, container_id, signal: None, offer };
         self.jobs.push(Job { pid, kind, files, console, client, request, deadline, killed: false });
         Ok(Later)
     }
@@ -292,6 +315,12 @@ impl Pod {
         };
         let sent = match (&process.pidfd, group) {
             // Not reaped, or it would not be here: the pid is still its own.
+            (_, true) if signal == SIGKILL && matches!(target, Target::Exec(_)) => {
+                let offspring = offspring::of(process.pid);
+                let sent = pidfd::send_group_signal(process.pid, signal);
+                offspring::kill(offspring);
+                sent
+            }
             (_, true) => pidfd::send_group_signal(process.pid, signal),
             (Some(handle), false) => pidfd::send_signal(handle.as_fd(), signal),
             (None, false) => return Reply::AlreadyExited,
@@ -359,12 +388,7 @@ impl Pod {
     }
 
     fn close_stdin(&mut self, id: &str) -> Result<(), Refusal> {
-        let container = self.running(id)?;
-        match container.stdin {
-            Stdin::Pipe { .. } | Stdin::None => container.stdin = Stdin::None,
-            // A terminal has no end to close; its output is still read.
-            Stdin::Terminal(_) => {}
-        }
+        self.running(id)?.close_stdin();
         Ok(())
     }
 

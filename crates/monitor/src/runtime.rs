@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use crate::session::Offer;
 use podwright_monitor_proto::{RequestId, Runtime};
 use podwright_sys::{fdpass, process, socket, tty};
 
@@ -40,6 +41,8 @@ pub(crate) enum JobKind {
         container_id: String,
         /// A signal, and whether to its group, that came before the process was there to get it.
         signal: Option<(i32, bool)>,
+        /// For an exec with a session.
+        offer: Option<Offer>,
     },
 }
 

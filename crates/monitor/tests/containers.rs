@@ -302,6 +302,28 @@ fn exec_gets_its_descriptors_and_reports_its_end() {
 }
 
 #[test]
+fn killing_an_exec_reaches_what_it_started_in_other_sessions() {
+    let mut pod = Pod::launch("offspring", |_| {});
+    let init = pod.run("c1", &["sleep", "1000"]);
+    let (mut from_exec, stdout) = std::io::pipe().unwrap();
+    let script = "setsid sh -c 'setsid sleep 1001 & echo; sleep 1002' & sleep 1003";
+    let mut request = pod.exec_request("e1", "c1", &["sh", "-c", script], false);
+    request.stdio = ExecStdio { stdin: false, stdout: true, stderr: false };
+    let reply = pod.client.call_with(Request::Exec(Box::new(request)), &[stdout.as_fd()]);
+    let Reply::ExecStarted { pid, .. } = reply else { panic!("{reply:?}") };
+    drop(stdout);
+    from_exec.read_exact(&mut [0]).unwrap();
+    assert!(!podwright_sys::proc::children(pid).unwrap().is_empty());
+    let kill = Request::Signal { target: Target::Exec("e1".into()), signal: 9, group: true };
+    assert_eq!(pod.client.call(kill), Reply::Done);
+    assert_eq!(pod.client.exec_exit_of("e1"), (137, Some(9)));
+    // They are init's now, which does not reap.
+    let dead = |pid: &u32| podwright_sys::proc::state(*pid).is_ok_and(|state| state == 'Z');
+    until("their end", || podwright_sys::proc::children(init).unwrap().iter().all(dead));
+    pod.shutdown();
+}
+
+#[test]
 fn terminals() {
     let mut pod = Pod::launch("tty", |_| {});
     pod.bundle(

@@ -24,6 +24,19 @@ pub fn parent(pid: u32) -> io::Result<u32> {
     stat_field(pid, 4)?.parse().map_err(|_| malformed("the stat file"))
 }
 
+/// Children of a process, whichever of its threads made them.
+///
+/// # Errors
+/// `NotFound` when there is no such process, or the kernel does not tell (CONFIG_PROC_CHILDREN).
+pub fn children(pid: u32) -> io::Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = std::fs::read_to_string(task?.path().join("children"))?;
+        found.extend(text.split_ascii_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+    }
+    Ok(found)
+}
+
 /// State letter of a process (`R`, `S`, `D`, `Z`, ...).
 ///
 /// # Errors
@@ -70,6 +83,16 @@ pub fn own_threads() -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn children_of_any_thread_are_found() {
+        let start = || std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut child = std::thread::spawn(start).join().unwrap();
+        let found = children(std::process::id()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(found.contains(&child.id()));
+    }
 
     #[test]
     fn own_process_is_described() {

@@ -51,7 +51,6 @@ const MAX_REPLACED_INDEX: u64 = 256 << 20;
 /// # Errors
 /// `NoRecipe` for a layer of a daemon that wrote none; when the recipe cannot be opened. The reader's errors carry an
 /// `ImageError`.
-#[cfg_attr(not(test), expect(dead_code, reason = "export is to come"))]
 pub(crate) fn tar(layer_dir: &Path) -> Result<impl std::io::Read + Send + use<>, ImageError> {
     Recreated::open(layer_dir, Damage::Fails)
 }

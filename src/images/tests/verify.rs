@@ -355,7 +355,7 @@ async fn running_containers_keep_what_they_have() {
         std::fs::create_dir(root.join(dir)).unwrap();
     }
     let merged = root.join("merged");
-    rootfs::mount(&rootfs::Overlay {
+    let overlay = rootfs::Overlay {
         lowers: hold.layers(),
         upper: &root.join("upper"),
         work: &root.join("work"),
@@ -363,8 +363,8 @@ async fn running_containers_keep_what_they_have() {
         options: &[],
         idmap: None,
         within_quota: false,
-    })
-    .unwrap();
+    };
+    rootfs::mount(&overlay).unwrap();
     let mounted = Mounted(merged.clone());
     std::fs::write(node.at("twice"), "SECOND").unwrap();
     let (_, summary) = node.verify(Repair::Yes).await;

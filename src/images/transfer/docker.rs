@@ -14,19 +14,19 @@ use std::io::{Cursor, Read as _};
 use std::path::Path;
 use std::sync::Arc;
 
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(super) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub(super) const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// One image of `manifest.json`.
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Saved {
-    config: String,
+pub(super) struct Saved {
+    pub(super) config: String,
     #[serde(default)]
-    repo_tags: Option<Vec<String>>,
+    pub(super) repo_tags: Option<Vec<String>>,
     #[serde(default)]
-    layers: Option<Vec<String>>,
+    pub(super) layers: Option<Vec<String>>,
 }
 
 /// One image as a source.
@@ -56,11 +56,16 @@ impl LocalSource for SavedImage {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Manifest<'a> {
+struct Manifest {
     schema_version: u32,
-    media_type: &'a str,
+    media_type: &'static str,
     config: Descriptor,
     layers: Vec<Descriptor>,
+}
+
+/// A manifest made of what an image consists of.
+pub(super) fn manifest(config: Descriptor, layers: Vec<Descriptor>) -> Result<Vec<u8>, serde_json::Error> {
+    serde_json::to_vec(&Manifest { schema_version: 2, media_type: MANIFEST, config, layers })
 }
 
 /// The images of the archive.
@@ -105,13 +110,8 @@ fn offer(files: &Files, saved: Saved) -> Result<Offer, ImageError> {
         blobs.push(blob);
     }
     let size = |length: usize| u64::try_from(length).unwrap_or(u64::MAX);
-    let manifest = Manifest {
-        schema_version: 2,
-        media_type: MANIFEST,
-        config: Descriptor::typed(CONFIG, id.clone(), size(config.len())),
-        layers: blobs,
-    };
-    let manifest = serde_json::to_vec(&manifest).map_err(|e| files.bad(&saved.config, e.to_string()))?;
+    let manifest = manifest(Descriptor::typed(CONFIG, id.clone(), size(config.len())), blobs)
+        .map_err(|e| files.bad(&saved.config, e.to_string()))?;
     if let Some(part) = files.find(&saved.config)? {
         parts.insert(id.clone(), part);
     }

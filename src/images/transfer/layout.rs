@@ -10,11 +10,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The one version of the layout.
-const VERSION: &str = "1.0.0";
+pub(super) const VERSION: &str = "1.0.0";
 /// containerd's annotation: the whole name.
-const IMAGE_NAME: &str = "io.containerd.image.name";
+pub(super) const IMAGE_NAME: &str = "io.containerd.image.name";
 /// OCI's: a tag, or what the writer makes of it, which is often the whole name.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// BuildKit's mark of an attestation.
 const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 

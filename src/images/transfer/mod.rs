@@ -3,21 +3,28 @@
 //! ```text
 //! files (directory or tar, spooled if compressed) ─► layout / docker ─┐
 //! stores of other runtimes ─► peers/ ────────────────────────────────┴─► offers ─► bring ─► image
+//! image ─► export ─► sink (tar or directory) ─► target (file, pipe or directory)
 //! ```
 //!
 //! Owns what these formats look like and which names they give. Everything that comes goes through the pipeline of pulls and
 //! is verified there; nothing is ever extracted by the names in an archive.
 
 mod docker;
+mod export;
 mod files;
 mod layout;
 mod offer;
 mod peers;
+mod sink;
 mod spool;
+mod target;
 
+#[cfg(test)]
+mod export_tests;
 #[cfg(test)]
 mod tests;
 
+pub use export::{ExportOptions, Format};
 pub use peers::{Imported, Peer};
 
 use super::Images;

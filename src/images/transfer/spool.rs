@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Bytes copied at once.
 const PIECE: usize = 256 << 10;
 /// How often a wait for a pipe looks whether its caller is still there.
-const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+pub(super) const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 /// Largest zstd window, 2^27 bytes, as for layers.
 const MAX_ZSTD_WINDOW_LOG: u32 = 27;
 
@@ -30,7 +30,7 @@ impl Cancel {
         Guard(self.clone())
     }
 
-    fn is_set(&self) -> bool {
+    pub(super) fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -101,10 +101,7 @@ pub(super) fn spool(
     } else {
         return Ok(original);
     };
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let to = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR)
-        .map_err(|e| ImageError::io("make a temporary file in", dir, e))?;
-    let (mut to, mut piece, mut total) = (File::from(to), vec![0; PIECE], 0u64);
+    let (mut to, mut piece, mut total) = (nameless(dir)?, vec![0; PIECE], 0u64);
     loop {
         let read = match from.read(&mut piece) {
             Ok(0) => break,
@@ -127,4 +124,11 @@ pub(super) fn spool(
         to.write_all(&piece[..read]).map_err(|e| ImageError::io("spool an archive in", dir, e))?;
     }
     Ok(to)
+}
+
+/// A new file in `dir` without a name, to be written and read.
+pub(super) fn nameless(dir: &Path) -> Result<File, ImageError> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR);
+    file.map(File::from).map_err(|e| ImageError::io("make a temporary file in", dir, e))
 }

@@ -139,6 +139,11 @@ pub(super) fn ping(into: &mut Vec<u8>, id: u32) {
     control(into, 6, &[&id.to_be_bytes()]);
 }
 
+/// SETTINGS that set nothing, which clients ignore.
+pub(super) fn no_settings(into: &mut Vec<u8>) {
+    control(into, 4, &[&[0; 4]]);
+}
+
 /// Tells that streams after `last` are not served.
 pub(super) fn go_away(into: &mut Vec<u8>, last: u32, status: Away) {
     control(into, 7, &[&last.to_be_bytes(), &(status as u32).to_be_bytes()]);

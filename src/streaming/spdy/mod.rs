@@ -57,6 +57,6 @@ pub enum SpdyError {
 }
 
 #[cfg(test)]
-mod client;
+pub(super) mod client;
 #[cfg(test)]
 mod tests;

@@ -82,6 +82,16 @@ impl Outbound {
         self.pending.notify_one();
     }
 
+    /// Sends something that means nothing, if nothing waits to be sent. A client's kernel answers it with a reset when the
+    /// client is gone; its close may be stuck behind data that we do not read.
+    pub(super) fn probe(&self) {
+        let mut control = self.control();
+        if control.is_empty() {
+            frame::no_settings(&mut control);
+            self.pending.notify_one();
+        }
+    }
+
     /// Waits until fewer control frames than allowed are pending.
     pub(super) async fn room(&self) {
         while self.control().len() > MAX_CONTROL_BYTES {
@@ -102,7 +112,6 @@ impl Outbound {
         let bytes = std::mem::take(&mut *self.control());
         if !bytes.is_empty() {
             socket.write(&bytes).await?;
-            self.touch();
             self.drained.notify_one();
         }
         Ok(())

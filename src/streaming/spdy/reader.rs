@@ -155,6 +155,7 @@ impl Reader {
             if self.hangup.as_ref().is_some_and(|hung_up| hung_up()) {
                 return Err(SpdyError::Gone);
             }
+            self.shared.outbound.probe();
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
@@ -204,7 +205,8 @@ impl Pod {
         std::fs::copy("/usr/bin/busybox", rootfs.join("bin/busybox")).unwrap();
         std::fs::set_permissions(rootfs.join("bin/busybox"), std::fs::Permissions::from_mode(0o755)).unwrap();
         for applet in [
-            "sh", "sleep", "echo", "true", "cat", "seq", "ps", "kill", "hostname", "stty", "ip", "dd", "tail",
+            "sh", "sleep", "echo", "true", "cat", "seq", "ps", "kill", "hostname", "stty", "ip", "dd",
+            "tail", "yes", "head", "touch", "wc", "setsid",
         ] {
             std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
         }
@@ -347,6 +349,96 @@ impl Drop for Pod {
             let _ = std::fs::remove_dir(hierarchy.path().join("podwright-test"));
         }
     }
+}
+
+/// The client's ends of a session.
+pub(crate) struct Session {
+    pub(crate) terminal: Option<File>,
+    pub(crate) stdin: Option<File>,
+    pub(crate) stdout: Option<File>,
+    pub(crate) stderr: Option<File>,
+    pub(crate) leash: OwnedFd,
+}
+
+impl Pod {
+    pub(crate) fn session(&mut self, exec_id: &str, id: &str, args: &[&str], stdio: ExecStdio) -> Session {
+        let mut request = self.exec_request(exec_id, id, args, false);
+        request.stdio = stdio;
+        self.client.begin(Request::Session(Box::new(request)))
+    }
+
+    pub(crate) fn attach(&mut self, id: &str, stdio: ExecStdio) -> Session {
+        self.client.begin(Request::Attach { container_id: id.into(), stdio })
+    }
+}
+
+impl Client {
+    pub(crate) fn begin(&mut self, request: Request) -> Session {
+        match self.call(request) {
+            Reply::SessionStarted { terminal, stdio, .. } => self.take_session(terminal, stdio),
+            Reply::Attached { stdio } => self.take_session(false, stdio),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn take_session(&mut self, terminal: bool, stdio: ExecStdio) -> Session {
+        let mut next = |there: bool| {
+            there.then(|| {
+                let file = File::from(self.take_fd());
+                // The tests wait.
+                rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::empty()).unwrap();
+                file
+            })
+        };
+        Session {
+            terminal: next(terminal),
+            stdin: next(stdio.stdin),
+            stdout: next(stdio.stdout),
+            stderr: next(stdio.stderr),
+            leash: next(true).unwrap().into(),
+        }
+    }
+
+    /// As a daemon's death.
+    pub(crate) fn reconnect(&mut self, dir: &Path) {
+        *self = Self::connect(dir);
+    }
+}
+
+impl Session {
+    pub(crate) fn end(&self) -> SessionEnd {
+        let mut packet = [0; 256];
+        readable(&self.leash);
+        let (length, _) =
+            rustix::net::recv(&self.leash, &mut packet, rustix::net::RecvFlags::empty()).unwrap();
+        serde_json::from_slice(&packet[..length]).unwrap()
+    }
+
+    pub(crate) fn rest(file: &mut Option<File>) -> String {
+        let mut text = Vec::new();
+        // A terminal ends with EIO.
+        let _ = std::io::Read::read_to_end(file.as_mut().unwrap(), &mut text);
+        String::from_utf8(text).unwrap()
+    }
+
+    /// Reads until `wanted` has come; returns all that came.
+    pub(crate) fn read_until(file: &mut Option<File>, wanted: &str) -> String {
+        let (mut text, mut buffer) = (String::new(), [0; 4096]);
+        while !text.contains(wanted) {
+            readable(file.as_ref().unwrap());
+            let read = std::io::Read::read(file.as_mut().unwrap(), &mut buffer).unwrap();
+            assert!(read > 0, "the end came before {wanted:?}: {text:?}");
+            text.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
+        }
+        text
+    }
+}
+
+fn readable(fd: impl AsFd) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let patience = Timespec { tv_sec: PATIENCE.as_secs().try_into().unwrap(), tv_nsec: 0 };
+    let ready = poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&patience)).unwrap();
+    assert_eq!(ready, 1, "nothing came");
 }
 
 pub(crate) fn log_lines(path: &Path) -> Vec<String> {

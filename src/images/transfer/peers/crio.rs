@@ -107,17 +107,22 @@ fn offer(root: &Path, row: ImageRow, layers: &HashMap<&str, &LayerRow>) -> Resul
     let top = Descriptor::new(Digest::sha256(&manifest), size);
     let of_manifest = |key: &String| Digest::parse(key.strip_prefix("manifest-")?).ok();
     let mut digests: Vec<Digest> = row.big_data_names.iter().flatten().filter_map(of_manifest).collect();
-    digests.retain(|digest| is_content(root, &row.id, digest));
+    digests.retain(|digest| *digest == top.digest || is_index_of(root, &row.id, digest, &top.digest));
     let references = row.names.iter().flatten().filter_map(|n| Reference::parse(n).ok()).collect();
     let source =
         Arc::new(Stored { name, root: root.to_owned(), image: row.id, config: config.digest, layers });
     Ok(Offer { source, top, id: Some(id), digests, references })
 }
 
-/// Whether a manifest hashes to the digest that the store has it under.
-fn is_content(root: &Path, image: &str, digest: &Digest) -> bool {
+/// Whether the store has an index of this digest that names the manifest; only then the digest means the image.
+fn is_index_of(root: &Path, image: &str, digest: &Digest, manifest: &Digest) -> bool {
     let path = big_data(root, image, &format!("manifest-{digest}"));
-    read(&path, MAX_MANIFEST).is_ok_and(|body| digest.of_same_kind(&body) == *digest)
+    let Ok(body) = read(&path, MAX_MANIFEST) else { return false };
+    let entries = match parse(digest.as_str(), &body) {
+        Ok(Document::Index(entries)) => entries,
+        Ok(Document::Manifest { .. }) | Err(_) => return false,
+    };
+    digest.of_same_kind(&body) == *digest && entries.iter().any(|entry| entry.digest == *manifest)
 }
 
 fn is_id(text: &str) -> bool {

@@ -7,7 +7,7 @@ mod crio;
 mod tar_split;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use super::Loaded;
 use super::offer::Offer;

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 /// Whether a program is there; a test of a foreign store is nothing without it.
-fn installed(program: &str) -> bool {
+pub(in crate::images::transfer) fn installed(program: &str) -> bool {
     let found = Command::new(program).arg("--version").stdout(Stdio::null()).status().is_ok();
     if !found {
         eprintln!("not tested: {program} is not installed");
@@ -17,18 +17,18 @@ fn installed(program: &str) -> bool {
     found
 }
 
-fn run(program: &str, arguments: &[&str]) {
+pub(in crate::images::transfer) fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output().unwrap();
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn text(path: &Path) -> &str {
+pub(in crate::images::transfer) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
 /// An image whose layers have what makes tars differ: hard and symbolic links, long and odd names, whiteouts, empty and larger
 /// files.
-fn rich() -> (Content, String) {
+pub(in crate::images::transfer) fn rich() -> (Content, String) {
     let big = "0123456789abcdef".repeat(40_000);
     let long = format!("d/{}", "n".repeat(180));
     let mut bottom = ::tar::Builder::new(Vec::new());
@@ -64,7 +64,7 @@ fn rich() -> (Content, String) {
     (content, id.to_string())
 }
 
-fn check(images: &Images, name: &str, id: &str) {
+pub(in crate::images::transfer) fn check(images: &Images, name: &str, id: &str) {
     let hold = images.hold(name).unwrap();
     assert_eq!(hold.image().id.as_str(), id);
     let read = |layer: usize, path: &str| std::fs::read(hold.layers()[layer].join(path)).unwrap();

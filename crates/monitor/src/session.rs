@@ -1,0 +1,158 @@
+//! Exec sessions: the pipes of a process whose other ends a client holds, and the leash by which the monitor learns
+//! that the client has left and the client how the process ended.
+//!
+//! While the client is there, the monitor neither reads nor writes: it only keeps the read ends open, so that the
+//! client's death is no death of the process. Afterwards it reads and discards, until the process ends.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use podwright_monitor_proto::{ErrorKind, ExecStdio, SessionEnd};
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
+use rustix::pipe::fcntl_setpipe_size;
+
+use crate::output::{Flow, discard};
+use crate::pod::Pod;
+use crate::requests::Refusal;
+use crate::runtime::{JobKind, Stdio3};
+
+/// Sessions of a pod at a time, execs and attached clients together. Each takes up to four descriptors here, and with
+/// these a soft limit of 1024 is kept.
+const MAX_SESSIONS: usize = 240;
+
+/// What an output pipe of an exec holds: four times the kernel's default, for fewer switches between writer and reader.
+/// The kernel takes pages for it only when they are filled.
+const OUTPUT_PIPE_BYTES: usize = 256 * 1024;
+
+/// Our end of a session's leash.
+#[derive(Debug)]
+pub(crate) struct Leash(OwnedFd);
+
+impl Leash {
+    /// Ours, and the client's.
+    pub(crate) fn new() -> io::Result<(Self, OwnedFd)> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        Ok((Self(ours), theirs))
+    }
+
+    /// Tells the client. A client that has left needs no word.
+    pub(crate) fn end(self, how: SessionEnd) {
+        if let Ok(packet) = serde_json::to_vec(&how) {
+            let _ = send(&self.0, &packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        }
+    }
+}
+
+impl AsFd for Leash {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// An exec's session.
+#[derive(Debug)]
+pub(crate) enum Session {
+    /// The client reads the outputs.
+    Held { leash: Leash, outputs: Vec<OwnedFd> },
+    /// The client has left: what comes out is discarded.
+    Left { outputs: Vec<OwnedFd> },
+}
+
+impl Session {
+    pub(crate) fn end(self, how: SessionEnd) {
+        match self {
+            Self::Held { leash, outputs } => {
+                drop(outputs);
+                leash.end(how);
+            }
+            Self::Left { .. } => {}
+        }
+    }
+}
+
+/// A session whose process the runtime still starts.
+#[derive(Debug)]
+pub(crate) struct Offer {
+    pub(crate) session: Session,
+    /// What the client gets, in the order of the protocol.
+    pub(crate) ends: Vec<OwnedFd>,
+    pub(crate) stdio: ExecStdio,
+}
+
+impl Offer {
+    /// The pipes that `stdio` names (a terminal comes from the runtime), and their ends for the process.
+    pub(crate) fn make(stdio: ExecStdio) -> io::Result<(Self, Stdio3)> {
+        let (mut ends, mut outputs, mut process) = (Vec::new(), Vec::new(), Stdio3::default());
+        if stdio.stdin {
+            let (reader, writer) = client_writes()?;
+            process.stdin = Some(reader);
+            ends.push(writer);
+        }
+        for (wanted, end) in [(stdio.stdout, &mut process.stdout), (stdio.stderr, &mut process.stderr)] {
+            if wanted {
+                let (reader, writer) = client_reads(OUTPUT_PIPE_BYTES)?;
+                outputs.push(rustix::io::fcntl_dupfd_cloexec(&reader, 3)?);
+                ends.push(reader);
+                *end = Some(writer);
+            }
+        }
+        let (leash, theirs) = Leash::new()?;
+        ends.push(theirs);
+        Ok((Self { session: Session::Held { leash, outputs }, ends, stdio }, process))
+    }
+}
+
+/// A pipe whose write end is a client's and does not block.
+pub(crate) fn client_writes() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = io::pipe()?;
+    fcntl_setfl(&writer, OFlags::WRONLY | OFlags::NONBLOCK)?;
+    Ok((reader.into(), writer.into()))
+}
+
+/// A pipe whose read end is a client's and does not block, of `size` bytes if the node allows that.
+pub(crate) fn client_reads(size: usize) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = io::pipe()?;
+    fcntl_setfl(&reader, OFlags::RDONLY | OFlags::NONBLOCK)?;
+    // Refused beyond /proc/sys/fs/pipe-max-size: then it stays as it is.
+    let _ = fcntl_setpipe_size(&reader, size);
+    Ok((reader.into(), writer.into()))
+}
+
+impl Pod {
+    pub(crate) fn refuse_too_many_sessions(&self) -> Result<(), Refusal> {
+        let starting = |kind: &JobKind| matches!(kind, JobKind::Exec { offer: Some(_), .. });
+        let sessions = self.jobs.iter().filter(|job| starting(&job.kind)).count()
+            + self.execs.iter().filter(|exec| exec.session.is_some()).count()
+            + self.containers.iter().map(|container| container.viewers.len()).sum::<usize>();
+        if sessions < MAX_SESSIONS {
+            return Ok(());
+        }
+        let message = format!("the pod has {sessions} exec and attach sessions, which is as many as it may");
+        Err(Refusal::new(ErrorKind::TooMany, message))
+    }
+
+    /// The client has left an exec: nobody else would read its output now.
+    pub(crate) fn session_left(&mut self, serial: u32) {
+        if let Some(exec) = self.execs.iter_mut().find(|exec| exec.serial == serial)
+            && let Some(Session::Held { outputs, .. }) = &mut exec.session
+        {
+            let outputs = std::mem::take(outputs);
+            exec.session = Some(Session::Left { outputs });
+        }
+    }
+
+    /// Something came out of an exec whose client has left.
+    pub(crate) fn discard_output(&mut self, serial: u32, index: usize) {
+        let mut buffer = self.take_buffer(0);
+        if let Some(exec) = self.execs.iter_mut().find(|exec| exec.serial == serial)
+            && let Some(Session::Left { outputs }) = &mut exec.session
+            && let Some(output) = outputs.get(index)
+            && discard(output.as_fd(), &mut buffer) == Flow::Ended
+        {
+            outputs.remove(index);
+        }
+        self.buffer = buffer;
+    }
+}

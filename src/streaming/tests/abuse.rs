@@ -1,0 +1,190 @@
+use super::support::*;
+use futures_util::SinkExt as _;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt as _;
+use tokio_tungstenite::tungstenite::Message;
+
+const V4: &[&str] = &["v4.channel.k8s.io"];
+
+async fn until_alive(node: &Node, count: usize) {
+    let begun = async {
+        while node.pods.alive.load(Ordering::SeqCst) != count {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, begun).await.expect("processes begin");
+}
+
+#[tokio::test]
+async fn a_client_may_vanish_at_every_stage() {
+    let node = node().await;
+    // Before its request, before its streams, between them, and while the process runs.
+    drop(node.connect().await);
+    drop(node.spdy(&node.exec(&["deaf"], PLAIN), V4).await);
+    let mut client = node.spdy(&node.exec(&["deaf"], PLAIN), V4).await;
+    client.syn(ERROR, &[("streamtype", "error")]).await;
+    drop(client);
+    let mut client = node.spdy(&node.exec(&["deaf"], PLAIN), V4).await;
+    open(&mut client, PLAIN, false).await;
+    until_alive(&node, 1).await;
+    drop(client);
+    node.quiet().await;
+    // While output comes that it does not read.
+    let mut client = node.spdy(&node.exec(&["zeroes", "1000000000"], PLAIN), V4).await;
+    open(&mut client, PLAIN, false).await;
+    assert!(matches!(client.next().await, Got::Data(STDOUT, _)));
+    drop(client);
+    node.quiet().await;
+    // Over WebSocket: without a goodbye, and with one.
+    for goodbye in [false, true] {
+        let mut socket = node.websocket(&node.exec(&["deaf"], PLAIN), "v5.channel.k8s.io").await;
+        until_alive(&node, 1).await;
+        if goodbye {
+            socket.close(None).await.unwrap();
+        }
+        drop(socket);
+        node.quiet().await;
+    }
+}
+
+#[tokio::test]
+async fn streams_that_do_not_come_end_the_session() {
+    let node = node().await;
+    let mut client = node.spdy(&node.exec(&["deaf"], PLAIN), V4).await;
+    client.syn(ERROR, &[("streamtype", "error")]).await;
+    client.syn(3, &[("streamtype", "resize")]).await;
+    client.syn(5, &[("streamtype", "nonsense")]).await;
+    client.syn(7, &[]).await;
+    client.syn(9, &[("streamtype", "error")]).await;
+    let ended = async { while !matches!(client.next().await, Got::GoAway(..)) {} };
+    tokio::time::timeout(PATIENCE, ended).await.unwrap();
+    assert_eq!(node.pods.alive.load(Ordering::SeqCst), 0, "nothing was started");
+}
+
+#[tokio::test]
+async fn input_that_nobody_reads_is_held_to_the_limit_and_its_client_may_go() {
+    let node = node().await;
+    for websocket in [false, true] {
+        let flood = async {
+            let piece = vec![0; 100_000];
+            if websocket {
+                let mut socket = node.websocket(&node.exec(&["deaf"], PLAIN), "v5.channel.k8s.io").await;
+                let message = [&[0], &piece[..]].concat();
+                for _ in 0..1000 {
+                    socket.send(Message::binary(message.clone())).await.unwrap();
+                }
+            } else {
+                let mut client = node.spdy(&node.exec(&["deaf"], PLAIN), V4).await;
+                open(&mut client, PLAIN, false).await;
+                for _ in 0..1000 {
+                    client.data(STDIN, 0, &piece).await;
+                }
+            }
+        };
+        // 100 MB do not fit anywhere: the client must get stuck. Its drop is its going.
+        assert!(tokio::time::timeout(Duration::from_millis(700), flood).await.is_err());
+        node.quiet().await;
+    }
+}
+
+#[tokio::test]
+async fn floods_of_small_frames_do_not_disturb_the_session() {
+    let node = node().await;
+    let mut client = node.spdy(&node.exec(&["cat"], TTY), V4).await;
+    open(&mut client, TTY, true).await;
+    let (reading, mut writing) = client.socket.into_split();
+    let sending = tokio::spawn(async move {
+        let size = b"{\"Width\":80,\"Height\":24}";
+        let mut frames = Vec::new();
+        for id in 0..20_000u32 {
+            frames.extend([0, 0, 0, 9, 0, 0, 0, 24]);
+            frames.extend(size);
+            frames.extend([0x80, 3, 0, 6, 0, 0, 0, 4]);
+            frames.extend((2 * id + 1).to_be_bytes());
+        }
+        writing.write_all(&frames).await.unwrap();
+        writing.write_all(b"\0\0\0\x03\x01\0\0\x05hello").await.unwrap();
+        writing
+    });
+    let mut client = Client::over(tokio::io::join(reading, tokio::io::sink()));
+    let (mut pings, mut out) = (0, Vec::new());
+    loop {
+        match client.next().await {
+            Got::Ping(_) => pings += 1,
+            Got::Data(STDOUT, data) => out.extend(data),
+            Got::GoAway(..) => break,
+            _ => {}
+        }
+    }
+    // The end of input is typed into a terminal.
+    assert_eq!((pings, out), (20_000, b"hello\x04".to_vec()));
+    sending.await.unwrap();
+}
+
+#[tokio::test]
+async fn oversize_messages_and_wrong_closes_end_a_websocket() {
+    let node = node().await;
+    for message in [
+        Message::binary(vec![0; 5 << 20]),
+        Message::binary(&[0xff][..]),
+        Message::binary(&[0xff, 0, 0][..]),
+        Message::text("0text"),
+    ] {
+        let mut socket = node.websocket(&node.exec(&["deaf"], PLAIN), "v5.channel.k8s.io").await;
+        until_alive(&node, 1).await;
+        // The server may close before it has taken all of it.
+        let _ = socket.send(message).await;
+        node.quiet().await;
+    }
+    let mut socket = node.websocket(&node.exec(&["deaf"], PLAIN), "base64.channel.k8s.io").await;
+    until_alive(&node, 1).await;
+    socket.send(Message::text("0***")).await.unwrap();
+    node.quiet().await;
+}
+
+#[tokio::test]
+async fn an_idle_session_ends() {
+    let node = node_with(crate::config::Streaming { idle_timeout_seconds: 1, ..settings() }).await;
+    let mut client = node.spdy(&node.exec(&["deaf"], PLAIN), V4).await;
+    open(&mut client, PLAIN, false).await;
+    let _socket = node.websocket(&node.exec(&["deaf"], PLAIN), "v5.channel.k8s.io").await;
+    until_alive(&node, 2).await;
+    node.quiet().await;
+}
+
+/// Descriptors on sockets and pipes of this process that other tests cannot have opened: those of this server's port.
+fn sockets_of(port: u16) -> usize {
+    let port = format!(":{port:04X} ");
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    // Established, on either side.
+    table.lines().filter(|line| line.contains(&port) && line.contains(" 01 ")).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_sessions_at_once_leave_nothing() {
+    let node = node().await;
+    let mut clients = Vec::new();
+    for _ in 0..200 {
+        let mut client = node.spdy(&node.exec(&["cat"], PLAIN), V4).await;
+        open(&mut client, PLAIN, false).await;
+        clients.push(client);
+    }
+    until_alive(&node, 200).await;
+    assert!(sockets_of(node.server.address().port()) >= 200);
+    for client in &mut clients {
+        client.data(STDIN, 1, b"bye").await;
+    }
+    for client in &mut clients {
+        assert_eq!(finish(client).await.stdout, b"bye");
+    }
+    drop(clients);
+    node.quiet().await;
+    let port = node.server.address().port();
+    let gone = async {
+        while sockets_of(port) > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("sockets are left");
+}

@@ -1,0 +1,165 @@
+use super::support::*;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+fn get(path: &str, lines: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: x\r\n{lines}\r\n")
+}
+
+const WEBSOCKET: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+#[tokio::test]
+async fn a_request_that_fits_nothing_is_refused_with_its_code() {
+    let node = node().await;
+    let v4 = ["v4.channel.k8s.io"];
+    let exec = || node.exec(&["cat"], PLAIN);
+    let used = exec();
+    drop(node.spdy(&used, &v4).await);
+    let misplaced = exec().replace("/exec/", "/attach/");
+    for (request, code) in [
+        (upgrade("/exec/AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", &v4), "404"),
+        (upgrade(&used, &v4), "404"),
+        (upgrade(&misplaced, &v4), "404"),
+        (upgrade(&misplaced.replace("/attach/", "/exec/"), &v4), "404"),
+        (upgrade("/", &v4), "404"),
+        (upgrade("/exec", &v4), "404"),
+        (upgrade(&format!("{}/more", exec()), &v4), "404"),
+        (upgrade(&exec(), &v4).replace("POST", "PUT"), "405"),
+        (upgrade(&exec(), &[]), "400"),
+        (upgrade(&exec(), &["v9"]), "403"),
+        (upgrade(&exec(), &v4).replace("Upgrade: SPDY/3.1\r\n", ""), "400"),
+        (upgrade(&node.forward(&[]), &v4), "403"),
+        (get(&exec(), &format!("{WEBSOCKET}Sec-WebSocket-Protocol: v3.channel.k8s.io\r\n")), "403"),
+        (get(&exec(), "Connection: Upgrade\r\nUpgrade: websocket\r\n"), "400"),
+        (
+            format!("{}{}\r\n", get("/exec/x", "").trim_end(), "\r\nX: ".to_owned() + &"x".repeat(1 << 20)),
+            "431",
+        ),
+        (get("/exec/x", &"A: b\r\n".repeat(100)), "431"),
+        ("nonsense\r\n\r\n".to_owned(), "400"),
+    ] {
+        let mut socket = node.connect().await;
+        // The server may answer, and close, before it has read all of it.
+        let _ = socket.write_all(request.as_bytes()).await;
+        let head = read_head(&mut socket).await;
+        assert!(
+            head.is_empty() && code == "431" || head.starts_with(&format!("HTTP/1.1 {code} ")),
+            "{code}: {head}"
+        );
+    }
+    let (head, _) = node.ask(&upgrade(&exec(), &["v9"])).await;
+    assert!(head.contains("x-accepted-stream-protocol-versions: v4.channel.k8s.io"), "{head}");
+}
+
+#[tokio::test]
+async fn the_answer_names_the_protocol() {
+    let node = node().await;
+    let (head, _) =
+        node.ask(&upgrade(&node.exec(&["cat"], PLAIN), &["v5.channel.k8s.io, v3.channel.k8s.io"])).await;
+    for line in ["connection: Upgrade", "upgrade: SPDY/3.1", "x-stream-protocol-version: v3.channel.k8s.io"] {
+        assert!(head.contains(line), "{line:?} is not in {head}");
+    }
+    // The example of RFC 6455, section 1.3.
+    let (head, _) = node.ask(&get(&node.exec(&["cat"], PLAIN), WEBSOCKET)).await;
+    assert!(head.contains("sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
+}
+
+#[tokio::test]
+async fn a_slow_handshake_is_cut_off() {
+    let node = node().await;
+    let mut silent = node.connect().await;
+    let mut half = node.connect().await;
+    half.write_all(b"POST /exec/x HTTP/1.1\r\nHost:").await.unwrap();
+    let mut buffer = Vec::new();
+    tokio::time::timeout(PATIENCE, async {
+        let _ = silent.read_to_end(&mut buffer).await;
+        let _ = half.read_to_end(&mut buffer).await;
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn frames_that_come_with_the_handshake_count() {
+    let node = node().await;
+    let mut socket = node.connect().await;
+    let mut client = Client::over(Vec::new().into_writer());
+    client.syn(ERROR, &[("streamtype", "error")]).await;
+    let mut bytes = upgrade(&node.exec(&["cat"], PLAIN), &["v4.channel.k8s.io"]).into_bytes();
+    bytes.extend(client.socket.0);
+    socket.write_all(&bytes).await.unwrap();
+    assert!(read_head(&mut socket).await.starts_with("HTTP/1.1 101 "));
+    assert_eq!(Client::over(socket).next().await, Got::Reply(ERROR));
+}
+
+#[tokio::test]
+async fn more_sessions_than_allowed_are_told_to_come_later() {
+    let node = node_with(crate::config::Streaming { max_sessions: 2, ..settings() }).await;
+    let mut open_ones = Vec::new();
+    for _ in 0..2 {
+        let mut client = node.spdy(&node.exec(&["deaf"], PLAIN), &["v4.channel.k8s.io"]).await;
+        open(&mut client, PLAIN, false).await;
+        open_ones.push(client);
+    }
+    let path = node.exec(&["deaf"], PLAIN);
+    let (head, _) = node.ask(&upgrade(&path, &["v4.channel.k8s.io"])).await;
+    assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+    open_ones.pop();
+    // The token was not used up by that.
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let (head, _) = node.ask(&upgrade(&path, &["v4.channel.k8s.io"])).await;
+        if head.starts_with("HTTP/1.1 101 ") {
+            break;
+        }
+        assert!(head.starts_with("HTTP/1.1 503 ") && tokio::time::Instant::now() < deadline, "{head}");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
+trait IntoWriter {
+    fn into_writer(self) -> Collected;
+}
+
+impl IntoWriter for Vec<u8> {
+    fn into_writer(self) -> Collected {
+        Collected(self)
+    }
+}
+
+/// Collects what is written; nothing comes from it.
+struct Collected(Vec<u8>);
+
+impl tokio::io::AsyncRead for Collected {
+    fn poll_read(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        _: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+}
+
+impl tokio::io::AsyncWrite for Collected {
+    fn poll_write(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        data: &[u8],
+    ) -> std::task::Poll<std::io::Result<usize>> {
+        self.get_mut().0.extend_from_slice(data);
+        std::task::Poll::Ready(Ok(data.len()))
+    }
+
+    fn poll_flush(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+}

@@ -36,6 +36,11 @@ $(BIN)/critest: tests/critest/go.mod tests/critest/go.sum
 		-ldflags '-X sigs.k8s.io/cri-tools/pkg/version.Version=$(CRI_TOOLS)' sigs.k8s.io/cri-tools/cmd/critest
 	@touch $@
 
+# Its sources are few, and go's own cache knows whether they changed.
+.PHONY: streaming-client
+streaming-client: ## Build the test client made of k8s.io/client-go
+	cd tests/streaming-client && CGO_ENABLED=0 go build -o $(BIN)/streaming-client .
+
 .PHONY: images
 images: ## Build the static programs of the stand-in images (busybox from Debian's source)
 	@tests/images/build.sh build/images
@@ -75,6 +80,7 @@ test: ## All checks in order: fmt, lint, unit, proto-check, e2e, critest
 .PHONY: fmt
 fmt: ## Check the formatting (`cargo fmt --all` corrects it)
 	cargo fmt --all -- --check
+	rustfmt --check --edition 2024 fuzz/targets/*.rs
 
 .PHONY: lint
 lint: ## clippy on everything, warnings are errors
@@ -89,7 +95,7 @@ proto-check: ## Check our copy of the CRI contract against its source
 	tests/proto-check/run.sh
 
 .PHONY: e2e
-e2e: build images ## Integration tests: the real daemon on scratch nodes
+e2e: build images streaming-client ## Integration tests: the real daemon on scratch nodes
 	cargo test --locked --workspace --test '*'
 
 .PHONY: critest

@@ -3,6 +3,7 @@
 
 use std::sync::LazyLock;
 
-static DIR: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a directory to work in"));
+static DIR: LazyLock<tempfile::TempDir> =
+    LazyLock::new(|| tempfile::tempdir().expect("a directory to work in"));
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| podwright::images::fuzz::layer(DIR.path(), data));

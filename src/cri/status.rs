@@ -152,7 +152,8 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         ImageError::Unauthorized { .. } | ImageError::Token { .. } => Code::PermissionDenied,
         ImageError::RateLimited { .. } => Code::ResourceExhausted,
         ImageError::Unavailable { .. } | ImageError::Stalled { .. } | ImageError::TooSlow { .. } => {
-            return (Code::Unavailable, REGISTRY_UNAVAILABLE);
+            // The kubelet looks for the word at the front, and only Unknown comes to it without "rpc error" before it.
+            return (Code::Unknown, REGISTRY_UNAVAILABLE);
         }
         ImageError::Protocol { .. } | ImageError::Redirect { .. } => Code::Unknown,
         ImageError::DigestMismatch { .. }

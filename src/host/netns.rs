@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_reaches_what_only_listens_in_there_and_nobody_moves() {
+    async fn it_reaches_what_only_listens_in_there_and_does_not_move() {
         let before = own();
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let (listener, _netns, path) = elsewhere(address);
@@ -96,12 +96,6 @@ mod tests {
             assert_eq!(text, "hello");
         }
         assert_eq!(own(), before);
-        for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
-            // One that has just ended has no namespace.
-            if let Ok(there) = std::fs::read_link(task.path().join("ns/net")) {
-                assert_eq!(there, before);
-            }
-        }
     }
 
     #[tokio::test]

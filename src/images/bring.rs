@@ -18,13 +18,14 @@ use super::pull::blocking;
 use super::slots::Slot;
 use super::source::{Source, Stream};
 use super::staging::Staging;
-use super::stats::PullStats;
+use super::stats::{PullStats, Stage};
 use super::store::{KEEP_UNREFERENCED, NewImage};
 use super::unpack::Unpacked;
 use crate::model::ImageId;
 use futures_util::future::try_join_all;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// An image to be brought.
 #[derive(Debug)]
@@ -179,8 +180,9 @@ async fn one_layer(
     let progress = inner.progress.layer(&diff_id, &blob);
     let _failed_unless_done = progress.guard();
     let (staging, unpacked) = stage(&inner, &source, &diff_id, &blob, &progress).await?;
-    let store = Arc::clone(&inner.store);
+    let (store, begun) = (Arc::clone(&inner.store), Instant::now());
     blocking(move || store.add_layer(diff_id.hex(), staging, &unpacked)).await?;
+    inner.stats.spent(Stage::Publish, begun.elapsed());
     PullStats::add(&inner.stats.layers, 1);
     progress.set(LayerState::Unpacked);
     Ok(())

@@ -9,12 +9,13 @@ use super::error::ImageError;
 use super::progress::LayerProgress;
 use super::source::Stream;
 use super::staging::Staging;
-use super::stats::PullStats;
+use super::stats::{PullStats, Stage};
 use super::unpack::{Limits, Unpacked, unpack};
 use bytes::{Buf as _, Bytes};
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 use std::sync::mpsc as blocking;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 /// Pieces from the socket waiting for the decompressor; hyper's are at most some hundred KiB.
@@ -110,6 +111,7 @@ fn work(job: Job, receiver: mpsc::Receiver<Piece>) -> Result<(Staging, Unpacked)
             .name("layer-unpack".into())
             .stack_size(STACK)
             .spawn_scoped(scope, || {
+                let begun = Instant::now();
                 let mut source = TarSource {
                     tar,
                     give_back,
@@ -117,8 +119,12 @@ fn work(job: Job, receiver: mpsc::Receiver<Piece>) -> Result<(Staging, Unpacked)
                     at: 0,
                     hasher: Hasher::sha256(),
                     ended: false,
+                    times: Times::default(),
                 };
                 let unpacked = unpack(&mut source, staging.path(), &name, limits)?;
+                let Times { waited, hashed } = source.times;
+                stats.spent(Stage::TarDigest, hashed);
+                stats.spent(Stage::Unpack, begun.elapsed().saturating_sub(waited + hashed));
                 let actual = source.hasher.finish();
                 if actual != diff_id {
                     return Err(ImageError::DigestMismatch {
@@ -135,7 +141,7 @@ fn work(job: Job, receiver: mpsc::Receiver<Piece>) -> Result<(Staging, Unpacked)
                 return (Err(ImageError::io("start a thread for", staging.path(), e)), Err(stopped()));
             }
         };
-        let decoded = decode(receiver, &blob, limits, &full, &empty);
+        let decoded = decode(receiver, &blob, limits, &full, &empty, &stats);
         if decoded.is_ok() {
             // The empty buffer is the end mark; a channel that closes without it is a broken one.
             let _ = full.send(Vec::new());
@@ -161,7 +167,7 @@ fn copy(
     receiver: mpsc::Receiver<Piece>,
 ) -> Result<(Staging, Unpacked), ImageError> {
     let blame = super::unpack::Blame::new(job.blob.as_str());
-    let mut source = BlobSource { receiver, hasher: job.blob.hasher(), current: Bytes::new(), ended: false };
+    let mut source = BlobSource::new(receiver, &job.blob);
     let unpacked = artifact::write(&job.staging, path, &mut source, &blame, job.limits)?;
     verify(&job.blob, &source.hasher.finish())?;
     PullStats::add(&job.stats.unpacked_bytes, unpacked.bytes);
@@ -186,9 +192,13 @@ fn decode(
     limits: Limits,
     full: &blocking::SyncSender<Vec<u8>>,
     empty: &blocking::Receiver<Vec<u8>>,
+    stats: &PullStats,
 ) -> Result<u64, ImageError> {
+    let begun = Instant::now();
+    // For the unpacker, which is then the slower one.
+    let mut waited_below = Duration::ZERO;
     let name = blob.as_str();
-    let source = BlobSource { receiver, hasher: blob.hasher(), current: Bytes::new(), ended: false };
+    let source = BlobSource::new(receiver, blob);
     let blame = super::unpack::Blame::new(name);
     let mut decoder = Decoder::sniff(source).map_err(|e| blame.stream(&e))?;
     let mut total = 0u64;
@@ -200,7 +210,7 @@ fn decode(
                 allocated += 1;
                 vec![0; TAR_BUFFER]
             }
-            Err(_) => empty.recv().map_err(|_| stopped())?,
+            Err(_) => timed(&mut waited_below, || empty.recv()).map_err(|_| stopped())?,
         };
         buffer.resize(TAR_BUFFER, 0);
         let mut filled = 0;
@@ -220,11 +230,28 @@ fn decode(
             return Err(blame.limit("the tar", limits.bytes, "bytes"));
         }
         buffer.truncate(filled);
-        full.send(buffer).map_err(|_| stopped())?;
+        timed(&mut waited_below, || full.send(buffer)).map_err(|_| stopped())?;
     }
-    let actual = decoder.finish().map_err(|e| blame.stream(&e))?;
+    let (actual, Times { waited, hashed }) = decoder.finish().map_err(|e| blame.stream(&e))?;
     verify(blob, &actual)?;
+    stats.spent(Stage::Network, waited);
+    stats.spent(Stage::BlobDigest, hashed);
+    stats.spent(Stage::Decompress, begun.elapsed().saturating_sub(waited + hashed + waited_below));
     Ok(total)
+}
+
+/// What passing bytes on took.
+#[derive(Debug, Default, Clone, Copy)]
+struct Times {
+    waited: Duration,
+    hashed: Duration,
+}
+
+fn timed<T>(sum: &mut Duration, work: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let result = work();
+    *sum += begun.elapsed();
+    result
 }
 
 /// The blob's bytes, hashed as they pass.
@@ -233,9 +260,15 @@ struct BlobSource {
     hasher: Hasher,
     current: Bytes,
     ended: bool,
+    times: Times,
 }
 
 impl BlobSource {
+    fn new(receiver: mpsc::Receiver<Piece>, blob: &Digest) -> Self {
+        let hasher = blob.hasher();
+        Self { receiver, hasher, current: Bytes::new(), ended: false, times: Times::default() }
+    }
+
     /// Joins pieces until `length` bytes lie in a row, or the blob ends.
     fn gather(&mut self, length: usize) -> io::Result<&[u8]> {
         while self.current.len() < length && !self.ended {
@@ -250,9 +283,9 @@ impl BlobSource {
 impl BufRead for BlobSource {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.current.is_empty() && !self.ended {
-            match self.receiver.blocking_recv() {
+            match timed(&mut self.times.waited, || self.receiver.blocking_recv()) {
                 Some(Piece::Data(data)) => {
-                    self.hasher.update(&data);
+                    timed(&mut self.times.hashed, || self.hasher.update(&data));
                     self.current = data;
                 }
                 Some(Piece::End) => self.ended = true,
@@ -305,7 +338,7 @@ impl Decoder {
     }
 
     /// Reads the blob to its end and gives its digest.
-    fn finish(self) -> io::Result<Digest> {
+    fn finish(self) -> io::Result<(Digest, Times)> {
         let mut source = match self {
             Self::Plain(source) => *source,
             Self::Gzip(decoder) => decoder.into_inner(),
@@ -314,7 +347,7 @@ impl Decoder {
         loop {
             let length = source.fill_buf()?.len();
             if length == 0 {
-                return Ok(source.hasher.finish());
+                return Ok((source.hasher.finish(), source.times));
             }
             source.consume(length);
         }
@@ -339,6 +372,7 @@ struct TarSource {
     at: usize,
     hasher: Hasher,
     ended: bool,
+    times: Times,
 }
 
 impl BufRead for TarSource {
@@ -349,8 +383,9 @@ impl BufRead for TarSource {
                 // The decoder may have ended; then nobody needs it.
                 let _ = self.give_back.send(spent);
             }
-            let next = self.tar.recv().map_err(|_| io::Error::other(stopped()))?;
-            self.hasher.update(&next);
+            let next = timed(&mut self.times.waited, || self.tar.recv());
+            let next = next.map_err(|_| io::Error::other(stopped()))?;
+            timed(&mut self.times.hashed, || self.hasher.update(&next));
             self.ended = next.is_empty();
             (self.current, self.at) = (next, 0);
         }

@@ -53,7 +53,7 @@ pub use image::{Image, ImageConfig, ImageKind, ImageUser};
 pub use progress::{LayerProgress, LayerState, PullProgress};
 pub use reference::{Reference, Target};
 pub use registry::{Credentials, Endpoint, LookedAt, Probe};
-pub use stats::PullStats;
+pub use stats::{PullStats, Stage};
 pub use transfer::{ExportOptions, Format, Imported, LoadOptions, Loaded, Peer};
 pub use verify::{Damage, Depth, Finding, Repair, Subject, VerifyEvent, VerifySummary};
 

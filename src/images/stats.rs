@@ -28,9 +28,60 @@ pub struct PullStats {
     pub signatures_missed: AtomicU64,
     /// Microseconds of all pulls together.
     pub micros: AtomicU64,
+    /// Nanoseconds of all layers together, by stage.
+    pub stages: [AtomicU64; Stage::ALL.len()],
+}
+
+/// What a layer's way from the registry to the store is made of. The stages of a layer run side by side, on two threads
+/// and the network's: the one whose time comes close to the whole is the limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Waiting for the registry.
+    Network,
+    /// Hashing the blob.
+    BlobDigest,
+    /// Decompressing.
+    Decompress,
+    /// Hashing the tar.
+    TarDigest,
+    /// Writing files and the recipe.
+    Unpack,
+    /// Making the layer durable and visible.
+    Publish,
+}
+
+impl Stage {
+    /// In the order of the way.
+    pub const ALL: [Self; 6] =
+        [Self::Network, Self::BlobDigest, Self::Decompress, Self::TarDigest, Self::Unpack, Self::Publish];
+
+    /// The name in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Network => "network",
+            Self::BlobDigest => "blob_digest",
+            Self::Decompress => "decompress",
+            Self::TarDigest => "tar_digest",
+            Self::Unpack => "unpack",
+            Self::Publish => "publish",
+        }
+    }
 }
 
 impl PullStats {
+    pub(crate) fn spent(&self, stage: Stage, time: Duration) {
+        if let Some(counter) = self.stages.get(stage as usize) {
+            Self::add(counter, u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        }
+    }
+
+    /// The time that a stage has taken so far.
+    #[must_use]
+    pub fn stage(&self, stage: Stage) -> Duration {
+        Duration::from_nanos(self.stages.get(stage as usize).map_or(0, |n| n.load(Ordering::Relaxed)))
+    }
+
     pub(crate) fn add(counter: &AtomicU64, value: u64) {
         counter.fetch_add(value, Ordering::Relaxed);
     }

@@ -8,10 +8,10 @@ pub use prometheus::Registry;
 pub use rpcs::Rpcs;
 pub use server::{MetricsError, serve};
 
-use crate::images::PullStats;
+use crate::images::{PullStats, Stage};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{IntCounter, Opts};
+use prometheus::{CounterVec, IntCounter, Opts};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -43,6 +43,9 @@ const COUNTERS: [Counter; 9] = [
     ),
 ];
 
+const STAGES: (&str, &str) =
+    ("podwright_pull_stage_seconds_total", "Time that layers spent in each stage of a pull.");
+
 impl PullCollector {
     /// A collector over these counters.
     ///
@@ -53,6 +56,13 @@ impl PullCollector {
         for (name, help, _) in COUNTERS {
             descs.push(Desc::new(name.to_owned(), help.to_owned(), Vec::new(), Default::default())?);
         }
+        let (name, help) = STAGES;
+        descs.push(Desc::new(
+            name.to_owned(),
+            help.to_owned(),
+            vec!["stage".to_owned()],
+            Default::default(),
+        )?);
         Ok(Self { stats, descs })
     }
 }
@@ -70,6 +80,13 @@ impl Collector for PullCollector {
                 counter.inc_by(read(&self.stats).load(Ordering::Relaxed));
                 families.extend(counter.collect());
             }
+        }
+        let (name, help) = STAGES;
+        if let Ok(stages) = CounterVec::new(Opts::new(name, help), &["stage"]) {
+            for stage in Stage::ALL {
+                stages.with_label_values(&[stage.name()]).inc_by(self.stats.stage(stage).as_secs_f64());
+            }
+            families.extend(stages.collect());
         }
         families
     }

@@ -309,7 +309,7 @@ async fn shake<B: Backend>(
                 *planned.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan);
                 response
             }
-            Err(refusal) => refusal,
+            Err(refusal) => *refusal,
         };
         async { Ok::<_, Infallible>(response) }
     });
@@ -333,10 +333,10 @@ type Answer = Response<Full<Bytes>>;
 fn answer<B: Backend>(
     context: &Arc<Context<B>>,
     mut request: Request<Incoming>,
-) -> Result<(Plan, Answer), Answer> {
+) -> Result<(Plan, Answer), Box<Answer>> {
     let refuse = |reason: &str, status, words: &str| {
         context.metrics.refused(reason);
-        plain(status, words)
+        Box::new(plain(status, words))
     };
     if !matches!(*request.method(), Method::GET | Method::POST) {
         return Err(refuse("method", StatusCode::METHOD_NOT_ALLOWED, "use GET or POST"));

@@ -125,7 +125,7 @@ async fn a_pull_that_cannot_be_says_why() {
     let absent = format!("{registry}/library/busybox@sha256:{}", "a".repeat(64));
     refused(node.pull(&absent).await, Code::NotFound, &["sha256:aaaa"]);
     // Nobody listens there.
-    refused(node.pull("127.0.0.1:1/x:1").await, Code::Unavailable, &["RegistryUnavailable", "127.0.0.1:1"]);
+    refused(node.pull("127.0.0.1:1/x:1").await, Code::Unknown, &["RegistryUnavailable", "127.0.0.1:1"]);
     assert!(list(&mut node).await.is_empty());
     node.finish().await;
 }

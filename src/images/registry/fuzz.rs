@@ -16,7 +16,7 @@ pub(crate) fn hosts(dir: &Path, data: &[u8]) {
     let certs = dir.join("r.io");
     std::fs::create_dir_all(&certs).expect("make a directory");
     let (hosts_toml, conf) = (certs.join("hosts.toml"), dir.join("registries.conf"));
-    let (used, other) = if first % 2 == 0 { (&hosts_toml, &conf) } else { (&conf, &hosts_toml) };
+    let (used, other) = if first.is_multiple_of(2) { (&hosts_toml, &conf) } else { (&conf, &hosts_toml) };
     std::fs::write(used, text).expect("write the file");
     std::fs::write(other, "").expect("empty the other file");
     let _ = hosts::hosts_for(&[dir.to_owned()], &conf, &reference);

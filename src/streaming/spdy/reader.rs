@@ -204,7 +204,7 @@ impl Reader {
         if self.away {
             return Ok(());
         }
-        if id % 2 == 0 || id <= self.shared.last() || flags & frame::UNIDIRECTIONAL != 0 {
+        if id.is_multiple_of(2) || id <= self.shared.last() || flags & frame::UNIDIRECTIONAL != 0 {
             self.refuse(id, Reset::Protocol);
             return Ok(());
         }

@@ -4,7 +4,7 @@ use super::proto as pb;
 use super::proto::images_server::{Images as Service, ImagesServer};
 use super::{encode, pull, verify};
 use crate::cri::image_status;
-use crate::images::{Credentials, ImageError, Images, LoadOptions, Peer, Repair};
+use crate::images::{Credentials, ExportOptions, Format, ImageError, Images, LoadOptions, Peer, Repair};
 use std::convert::Infallible;
 use std::path::PathBuf;
 use tokio::io::DuplexStream;
@@ -109,6 +109,22 @@ impl Service for Admin {
         let peer = peer(r.peer(), &r.root)?;
         let imported = self.images.import_from(peer, &r.names).await.map_err(|e| status(&e))?;
         Ok(Response::new(encode::imported(imported)))
+    }
+
+    async fn export(&self, r: Request<pb::ExportRequest>) -> Answer<pb::ExportResponse> {
+        let r = r.into_inner();
+        if r.names.is_empty() {
+            return Err(Status::invalid_argument("names: is empty"));
+        }
+        let format = match r.format() {
+            pb::export_request::Format::Oci => Format::OciArchive,
+            pb::export_request::Format::Docker => Format::DockerArchive,
+            pb::export_request::Format::OciDir => Format::OciLayout,
+        };
+        let options = ExportOptions { format, gzip: r.gzip };
+        let path = absolute("path", present("path", r.path)?)?;
+        let ids = self.images.export(&r.names, &path, options).await.map_err(|e| status(&e))?;
+        Ok(Response::new(pb::ExportResponse { ids: ids.iter().map(ToString::to_string).collect() }))
     }
 
     type VerifyStream = verify::Events;

@@ -25,6 +25,17 @@ pub(super) enum Peer {
     Crio,
 }
 
+/// Form of an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// A tar of an OCI layout.
+    Oci,
+    /// What docker load takes.
+    Docker,
+    /// An OCI layout in a new or empty directory.
+    OciDir,
+}
+
 /// What is done.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -76,6 +87,21 @@ pub(super) enum Command {
         /// Tags, digests or ids; all images without them.
         #[arg(value_name = "NAME")]
         names: Vec<String>,
+    },
+    /// Write images to an archive or a layout.
+    Export {
+        /// Tags, digests or ids.
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        /// Where to; - is standard output.
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// Form of the output.
+        #[arg(long, value_enum, default_value_t = Format::Oci)]
+        format: Format,
+        /// Compress layers; not in a docker archive.
+        #[arg(long)]
+        gzip: bool,
     },
     /// Look whether images on disk are still what was pulled, and fetch again what is not.
     Verify {

@@ -42,6 +42,14 @@ pub(super) enum CliError {
         /// Cause.
         reason: String,
     },
+    /// A place that cannot be written.
+    #[error("write {what}: {reason}")]
+    Output {
+        /// A path, or standard output.
+        what: String,
+        /// Cause.
+        reason: String,
+    },
     /// Credentials.
     #[error("credentials: {0}")]
     Credentials(String),

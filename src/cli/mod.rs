@@ -7,6 +7,7 @@ mod connection;
 mod credentials;
 mod endpoints;
 mod error;
+mod export;
 mod import;
 mod list;
 mod load;
@@ -67,6 +68,7 @@ async fn command(arguments: Arguments) -> Result<(), CliError> {
         | Command::Pull { .. }
         | Command::Load { .. }
         | Command::ImportFrom { .. }
+        | Command::Export { .. }
         | Command::Verify { .. }
         | Command::Endpoints { .. } => Purpose::Other,
     };
@@ -83,6 +85,9 @@ async fn command(arguments: Arguments) -> Result<(), CliError> {
         Command::Pull { reference, .. } => pull::run(client, reference, credentials).await,
         Command::Load { file, name } => load::run(client, &file, name).await,
         Command::ImportFrom { peer, root, names } => import::run(client, peer, root, names).await,
+        Command::Export { names, output, format, gzip } => {
+            export::run(client, names, &output, format, gzip).await
+        }
         Command::Verify { names, no_repair, json } => verify::run(client, names, !no_repair, json).await,
         Command::Gc { dry_run, unused, json } => collect::run(client, dry_run, unused, json).await,
         Command::Endpoints { reference, probe, json } => endpoints::run(client, reference, probe, json).await,

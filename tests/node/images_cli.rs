@@ -455,3 +455,42 @@ async fn verify_finds_damage_and_repairs_it() {
     node.daemon.launch().unwrap();
     node.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_exported_can_be_loaded() {
+    let mut node = Node::with_busybox().await;
+    let id = images(&node, &["ls", "-q"]).ok();
+    for daemon in ["up", "down"] {
+        if daemon == "down" {
+            node.daemon.stop().unwrap();
+        }
+        for format in ["oci", "docker", "oci-dir"] {
+            let to = node.scratch.root().join(format!("{daemon}-{format}"));
+            let to = to.to_string_lossy().into_owned();
+            let told = images(&node, &["export", BUSYBOX, "--format", format, "-o", &to]);
+            assert!(told.err.contains(&format!("exported {}", id.trim_end())), "{told:?}");
+            told.ok();
+            images(&node, &["rm", BUSYBOX]).ok();
+            assert!(images(&node, &["load", &to]).ok().contains(BUSYBOX), "{daemon}, {format}");
+            assert_eq!(images(&node, &["ls", "-q"]).ok(), id, "{daemon}, {format}");
+        }
+        // From one command to the other.
+        let mut export = Command::new(default_binary())
+            .args(["images", "export", BUSYBOX, "-o", "-", "--config"])
+            .arg(node.scratch.config_file())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut tar = Vec::new();
+        std::io::Read::read_to_end(&mut export.stdout.take().unwrap(), &mut tar).unwrap();
+        assert!(export.wait().unwrap().success());
+        assert!(
+            images_with(&node, &["load", "--name", "r.example/y:1"], &tar).ok().contains("r.example/y:1")
+        );
+        images(&node, &["export", "absent:1", "-o", "/tmp/x"]).failed(&["not in the local store"]);
+        images(&node, &["export", BUSYBOX, "-o", "/nonexistent/x"]).failed(&["/nonexistent/x"]);
+    }
+    assert_eq!(images(&node, &["export", BUSYBOX]).code, Some(2));
+    node.daemon.launch().unwrap();
+    node.finish().await;
+}

@@ -18,6 +18,9 @@ const LOOK: Duration = Duration::from_millis(20);
 /// A layer of 400 MB is deleted within seconds, on any disk.
 const DELETED: Duration = Duration::from_secs(120);
 
+/// Stages in the order of a layer's way.
+const ORDER: [&str; 6] = ["network", "blob_digest", "decompress", "tar_digest", "unpack", "publish"];
+
 /// One pull, or the median of several.
 #[derive(Debug, Clone, Copy, Default)]
 struct Sample {
@@ -47,10 +50,11 @@ pub(crate) async fn run(
     let tools = ["skopeo", "umoci"].iter().all(|tool| {
         std::process::Command::new(tool).arg("--version").output().is_ok_and(|out| out.status.success())
     });
-    let mut rows = Vec::new();
+    let (mut rows, mut stages) = (Vec::new(), Vec::new());
     for shape in SHAPES.into_iter().filter(|s| s.name.contains(only)) {
         let mut samples = vec![Vec::new(); sides.len()];
         let mut alone = Vec::new();
+        let before = stage_seconds(sides)?;
         for round in 0..rounds {
             note(format_args!("{}, round {} of {rounds}", shape.title(), round + 1));
             for (side, samples) in sides.iter_mut().zip(&mut samples) {
@@ -63,6 +67,8 @@ pub(crate) async fn run(
                 alone.push(skopeo_and_umoci(registry, &shape, work)?);
             }
         }
+        let passed = before.into_iter().zip(stage_seconds(sides)?);
+        stages.push((shape, passed.map(|((stage, a), (_, b))| (stage, (b - a) / rounds as f64)).collect()));
         for (side, samples) in sides.iter().zip(samples) {
             rows.push(Row { shape, by: side.name.clone(), samples });
         }
@@ -70,7 +76,37 @@ pub(crate) async fn run(
             rows.push(Row { shape, by: "skopeo+umoci".to_owned(), samples: alone });
         }
     }
-    Ok((markdown(sides, &rows), json(&rows)))
+    Ok((markdown(sides, &rows) + &stage_table(&stages), json(&rows)))
+}
+
+/// What layers have spent in each stage so far, by podwright's own metrics; nothing of a daemon that has none.
+fn stage_seconds(sides: &[Side]) -> Result<Vec<(String, f64)>> {
+    const NAME: &str = "podwright_pull_stage_seconds_total{stage=\"";
+    let Some(address) = sides.iter().find_map(|side| side.metrics) else { return Ok(Vec::new()) };
+    let text = podwright_testkit::http::get(address, "/metrics")?;
+    let text = String::from_utf8(text).context("metrics are not text")?;
+    let stages = text.lines().filter_map(|line| line.strip_prefix(NAME)?.split_once("\"} "));
+    let mut stages = stages
+        .map(|(stage, seconds)| Ok((stage.to_owned(), seconds.parse()?)))
+        .collect::<Result<Vec<_>>>()?;
+    stages.sort_by_key(|(stage, _): &(String, f64)| ORDER.iter().position(|known| known == stage));
+    Ok(stages)
+}
+
+fn stage_table(images: &[(Shape, Vec<(String, f64)>)]) -> String {
+    let Some((_, first)) = images.first().filter(|(_, stages)| !stages.is_empty()) else {
+        return String::new();
+    };
+    let mut text = String::from(
+        "\n### Seconds in each stage of a pull, all layers together; a layer's stages run side by side\n\n",
+    );
+    let names: Vec<_> = first.iter().map(|(stage, _)| stage.as_str()).collect();
+    let _ = writeln!(text, "| image | {} |\n|---|{}", names.join(" | "), "--:|".repeat(names.len()));
+    for (shape, stages) in images {
+        let seconds: Vec<_> = stages.iter().map(|(_, seconds)| format!("{seconds:.2}")).collect();
+        let _ = writeln!(text, "| {} | {} |", shape.title(), seconds.join(" | "));
+    }
+    text
 }
 
 async fn one(side: &mut Side, shape: &Shape) -> Result<Sample> {

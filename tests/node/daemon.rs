@@ -29,7 +29,8 @@ async fn version_status_and_config_answer() {
     assert!(status.runtime_handlers.iter().any(|h| h.name.is_empty()));
     let config = node.runtime.runtime_config(pb::RuntimeConfigRequest {}).await.unwrap().into_inner();
     assert_eq!(config.linux.unwrap().cgroup_driver(), pb::CgroupDriver::Cgroupfs);
-    refused(node.runtime.exec(pb::ExecRequest::default()).await, Code::Unimplemented, &["Exec"]);
+    let missing = node.runtime.checkpoint_container(pb::CheckpointContainerRequest::default()).await;
+    refused(missing, Code::Unimplemented, &["CheckpointContainer"]);
     node.finish().await;
 }
 

@@ -9,7 +9,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::scratch::Scratch;
+use crate::scratch::{self, Scratch};
 
 /// A snapshot. Each list is sorted; equal snapshots mean that nothing was left or lost.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -139,7 +139,8 @@ impl Process {
 }
 
 /// Processes whose command line names the directory, whose cgroup is the node's, whose own mount namespace has mounts
-/// of the node, or whose diary is in it (a monitor and a pod's process 1). Callers' ancestors are not among them.
+/// of the node while their cgroup is no other node's, or whose diary is in it (a monitor and a pod's process 1).
+/// Callers' ancestors are not among them.
 pub(crate) fn processes(scratch: &Scratch) -> Vec<Process> {
     let own = ancestors();
     let host = std::fs::read_link("/proc/self/ns/mnt").ok();
@@ -163,7 +164,11 @@ pub(crate) fn processes(scratch: &Scratch) -> Vec<Process> {
         let in_cgroup = || text("cgroup").contains(scratch.id());
         let in_mounts = || {
             let namespace = std::fs::read_link(entry.path().join("ns/mnt")).ok();
-            namespace.is_some() && namespace != host && text("mountinfo").contains(&marks[0])
+            namespace.is_some()
+                && namespace != host
+                && text("mountinfo").contains(&marks[0])
+                // A container that is just being made still has the host's mounts, those of all nodes.
+                && !text("cgroup").contains(scratch::ID_PREFIX)
         };
         let has_diary = || {
             let diary = std::fs::read_link(entry.path().join("fd/2")).ok();

@@ -59,6 +59,9 @@ struct Record {
     metrics: Option<SocketAddr>,
 }
 
+/// What the ids of all nodes begin with; six hexadecimal digits follow.
+pub(crate) const ID_PREFIX: &str = "podw";
+
 /// A scratch node. Dropping it removes every trace of it.
 #[derive(Debug)]
 pub struct Scratch {
@@ -92,7 +95,7 @@ impl Scratch {
         let base = base();
         std::fs::create_dir_all(&base).with_context(|| format!("create {}", base.display()))?;
         let random = random_bytes()?;
-        let id = format!("podw{:02x}{:02x}{:02x}", random[0], random[1], random[2]);
+        let id = format!("{ID_PREFIX}{:02x}{:02x}{:02x}", random[0], random[1], random[2]);
         let _lock = lock(&base)?;
         if !host_ports::exist() {
             let mark = host_ports_mark(&base);

@@ -5,30 +5,14 @@
 #
 # usage: tests/bench/streams.sh [ROUNDS]
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-work=$(mktemp -d /tmp/podwright-bench.XXXXXX)
-mount -t tmpfs -o mode=0755 podwright-bench "$work"
-export PODWRIGHT_SCRATCH=$work/nodes
-source "$here/../e2e/node.sh"
-peer=$work/containerd rounds=${1:-5}
+source "$(dirname "$0")/daemons.sh"
+rounds=${1:-5}
 
-finish() {
-    local code=$?
-    trap '' INT TERM
-    exec 1>&8 2>&9
-    set +e
+before_finish() {
     for endpoint in "${ENDPOINT:-}" "${theirs:-}"; do
         [ -z "$endpoint" ] || ENDPOINT=$endpoint crictl rmp -a -f >/dev/null 2>&1
     done
-    [ ! -e "$peer/containerd.pid" ] || "$here/containerd.sh" stop "$peer" || code=1
-    node_down || code=1
-    umount -l "$work" && rmdir "$work" || code=1
-    exit $code
 }
-exec 8>&1 9>&2
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
 
 now() { date +%s%N; }
 # timed COMMAND...: its milliseconds, with one digit behind the point.

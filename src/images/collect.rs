@@ -61,7 +61,7 @@ impl Images {
         blocking(move || {
             let id = image.id.as_str();
             let freed_bytes = store.remove_image(id)?;
-            let names = image.repo_tags.iter().chain(&image.repo_digests).cloned().collect();
+            let names = image.names().cloned().collect();
             Ok(Removal { id: image.id.clone(), names, containers: store.containers(id), freed_bytes })
         })
         .await
@@ -134,7 +134,7 @@ impl Store {
                 .iter()
                 .map(|(_, e)| CollectedImage {
                     id: e.image.id.clone(),
-                    names: e.image.repo_tags.iter().chain(&e.image.repo_digests).cloned().collect(),
+                    names: e.image.names().cloned().collect(),
                 })
                 .collect(),
             layers: layers.iter().filter_map(|key| uses.get(*key).cloned()).collect(),

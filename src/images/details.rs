@@ -93,8 +93,7 @@ fn wanted<'a>(state: &'a State, name: &str) -> Result<Vec<&'a Entry>, ImageError
         let repository = reference.name();
         let of =
             |name: &String| name.strip_prefix(&repository).is_some_and(|rest| rest.starts_with([':', '@']));
-        let found: Vec<_> =
-            listed().filter(|e| e.image.repo_tags.iter().chain(&e.image.repo_digests).any(of)).collect();
+        let found: Vec<_> = listed().filter(|e| e.image.names().any(of)).collect();
         if !found.is_empty() {
             return Ok(found);
         }

@@ -43,6 +43,13 @@ pub enum ImageKind {
     },
 }
 
+impl Image {
+    /// Tags, then digests.
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+        self.repo_tags.iter().chain(&self.repo_digests)
+    }
+}
+
 /// The user that an image names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageUser {

@@ -1,0 +1,73 @@
+//! Requests into the domain's words. All validation of what a client sends stands here: a message that decodes is
+//! one that the domain can act on. Never touches the host.
+
+mod container;
+mod mounts;
+mod resources;
+mod sandbox;
+mod security;
+
+pub use container::container;
+pub use resources::{resources, update};
+pub use sandbox::sandbox;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Component, Path, PathBuf};
+
+/// A field that cannot be accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct Invalid {
+    /// Dotted path of the field in the request.
+    pub field: &'static str,
+    /// What is wrong and what is allowed.
+    pub problem: String,
+}
+
+type Checked<T> = Result<T, Invalid>;
+
+fn invalid<T>(field: &'static str, problem: impl Into<String>) -> Checked<T> {
+    Err(Invalid { field, problem: problem.into() })
+}
+
+/// Longest name that becomes part of a reserved name or a CNI argument. Kubernetes' own limit is 253.
+const MAX_NAME: usize = 512;
+
+fn name(field: &'static str, value: &str) -> Checked<String> {
+    if value.is_empty() {
+        return invalid(field, "is empty");
+    }
+    if value.len() > MAX_NAME {
+        return invalid(field, format!("is longer than {MAX_NAME} bytes"));
+    }
+    if value.contains(['/', '\0', '\n']) || value == "." || value == ".." {
+        return invalid(field, format!("{value:?} has a slash, a line break or is a dot name"));
+    }
+    Ok(value.to_owned())
+}
+
+fn sorted(map: HashMap<String, String>) -> BTreeMap<String, String> {
+    map.into_iter().collect()
+}
+
+fn absolute(field: &'static str, path: &str) -> Checked<PathBuf> {
+    if !path.starts_with('/') || path.contains('\0') {
+        return invalid(field, format!("{path:?} is not an absolute path"));
+    }
+    Ok(PathBuf::from(path))
+}
+
+fn optional_path(field: &'static str, path: &str) -> Checked<Option<PathBuf>> {
+    if path.is_empty() { Ok(None) } else { absolute(field, path).map(Some) }
+}
+
+fn relative_path(field: &'static str, path: &str) -> Checked<PathBuf> {
+    let relative = Path::new(path);
+    if relative.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
+        && !path.contains('\0')
+    {
+        Ok(relative.to_owned())
+    } else {
+        invalid(field, format!("{path:?} leaves the log directory"))
+    }
+}

@@ -1,0 +1,169 @@
+//! RunPodSandbox: a PodSandboxConfig into a [`SandboxSpec`].
+
+use super::resources::resources;
+use super::security::{namespaces, seccomp, selinux};
+use super::{Checked, invalid, name, optional_path, sorted};
+use crate::cri::proto as pb;
+use crate::model::{
+    DnsConfig, NamespaceMode, Namespaces, PodName, PortMapping, Protocol, SandboxId, SandboxSecurity,
+    SandboxSpec, Timestamp,
+};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Component, Path};
+
+/// Linux's limit on a host name.
+const MAX_HOSTNAME: usize = 64;
+
+/// RunPodSandbox.
+///
+/// # Errors
+/// Names the field that is wrong.
+pub fn sandbox(
+    config: Option<pb::PodSandboxConfig>,
+    runtime_handler: String,
+    id: SandboxId,
+    created_at: Timestamp,
+) -> Checked<SandboxSpec> {
+    let Some(config) = config else { return invalid("config", "is missing") };
+    let Some(metadata) = config.metadata else { return invalid("config.metadata", "is missing") };
+    let linux = config.linux.unwrap_or_default();
+    let context = linux.security_context.unwrap_or_default();
+    let namespaces = namespaces(context.namespace_options)?;
+    if matches!(namespaces.pid, NamespaceMode::Target(_)) {
+        return invalid(
+            "config.linux.security_context.namespace_options.pid",
+            "a sandbox cannot have mode TARGET",
+        );
+    }
+    let host_network = namespaces.network == NamespaceMode::Node;
+    Ok(SandboxSpec {
+        id,
+        name: PodName {
+            name: name("config.metadata.name", &metadata.name)?,
+            namespace: name("config.metadata.namespace", &metadata.namespace)?,
+            uid: name("config.metadata.uid", &metadata.uid)?,
+            attempt: metadata.attempt,
+        },
+        created_at,
+        hostname: hostname(config.hostname, host_network)?,
+        log_directory: optional_path("config.log_directory", &config.log_directory)?,
+        dns: config.dns_config.map(dns).transpose()?,
+        port_mappings: if host_network { Vec::new() } else { ports(config.port_mappings)? },
+        labels: sorted(config.labels),
+        annotations: sorted(config.annotations),
+        runtime_handler,
+        cgroup_parent: cgroup_parent(linux.cgroup_parent)?,
+        sysctls: sysctls(linux.sysctls, &namespaces)?,
+        namespaces,
+        security: SandboxSecurity {
+            privileged: context.privileged,
+            seccomp: seccomp(
+                "config.linux.security_context.seccomp",
+                context.seccomp,
+                #[allow(deprecated)]
+                &context.seccomp_profile_path,
+            )?,
+            selinux: context.selinux_options.map(selinux),
+        },
+        overhead: linux.overhead.map(resources),
+        resources: linux.resources.map(resources),
+    })
+}
+
+fn hostname(hostname: String, host_network: bool) -> Checked<String> {
+    if host_network {
+        return Ok(String::new());
+    }
+    if hostname.len() > MAX_HOSTNAME || hostname.contains(['\0', '\n', '/', ' ']) {
+        return invalid(
+            "config.hostname",
+            format!("{hostname:?} is no host name of at most {MAX_HOSTNAME} bytes"),
+        );
+    }
+    Ok(hostname)
+}
+
+fn dns(config: pb::DnsConfig) -> Checked<DnsConfig> {
+    let all = config.servers.iter().chain(&config.searches).chain(&config.options);
+    for entry in all {
+        if entry.contains(['\n', '\0']) {
+            return invalid("config.dns_config", format!("{entry:?} has a line break"));
+        }
+    }
+    Ok(DnsConfig { servers: config.servers, searches: config.searches, options: config.options })
+}
+
+fn ports(mappings: Vec<pb::PortMapping>) -> Checked<Vec<PortMapping>> {
+    const FIELD: &str = "config.port_mappings";
+    let mut ports = Vec::new();
+    // A host port of 0 or less means that the pod only tells its port.
+    for mapping in mappings.into_iter().filter(|m| m.host_port > 0) {
+        let port = |value: i32| match u16::try_from(value) {
+            Ok(port) if port > 0 => Ok(port),
+            _ => invalid(FIELD, format!("port {value} is not in 1 to 65535")),
+        };
+        ports.push(PortMapping {
+            protocol: match pb::Protocol::try_from(mapping.protocol) {
+                Ok(pb::Protocol::Tcp) => Protocol::Tcp,
+                Ok(pb::Protocol::Udp) => Protocol::Udp,
+                Ok(pb::Protocol::Sctp) => Protocol::Sctp,
+                Err(_) => return invalid(FIELD, format!("protocol {} is unknown", mapping.protocol)),
+            },
+            container_port: port(mapping.container_port)?,
+            host_port: port(mapping.host_port)?,
+            host_ip: match mapping.host_ip.as_str() {
+                "" => None,
+                ip => match ip.parse() {
+                    Ok(ip) => Some(ip),
+                    Err(_) => return invalid(FIELD, format!("host_ip {ip:?} is no IP address")),
+                },
+            },
+        });
+    }
+    Ok(ports)
+}
+
+fn cgroup_parent(parent: String) -> Checked<String> {
+    let plain =
+        Path::new(&parent).components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+    if plain && !parent.contains('\0') {
+        Ok(parent)
+    } else {
+        invalid("config.linux.cgroup_parent", format!("{parent:?} has a dot component"))
+    }
+}
+
+/// Namespaced sysctls, as both peers and the kubelet know them.
+fn sysctls(asked: HashMap<String, String>, namespaces: &Namespaces) -> Checked<BTreeMap<String, String>> {
+    const FIELD: &str = "config.linux.sysctls";
+    for (key, value) in &asked {
+        let dotted = key.replace('/', ".");
+        let well_formed = !dotted.is_empty()
+            && dotted.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+            && !dotted.split('.').any(str::is_empty);
+        if !well_formed || value.contains('\0') {
+            return invalid(FIELD, format!("{key:?} is no sysctl name"));
+        }
+        let of_ipc = dotted.starts_with("kernel.shm")
+            || dotted.starts_with("kernel.msg")
+            || dotted == "kernel.sem"
+            || dotted.starts_with("fs.mqueue.");
+        let of_net = dotted.starts_with("net.");
+        match (of_net, of_ipc) {
+            (true, _) if namespaces.network == NamespaceMode::Node => {
+                return invalid(
+                    FIELD,
+                    format!("{key} would change the host: the pod uses the host's network"),
+                );
+            }
+            (_, true) if namespaces.ipc == NamespaceMode::Node => {
+                return invalid(FIELD, format!("{key} would change the host: the pod uses the host's IPC"));
+            }
+            (false, false) => {
+                return invalid(FIELD, format!("{key} is not namespaced and would change the host"));
+            }
+            (true, _) | (_, true) => {}
+        }
+    }
+    Ok(sorted(asked))
+}

@@ -1,0 +1,159 @@
+//! Security contexts: namespaces, profiles, users.
+
+use super::{Checked, invalid};
+use crate::cri::proto as pb;
+use crate::model::{
+    Capabilities, ContainerId, ContainerSecurity, GroupsPolicy, NamespaceMode, Namespaces, Profile, RunAs,
+    SelinuxOptions, UserNamespace,
+};
+use std::path::PathBuf;
+
+pub(super) fn namespaces(options: Option<pb::NamespaceOption>) -> Checked<Namespaces> {
+    let options = options.unwrap_or_default();
+    Ok(Namespaces {
+        network: mode("namespace_options.network", options.network, "")?,
+        pid: mode("namespace_options.pid", options.pid, &options.target_id)?,
+        ipc: mode("namespace_options.ipc", options.ipc, "")?,
+        user: user_namespace(options.userns_options)?,
+    })
+}
+
+fn mode(field: &'static str, mode: i32, target: &str) -> Checked<NamespaceMode> {
+    Ok(match pb::NamespaceMode::try_from(mode) {
+        Ok(pb::NamespaceMode::Pod) => NamespaceMode::Pod,
+        Ok(pb::NamespaceMode::Container) => NamespaceMode::Container,
+        Ok(pb::NamespaceMode::Node) => NamespaceMode::Node,
+        Ok(pb::NamespaceMode::Target) => match ContainerId::parse(target) {
+            Ok(id) => NamespaceMode::Target(id),
+            Err(error) => return invalid("namespace_options.target_id", error.to_string()),
+        },
+        Err(_) => return invalid(field, format!("mode {mode} is unknown")),
+    })
+}
+
+fn user_namespace(options: Option<pb::UserNamespace>) -> Checked<Option<UserNamespace>> {
+    const FIELD: &str = "namespace_options.userns_options";
+    let Some(options) = options else { return Ok(None) };
+    match pb::NamespaceMode::try_from(options.mode) {
+        Ok(pb::NamespaceMode::Node) => Ok(None),
+        // Running without would give less isolation than was asked for. Status tells that no handler has them.
+        Ok(pb::NamespaceMode::Pod) => invalid(FIELD, "user namespaces are not supported by this version"),
+        Ok(pb::NamespaceMode::Container | pb::NamespaceMode::Target) | Err(_) => {
+            invalid(FIELD, "only the modes POD and NODE are supported")
+        }
+    }
+}
+
+pub(super) fn seccomp(
+    field: &'static str,
+    profile: Option<pb::SecurityProfile>,
+    old_path: &str,
+) -> Checked<Profile> {
+    if let Some(profile) = profile {
+        return security_profile(field, profile);
+    }
+    // The field before 1.19: `localhost/<path>`, `runtime/default`, `docker/default`, `unconfined`.
+    Ok(match old_path {
+        "" | "unconfined" => Profile::Unconfined,
+        "runtime/default" | "docker/default" => Profile::RuntimeDefault,
+        path => match path.strip_prefix("localhost/") {
+            Some(path) => Profile::Localhost(path.to_owned()),
+            None => return invalid(field, format!("profile {path:?} is of no known kind")),
+        },
+    })
+}
+
+fn security_profile(field: &'static str, profile: pb::SecurityProfile) -> Checked<Profile> {
+    use pb::security_profile::ProfileType;
+    Ok(match ProfileType::try_from(profile.profile_type) {
+        Ok(ProfileType::RuntimeDefault) => Profile::RuntimeDefault,
+        Ok(ProfileType::Unconfined) => Profile::Unconfined,
+        Ok(ProfileType::Localhost) if profile.localhost_ref.is_empty() => {
+            return invalid(field, "a Localhost profile needs localhost_ref");
+        }
+        Ok(ProfileType::Localhost) => {
+            let reference = profile.localhost_ref;
+            Profile::Localhost(reference.strip_prefix("localhost/").unwrap_or(&reference).to_owned())
+        }
+        Err(_) => return invalid(field, format!("profile type {} is unknown", profile.profile_type)),
+    })
+}
+
+pub(super) fn selinux(options: pb::SeLinuxOption) -> SelinuxOptions {
+    SelinuxOptions { user: options.user, role: options.role, kind: options.r#type, level: options.level }
+}
+
+fn uid(field: &'static str, value: Option<pb::Int64Value>) -> Checked<Option<u32>> {
+    value.map(|v| one_uid(field, v.value)).transpose()
+}
+
+fn one_uid(field: &'static str, value: i64) -> Checked<u32> {
+    // 2^32-1 is the kernel's "no id".
+    match u32::try_from(value) {
+        Ok(id) if id != u32::MAX => Ok(id),
+        _ => invalid(field, format!("{value} is not in 0 to 4294967294")),
+    }
+}
+
+pub(super) fn container_security(context: pb::LinuxContainerSecurityContext) -> Checked<ContainerSecurity> {
+    let username = context.run_as_username;
+    let run_as = RunAs {
+        uid: uid("config.linux.security_context.run_as_user", context.run_as_user)?,
+        gid: uid("config.linux.security_context.run_as_group", context.run_as_group)?,
+        username: Some(username).filter(|u| !u.is_empty()),
+        supplemental_groups: context
+            .supplemental_groups
+            .into_iter()
+            .map(|g| one_uid("config.linux.security_context.supplemental_groups", g))
+            .collect::<Checked<_>>()?,
+        groups_policy: match pb::SupplementalGroupsPolicy::try_from(context.supplemental_groups_policy) {
+            Ok(pb::SupplementalGroupsPolicy::Merge) => GroupsPolicy::Merge,
+            Ok(pb::SupplementalGroupsPolicy::Strict) => GroupsPolicy::Strict,
+            Err(_) => {
+                return invalid("config.linux.security_context.supplemental_groups_policy", "is unknown");
+            }
+        },
+    };
+    if run_as.gid.is_some() && run_as.uid.is_none() && run_as.username.is_none() {
+        return invalid(
+            "config.linux.security_context.run_as_group",
+            "needs run_as_user or run_as_username beside it",
+        );
+    }
+    let capabilities = context.capabilities.unwrap_or_default();
+    #[allow(deprecated)]
+    let (old_seccomp, old_apparmor) = (context.seccomp_profile_path, context.apparmor_profile);
+    Ok(ContainerSecurity {
+        privileged: context.privileged,
+        namespaces: namespaces(context.namespace_options)?,
+        run_as,
+        capabilities: Capabilities {
+            add: capabilities.add_capabilities,
+            drop: capabilities.drop_capabilities,
+            add_ambient: capabilities.add_ambient_capabilities,
+        },
+        readonly_rootfs: context.readonly_rootfs,
+        no_new_privs: context.no_new_privs,
+        masked_paths: context.masked_paths.into_iter().map(PathBuf::from).collect(),
+        readonly_paths: context.readonly_paths.into_iter().map(PathBuf::from).collect(),
+        seccomp: seccomp("config.linux.security_context.seccomp", context.seccomp, &old_seccomp)?,
+        apparmor: apparmor(context.apparmor, &old_apparmor)?,
+        selinux: context.selinux_options.map(selinux),
+    })
+}
+
+fn apparmor(profile: Option<pb::SecurityProfile>, old: &str) -> Checked<Option<Profile>> {
+    const FIELD: &str = "config.linux.security_context.apparmor";
+    if let Some(profile) = profile {
+        return security_profile(FIELD, profile).map(Some);
+    }
+    Ok(match old {
+        "" => None,
+        "runtime/default" => Some(Profile::RuntimeDefault),
+        "unconfined" => Some(Profile::Unconfined),
+        name => match name.strip_prefix("localhost/") {
+            Some(name) => Some(Profile::Localhost(name.to_owned())),
+            None => return invalid(FIELD, format!("profile {name:?} is of no known kind")),
+        },
+    })
+}

@@ -33,6 +33,7 @@ nodeStatusUpdateFrequency: 2s
 containerLogMaxSize: 64Ki
 containerLogMaxFiles: 3
 containerLogMonitorInterval: 3s
+crashLoopBackOff: { maxContainerRestartPeriod: 2s }
 registryPullQPS: 0
 eventRecordQPS: 0
 $1

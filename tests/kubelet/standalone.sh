@@ -30,11 +30,16 @@ manifest() {
 standalone() {
     standalone_config
     kubelet_start
+    if [ -n "${LOOK:-}" ]; then
+        case_run standalone-look look_case
+        return
+    fi
     case_run standalone-static-pod static_pod_case
     case_run standalone-restart-policy restart_case
     case_run standalone-probes probes_case
     case_run standalone-host-network host_network_case
     case_run standalone-stats stats_case
+    case_run standalone-look look_case
     case_run standalone-kubelet-restart kubelet_case
     case_run standalone-daemon-killed daemon_case
     case_run standalone-removal removal_case
@@ -165,6 +170,79 @@ removal_case() {
 node_idle_quietly() {
     [ -z "$(crictl ps -aq)" ] && [ -z "$(ls "/run/podwright-test/$NODE_ID/netns")" ] &&
         [ -z "$(ip -br link show type veth | grep -v -E '^(node|wire)0@')" ] && [ -z "$(ls "/var/log/pods")" ]
+}
+
+# What a pod's life looks like, for tests/kubelet/compare.sh: as the kubelet and as the runtime tell it.
+look_case() {
+    rm -rf "$OUT/look"
+    mkdir -p "$OUT/look"
+    manifest look <<YAML
+terminationGracePeriodSeconds: 5
+hostname: looks
+securityContext: { supplementalGroups: [4000], sysctls: [{ name: net.ipv4.ip_local_port_range, value: "32000 33000" }] }
+volumes:
+- { name: disk, emptyDir: {} }
+- { name: memory, emptyDir: { medium: Memory } }
+- { name: host, hostPath: { path: /run/resolv.conf, type: File } }
+initContainers:
+- { name: init, image: "$REPO/busybox:latest", command: ["true"] }
+containers:
+- name: runs
+  image: $REPO/busybox:latest
+  command: [sh, -c, "echo -n message >/dev/termination-log; trap 'exit 3' TERM; while :; do sleep 0.2; done"]
+  env: [{ name: KEY, value: value }]
+  ports: [{ containerPort: 80, protocol: TCP, name: http, hostPort: 8099 }]
+  resources: { requests: { cpu: 50m, memory: 16Mi }, limits: { cpu: 500m, memory: 48Mi } }
+  securityContext: { runAsUser: 1000, runAsGroup: 1001, readOnlyRootFilesystem: true, capabilities: { drop: [ALL], add: [CHOWN] }, seccompProfile: { type: RuntimeDefault } }
+  volumeMounts:
+  - { name: disk, mountPath: /disk }
+  - { name: memory, mountPath: /memory, readOnly: true }
+  - { name: host, mountPath: /etc/host-resolv.conf, readOnly: true }
+- name: plain
+  image: $REPO/web:latest
+- { name: privileged, image: "$REPO/busybox:latest", command: [sleep, "1000"], securityContext: { privileged: true } }
+- name: hungry
+  image: $REPO/busybox:latest
+  command: [sh, -c, "[ -e /disk/fed ] && exec sleep 1000; touch /disk/fed; exec tail /dev/zero"]
+  volumeMounts: [{ name: disk, mountPath: /disk }]
+  resources: { limits: { memory: 16Mi } }
+- name: broken
+  image: $REPO/busybox:latest
+  command: [/does/not/exist]
+YAML
+    until_true 60 "four of five run" sh -c "[ \"\$(curl -sk https://127.0.0.1:10250/pods | jq '[.items[] | select(.metadata.name | startswith(\"look\")) | .status.containerStatuses[]? | select(.ready)] | length')\" = 4 ]"
+    until_true 60 "the fifth has failed" sh -c "[ \"\$(curl -sk https://127.0.0.1:10250/pods | jq '[.items[] | select(.metadata.name | startswith(\"look\")) | .status.containerStatuses[]? | select(.name == \"broken\") | .restartCount] | add')\" -ge 1 ]"
+    look running
+    local name
+    for name in runs plain privileged; do
+        kubelet_api "/run/default/look-$NODE_NAME/$name?cmd=env" -X POST | sort >"$OUT/look/$name.env"
+        kubelet_api "/run/default/look-$NODE_NAME/$name?cmd=cat%20/proc/self/mounts" -X POST | awk '{ print $2, $3, $4 }' | sort >"$OUT/look/$name.mounts"
+        kubelet_api "/run/default/look-$NODE_NAME/$name?cmd=cat%20/proc/self/status" -X POST | grep -E '^(Uid|Gid|Groups|Cap|NoNew|Seccomp:)' >"$OUT/look/$name.status"
+        kubelet_api "/run/default/look-$NODE_NAME/$name?cmd=ls%20-l%20/dev" -X POST | awk '{ print $1, $3, $4, $NF }' | sort >"$OUT/look/$name.dev"
+        kubelet_api "/run/default/look-$NODE_NAME/$name?cmd=cat%20/etc/hosts%20/etc/hostname%20/etc/resolv.conf" -X POST >"$OUT/look/$name.etc"
+        kubelet_api "/run/default/look-$NODE_NAME/$name?cmd=cat%20/proc/self/cgroup" -X POST >"$OUT/look/$name.cgroup"
+        kubelet_api "/run/default/look-$NODE_NAME/$name?cmd=cat%20/proc/self/limits" -X POST >"$OUT/look/$name.limits"
+    done
+    crictl stop "$(crictl ps -q --name runs)" >/dev/null
+    until_true 60 "it was restarted" sh -c "[ \"\$(curl -sk https://127.0.0.1:10250/pods | jq '[.items[] | select(.metadata.name | startswith(\"look\")) | .status.containerStatuses[] | select(.name == \"runs\") | .restartCount] | add')\" = 1 ]"
+    look restarted
+    rm /var/lib/kubelet/manifests/look.yaml
+    until_true 60 "it is gone" static_pod_gone look
+    look ended
+}
+
+# look STAGE
+look() {
+    local id
+    kubelet_api /pods | jq '.items[]? | select(.metadata.name | startswith("look"))' >"$OUT/look/$1.pod.json"
+    for id in $(crictl pods -q --name "look-$NODE_NAME"); do
+        crictl inspectp "$id" >"$OUT/look/$1.sandbox.json"
+    done
+    for id in $(crictl ps -a -q --label "io.kubernetes.pod.name=look-$NODE_NAME"); do
+        crictl inspect "$id" >"$OUT/look/inspect"
+        mv "$OUT/look/inspect" "$OUT/look/$1.$(jq -r '.status.metadata | "\(.name).\(.attempt)"' "$OUT/look/inspect").json"
+    done
+    crictl stats -o json --label "io.kubernetes.pod.name=look-$NODE_NAME" >"$OUT/look/$1.stats.json"
 }
 
 # The kubelet asks the runtime, whatever its own configuration says.

@@ -15,6 +15,8 @@ pub mod backend;
 mod exec;
 mod forward;
 mod forward_channels;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod metrics;
 mod pods;
 mod protocol;

@@ -56,7 +56,11 @@ pub enum SpdyError {
     Gone,
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(fuzzing, allow(dead_code))]
+#[allow(clippy::unwrap_used, reason = "only tests have it")]
 pub(super) mod client;
+#[cfg(fuzzing)]
+pub(super) mod fuzz;
 #[cfg(test)]
 mod tests;

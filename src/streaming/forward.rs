@@ -50,7 +50,7 @@ pub(super) async fn over_tunnel<B: Backend>(
     let hangup = socket.hangup();
     let tunnel = Tunnel::new(websocket::accept(socket, &early).await);
     let (reading, writing) = tokio::io::split(tunnel);
-    serve(context, (Box::new(reading), Box::new(writing)), Bytes::new(), hangup, sandbox, meter).await;
+    serve(context, (Box::new(reading), Box::new(writing).into()), Bytes::new(), hangup, sandbox, meter).await;
 }
 
 /// Whether a stream can be half of a pair; it is refused otherwise.
@@ -227,7 +227,7 @@ async fn carry_out(tcp: &OwnedReadHalf, writer: &StreamWriter, meter: &Meter) ->
             ready = tcp.readable() => ready?,
             () = writer.until_reset() => return Err(SpdyError::Reset),
         }
-        match writer.send_from(|buffer| tcp.try_read(buffer)).await? {
+        match writer.send_spliced(tcp.as_ref()).await? {
             Ok(0) => return writer.finish().await,
             Ok(n) => meter.sent(n),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}

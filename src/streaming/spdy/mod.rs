@@ -15,6 +15,7 @@ mod headers;
 mod inbox;
 mod outbound;
 mod reader;
+mod splice;
 mod stream;
 
 pub(crate) use activity::Activity;

@@ -77,8 +77,14 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::info!("ending; pods go on");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     };
+    let about = admin::About {
+        pods: pods.clone(),
+        sessions: streams.sessions(),
+        streaming: streams.address(),
+        begun,
+    };
     let runtime = Runtime::new(pods, streams.urls(), rpcs.clone());
-    let beside = admin::routes(node.images.clone(), config.grpc.max_message_bytes);
+    let beside = admin::routes(node.images.clone(), about, config.grpc.max_message_bytes);
     let served = cri::serve(&config, listener, runtime, Image::new(&node, rpcs), beside, end).await;
     streams.end(STREAMS_END).await;
     Ok(served?)

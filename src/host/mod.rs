@@ -5,6 +5,8 @@
 pub mod cgroups;
 pub mod command;
 pub mod devices;
+pub mod kernel;
+pub mod listeners;
 pub mod monitor;
 pub mod mountinfo;
 pub mod netns;

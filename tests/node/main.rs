@@ -7,6 +7,7 @@
 )]
 
 mod bad_input;
+mod check;
 mod containers;
 mod daemon;
 mod faults;
@@ -23,3 +24,4 @@ mod streaming;
 mod support;
 mod survive;
 mod usage;
+mod watchdog;

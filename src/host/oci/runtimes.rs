@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Handlers tried as the default, in this order: crun is the faster.
-const PREFERENCE: [&str; 2] = ["crun", "runc"];
+pub const PREFERENCE: [&str; 2] = ["crun", "runc"];
 
 /// All OCI runtimes of the node.
 #[derive(Debug, Clone)]
@@ -49,6 +49,35 @@ impl Runtimes {
     pub fn names(&self) -> Vec<String> {
         self.by_name.keys().cloned().collect()
     }
+}
+
+/// What one handler's runtime is good for.
+#[derive(Debug)]
+pub struct Trial {
+    /// The handler.
+    pub handler: String,
+    /// Its program.
+    pub path: PathBuf,
+    /// The first line of what `--version` prints; empty where it prints nothing.
+    pub version: String,
+    /// Whether it ran a container.
+    pub outcome: Result<(), OciError>,
+}
+
+/// Has every handler's runtime run a container, one after the other.
+pub async fn try_all(config: &config::Runtime, state: &Path, cgroup_parent: &str) -> Vec<Trial> {
+    let deadline = Duration::from_secs(config.timeout_seconds);
+    let mut trials = Vec::new();
+    for (name, handler) in &config.handlers {
+        let runtime = runtime(name, handler, state, deadline);
+        let outcome = match runtime.present() {
+            Ok(()) => probe::works(&runtime, state, cgroup_parent).await,
+            Err(error) => Err(error),
+        };
+        let version = if outcome.is_ok() { runtime.version().await } else { String::new() };
+        trials.push(Trial { handler: name.clone(), path: runtime.path().to_owned(), version, outcome });
+    }
+    trials
 }
 
 fn runtime(name: &str, handler: &config::Handler, state: &Path, deadline: Duration) -> Runtime {

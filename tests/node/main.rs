@@ -7,6 +7,7 @@
 )]
 
 mod bad_input;
+mod check;
 mod containers;
 mod daemon;
 mod faults;
@@ -26,3 +27,4 @@ mod streams_many;
 mod support;
 mod survive;
 mod usage;
+mod watchdog;

@@ -136,7 +136,7 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
             working_dir: image.config.working_dir.clone(),
         },
         user: &user,
-        host: &node.facts,
+        host: &node.facts_for(&pod.runtime_handler),
         config: &node.config.containers,
         namespaces: &pod_namespaces(namespaces, *target_pid),
         files: &bound_files(&PodFiles::below(&node.pod_dir(&pod.id)), pod),

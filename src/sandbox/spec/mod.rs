@@ -108,7 +108,7 @@ pub struct HostFacts {
     pub swap: bool,
     /// Huge page limits can be set.
     pub hugetlb: bool,
-    /// Kernel and runtime can make a mount read-only with all below it.
+    /// The kernel, and the runtime where one is meant, can make a mount read-only with all below it.
     pub recursive_read_only: bool,
     /// AppArmor is enabled.
     pub apparmor: bool,

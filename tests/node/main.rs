@@ -7,13 +7,16 @@
 )]
 
 mod bad_input;
+mod churn;
 mod containers;
 mod daemon;
 mod faults;
 mod full;
+mod host_network;
 mod image_volumes;
 mod images;
 mod images_cli;
+mod network;
 mod pods;
 mod quota;
 mod races;

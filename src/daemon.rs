@@ -4,9 +4,9 @@
 use crate::admin;
 use crate::config::Config;
 use crate::cri::{self, Image, Runtime};
-use crate::host::cgroups::Cgroups;
+use crate::host::cgroups::{Cgroups, Driver};
 use crate::host::network::Network;
-use crate::host::oci::Runtimes;
+use crate::host::oci::{Runtimes, Surroundings};
 use crate::host::security::HostSecurity;
 use crate::images::Images;
 use crate::metrics::{self, PullCollector, Registry, Rpcs};
@@ -76,8 +76,14 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::info!("ending; pods go on");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     };
+    let about = admin::About {
+        pods: pods.clone(),
+        sessions: streams.sessions(),
+        streaming: streams.address(),
+        begun,
+    };
     let runtime = Runtime::new(pods, streams.urls(), rpcs.clone());
-    let beside = admin::routes(node.images.clone(), config.grpc.max_message_bytes);
+    let beside = admin::routes(node.images.clone(), about, config.grpc.max_message_bytes);
     let served = cri::serve(&config, listener, runtime, Image::new(&node, rpcs), beside, end).await;
     streams.end(STREAMS_END).await;
     Ok(served?)
@@ -122,6 +128,13 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
     registry.register(Box::new(PullCollector::new(images.stats().clone())?))?;
     let cgroups = Cgroups::detect()?;
     let facts = facts(&cgroups)?;
+    let (driver, default_parent) = cgroup_driver(config)?;
+    let around = Surroundings {
+        state: &config.state,
+        systemd: driver == Driver::Systemd,
+        probe_cgroup: &|name| driver.oci_path(&default_parent, name),
+    };
+    let runtimes = Runtimes::find(&config.runtime, around).await?;
     let pod_metrics = PodMetrics::register(registry)?;
     let network = Network::start(&config.network)?;
     let calls = pod_metrics.clone();
@@ -132,8 +145,10 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         records: Records::open(&config.root, &boot_id)?,
         network,
         images,
-        runtimes: Runtimes::find(&config.runtime, &config.state, &config.cgroups.default_parent).await?,
+        runtimes,
         cgroups,
+        driver,
+        default_parent,
         facts,
         monitor_binary: monitor_binary(config)?,
         clock: Clock::default(),
@@ -142,6 +157,16 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         execs: ExecWaiters::default(),
         config: config.clone(),
     }))
+}
+
+/// The cgroup driver, and the parent of pods that name none.
+fn cgroup_driver(config: &Config) -> anyhow::Result<(Driver, String)> {
+    let driver = Driver::choose(config.cgroups.driver);
+    let configured = &config.cgroups.default_parent;
+    let parent = if configured.is_empty() { driver.default_parent() } else { configured };
+    driver.check(parent).context("cgroups.default_parent does not fit cgroups.driver")?;
+    tracing::info!(driver = driver.name(), default_parent = parent, "cgroups");
+    Ok((driver, parent.to_owned()))
 }
 
 /// Opens the image store. Blocking; whoever does it has the [`lock`].
@@ -163,6 +188,8 @@ fn facts(cgroups: &Cgroups) -> anyhow::Result<HostFacts> {
         cgroups: cgroups.mode(),
         swap: cgroups.accounts_swap(),
         hugetlb: cgroups.has_controller("hugetlb"),
+        page_sizes: cgroups.page_sizes().to_vec(),
+        controllers: cgroups.controllers(),
         recursive_read_only: kernel_at_least(5, 12),
         apparmor: security.apparmor,
         apparmor_default: None,

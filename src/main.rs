@@ -30,6 +30,16 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// Show the daemon: version, conditions, pods, open streams. Exit code 3: it does not run.
+    Status(cli::NodeArguments),
+    /// List pods with their containers. Exit code 3: the daemon does not run.
+    Pods {
+        /// The beginning of a pod's id.
+        #[arg(value_name = "ID", default_value = "")]
+        id: String,
+        #[command(flatten)]
+        node: cli::NodeArguments,
+    },
     /// The node's images: list, pull, remove, collect, and where a pull would go.
     Images(cli::Arguments),
 }
@@ -37,6 +47,8 @@ enum Command {
 fn main() -> ExitCode {
     let command = match Arguments::parse().command {
         Command::Images(arguments) => return cli::run(arguments),
+        Command::Status(arguments) => return cli::status(arguments),
+        Command::Pods { id, node } => return cli::pods(node, id),
         command => command,
     };
     match run(command) {
@@ -70,7 +82,7 @@ fn load(path: Option<PathBuf>) -> anyhow::Result<Config> {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         // `main` has run them.
-        Command::Images(_) => Ok(()),
+        Command::Images(_) | Command::Status(_) | Command::Pods { .. } => Ok(()),
         Command::Config { config } => {
             print!("{}", toml::to_string(&load(config)?).context("show the configuration")?);
             Ok(())

@@ -177,13 +177,14 @@ async fn recover_pod(node: &Arc<Node>, index: &Index, stored: StoredPod) -> Resu
     }
     let state = decide_sandbox(recorded, seen);
     let spec = Arc::new(stored.spec);
-    let mut pod = Pod::new(node.clone(), index.clone(), spec.clone(), runtime, state.clone());
+    let mut pod = Pod::new(node.clone(), index.clone(), spec.clone(), runtime, state);
     let (monitor, events, reports, answer) = match found {
         Found::Answering((monitor, events, reports)) => (Some(monitor), Some(events), Some(reports), None),
         Found::Silent { monitor, events, answer } => (Some(monitor), Some(events), None, Some(answer)),
         Found::Nothing => (None, None, Some(HashMap::new()), None),
     };
     pod.monitor = monitor;
+    pod.limits = stored.state.and_then(|s| s.limits);
     if let Some(reports) = &reports {
         let strangers =
             reports.keys().filter(|id| !stored.containers.iter().any(|c| c.spec.id.as_str() == id.as_str()));
@@ -194,7 +195,7 @@ async fn recover_pod(node: &Arc<Node>, index: &Index, stored: StoredPod) -> Resu
     for container in stored.containers {
         recover_container(node, index, &mut pod, container, reports.as_ref()).await;
     }
-    if let Err(error) = node.records.write_pod_state(&spec.id, &state) {
+    if let Err(error) = node.records.write_pod_state(&spec.id, &pod.record()) {
         tracing::error!(sandbox = %spec.id, %error, "cannot record a sandbox's state");
     }
     index.add_pod(&spec, pod.spawn_recovered(events, answer));

@@ -1,10 +1,9 @@
 //! What an OCI runtime can do beyond running a container: by its own words where it has the command `features`
 //! (runc 1.1, crun 1.9, youki), else by having it do it. Asked once, at start. Never looks at version strings.
 
-use super::{OciError, Runtime, probe};
+use super::{OciError, Runtime, Surroundings, probe};
 use crate::host::command::Command;
 use serde::Deserialize;
-use std::path::Path;
 use std::time::Duration;
 
 /// For `features`, which reads nothing and starts nothing.
@@ -28,14 +27,14 @@ struct Document {
 }
 
 /// Asks a runtime. One that is missing, or says nothing and cannot be tried, has none.
-pub(super) async fn of(runtime: &Runtime, state: &Path, cgroup_parent: &str) -> Features {
+pub(super) async fn of(runtime: &Runtime, around: Surroundings<'_>) -> Features {
     if runtime.present().is_err() {
         return Features::default();
     }
     if let Some(features) = told(runtime).await {
         return features;
     }
-    match probe::recursive_read_only(runtime, state, cgroup_parent).await {
+    match probe::recursive_read_only(runtime, around.state, around.probe_cgroup).await {
         Ok(recursive_read_only) => Features { recursive_read_only },
         Err(error) => {
             log(runtime, &error);

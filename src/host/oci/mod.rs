@@ -11,7 +11,7 @@ mod signals;
 
 pub use error::OciError;
 pub use features::Features;
-pub use runtimes::Runtimes;
+pub use runtimes::{Runtimes, Surroundings};
 pub use signals::{signal_name, signal_number};
 
 use super::command::{Command, CommandError};

@@ -1,6 +1,7 @@
 //! The start-up probes: a runtime is taken as the default only after it has really run a container here, and can do
 //! what it has been seen to do. A version string proves nothing; a crun may refuse the host's cgroup mounts.
 
+use super::runtimes::CgroupPath;
 use super::{OciError, Runtime};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -9,8 +10,8 @@ use std::path::Path;
 const HOST_DIRS: [&str; 5] = ["/usr", "/bin", "/lib", "/lib32", "/lib64"];
 
 /// Runs `/bin/true` in fresh namespaces and a fresh cgroup.
-pub(super) async fn works(runtime: &Runtime, state: &Path, cgroup_parent: &str) -> Result<(), OciError> {
-    run(runtime, state, cgroup_parent, "works", &["/bin/true"], &[]).await.map(|_| ())
+pub(super) async fn works(runtime: &Runtime, state: &Path, cgroup: CgroupPath<'_>) -> Result<(), OciError> {
+    run(runtime, state, cgroup, "works", &["/bin/true"], &[]).await.map(|_| ())
 }
 
 /// Whether a mount with the option `rro` is read-only with all that is below it. Shown by the host's /sys, below which
@@ -18,13 +19,13 @@ pub(super) async fn works(runtime: &Runtime, state: &Path, cgroup_parent: &str) 
 pub(super) async fn recursive_read_only(
     runtime: &Runtime,
     state: &Path,
-    cgroup_parent: &str,
+    cgroup: CgroupPath<'_>,
 ) -> Result<bool, OciError> {
     let mount = json!({
         "destination": SHOWN, "type": "bind", "source": "/sys", "options": ["rbind", "rro", "rprivate"],
     });
     let show = ["/bin/cat", "/proc/self/mountinfo"];
-    let table = run(runtime, state, cgroup_parent, "rro", &show, &[mount]).await?;
+    let table = run(runtime, state, cgroup, "rro", &show, &[mount]).await?;
     Ok(all_read_only(&String::from_utf8_lossy(&table)))
 }
 
@@ -43,14 +44,14 @@ fn all_read_only(mountinfo: &str) -> bool {
 async fn run(
     runtime: &Runtime,
     state: &Path,
-    cgroup_parent: &str,
+    cgroup: CgroupPath<'_>,
     purpose: &str,
     command: &[&str],
     mounts: &[Value],
 ) -> Result<Vec<u8>, OciError> {
     let id = format!("probe-{purpose}-{}-{}", runtime.name, std::process::id());
     let bundle = state.join(&id);
-    let made = make(&bundle, &spec(&format!("{cgroup_parent}/{id}"), command, mounts));
+    let made = make(&bundle, &spec(&cgroup(&id).to_string_lossy(), command, mounts));
     let result = match made {
         Ok(()) => {
             let bundle = bundle.to_string_lossy();

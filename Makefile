@@ -187,6 +187,10 @@ bench: build testkit tools images streaming-client ## Measure against Debian's c
 	[ "$${PULLS:-3}" = 0 ] || tests/bench/pull.sh --pulls $${PULLS:-3}
 	tests/bench/streams.sh
 
+.PHONY: bench-trouble
+bench-trouble: build testkit tools images ## Measure status and list calls with 200 pods, a hung CNI plugin and a container that does not die
+	tests/bench/trouble.sh
+
 .PHONY: deny
 deny: $(BIN)/cargo-deny ## Check licences, bans and sources of the dependencies (builds cargo-deny once)
 	$(BIN)/cargo-deny --locked check bans licenses sources

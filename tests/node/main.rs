@@ -8,13 +8,16 @@
 
 mod bad_input;
 mod check;
+mod churn;
 mod containers;
 mod daemon;
 mod faults;
 mod full;
+mod host_network;
 mod image_volumes;
 mod images;
 mod images_cli;
+mod network;
 mod pods;
 mod quota;
 mod races;

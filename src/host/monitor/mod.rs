@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 pub use binary::{BinaryError, binary};
 pub use calls::{ExecRequest, ExecStarted, ExecStdio, Listing, Monitor, SignalOutcome};
 pub use error::MonitorError;
-pub use launch::{LaunchRequest, adopt, launch};
+pub use launch::{LaunchRequest, adopt, find, launch};
 pub use podwright_monitor_proto::{
     ContainerState, ContainerStatus, Create as CreateRequest, ErrorKind, ExecStatus, ExecStdio as StdioFlags,
     ExitRecord, MonitorRecord as MonitorInfo, NamespacePaths, NamespaceRequest, ProcessId, Runtime,

@@ -5,13 +5,16 @@
 pub mod cgroups;
 pub mod command;
 pub mod devices;
+pub mod interfaces;
 pub mod monitor;
 pub mod mountinfo;
 pub mod netns;
 pub mod network;
 pub mod oci;
+pub mod processes;
 pub mod quota;
 pub mod rootfs;
 pub mod security;
+pub mod space;
 pub mod usage;
 pub mod users;

@@ -19,6 +19,7 @@ mod quota;
 mod races;
 mod settings;
 mod signatures;
+mod stats;
 mod streaming;
 mod support;
 mod survive;

@@ -2,9 +2,12 @@
 //! that knows them all.
 
 use crate::admin;
+use crate::check;
 use crate::config::Config;
 use crate::cri::{self, Image, Runtime};
 use crate::host::cgroups::{Cgroups, Driver};
+use crate::host::kernel;
+use crate::host::monitor;
 use crate::host::network::Network;
 use crate::host::oci::{Runtimes, Surroundings};
 use crate::host::security::HostSecurity;
@@ -16,7 +19,7 @@ use crate::sandbox::{self, ExecWaiters, Manager, Node, PodMetrics, Records, Writ
 use crate::streaming::{self, StreamingMetrics};
 use anyhow::Context as _;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -61,6 +64,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let streams = streaming::Server::start(&config.streaming, quiet, pods.clone(), stream_metrics).await?;
     let listener = cri::listen(&config)?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    cri::watch(&config.grpc.socket);
     tracing::info!(
         socket = %config.grpc.socket.display(),
         streaming = %streams.address(),
@@ -68,6 +72,9 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         ms = begun.elapsed().as_millis(),
         "ready"
     );
+    // After that: nobody waits for it.
+    let looked_at = config.clone();
+    drop(tokio::task::spawn_blocking(move || check::log(&looked_at)));
     let end = async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -150,7 +157,7 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         driver,
         default_parent,
         facts,
-        monitor_binary: monitor_binary(config)?,
+        monitor_binary: monitor::binary(&config.monitor.binary)?,
         clock: Clock::default(),
         metrics: pod_metrics,
         layers,
@@ -161,12 +168,10 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
 
 /// The cgroup driver, and the parent of pods that name none.
 fn cgroup_driver(config: &Config) -> anyhow::Result<(Driver, String)> {
-    let driver = Driver::choose(config.cgroups.driver);
-    let configured = &config.cgroups.default_parent;
-    let parent = if configured.is_empty() { driver.default_parent() } else { configured };
-    driver.check(parent).context("cgroups.default_parent does not fit cgroups.driver")?;
+    let (driver, parent) =
+        Driver::settle(&config.cgroups).context("cgroups.default_parent does not fit cgroups.driver")?;
     tracing::info!(driver = driver.name(), default_parent = parent, "cgroups");
-    Ok((driver, parent.to_owned()))
+    Ok((driver, parent))
 }
 
 /// Opens the image store. Blocking; whoever does it has the [`lock`].
@@ -190,35 +195,10 @@ fn facts(cgroups: &Cgroups) -> anyhow::Result<HostFacts> {
         hugetlb: cgroups.has_controller("hugetlb"),
         page_sizes: cgroups.page_sizes().to_vec(),
         controllers: cgroups.controllers(),
-        recursive_read_only: kernel_at_least(5, 12),
+        // mount_setattr(2) with AT_RECURSIVE.
+        recursive_read_only: kernel::at_least(5, 12),
         apparmor: security.apparmor,
         apparmor_default: None,
         selinux: security.selinux,
-    })
-}
-
-/// Whether the kernel is of this version or newer; mount_setattr(2) with AT_RECURSIVE came with 5.12.
-fn kernel_at_least(major: u32, minor: u32) -> bool {
-    let name = rustix::system::uname();
-    let release = name.release().to_string_lossy().into_owned();
-    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
-}
-
-/// Where packages put the monitor.
-const PACKAGED_MONITOR: &str = "/usr/libexec/podwright/podwright-monitor";
-
-fn monitor_binary(config: &Config) -> anyhow::Result<PathBuf> {
-    let configured = &config.monitor.binary;
-    if !configured.as_os_str().is_empty() {
-        anyhow::ensure!(configured.is_file(), "monitor.binary {} is not there", configured.display());
-        return Ok(configured.clone());
-    }
-    let beside = std::env::current_exe().context("find our own binary")?.with_file_name("podwright-monitor");
-    [beside.clone(), PACKAGED_MONITOR.into()].into_iter().find(|path| path.is_file()).with_context(|| {
-        format!(
-            "podwright-monitor is neither at {} nor at {PACKAGED_MONITOR}: install it, or set monitor.binary",
-            beside.display()
-        )
     })
 }

@@ -2,6 +2,7 @@
 //! to standard error. Decides nothing: it asks, and shows what it is told.
 
 mod arguments;
+pub mod check;
 mod collect;
 mod connection;
 mod credentials;

@@ -7,6 +7,7 @@
 )]
 
 mod bad_input;
+mod check;
 mod churn;
 mod containers;
 mod daemon;
@@ -29,3 +30,4 @@ mod streams_many;
 mod support;
 mod survive;
 mod usage;
+mod watchdog;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Handlers tried as the default, in this order: crun is the faster.
-const PREFERENCE: [&str; 2] = ["crun", "runc"];
+pub const PREFERENCE: [&str; 2] = ["crun", "runc"];
 
 /// Gives the `cgroupsPath` of a container by its name.
 pub(super) type CgroupPath<'a> = &'a (dyn Fn(&str) -> PathBuf + Sync);
@@ -72,6 +72,35 @@ impl Runtimes {
     pub fn names(&self) -> Vec<String> {
         self.by_name.keys().cloned().collect()
     }
+}
+
+/// What one handler's runtime is good for.
+#[derive(Debug)]
+pub struct Trial {
+    /// The handler.
+    pub handler: String,
+    /// Its program.
+    pub path: PathBuf,
+    /// The first line of what `--version` prints; empty where it prints nothing.
+    pub version: String,
+    /// Whether it ran a container.
+    pub outcome: Result<(), OciError>,
+}
+
+/// Has every handler's runtime run a container, one after the other.
+pub async fn try_all(config: &config::Runtime, around: Surroundings<'_>) -> Vec<Trial> {
+    let deadline = Duration::from_secs(config.timeout_seconds);
+    let mut trials = Vec::new();
+    for (name, handler) in &config.handlers {
+        let runtime = runtime(name, handler, around, deadline);
+        let outcome = match runtime.present() {
+            Ok(()) => probe::works(&runtime, around.state, around.probe_cgroup).await,
+            Err(error) => Err(error),
+        };
+        let version = if outcome.is_ok() { runtime.version().await } else { String::new() };
+        trials.push(Trial { handler: name.clone(), path: runtime.path().to_owned(), version, outcome });
+    }
+    trials
 }
 
 fn runtime(name: &str, handler: &config::Handler, around: Surroundings<'_>, deadline: Duration) -> Runtime {

@@ -165,6 +165,16 @@ test-deploy: deb dist testkit tools images ## The files of deploy/: Debian packa
 	tests/deploy/package.sh build/dist/podwright_*.deb build/dist/$(RELEASE).tar.gz
 	tests/deploy/prometheus.sh
 
+# Not part of `test` either: Kubernetes takes minutes to build, once.
+.PHONY: test-kubelet
+test-kubelet: build testkit tools images kubernetes ## A real kubelet and control plane on podwright (CASES, LOGS in build/kubelet)
+	@scripts/deps.sh openssl
+	tests/kubelet/run.sh $(if $(CASES),cluster $(CASES))
+
+.PHONY: kubernetes
+kubernetes: ## Build kubelet, control plane, etcd and kubectl at the version of tests/kubelet/go.mod
+	@tests/kubelet/build.sh
+
 .PHONY: bench
 bench: build testkit tools images ## Measure against Debian's containerd: pods, pulls (PULLS=0 leaves them out), streams
 	@scripts/deps.sh containerd skopeo umoci

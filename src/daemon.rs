@@ -5,11 +5,11 @@ use crate::admin;
 use crate::check;
 use crate::config::Config;
 use crate::cri::{self, Image, Runtime};
-use crate::host::cgroups::Cgroups;
+use crate::host::cgroups::{Cgroups, Driver};
 use crate::host::kernel;
 use crate::host::monitor;
 use crate::host::network::Network;
-use crate::host::oci::Runtimes;
+use crate::host::oci::{Runtimes, Surroundings};
 use crate::host::security::HostSecurity;
 use crate::images::Images;
 use crate::metrics::{self, PullCollector, Registry, Rpcs};
@@ -124,6 +124,13 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
     registry.register(Box::new(PullCollector::new(images.stats().clone())?))?;
     let cgroups = Cgroups::detect()?;
     let facts = facts(&cgroups)?;
+    let (driver, default_parent) = cgroup_driver(config)?;
+    let around = Surroundings {
+        state: &config.state,
+        systemd: driver == Driver::Systemd,
+        probe_cgroup: &|name| driver.oci_path(&default_parent, name),
+    };
+    let runtimes = Runtimes::find(&config.runtime, around).await?;
     let pod_metrics = PodMetrics::register(registry)?;
     let layers = Arc::new(WritableLayers::open(config)?);
     layers.start(pod_metrics.clone());
@@ -131,8 +138,10 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         records: Records::open(&config.root, &boot_id)?,
         network: Network::start(&config.network)?,
         images,
-        runtimes: Runtimes::find(&config.runtime, &config.state, &config.cgroups.default_parent).await?,
+        runtimes,
         cgroups,
+        driver,
+        default_parent,
         facts,
         monitor_binary: monitor::binary(&config.monitor.binary)?,
         clock: Clock::default(),
@@ -141,6 +150,16 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         execs: ExecWaiters::default(),
         config: config.clone(),
     }))
+}
+
+/// The cgroup driver, and the parent of pods that name none.
+fn cgroup_driver(config: &Config) -> anyhow::Result<(Driver, String)> {
+    let driver = Driver::choose(config.cgroups.driver);
+    let configured = &config.cgroups.default_parent;
+    let parent = if configured.is_empty() { driver.default_parent() } else { configured };
+    driver.check(parent).context("cgroups.default_parent does not fit cgroups.driver")?;
+    tracing::info!(driver = driver.name(), default_parent = parent, "cgroups");
+    Ok((driver, parent.to_owned()))
 }
 
 /// Opens the image store. Blocking; whoever does it has the [`lock`].
@@ -162,6 +181,8 @@ fn facts(cgroups: &Cgroups) -> anyhow::Result<HostFacts> {
         cgroups: cgroups.mode(),
         swap: cgroups.accounts_swap(),
         hugetlb: cgroups.has_controller("hugetlb"),
+        page_sizes: cgroups.page_sizes().to_vec(),
+        controllers: cgroups.controllers(),
         // mount_setattr(2) with AT_RECURSIVE.
         recursive_read_only: kernel::at_least(5, 12),
         apparmor: security.apparmor,

@@ -3,14 +3,23 @@
 use super::Finding;
 use super::scratch::Scratch;
 use crate::config::Config;
+use crate::host::cgroups::Driver;
 use crate::host::monitor;
-use crate::host::oci::{self, OciError, Trial};
+use crate::host::oci::{self, OciError, Surroundings, Trial};
 
 pub(super) async fn all(config: &Config) -> Vec<Finding> {
     let mut found = vec![monitor_binary(config)];
     match Scratch::near(&config.state) {
         Ok(scratch) => {
-            let trials = oci::try_all(&config.runtime, scratch.path(), &config.cgroups.default_parent).await;
+            let driver = Driver::choose(config.cgroups.driver);
+            let configured = config.cgroups.default_parent.as_str();
+            let parent = if configured.is_empty() { driver.default_parent() } else { configured };
+            let around = Surroundings {
+                state: scratch.path(),
+                systemd: driver == Driver::Systemd,
+                probe_cgroup: &|name| driver.oci_path(parent, name),
+            };
+            let trials = oci::try_all(&config.runtime, around).await;
             found.extend(runtimes(&config.runtime.default, &trials));
         }
         // That `state` cannot be written has been told.

@@ -134,11 +134,13 @@ pub struct Handler {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cgroups {
-    /// Who makes cgroups. Has to match the kubelet's `cgroupDriver`. systemd is not supported by this version.
-    /// Unit: `"cgroupfs"`.
+    /// Who makes cgroups: the OCI runtime itself, or systemd at its request; `auto`: systemd where it is process 1. Has to
+    /// match the kubelet's `cgroupDriver`; kubelets that ask the runtime are told.
+    /// Unit: `"auto"`, `"cgroupfs"` or `"systemd"`.
     pub driver: CgroupDriver,
-    /// Parent of pods that name none, as those of crictl do. The kubelet always names one.
-    /// Unit: cgroup path.
+    /// Parent of pods that name none, as those of crictl do; the kubelet always names one. Empty: `/podwright` with
+    /// cgroupfs, `podwright.slice` with systemd. It has to be of the driver's form.
+    /// Unit: cgroup path, or slice.
     pub default_parent: String,
 }
 
@@ -146,8 +148,12 @@ pub struct Cgroups {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CgroupDriver {
+    /// systemd where it is process 1, else cgroupfs.
+    Auto,
     /// Directories made by the OCI runtime.
     Cgroupfs,
+    /// Scopes made by systemd for the OCI runtime.
+    Systemd,
 }
 
 /// `[containers]`
@@ -374,7 +380,7 @@ impl Default for Runtime {
 
 impl Default for Cgroups {
     fn default() -> Self {
-        Self { driver: CgroupDriver::Cgroupfs, default_parent: "/podwright".into() }
+        Self { driver: CgroupDriver::Auto, default_parent: String::new() }
     }
 }
 

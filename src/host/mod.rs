@@ -5,6 +5,7 @@
 pub mod cgroups;
 pub mod command;
 pub mod devices;
+pub mod interfaces;
 pub mod kernel;
 pub mod listeners;
 pub mod monitor;
@@ -12,8 +13,10 @@ pub mod mountinfo;
 pub mod netns;
 pub mod network;
 pub mod oci;
+pub mod processes;
 pub mod quota;
 pub mod rootfs;
 pub mod security;
+pub mod space;
 pub mod usage;
 pub mod users;

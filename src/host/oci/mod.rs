@@ -9,7 +9,7 @@ mod runtimes;
 mod signals;
 
 pub use error::OciError;
-pub use runtimes::{PREFERENCE, Runtimes, Trial, try_all};
+pub use runtimes::{PREFERENCE, Runtimes, Surroundings, Trial, try_all};
 pub use signals::{signal_name, signal_number};
 
 use super::command::{Command, CommandError};

@@ -48,6 +48,8 @@ for netns in /run/netns/podwright-*; do
     umount -l "$netns" 2>/dev/null || true
     rm -f "$netns"
 done
+# With the systemd driver cgroups are systemd's: scopes end with their processes, the slice does not.
+[ ! -d /run/systemd/system ] || systemctl stop podwright.slice 2>/dev/null || true
 # Processes that were just killed keep their cgroups for a moment.
 for _ in 1 2 3 4 5 6 7 8 9 10; do
     find /sys/fs/cgroup -depth -type d \( -path '*/podwright/*' -o -name podwright \) -exec rmdir {} + 2>/dev/null || true

@@ -53,6 +53,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // Not fatal: what the person has in nsswitch.conf may do.
+    if cfg!(target_feature = "crt-static")
+        && let Err(error) = podwright_sys::names::only_files_and_dns()
+    {
+        report(&anyhow::Error::new(error).context("choose how names are looked up"), None);
+    }
     let command = match Arguments::parse().command {
         Command::Images(arguments) => return cli::run(arguments),
         Command::Status(arguments) => return cli::status(arguments),

@@ -1,7 +1,9 @@
 //! Cgroups: which hierarchies, which controllers, and who manages them.
 
 use super::{Finding, Subject};
+use crate::config::CgroupDriver;
 use crate::host::cgroups::{CgroupMode, Cgroups, Driver};
+use std::path::Path;
 
 /// Controllers without which a kubelet's pods do not run.
 const NEEDED: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
@@ -59,16 +61,36 @@ fn driver(subject: &Subject<'_>) -> Option<Finding> {
         }
     };
     let kubelet = subject.kubelet?;
-    // What a kubelet does that is told nothing and cannot ask the runtime.
-    let theirs = kubelet.cgroup_driver.as_deref().unwrap_or("cgroupfs");
-    if theirs == own {
-        return Some(Finding::ok(name, format!("{own}, in the kubelet's configuration too")));
+    let file = kubelet.file.display();
+    match kubelet.cgroup_driver.as_deref() {
+        Some(theirs) if theirs == own => {
+            Some(Finding::ok(name, format!("{own}, in the kubelet's configuration too")))
+        }
+        Some(theirs) => Some(Finding::fail(
+            name,
+            format!("podwright's is {own}, the kubelet's is {theirs} ({file})"),
+            mend(own, theirs, &kubelet.file),
+        )),
+        // What a kubelet does that is told nothing and cannot ask the runtime.
+        None if own == "cgroupfs" => Some(Finding::ok(name, format!("{own}, the kubelet's default"))),
+        None => Some(Finding::warn(
+            name,
+            format!("podwright's is {own}; kubelets before 1.34 do not ask for it and take cgroupfs"),
+            format!("in {file}, set cgroupDriver: {own}"),
+        )),
     }
-    Some(Finding::fail(
-        name,
-        format!("podwright's is {own}, the kubelet's is {theirs} ({})", kubelet.file.display()),
-        format!("in {}, set cgroupDriver: {own}\nsystemctl restart kubelet", kubelet.file.display()),
-    ))
+}
+
+/// The kubelet's can change; ours too, where the host lets it.
+fn mend(own: &str, theirs: &str, file: &Path) -> String {
+    let kubelet = format!("in {}, set cgroupDriver: {own}, and: systemctl restart kubelet", file.display());
+    let possible = theirs == "cgroupfs" || theirs == Driver::choose(CgroupDriver::Auto).name();
+    if !possible {
+        return kubelet;
+    }
+    format!(
+        "{kubelet}\nor in podwright's, set [cgroups] driver = \"{theirs}\", and: systemctl restart podwright"
+    )
 }
 
 #[cfg(test)]

@@ -134,12 +134,14 @@ pub struct Handler {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cgroups {
-    /// Who makes cgroups. Has to match the kubelet's `cgroupDriver`. `auto`: systemd where it is process 1.
-    /// Unit: `"auto"`, `"cgroupfs"`, `"systemd"`.
+    /// Who makes cgroups. `auto`: systemd where it is process 1 and `/run/systemd/system` exists, else cgroupfs. Has to
+    /// be the kubelet's `cgroupDriver`; a kubelet that asks its runtime gets this answer. A pod whose cgroup parent is
+    /// of the other driver's form is refused.
+    /// Unit: `"auto"`, `"cgroupfs"` or `"systemd"`.
     pub driver: CgroupDriver,
-    /// Parent of pods that name none, as those of crictl do. The kubelet always names one. Empty: `/podwright`, or
+    /// Parent of pods that name none, as those of crictl do; the kubelet always names one. Empty: `/podwright`, or
     /// `podwright.slice` with systemd.
-    /// Unit: cgroup path.
+    /// Unit: cgroup path or slice.
     pub default_parent: String,
 }
 

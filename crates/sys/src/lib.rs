@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod fdpass;
 pub mod memory;
+pub mod names;
 pub mod namespace;
 pub mod path;
 pub mod pidfd;

@@ -119,7 +119,7 @@ test-vm: build testkit tools images ## e2e and critest on cgroup v2 and systemd,
 .PHONY: test-kubelet
 test-kubelet: build testkit tools images kubernetes ## A real kubelet and control plane on podwright (CASES, LOGS in build/kubelet)
 	@scripts/deps.sh openssl
-	tests/kubelet/run.sh $(if $(CASES),cluster $(CASES))
+	set -f; tests/kubelet/run.sh $(if $(CASES),cluster $(CASES))
 
 .PHONY: kubernetes
 kubernetes: ## Build kubelet, control plane, etcd and kubectl at the version of tests/kubelet/go.mod

@@ -83,9 +83,14 @@ YAML
     until_true 60 "it was restarted twice" restarted restarts 2
     [ "$(static_pod restarts '.status.containerStatuses[0].lastState.terminated.exitCode')" = 3 ]
     [ "$(static_pod restarts '.status.containerStatuses[0].lastState.terminated.reason')" = Error ]
-    grep -q try <<<"$(kubelet_api "/containerLogs/default/restarts-$NODE_NAME/ends?previous=true")"
+    # The one before may just make room for the next.
+    until_true 20 "the log of the one before" previous_log
     rm /var/lib/kubelet/manifests/restarts.yaml
     until_true 60 "it is gone" static_pod_gone restarts
+}
+
+previous_log() {
+    [ "$(kubelet_api "/containerLogs/default/restarts-$NODE_NAME/ends?previous=true")" = try ]
 }
 
 restarted() {
@@ -239,7 +244,8 @@ look() {
         crictl inspectp "$id" >"$OUT/look/$1.sandbox.json"
     done
     for id in $(crictl ps -a -q --label "io.kubernetes.pod.name=look-$NODE_NAME"); do
-        crictl inspect "$id" >"$OUT/look/inspect"
+        # The kubelet may have removed it meanwhile.
+        crictl inspect "$id" >"$OUT/look/inspect" || continue
         mv "$OUT/look/inspect" "$OUT/look/$1.$(jq -r '.status.metadata | "\(.name).\(.attempt)"' "$OUT/look/inspect").json"
     done
     crictl stats -o json --label "io.kubernetes.pod.name=look-$NODE_NAME" >"$OUT/look/$1.stats.json"

@@ -122,7 +122,7 @@ stats_from_cri_case() {
 
 cri_summary_complete() {
     kubectl get --raw "/api/v1/nodes/$NODE_NAME/proxy/stats/summary" >"$OUT/summary-cri.json"
-    jq -e --arg ns "$NS" '.pods[] | select(.podRef.namespace == $ns) | .network.interfaces[0].name == "eth0"
+    jq -e --arg ns "$NS" '.pods[] | select(.podRef.namespace == $ns) | .network.name == "eth0"
         and .network.rxBytes > 0 and .process_stats.process_count > 0 and .memory.workingSetBytes > 0
         and .cpu.usageCoreNanoSeconds > 0 and .containers[0].memory.workingSetBytes > 0' "$OUT/summary-cri.json" >/dev/null
 }
@@ -140,7 +140,7 @@ imageMinimumGCAge: 0s'
     reconfigure ''
 }
 
-image_gone() { ! crictl images -o json | jq -e --arg name "$1" '.images | any(.repoTags[]?; startswith($name))' >/dev/null; }
+image_gone() { ! crictl images -o json | jq -e --arg name "$1" '[.images[].repoTags[]?] | any(startswith($name))' >/dev/null; }
 
 reconfigure() {
     kubelet_stop

@@ -1,5 +1,5 @@
-//! What an OCI runtime can do beyond running a container: by its own words where it has the command `features`
-//! (runc 1.1, crun 1.9, youki), else by having it do it. Asked once, at start. Never looks at version strings.
+//! What an OCI runtime can do beyond running a container: by its own words where the command `features` (runc 1.1,
+//! crun 1.9, youki) claims it, else by having it do it. Asked once, at start. Never looks at version strings.
 
 use super::{OciError, Runtime, Surroundings, probe};
 use crate::host::command::Command;
@@ -26,13 +26,14 @@ struct Document {
     mount_options: Option<Vec<String>>,
 }
 
-/// Asks a runtime. One that is missing, or says nothing and cannot be tried, has none.
+/// Asks a runtime. One that does not claim something is tried: youki's list of mount options leaves out what it takes.
+/// One that is missing, or cannot be tried, has none.
 pub(super) async fn of(runtime: &Runtime, around: Surroundings<'_>) -> Features {
     if runtime.present().is_err() {
         return Features::default();
     }
-    if let Some(features) = told(runtime).await {
-        return features;
+    if told(runtime).await.is_some_and(|features| features.recursive_read_only) {
+        return Features { recursive_read_only: true };
     }
     match probe::recursive_read_only(runtime, around.state, around.probe_cgroup).await {
         Ok(recursive_read_only) => Features { recursive_read_only },

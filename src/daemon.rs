@@ -12,7 +12,7 @@ use crate::images::Images;
 use crate::metrics::{self, PullCollector, Registry, Rpcs};
 use crate::model::Clock;
 use crate::sandbox::spec::HostFacts;
-use crate::sandbox::{self, ExecWaiters, Node, PodMetrics, Records, WritableLayers};
+use crate::sandbox::{self, Announcer, Checkpoints, ExecWaiters, Node, PodMetrics, Records, WritableLayers};
 use crate::streaming::{self, StreamingMetrics};
 use anyhow::Context as _;
 use std::fs::File;
@@ -132,6 +132,8 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         metrics: pod_metrics,
         layers,
         execs: ExecWaiters::default(),
+        announcer: Announcer::register(registry)?,
+        checkpoints: Checkpoints::new(config.runtime.criu),
         config: config.clone(),
     }))
 }

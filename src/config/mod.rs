@@ -96,6 +96,8 @@ pub struct Runtime {
     pub default: String,
     /// Seconds that one call of the OCI runtime may take.
     pub timeout_seconds: u64,
+    /// Let containers be checkpointed and restored, where CRIU is installed and works.
+    pub criu: bool,
     /// RuntimeClass handlers by name.
     pub handlers: BTreeMap<String, Handler>,
 }
@@ -168,6 +170,8 @@ pub struct Containers {
 pub struct Network {
     /// CNI configuration directory, watched.
     pub conf_dir: PathBuf,
+    /// Template of a CNI configuration, filled with the pod CIDR that the kubelet tells; empty: none is made.
+    pub conf_template: PathBuf,
     /// Plugin directories, in order.
     pub bin_dirs: Vec<PathBuf>,
     /// libcni-compatible result cache.
@@ -294,7 +298,7 @@ impl Default for Runtime {
         let handlers =
             ["crun", "runc"].into_iter().map(|name| (name.to_owned(), Handler::default())).collect();
         // Two minutes is the kubelet's own limit for CreateContainer and StartContainer.
-        Self { default: String::new(), timeout_seconds: 120, handlers }
+        Self { default: String::new(), timeout_seconds: 120, criu: true, handlers }
     }
 }
 
@@ -348,6 +352,7 @@ impl Default for Network {
     fn default() -> Self {
         Self {
             conf_dir: "/etc/cni/net.d".into(),
+            conf_template: PathBuf::new(),
             bin_dirs: vec!["/opt/cni/bin".into(), "/usr/libexec/cni".into(), "/usr/lib/cni".into()],
             cache_dir: "/var/lib/cni".into(),
             netns_dir: "/run/netns".into(),

@@ -3,7 +3,9 @@
 //! Owns their states (pictures in `state`), the rules (`machine`), one task a pod (`pod`), the records (`record`) and
 //! recovery (`recover`). Never speaks gRPC, never runs a program itself: mechanisms stand in `host`.
 
+mod announce;
 mod bring_up;
+mod checkpoint;
 mod container;
 mod error;
 mod exec;
@@ -23,6 +25,8 @@ mod stop;
 mod volumes;
 mod writable;
 
+pub use announce::{Announcement, Announcer, Happening, MAX_SUBSCRIBERS, Overrun, Subscription};
+pub use checkpoint::{CheckpointError, Checkpoints};
 pub use error::SandboxError;
 pub use exec::Output;
 pub use manager::Manager;

@@ -29,11 +29,11 @@ async fn version_status_and_config_answer() {
     assert!(status.runtime_handlers.iter().any(|h| h.name.is_empty()));
     let config = node.runtime.runtime_config(pb::RuntimeConfigRequest {}).await.unwrap().into_inner();
     assert_eq!(config.linux.unwrap().cgroup_driver(), pb::CgroupDriver::Cgroupfs);
-    let checkpoint = pb::CheckpointContainerRequest::default();
+    let resize = pb::UpdatePodSandboxResourcesRequest::default();
     refused(
-        node.runtime.checkpoint_container(checkpoint).await,
+        node.runtime.update_pod_sandbox_resources(resize).await,
         Code::Unimplemented,
-        &["CheckpointContainer"],
+        &["UpdatePodSandboxResources"],
     );
     node.finish().await;
 }

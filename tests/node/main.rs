@@ -7,13 +7,16 @@
 )]
 
 mod bad_input;
+mod checkpoint;
 mod containers;
 mod daemon;
+mod events;
 mod faults;
 mod full;
 mod image_volumes;
 mod images;
 mod images_cli;
+mod lifecycle;
 mod pods;
 mod quota;
 mod races;

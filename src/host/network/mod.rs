@@ -7,12 +7,14 @@
 mod args;
 mod cache;
 mod chain;
+mod configure;
 mod directory;
 mod error;
 mod health;
 mod list;
 mod plugin;
 mod result;
+mod template;
 mod version;
 mod watch;
 
@@ -23,6 +25,7 @@ mod fixture;
 #[cfg(test)]
 mod tests;
 
+pub use configure::PodRanges;
 pub use error::{Call, Failures, Fault, NetworkError};
 pub use health::Readiness;
 pub use plugin::{CallOutcome, PluginCall, Verb};

@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-/// Looked up in PATH, as the OCI runtimes do.
+/// Looked up in PATH, as the OCI runtimes do. A monitor's PATH is fixed and has the usual directories only.
 const PROGRAM: &str = "criu";
 /// How long its look at the kernel may take; a second on an idle machine.
 const CHECK_LIMIT: Duration = Duration::from_secs(30);

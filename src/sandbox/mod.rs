@@ -6,6 +6,7 @@
 mod announce;
 mod bring_up;
 mod checkpoint;
+mod conditions;
 mod container;
 mod error;
 mod exec;
@@ -27,16 +28,15 @@ mod writable;
 
 pub use announce::{Announcement, Announcer, Happening, MAX_SUBSCRIBERS, Overrun, Subscription};
 pub use checkpoint::{CheckpointError, Checkpoints};
+pub use conditions::{Condition, conditions};
 pub use error::SandboxError;
 pub use exec::Output;
 pub use manager::Manager;
 pub use metrics::PodMetrics;
 pub use node::{ExecWaiters, Node};
-pub use record::{RecordError, Records};
+pub use record::{PodLimits, RecordError, Records};
 pub use recover::recover;
-pub use session::{
-    AttachEnd, AttachSession, AttachStream, ExecSession, ExecStream, ExitStatus, TerminalSize,
-};
+pub use session::{AttachEnd, AttachSession, AttachStream, ExecSession, ExecStream, ExitStatus};
 pub use snapshot::{ContainerSnapshot, PodSnapshot};
 pub use state::{ContainerState, Exit, ExitReason, SandboxState};
 pub use volumes::VolumeError;

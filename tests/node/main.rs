@@ -7,6 +7,7 @@
 )]
 
 mod bad_input;
+mod check;
 mod checkpoint;
 mod containers;
 mod daemon;
@@ -22,7 +23,11 @@ mod quota;
 mod races;
 mod settings;
 mod signatures;
+mod stats;
+mod status;
 mod streaming;
+mod streams_many;
 mod support;
 mod survive;
 mod usage;
+mod watchdog;

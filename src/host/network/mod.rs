@@ -10,6 +10,7 @@ mod chain;
 mod configure;
 mod directory;
 mod error;
+mod examine;
 mod health;
 mod list;
 mod plugin;
@@ -27,6 +28,7 @@ mod tests;
 
 pub use configure::PodRanges;
 pub use error::{Call, Failures, Fault, NetworkError};
+pub use examine::{Configured, Examination, examine};
 pub use health::Readiness;
 pub use plugin::{CallOutcome, PluginCall, Verb};
 
@@ -131,18 +133,7 @@ impl Network {
     /// None today: without configuration the network is not ready, without a watch the directory is read again with
     /// each readiness check.
     pub fn start(config: &config::Network) -> Result<Self, NetworkError> {
-        let inner = Arc::new(Inner {
-            conf_dir: config.conf_dir.clone(),
-            cache: Cache::new(&config.cache_dir),
-            plugins: Plugins::new(&config.bin_dirs),
-            add_timeout: Duration::from_secs(config.add_timeout_seconds),
-            del_timeout: Duration::from_secs(config.del_timeout_seconds),
-            runtime: Handle::current(),
-            health: Mutex::new(Health::new()),
-            attached: Mutex::default(),
-            gate: tokio::sync::RwLock::new(()),
-            watcher: Mutex::default(),
-        });
+        let inner = Arc::new(Inner::new(config));
         // The watch comes first, so that no change falls between it and the load.
         match Watch::new(&config.conf_dir) {
             Ok(watch) => {
@@ -231,6 +222,21 @@ impl Network {
 }
 
 impl Inner {
+    fn new(config: &config::Network) -> Self {
+        Self {
+            conf_dir: config.conf_dir.clone(),
+            cache: Cache::new(&config.cache_dir),
+            plugins: Plugins::new(&config.bin_dirs),
+            add_timeout: Duration::from_secs(config.add_timeout_seconds),
+            del_timeout: Duration::from_secs(config.del_timeout_seconds),
+            runtime: Handle::current(),
+            health: Mutex::new(Health::new()),
+            attached: Mutex::default(),
+            gate: tokio::sync::RwLock::new(()),
+            watcher: Mutex::default(),
+        }
+    }
+
     fn reload(&self, watch: Option<&Watch>) {
         let mut loaded = directory::load(&self.conf_dir);
         if let (Some(watch), directory::Loaded::Network { list, .. }) = (watch, &loaded)

@@ -10,7 +10,7 @@ mod runtimes;
 mod signals;
 
 pub use error::OciError;
-pub use runtimes::Runtimes;
+pub use runtimes::{PREFERENCE, Runtimes, Surroundings, Trial, try_all};
 pub use signals::{signal_name, signal_number};
 
 use super::command::{Command, CommandError};
@@ -86,6 +86,13 @@ impl Runtime {
     pub async fn update(&self, id: &str, resources: &serde_json::Value) -> Result<(), OciError> {
         let stdin = Some(resources.to_string().into_bytes());
         self.call("update", id, &["update", "--resources", "-", id], stdin).await.map(|_| ())
+    }
+
+    /// The first line of what it says of its version; empty where it says nothing.
+    async fn version(&self) -> String {
+        let output = Command::new(&self.path, self.deadline).args(["--version"]).run().await;
+        let said = output.map(|output| output.stdout).unwrap_or_default();
+        String::from_utf8_lossy(&said).lines().next().unwrap_or_default().trim().to_owned()
     }
 
     async fn call(

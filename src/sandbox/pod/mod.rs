@@ -12,7 +12,7 @@ use super::error::SandboxError;
 use super::machine::{Activity, SandboxActivity};
 use super::manager::Index;
 use super::node::Node;
-use super::record::ContainerRecord;
+use super::record::{ContainerRecord, PodLimits};
 use super::recover;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::{ContainerState, Init, SandboxState};
@@ -42,6 +42,7 @@ pub(super) enum Command {
     Stop { id: ContainerId, grace: Duration, reply: Reply<()> },
     Remove { id: ContainerId, reply: Reply<()> },
     Update { id: ContainerId, resources: Box<Resources>, reply: Reply<()> },
+    UpdatePod { limits: Box<PodLimits>, reply: Reply<()> },
     StopPod { reply: Reply<()> },
     RemovePod { reply: Reply<()> },
 }
@@ -137,6 +138,8 @@ pub(super) struct Pod {
     pub(super) spec: Arc<SandboxSpec>,
     pub(super) runtime: Arc<Runtime>,
     pub(super) state: SandboxState,
+    /// Once they have been changed.
+    pub(super) limits: Option<PodLimits>,
     pub(super) monitor: Option<Monitor>,
     pub(super) containers: BTreeMap<ContainerId, Container>,
     index: Index,
@@ -173,6 +176,7 @@ impl Pod {
             spec: spec.clone(),
             state: state.clone(),
             monitor: None,
+            limits: None,
             runtime: runtime.clone(),
             containers: Vec::new(),
         };
@@ -181,6 +185,7 @@ impl Pod {
             spec,
             runtime,
             state,
+            limits: None,
             monitor: None,
             containers: BTreeMap::new(),
             index,
@@ -266,6 +271,7 @@ impl Pod {
             Command::Stop { id, grace, reply } => self.stop(id, grace, reply),
             Command::Remove { id, reply } => self.remove(id, reply),
             Command::Update { id, resources, reply } => self.update(id, resources, reply),
+            Command::UpdatePod { limits, reply } => self.update_limits(*limits, reply),
             Command::StopPod { reply } => self.stop_pod(reply),
             Command::RemovePod { reply } => self.remove_pod(reply),
         }
@@ -309,6 +315,7 @@ impl Pod {
             spec: self.spec.clone(),
             state: self.state.clone(),
             monitor: self.monitor.clone(),
+            limits: self.limits.clone(),
             runtime: self.runtime.clone(),
             containers,
         });

@@ -130,7 +130,7 @@ pub async fn recover(node: Arc<Node>) -> Result<Manager, RecordError> {
     });
     futures_util::future::join_all(recovered).await;
     // Beside the rest: a CRIU of the earlier daemon may have to be waited for.
-    tokio::spawn(checkpoint::thaw(node.clone()));
+    tokio::spawn(checkpoint::thaw(node.clone(), checkpoint::Leftovers::find(&node)));
     sweep(&node, &known).await;
     let images = node.images.clone();
     let forgotten = blocking(move || Ok(images.recovered()?)).await;

@@ -6,6 +6,18 @@ use crate::host::command::Command;
 use std::path::Path;
 use std::time::Duration;
 
+/// CRIU's line that says that it gives up, which is never the cause.
+const GIVES_UP: &str = "Dumping FAILED";
+/// Characters of its log that go into an error message.
+const WORDS: usize = 512;
+
+/// The last error in CRIU's log: the runtimes say no more than where that is.
+fn criu_words(log: &Path) -> Option<String> {
+    let text = String::from_utf8_lossy(&std::fs::read(log).ok()?).into_owned();
+    let line = text.lines().rfind(|line| line.contains("Error") && !line.contains(GIVES_UP))?;
+    Some(line.chars().take(WORDS).collect())
+}
+
 impl Runtime {
     /// Freezes all processes of a container.
     ///
@@ -52,7 +64,25 @@ impl Runtime {
         if output.status.success() {
             return Ok(());
         }
-        let message = last_words(&output.stderr, &output.status.to_string());
+        let mut message = last_words(&output.stderr, &output.status.to_string());
+        if let Some(cause) = criu_words(&work.join("dump.log")) {
+            message = format!("{message}: {cause}");
+        }
         Err(OciError::Failed { runtime: self.name.clone(), verb, id: id.to_owned(), message })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cause_is_the_error_before_the_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("dump.log");
+        assert_eq!(criu_words(&log), None);
+        let said = "(0.1) Error (a.c:1): rlimit\n(0.2) Error (b.c:2): tcp\n(0.3) fine\n(0.4) Error (c.c:3): Dumping FAILED.\n";
+        std::fs::write(&log, said).unwrap();
+        assert_eq!(criu_words(&log).unwrap(), "(0.2) Error (b.c:2): tcp");
     }
 }

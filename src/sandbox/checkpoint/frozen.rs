@@ -93,10 +93,29 @@ impl Drop for Staging {
     }
 }
 
+/// What an earlier daemon left.
+#[derive(Debug)]
+pub(in crate::sandbox) struct Leftovers {
+    notes: Vec<PathBuf>,
+    stagings: Vec<PathBuf>,
+}
+
+impl Leftovers {
+    /// To be looked for before anything is served: what comes afterwards is not left over.
+    pub(in crate::sandbox) fn find(node: &Node) -> Self {
+        let below = |dir: PathBuf| {
+            let found = std::fs::read_dir(dir).into_iter().flatten().flatten();
+            found.map(|entry| entry.path()).collect::<Vec<_>>()
+        };
+        let mut notes = below(notes(node));
+        notes.retain(|path| path.extension().is_some_and(|e| e == "json"));
+        Self { notes, stagings: below(stagings(node)) }
+    }
+}
+
 /// Sets free what an earlier daemon left frozen, and removes what it left half made.
-pub(in crate::sandbox) async fn thaw(node: Arc<Node>) {
-    let found = std::fs::read_dir(notes(&node)).into_iter().flatten().flatten();
-    for path in found.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "json")) {
+pub(in crate::sandbox) async fn thaw(node: Arc<Node>, left: Leftovers) {
+    for path in left.notes {
         let note: Option<Content> =
             std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
         let Some(note) = note.filter(|note| note.version <= VERSION) else {
@@ -107,8 +126,8 @@ pub(in crate::sandbox) async fn thaw(node: Arc<Node>) {
             Note(path).remove();
         }
     }
-    let left = stagings(&node);
-    if let Err(error) = blocking(move || remove_tree(&left)).await {
+    let stagings = left.stagings;
+    if let Err(error) = blocking(move || stagings.iter().try_for_each(|dir| remove_tree(dir))).await {
         tracing::warn!(%error, "cannot remove half-made checkpoints");
     }
 }

@@ -14,7 +14,7 @@ mod frozen;
 mod restore;
 
 pub use error::CheckpointError;
-pub(super) use frozen::thaw;
+pub(super) use frozen::{Leftovers, thaw};
 pub(super) use restore::{check, fetch, forget_images, images};
 
 use super::error::SandboxError;

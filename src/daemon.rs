@@ -15,7 +15,9 @@ use crate::images::Images;
 use crate::metrics::{self, PullCollector, Registry, Rpcs};
 use crate::model::{Clock, SandboxId};
 use crate::sandbox::spec::HostFacts;
-use crate::sandbox::{self, ExecWaiters, Manager, Node, PodMetrics, Records, WritableLayers};
+use crate::sandbox::{
+    self, Announcer, Checkpoints, ExecWaiters, Manager, Node, PodMetrics, Records, WritableLayers,
+};
 use crate::streaming::{self, StreamingMetrics};
 use anyhow::Context as _;
 use std::fs::File;
@@ -162,6 +164,8 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         metrics: pod_metrics,
         layers,
         execs: ExecWaiters::default(),
+        announcer: Announcer::register(registry)?,
+        checkpoints: Checkpoints::new(config.runtime.criu),
         config: config.clone(),
     }))
 }

@@ -2,6 +2,7 @@
 //! idempotent or undone. Decides nothing about states: that is `pod`.
 
 use super::bring_up::blocking;
+use super::checkpoint;
 use super::error::SandboxError;
 use super::files::PodFiles;
 use super::node::{Node, make_private_dir};
@@ -11,7 +12,7 @@ use super::state::{ContainerState, Init};
 use super::stop::{kill_cgroup, shares_pid_namespace};
 use super::volumes;
 use crate::host::monitor::{
-    ContainerState as MonitorContainer, CreateRequest, Monitor, MonitorError, NamespacePaths,
+    ContainerState as MonitorContainer, CreateRequest, Monitor, MonitorError, NamespacePaths, RestoreRequest,
 };
 use crate::host::oci::Runtime;
 use crate::host::security::seccomp;
@@ -116,8 +117,12 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
     }
     // The upper directory's mode becomes that of the container's `/`.
     open_to_all(&upper)?;
+    let mut lowers = hold.layers().to_vec();
+    if let Some(from) = &spec.restore {
+        lowers.push(checkpoint::fetch(from, &writable, &node.images)?.layer);
+    }
     rootfs::mount(&rootfs::Overlay {
-        lowers: hold.layers(),
+        lowers: &lowers,
         upper: &upper,
         work: &work,
         target: &root,
@@ -249,8 +254,16 @@ pub(super) async fn start(
         stdin_once: spec.stdin_once,
         deadline_ms: u64::try_from(node.config.runtime_timeout().as_millis()).ok(),
         cgroup: Some(text(node.leaf(pod, &spec.id)?.path())),
+        restore: spec.restore.as_ref().map(|_| RestoreRequest {
+            images: text(&checkpoint::images(&node.writable(&spec.id))),
+            work: text(&node.bundle(&spec.id)),
+        }),
     };
     let created = node.metrics.step("start_container", "runtime", monitor.create(request)).await;
+    if spec.restore.is_some() {
+        let writable = node.writable(&spec.id);
+        drop(tokio::task::spawn_blocking(move || checkpoint::forget_images(&writable)));
+    }
     match created {
         Ok(created) => Ok(Init { pid: created.pid, start_time: created.start_time }),
         Err(error) => Err(error.into()),

@@ -3,7 +3,9 @@
 //! Owns their states (pictures in `state`), the rules (`machine`), one task a pod (`pod`), the records (`record`) and
 //! recovery (`recover`). Never speaks gRPC, never runs a program itself: mechanisms stand in `host`.
 
+mod announce;
 mod bring_up;
+mod checkpoint;
 mod conditions;
 mod container;
 mod error;
@@ -24,6 +26,8 @@ mod stop;
 mod volumes;
 mod writable;
 
+pub use announce::{Announcement, Announcer, Happening, MAX_SUBSCRIBERS, Overrun, Subscription};
+pub use checkpoint::{CheckpointError, Checkpoints};
 pub use conditions::{Condition, conditions};
 pub use error::SandboxError;
 pub use exec::Output;

@@ -1,5 +1,7 @@
 //! The mechanisms that every pod is given, and where things stand on disk. Holds handles, no pod state.
 
+use super::announce::Announcer;
+use super::checkpoint::Checkpoints;
 use super::error::SandboxError;
 use super::metrics::PodMetrics;
 use super::record::Records;
@@ -47,6 +49,10 @@ pub struct Node {
     pub layers: Arc<WritableLayers>,
     /// Execs whose end is awaited.
     pub execs: ExecWaiters,
+    /// Who listens to container events.
+    pub announcer: Announcer,
+    /// Whether and whom it is checkpointing.
+    pub checkpoints: Checkpoints,
 }
 
 impl Node {

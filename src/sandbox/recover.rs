@@ -8,6 +8,7 @@
 //! exit record is written before anyone is told. It cleans only below our own directories.
 
 use super::bring_up::blocking;
+use super::checkpoint;
 use super::container::{self, remove_tree};
 use super::error::SandboxError;
 use super::manager::{Index, Manager};
@@ -145,6 +146,8 @@ pub async fn recover(node: Arc<Node>) -> Result<Manager, RecordError> {
         }
     });
     futures_util::future::join_all(recovered).await;
+    // Beside the rest: a CRIU of the earlier daemon may have to be waited for.
+    tokio::spawn(checkpoint::thaw(node.clone(), checkpoint::Leftovers::find(&node)));
     sweep(&node, &known).await;
     let images = node.images.clone();
     let forgotten = blocking(move || Ok(images.recovered()?)).await;

@@ -8,15 +8,18 @@
 
 mod bad_input;
 mod check;
+mod checkpoint;
 mod churn;
 mod containers;
 mod daemon;
+mod events;
 mod faults;
 mod full;
 mod host_network;
 mod image_volumes;
 mod images;
 mod images_cli;
+mod lifecycle;
 mod network;
 mod pods;
 mod quota;

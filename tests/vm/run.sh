@@ -26,7 +26,7 @@ started=$SECONDS
 
 # What the guest has: the daemon's needs, the tests' needs, nothing else.
 packages=systemd-sysv,dbus,kmod,apparmor,runc,crun,containernetworking-plugins,iptables,conntrack
-packages+=,iproute2,procps,util-linux,docker-registry,jq,curl,e2fsprogs,xfsprogs
+packages+=,iproute2,procps,util-linux,docker-registry,jq,curl,e2fsprogs,xfsprogs,criu
 suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-bookworm}")
 
 work='' qemu='' tail=''

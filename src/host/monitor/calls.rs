@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use podwright_monitor_proto::{
     ContainerStatus, Create, Exec, ExecStatus, ExecStdio as StdioFlags, MonitorRecord, PROTOCOL_VERSION,
-    ProcessId, Reply, Request, RequestFrame, Runtime, SESSIONS_REVISION, Target, encode,
+    ProcessId, RESTORE_REVISION, Reply, Request, RequestFrame, Runtime, SESSIONS_REVISION, Target, encode,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -136,6 +136,9 @@ impl Monitor {
     /// # Errors
     /// `Refused` with the runtime's own message, among others.
     pub async fn create(&self, mut request: Create) -> Result<ProcessId, MonitorError> {
+        if request.restore.is_some() {
+            self.needs(RESTORE_REVISION, "restore of a container")?;
+        }
         let deadline = runtime_deadline(&mut request.deadline_ms);
         match self.link.call("create", Request::Create(Box::new(request)), vec![], deadline).await? {
             (Reply::Created { pid, start_time }, _) => Ok(ProcessId { pid, start_time }),

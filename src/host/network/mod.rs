@@ -8,6 +8,7 @@ mod args;
 mod cache;
 mod chain;
 mod checkup;
+mod configure;
 mod directory;
 mod error;
 mod examine;
@@ -16,6 +17,7 @@ mod list;
 mod orphans;
 mod plugin;
 mod result;
+mod template;
 mod version;
 mod watch;
 
@@ -27,6 +29,7 @@ mod fixture;
 mod tests;
 
 pub use checkup::Checkup;
+pub use configure::PodRanges;
 pub use error::{Call, Failures, Fault, NetworkError};
 pub use examine::{Configured, Examination, examine};
 pub use health::Readiness;

@@ -3,6 +3,7 @@
 //! Owns finding them, proving that one works here, and the verbs that the daemon calls itself. What must survive the
 //! daemon (create, run, exec) is the monitor's. Decides nothing about containers.
 
+mod checkpoint;
 mod error;
 mod features;
 mod probe;

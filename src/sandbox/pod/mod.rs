@@ -326,14 +326,16 @@ impl Pod {
                 })
             })
             .collect();
-        self.snapshots.send_replace(Arc::new(PodSnapshot {
+        let after = Arc::new(PodSnapshot {
             spec: self.spec.clone(),
             state: self.state.clone(),
             monitor: self.monitor.clone(),
             limits: self.limits.clone(),
             runtime: self.runtime.clone(),
             containers,
-        }));
+        });
+        let before = self.snapshots.send_replace(after.clone());
+        self.node.announcer.compare(&self.node.clock, &before, &after);
     }
 }
 

@@ -205,6 +205,6 @@ fn annotations(inputs: &Inputs<'_>) -> HashMap<String, String> {
 }
 
 #[cfg(test)]
-mod fixture;
+pub(super) mod fixture;
 #[cfg(test)]
 mod tests;

@@ -9,10 +9,12 @@ kind: Pod
 metadata: { name: logs }
 spec:
   terminationGracePeriodSeconds: 1
+  volumes: [{ name: work, emptyDir: {} }]
   containers:
   - name: a
     image: $REPO/busybox:latest
-    command: [sh, -c, "for i in 1 2 3; do echo out \$i; done; echo err >&2; sleep 2; echo late; sleep 1; exit 9"]
+    volumeMounts: [{ name: work, mountPath: /work }]
+    command: [sh, -c, "[ ! -e /work/again ] || exec sleep 1000; touch /work/again; for i in 1 2 3; do echo out \$i; done; echo err >&2; sleep 2; echo late; sleep 1; exit 9"]
 YAML
     ready pod/logs
     # -f ends when the container ends.
@@ -47,7 +49,7 @@ exec_case() {
     code=0
     k exec exec -- /does/not/exist || code=$?
     [ $code != 0 ]
-    [[ "$(script -qec "kubectl -n $NS exec -it exec -- tty" /dev/null </dev/null)" == /dev/pts/* ]]
+    [[ "$(script -qec "kubectl -n $NS exec -it exec -- tty" /dev/null </dev/null)" == */dev/pts/* ]]
     head -c 8388608 /dev/urandom >"$SCRATCH/random"
     k exec -i exec -- cat <"$SCRATCH/random" | cmp - "$SCRATCH/random"
 }

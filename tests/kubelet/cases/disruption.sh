@@ -1,7 +1,7 @@
 # What happens to pods when something else ends or fills up. One at a time. Sourced by cluster.sh.
 
 disruptions=(kubelet-restart daemon-killed-idle daemon-killed-under-load daemon-down monitor-killed
-    drain stats-from-cri image-collection disk-pressure)
+    drain stats-from-cri evented-pleg image-collection disk-pressure)
 
 kubelet_restart_case() {
     k create deployment web --image "$REPO/web:latest" --replicas 3 >/dev/null
@@ -125,6 +125,18 @@ cri_summary_complete() {
     jq -e --arg ns "$NS" '.pods[] | select(.podRef.namespace == $ns) | .network.name == "eth0"
         and .network.rxBytes > 0 and .process_stats.process_count > 0 and .memory.workingSetBytes > 0
         and .cpu.usageCoreNanoSeconds > 0 and .containers[0].memory.workingSetBytes > 0' "$OUT/summary-cri.json" >/dev/null
+}
+
+# The kubelet hears of changes by events, and looks at all containers rarely.
+evented_pleg_case() {
+    [[ "$(timeout 2 "$bin/crictl" --config /dev/null -r "$ENDPOINT" events 2>&1)" != *Unimplemented* ]] || skip "the runtime tells no events"
+    reconfigure 'featureGates: { EventedPLEG: true }'
+    shell_pod told
+    k exec told -- sh -c 'kill -TERM 1' || true
+    until_true 30 "the restart is told" pod_is told '.status.containerStatuses[0].restartCount' 1
+    ready pod/told
+    fails grep -q 'Evented PLEG: disabling' "$OUT/kubelet.log"
+    reconfigure ''
 }
 
 image_collection_case() {

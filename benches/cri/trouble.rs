@@ -171,9 +171,10 @@ fn table(side: &Side, pods: usize, well: &Times, trouble: &Times) -> String {
         well.values().next().map_or(0, Vec::len),
     );
     for (call, before) in well {
+        let before = before.as_slice();
         let after = trouble.get(call).map(Vec::as_slice).unwrap_or_default();
-        let [a, b, c, d, e] = [(before.as_slice(), 50), (before, 99), (after, 50), (after, 99), (after, 100)]
-            .map(|(of, p)| percentile(of, p) * 1e3);
+        let [a, b, c, d, e] = [(before, 50), (before, 99), (after, 50), (after, 99), (after, 100)]
+            .map(|(of, hundredth)| percentile(of, hundredth) * 1e3);
         // Nobody misses a table that does not fit into memory.
         let _ = writeln!(text, "| {call} | {a:.2} | {b:.2} | {c:.2} | {d:.2} | {e:.2} |");
     }

@@ -24,7 +24,8 @@ END
 chmod +x "$plugins/bridge"
 
 node_up web
-daemon_stop
+# Its last commands may fail, as the daemon ends by itself.
+daemon_stop || true
 mkdir -p "$NODE/config.toml.d"
 cat >"$NODE/config.toml.d/60-trouble.toml" <<END
 [network]

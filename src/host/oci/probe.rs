@@ -36,7 +36,13 @@ fn make(bundle: &Path, cgroup: &str) -> std::io::Result<()> {
 }
 
 fn spec(cgroup: &str) -> Value {
-    let mut mounts = vec![json!({ "destination": "/proc", "type": "proc", "source": "proc" })];
+    let mut mounts = vec![
+        json!({ "destination": "/proc", "type": "proc", "source": "proc" }),
+        // The bundle lies on /run, where systemd allows no devices: /dev/null has to be on a file system that does.
+        json!({
+            "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755"],
+        }),
+    ];
     for dir in HOST_DIRS.into_iter().filter(|dir| Path::new(dir).is_dir()) {
         mounts.push(json!({
             "destination": dir, "type": "bind", "source": dir, "options": ["rbind", "ro", "rprivate"],

@@ -103,12 +103,27 @@ e2e: build images streaming-client ## Integration tests: the real daemon on scra
 critest: build testkit tools images ## The Kubernetes CRI conformance suite
 	tests/critest/suite.sh
 
+# Not part of `test`: it takes minutes. A short one is among the tests of `e2e`.
+SOAK_SESSIONS := 10000
+.PHONY: soak
+soak: build images streaming-client ## Thousands of streaming sessions (SOAK_SESSIONS), of which nothing may stay
+	PODWRIGHT_SOAK_SESSIONS=$(SOAK_SESSIONS) cargo test --locked --test node streams_many:: -- --nocapture --test-threads 1
+
 # Not part of `test`: an emulated machine is slow.
 .PHONY: test-vm
 test-vm: build testkit tools images ## e2e and critest on cgroup v2 and systemd, in an emulated guest (STEPS, FILTER, FOCUS)
 	@scripts/deps.sh qemu-system-x86 mmdebstrap e2fsprogs
 	tests/vm/run.sh
 
+# Not part of `test` either: Kubernetes takes minutes to build, once.
+.PHONY: test-kubelet
+test-kubelet: build testkit tools images kubernetes ## A real kubelet and control plane on podwright (CASES, LOGS in build/kubelet)
+	@scripts/deps.sh openssl
+	set -f; tests/kubelet/run.sh $(if $(CASES),cluster $(CASES))
+
+.PHONY: kubernetes
+kubernetes: ## Build kubelet, control plane, etcd and kubectl at the version of tests/kubelet/go.mod
+	@tests/kubelet/build.sh
 .PHONY: docs
 docs: ## Write the tables of docs/configuration.md from the code
 	PODWRIGHT_WRITE_DOCS=1 cargo test --locked --quiet --test docs the_configuration_is_documented >/dev/null
@@ -166,22 +181,16 @@ test-deploy: deb dist testkit tools images ## The files of deploy/: Debian packa
 	tests/deploy/package.sh build/dist/podwright_*.deb build/dist/$(RELEASE).tar.gz
 	tests/deploy/prometheus.sh
 
-# Not part of `test` either: Kubernetes takes minutes to build, once.
-.PHONY: test-kubelet
-test-kubelet: build testkit tools images kubernetes ## A real kubelet and control plane on podwright (CASES, LOGS in build/kubelet)
-	@scripts/deps.sh openssl
-	tests/kubelet/run.sh $(if $(CASES),cluster $(CASES))
-
-.PHONY: kubernetes
-kubernetes: ## Build kubelet, control plane, etcd and kubectl at the version of tests/kubelet/go.mod
-	@tests/kubelet/build.sh
-
 .PHONY: bench
-bench: build testkit tools images ## Measure against Debian's containerd: pods, pulls (PULLS=0 leaves them out), streams
+bench: build testkit tools images streaming-client ## Measure against Debian's containerd: pods, pulls (PULLS=0 leaves them out), streams
 	@scripts/deps.sh containerd skopeo umoci
 	tests/bench/run.sh
 	[ "$${PULLS:-3}" = 0 ] || tests/bench/pull.sh --pulls $${PULLS:-3}
 	tests/bench/streams.sh
+
+.PHONY: bench-trouble
+bench-trouble: build testkit tools images ## Measure status and list calls with 200 pods, a hung CNI plugin and a container that does not die
+	tests/bench/trouble.sh
 
 .PHONY: deny
 deny: $(BIN)/cargo-deny ## Check licences, bans and sources of the dependencies (builds cargo-deny once)

@@ -13,9 +13,11 @@ use crate::host::oci::{Runtimes, Surroundings};
 use crate::host::security::HostSecurity;
 use crate::images::Images;
 use crate::metrics::{self, PullCollector, Registry, Rpcs};
-use crate::model::Clock;
+use crate::model::{Clock, SandboxId};
 use crate::sandbox::spec::HostFacts;
-use crate::sandbox::{self, ExecWaiters, Node, PodMetrics, Records, WritableLayers};
+use crate::sandbox::{
+    self, Announcer, Checkpoints, ExecWaiters, Manager, Node, PodMetrics, Records, WritableLayers,
+};
 use crate::streaming::{self, StreamingMetrics};
 use anyhow::Context as _;
 use std::fs::File;
@@ -59,8 +61,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     }
     let pods = sandbox::recover(node.clone()).await.context("read the records of earlier pods")?;
     let valid: Vec<_> = pods.pods().iter().map(|pod| pod.spec.id.clone()).collect();
-    let network = node.network.clone();
-    tokio::spawn(async move { network.collect(&valid).await });
+    tokio::spawn(look_after_networks(pods.clone(), valid));
     let quiet = Duration::from_secs(config.containers.exec_drain_seconds);
     let streams = streaming::Server::start(&config.streaming, quiet, pods.clone(), stream_metrics).await?;
     let listener = cri::listen(&config)?;
@@ -84,11 +85,23 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::info!("ending; pods go on");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     };
+    let about = admin::About {
+        pods: pods.clone(),
+        sessions: streams.sessions(),
+        streaming: streams.address(),
+        begun,
+    };
     let runtime = Runtime::new(pods, streams.urls(), rpcs.clone());
-    let beside = admin::routes(node.images.clone(), config.grpc.max_message_bytes);
+    let beside = admin::routes(node.images.clone(), about, config.grpc.max_message_bytes);
     let served = cri::serve(&config, listener, runtime, Image::new(&node, rpcs), beside, end).await;
     streams.end(STREAMS_END).await;
     Ok(served?)
+}
+
+/// After a start, beside everything else: frees what gone pods hold, then has those that are there looked at.
+async fn look_after_networks(pods: Manager, valid: Vec<SandboxId>) {
+    pods.node().network.collect(&valid).await;
+    pods.check_networks().await;
 }
 
 /// Keeps a second daemon from the same root. The kernel frees it however this one ends.
@@ -132,11 +145,14 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
     };
     let runtimes = Runtimes::find(&config.runtime, around).await?;
     let pod_metrics = PodMetrics::register(registry)?;
+    let network = Network::start(&config.network)?;
+    let calls = pod_metrics.clone();
+    network.observe_plugins(move |call| calls.plugin_call(call));
     let layers = Arc::new(WritableLayers::open(config)?);
     layers.start(pod_metrics.clone());
     Ok(Arc::new(Node {
         records: Records::open(&config.root, &boot_id)?,
-        network: Network::start(&config.network)?,
+        network,
         images,
         runtimes,
         cgroups,
@@ -148,18 +164,18 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         metrics: pod_metrics,
         layers,
         execs: ExecWaiters::default(),
+        announcer: Announcer::register(registry)?,
+        checkpoints: Checkpoints::new(config.runtime.criu),
         config: config.clone(),
     }))
 }
 
 /// The cgroup driver, and the parent of pods that name none.
 fn cgroup_driver(config: &Config) -> anyhow::Result<(Driver, String)> {
-    let driver = Driver::choose(config.cgroups.driver);
-    let configured = &config.cgroups.default_parent;
-    let parent = if configured.is_empty() { driver.default_parent() } else { configured };
-    driver.check(parent).context("cgroups.default_parent does not fit cgroups.driver")?;
+    let (driver, parent) =
+        Driver::settle(&config.cgroups).context("cgroups.default_parent does not fit cgroups.driver")?;
     tracing::info!(driver = driver.name(), default_parent = parent, "cgroups");
-    Ok((driver, parent.to_owned()))
+    Ok((driver, parent))
 }
 
 /// Opens the image store. Blocking; whoever does it has the [`lock`].

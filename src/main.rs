@@ -36,6 +36,16 @@ enum Command {
         #[arg(long, conflicts_with_all = ["config", "default"])]
         markdown: bool,
     },
+    /// Show the daemon: version, conditions, pods, open streams. Exit code 3: it does not run.
+    Status(cli::NodeArguments),
+    /// List pods with their containers. Exit code 3: the daemon does not run.
+    Pods {
+        /// The beginning of a pod's id.
+        #[arg(value_name = "ID", default_value = "")]
+        id: String,
+        #[command(flatten)]
+        node: cli::NodeArguments,
+    },
     /// Look at this node and say what it lacks and how to mend it.
     Check(cli::check::Arguments),
     /// The node's images: list, pull, remove, collect, and where a pull would go.
@@ -51,6 +61,8 @@ fn main() -> ExitCode {
     }
     let command = match Arguments::parse().command {
         Command::Images(arguments) => return cli::run(arguments),
+        Command::Status(arguments) => return cli::status(arguments),
+        Command::Pods { id, node } => return cli::pods(node, id),
         Command::Check(arguments) => return cli::check::run(&arguments),
         command => command,
     };
@@ -69,7 +81,11 @@ fn check_command(command: &Command) -> Option<String> {
     match command {
         Command::Serve { config: Some(file) } => Some(format!("podwright check --config {}", file.display())),
         Command::Serve { config: None } => Some("podwright check".to_owned()),
-        Command::Config { .. } | Command::Check(_) | Command::Images(_) => None,
+        Command::Config { .. }
+        | Command::Check(_)
+        | Command::Images(_)
+        | Command::Status(_)
+        | Command::Pods { .. } => None,
     }
 }
 
@@ -98,7 +114,7 @@ fn load(path: Option<PathBuf>) -> anyhow::Result<Config> {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         // `main` has run them.
-        Command::Images(_) | Command::Check(_) => Ok(()),
+        Command::Images(_) | Command::Check(_) | Command::Status(_) | Command::Pods { .. } => Ok(()),
         Command::Config { markdown: true, .. } => {
             print!("{}", config::markdown());
             Ok(())

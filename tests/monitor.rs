@@ -129,6 +129,7 @@ async fn a_slow_request_does_not_hold_up_another() {
         stdin_once: false,
         deadline_ms: Some(1000),
         cgroup: None,
+        restore: None,
     };
     let slow = monitor.create(create);
     tokio::pin!(slow);
@@ -192,6 +193,7 @@ async fn a_container_and_its_execs() {
         stdin_once: false,
         deadline_ms: None,
         cgroup: None,
+        restore: None,
     };
     monitor.create(create).await.unwrap();
     runc(&["start", "c1"]);

@@ -50,7 +50,16 @@ fn controllers(has: impl Fn(&str) -> bool) -> Finding {
 
 fn driver(subject: &Subject<'_>) -> Option<Finding> {
     let name = "cgroup driver";
-    let own = Driver::choose(subject.config.cgroups.driver).name();
+    let own = match Driver::settle(&subject.config.cgroups) {
+        Ok((driver, _)) => driver.name(),
+        Err(error) => {
+            return Some(Finding::fail(
+                name,
+                error.to_string(),
+                "empty cgroups.default_parent in podwright's configuration, or set it in the driver's style",
+            ));
+        }
+    };
     let kubelet = subject.kubelet?;
     let file = kubelet.file.display();
     match kubelet.cgroup_driver.as_deref() {
@@ -88,7 +97,7 @@ fn mend(own: &str, theirs: &str, file: &Path) -> String {
 mod tests {
     use super::*;
     use crate::check::{Kubelet, Verdict};
-    use crate::config::Config;
+    use crate::config::{CgroupDriver, Config};
 
     fn with(text: &str) -> Option<Finding> {
         let mut config = Config::default();

@@ -11,16 +11,23 @@ pub(super) async fn all(config: &Config) -> Vec<Finding> {
     let mut found = vec![monitor_binary(config)];
     match Scratch::near(&config.state) {
         Ok(scratch) => {
-            let driver = Driver::choose(config.cgroups.driver);
-            let configured = config.cgroups.default_parent.as_str();
-            let parent = if configured.is_empty() { driver.default_parent() } else { configured };
-            let around = Surroundings {
-                state: scratch.path(),
-                systemd: driver == Driver::Systemd,
-                probe_cgroup: &|name| driver.oci_path(parent, name),
-            };
-            let trials = oci::try_all(&config.runtime, around).await;
-            found.extend(runtimes(&config.runtime.default, &trials));
+            match Driver::settle(&config.cgroups) {
+                Ok((driver, parent)) => {
+                    let around = Surroundings {
+                        state: scratch.path(),
+                        systemd: driver == Driver::Systemd,
+                        probe_cgroup: &|name| driver.oci_path(&parent, name),
+                    };
+                    let trials = oci::try_all(&config.runtime, around).await;
+                    found.extend(runtimes(&config.runtime.default, &trials));
+                }
+                // That the keys do not fit has been told beside the driver.
+                Err(error) => found.push(Finding::fail(
+                    "OCI runtimes",
+                    format!("not tried: {error}"),
+                    "mend cgroups.default_parent first",
+                )),
+            }
         }
         // That `state` cannot be written has been told.
         Err(_) => found.push(Finding::fail(

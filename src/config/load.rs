@@ -145,6 +145,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     for (key, path) in [
         ("images.registries_conf", &config.images.registries_conf),
         ("images.signature_policy", &config.images.signature_policy),
+        ("network.conf_template", &config.network.conf_template),
     ] {
         if !path.as_os_str().is_empty() && !path.is_absolute() {
             return value(key, format!("{} is not an absolute path", path.display()));

@@ -111,6 +111,9 @@ pub struct Runtime {
     /// What one call of the OCI runtime may take. It is killed after that.
     /// Unit: seconds.
     pub timeout_seconds: u64,
+    /// Let containers be checkpointed and restored. Needs CRIU that works on the kernel (`criu check`), and an OCI runtime
+    /// that can use it. `false`: these calls answer Unimplemented.
+    pub criu: bool,
     /// RuntimeClass handlers by name.
     pub handlers: BTreeMap<String, Handler>,
 }
@@ -212,6 +215,12 @@ pub struct Network {
     /// CNI configuration. The first valid `.conflist`, `.conf` or `.json` by name counts. Watched.
     /// Unit: absolute path.
     pub conf_dir: PathBuf,
+    /// Template of a CNI configuration, for nodes whose network is made from the pod CIDR that the kubelet tells. It may
+    /// name `{{.PodCIDR}}`, `{{.PodCIDRRanges}}` and `{{.Routes}}`, with `range`, `if`, `else` and `end`, as containerd's
+    /// `conf_template` does. Written as `10-podwright-net.conflist` while `conf_dir` has no valid configuration, never over
+    /// one. Empty: none is made.
+    /// Unit: absolute path or empty.
+    pub conf_template: PathBuf,
     /// Where plugins are looked for, in order.
     /// Unit: paths.
     pub bin_dirs: Vec<PathBuf>,
@@ -375,7 +384,7 @@ impl Default for Runtime {
         let handlers =
             ["crun", "runc"].into_iter().map(|name| (name.to_owned(), Handler::default())).collect();
         // Two minutes is the kubelet's own limit for CreateContainer and StartContainer.
-        Self { default: String::new(), timeout_seconds: 120, handlers }
+        Self { default: String::new(), timeout_seconds: 120, criu: true, handlers }
     }
 }
 
@@ -429,6 +438,7 @@ impl Default for Network {
     fn default() -> Self {
         Self {
             conf_dir: "/etc/cni/net.d".into(),
+            conf_template: PathBuf::new(),
             bin_dirs: vec!["/opt/cni/bin".into(), "/usr/libexec/cni".into(), "/usr/lib/cni".into()],
             cache_dir: "/var/lib/cni".into(),
             netns_dir: "/run/netns".into(),

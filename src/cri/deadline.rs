@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tonic::Status;
 use tonic::body::Body;
+use tonic::metadata::MetadataMap;
 use tower::{Layer, Service};
 
 /// The header of gRPC over HTTP/2.
@@ -63,9 +64,17 @@ where
     }
 }
 
-/// Up to eight digits and a unit, as the gRPC protocol has it; anything else is no deadline.
+/// What a call's client gives it.
+pub(super) fn of(metadata: &MetadataMap) -> Option<Duration> {
+    read(metadata.get(HEADER)?.to_str().ok()?)
+}
+
 fn limit(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(HEADER)?.to_str().ok()?;
+    read(headers.get(HEADER)?.to_str().ok()?)
+}
+
+/// Up to eight digits and a unit, as the gRPC protocol has it; anything else is no deadline.
+fn read(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.len() > 8 {
         return None;

@@ -1,11 +1,12 @@
 //! The CRI ImageService: decode, delegate, encode.
 
+use super::chunks::{Chunks, chunks};
 use super::proto as pb;
 use super::proto::image_service_server::ImageService;
 use super::status::image_status;
 use super::{encode, info};
 use crate::host::usage::Usage;
-use crate::images::{Credentials, Images};
+use crate::images::{self, Credentials, Images};
 use crate::metrics::Rpcs;
 use crate::model::Clock;
 use crate::sandbox::{Node, WritableLayers};
@@ -30,6 +31,13 @@ impl Image {
         let (images, layers) = (node.images.clone(), node.layers.clone());
         Self { images, layers, rpcs, clock: Arc::default() }
     }
+
+    fn wanted(&self, filter: Option<pb::ImageFilter>) -> Vec<Arc<images::Image>> {
+        match filter.and_then(|f| f.image).map(|i| i.image).filter(|name| !name.is_empty()) {
+            None => self.images.list(),
+            Some(name) => self.images.status(&name).into_iter().collect(),
+        }
+    }
 }
 
 fn image_of(spec: Option<pb::ImageSpec>) -> Result<String, Status> {
@@ -52,21 +60,19 @@ fn credentials(auth: pb::AuthConfig) -> Credentials {
 impl ImageService for Image {
     async fn list_images(&self, r: Request<pb::ListImagesRequest>) -> Answer<pb::ListImagesResponse> {
         let answer = async {
-            let wanted = r.into_inner().filter.and_then(|f| f.image).map(|i| i.image).unwrap_or_default();
-            let images = if wanted.is_empty() {
-                self.images.list().iter().map(|i| encode::image(i)).collect()
-            } else {
-                self.images.status(&wanted).iter().map(|i| encode::image(i)).collect()
-            };
-            Ok(pb::ListImagesResponse { images })
+            let images = self.wanted(r.into_inner().filter);
+            Ok(pb::ListImagesResponse { images: images.iter().map(|i| encode::image(i)).collect() })
         };
         self.rpcs.observe("ListImages", answer).await
     }
 
-    type StreamImagesStream = tokio_stream::Empty<Result<pb::StreamImagesResponse, Status>>;
-    async fn stream_images(&self, _: Request<pb::StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
-        self.rpcs.unimplemented("StreamImages");
-        Err(Status::unimplemented("StreamImages is not implemented by this version of podwright"))
+    type StreamImagesStream = Chunks<pb::StreamImagesResponse>;
+    async fn stream_images(&self, r: Request<pb::StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
+        let answer = async {
+            let images = self.wanted(r.into_inner().filter).into_iter().map(|i| encode::image(&i));
+            Ok(chunks(images, |images| pb::StreamImagesResponse { images }))
+        };
+        self.rpcs.observe("StreamImages", answer).await
     }
 
     async fn image_status(&self, r: Request<pb::ImageStatusRequest>) -> Answer<pb::ImageStatusResponse> {

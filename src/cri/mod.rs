@@ -1,9 +1,12 @@
 //! The front door: decodes gRPC requests into the domain's words, delegates, encodes the answers.
 //! tonic and prost types stop here.
 
+mod checkpoint;
+mod chunks;
 mod deadline;
 pub mod decode;
 mod encode;
+mod events;
 mod image;
 mod info;
 mod pod_metrics;

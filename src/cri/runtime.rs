@@ -1,14 +1,14 @@
 //! The CRI RuntimeService: decode, delegate, encode. Owns nothing; every method is a few lines.
 
+use super::chunks::{Chunks, chunks};
 use super::proto as pb;
 use super::proto::runtime_service_server::RuntimeService;
 use super::status::status;
-use super::{decode, encode, info, pod_metrics, stats, streaming};
+use super::{checkpoint, decode, encode, events, info, pod_metrics, stats, streaming};
 use crate::host::cgroups::Driver;
-use crate::host::network::Readiness;
 use crate::metrics::Rpcs;
 use crate::model::{ContainerId, ImageRequest, SandboxId};
-use crate::sandbox::{Manager, SandboxError};
+use crate::sandbox::{Condition, ContainerSnapshot, Manager, PodSnapshot, SandboxError, conditions};
 use crate::streaming::Urls;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,8 +30,6 @@ pub struct Runtime {
 }
 
 type Answer<T> = Result<Response<T>, Status>;
-/// A stream that none of our RPCs has yet.
-type NoStream<T> = tokio_stream::Empty<Result<T, Status>>;
 
 impl Runtime {
     /// The service over these pods; `urls` are for streams.
@@ -40,9 +38,22 @@ impl Runtime {
         Self { pods, urls, rpcs }
     }
 
-    fn not_yet<T>(&self, method: &'static str) -> Answer<T> {
-        self.rpcs.unimplemented(method);
-        Err(Status::unimplemented(format!("{method} is not implemented by this version of podwright")))
+    fn wanted_pods(
+        &self,
+        filter: Option<pb::PodSandboxFilter>,
+    ) -> impl Iterator<Item = Arc<PodSnapshot>> + Send + 'static {
+        let filter = filter.unwrap_or_default();
+        let pods = self.pods.pods().into_iter();
+        pods.filter(move |pod| encode::sandbox_passes(&pod.spec, &pod.state, &filter))
+    }
+
+    fn wanted_containers(
+        &self,
+        filter: Option<pb::ContainerFilter>,
+    ) -> impl Iterator<Item = Arc<ContainerSnapshot>> + Send + 'static {
+        let filter = filter.unwrap_or_default();
+        let containers = self.pods.pods().into_iter().flat_map(|pod| pod.containers.clone());
+        containers.filter(move |container| encode::container_passes(container, &filter))
     }
 }
 
@@ -123,13 +134,15 @@ impl RuntimeService for Runtime {
     ) -> Answer<pb::PodSandboxStatusResponse> {
         let answer = async {
             let r = r.into_inner();
+            // Before the picture is taken: an event that tells of a later one must count as newer.
+            let timestamp = self.pods.node().clock.now().nanos();
             let pod = own(self.pods.pod(&r.pod_sandbox_id))?;
             let info = if r.verbose { info::sandbox(&pod) } else { Default::default() };
             Ok(pb::PodSandboxStatusResponse {
                 status: Some(encode::sandbox_status(&pod)),
                 info,
-                containers_statuses: Vec::new(),
-                timestamp: 0,
+                containers_statuses: events::statuses(&self.pods, &pod),
+                timestamp,
             })
         };
         self.rpcs.observe("PodSandboxStatus", answer).await
@@ -140,15 +153,8 @@ impl RuntimeService for Runtime {
         r: Request<pb::ListPodSandboxRequest>,
     ) -> Answer<pb::ListPodSandboxResponse> {
         let answer = async {
-            let filter = r.into_inner().filter.unwrap_or_default();
-            let items = self
-                .pods
-                .pods()
-                .iter()
-                .filter(|pod| encode::sandbox_passes(&pod.spec, &pod.state, &filter))
-                .map(|pod| encode::sandbox(pod))
-                .collect();
-            Ok(pb::ListPodSandboxResponse { items })
+            let items = self.wanted_pods(r.into_inner().filter);
+            Ok(pb::ListPodSandboxResponse { items: items.map(|pod| encode::sandbox(&pod)).collect() })
         };
         self.rpcs.observe("ListPodSandbox", answer).await
     }
@@ -217,15 +223,8 @@ impl RuntimeService for Runtime {
         r: Request<pb::ListContainersRequest>,
     ) -> Answer<pb::ListContainersResponse> {
         let answer = async {
-            let filter = r.into_inner().filter.unwrap_or_default();
-            let pods = self.pods.pods();
-            let containers = pods
-                .iter()
-                .flat_map(|pod| &pod.containers)
-                .filter(|container| encode::container_passes(container, &filter))
-                .map(|container| encode::container(container))
-                .collect();
-            Ok(pb::ListContainersResponse { containers })
+            let wanted = self.wanted_containers(r.into_inner().filter);
+            Ok(pb::ListContainersResponse { containers: wanted.map(|c| encode::container(&c)).collect() })
         };
         self.rpcs.observe("ListContainers", answer).await
     }
@@ -318,23 +317,16 @@ impl RuntimeService for Runtime {
 
     async fn status(&self, r: Request<pb::StatusRequest>) -> Answer<pb::StatusResponse> {
         let answer = async {
-            let condition = |kind: &str, ok, reason: &str, message: String| pb::RuntimeCondition {
-                r#type: kind.to_owned(),
-                status: ok,
-                reason: reason.to_owned(),
-                message,
+            let condition = |condition: Condition| pb::RuntimeCondition {
+                r#type: condition.name.to_owned(),
+                status: condition.ok,
+                reason: condition.reason.to_owned(),
+                message: condition.message,
             };
             let node = self.pods.node();
-            let network = match node.network.readiness() {
-                Readiness::Ready { .. } => condition("NetworkReady", true, "", String::new()),
-                Readiness::NotReady { reason } => {
-                    let message = format!("Network plugin returns error: {reason}");
-                    condition("NetworkReady", false, "NetworkPluginNotReady", message)
-                }
-            };
-            let runtime = condition("RuntimeReady", true, "", String::new());
+            let conditions = conditions(node).into_iter().map(condition).collect();
             Ok(pb::StatusResponse {
-                status: Some(pb::RuntimeStatus { conditions: vec![runtime, network] }),
+                status: Some(pb::RuntimeStatus { conditions }),
                 info: if r.into_inner().verbose { info::node(node) } else { Default::default() },
                 runtime_handlers: info::handlers(node),
                 features: Some(pb::RuntimeFeatures {
@@ -364,10 +356,15 @@ impl RuntimeService for Runtime {
 
     async fn update_runtime_config(
         &self,
-        _: Request<pb::UpdateRuntimeConfigRequest>,
+        r: Request<pb::UpdateRuntimeConfigRequest>,
     ) -> Answer<pb::UpdateRuntimeConfigResponse> {
-        // The pod CIDR matters only to a CNI template, which this version has not; both peers answer OK then.
-        self.rpcs.observe("UpdateRuntimeConfig", async { Ok(pb::UpdateRuntimeConfigResponse {}) }).await
+        let answer = async {
+            let network = r.into_inner().runtime_config.and_then(|c| c.network_config).unwrap_or_default();
+            let ranges = decode::pod_ranges(&network.pod_cidr)?;
+            own(self.pods.configure_network(ranges).await)?;
+            Ok(pb::UpdateRuntimeConfigResponse {})
+        };
+        self.rpcs.observe("UpdateRuntimeConfig", answer).await
     }
 
     async fn exec(&self, r: Request<pb::ExecRequest>) -> Answer<pb::ExecResponse> {
@@ -412,20 +409,20 @@ impl RuntimeService for Runtime {
 
     async fn checkpoint_container(
         &self,
-        _: Request<pb::CheckpointContainerRequest>,
+        r: Request<pb::CheckpointContainerRequest>,
     ) -> Answer<pb::CheckpointContainerResponse> {
-        self.not_yet("CheckpointContainer")
+        self.rpcs.observe("CheckpointContainer", checkpoint::container(&self.pods, r)).await
     }
 
     async fn checkpoint_pod(
         &self,
-        _: Request<pb::CheckpointPodRequest>,
+        r: Request<pb::CheckpointPodRequest>,
     ) -> Answer<pb::CheckpointPodResponse> {
-        self.not_yet("CheckpointPod")
+        self.rpcs.observe("CheckpointPod", checkpoint::pod(&self.pods, r)).await
     }
 
-    async fn restore_pod(&self, _: Request<pb::RestorePodRequest>) -> Answer<pb::RestorePodResponse> {
-        self.not_yet("RestorePod")
+    async fn restore_pod(&self, r: Request<pb::RestorePodRequest>) -> Answer<pb::RestorePodResponse> {
+        self.rpcs.observe("RestorePod", checkpoint::restore(&self.pods, r)).await
     }
 
     async fn list_metric_descriptors(
@@ -462,57 +459,82 @@ impl RuntimeService for Runtime {
         self.rpcs.observe("UpdatePodSandboxResources", answer).await
     }
 
-    type StreamPodSandboxesStream = NoStream<pb::StreamPodSandboxesResponse>;
+    type StreamPodSandboxesStream = Chunks<pb::StreamPodSandboxesResponse>;
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<pb::StreamPodSandboxesRequest>,
+        r: Request<pb::StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        self.not_yet("StreamPodSandboxes")
+        let answer = async {
+            let wanted = self.wanted_pods(r.into_inner().filter).map(|pod| encode::sandbox(&pod));
+            Ok(chunks(wanted, |pod_sandboxes| pb::StreamPodSandboxesResponse { pod_sandboxes }))
+        };
+        self.rpcs.observe("StreamPodSandboxes", answer).await
     }
 
-    type StreamContainersStream = NoStream<pb::StreamContainersResponse>;
+    type StreamContainersStream = Chunks<pb::StreamContainersResponse>;
     async fn stream_containers(
         &self,
-        _: Request<pb::StreamContainersRequest>,
+        r: Request<pb::StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
-        self.not_yet("StreamContainers")
+        let answer = async {
+            let wanted = self.wanted_containers(r.into_inner().filter).map(|c| encode::container(&c));
+            Ok(chunks(wanted, |containers| pb::StreamContainersResponse { containers }))
+        };
+        self.rpcs.observe("StreamContainers", answer).await
     }
 
-    type StreamContainerStatsStream = NoStream<pb::StreamContainerStatsResponse>;
+    type StreamContainerStatsStream = Chunks<pb::StreamContainerStatsResponse>;
     async fn stream_container_stats(
         &self,
-        _: Request<pb::StreamContainerStatsRequest>,
+        r: Request<pb::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        self.not_yet("StreamContainerStats")
+        let answer = async {
+            let wanted = stats::select(&self.pods, &r.into_inner().filter.unwrap_or_default());
+            let stats = stats::containers(self.pods.node().clone(), wanted).await;
+            let message = |container_stats| pb::StreamContainerStatsResponse { container_stats };
+            Ok(chunks(stats.into_iter(), message))
+        };
+        self.rpcs.observe("StreamContainerStats", answer).await
     }
 
-    type StreamPodSandboxStatsStream = NoStream<pb::StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxStatsStream = Chunks<pb::StreamPodSandboxStatsResponse>;
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<pb::StreamPodSandboxStatsRequest>,
+        r: Request<pb::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        self.not_yet("StreamPodSandboxStats")
+        let answer = async {
+            let wanted = stats::select_pods(&self.pods, &r.into_inner().filter.unwrap_or_default());
+            let stats = stats::pods(&self.pods, wanted).await;
+            let message = |pod_sandbox_stats| pb::StreamPodSandboxStatsResponse { pod_sandbox_stats };
+            Ok(chunks(stats.into_iter(), message))
+        };
+        self.rpcs.observe("StreamPodSandboxStats", answer).await
     }
 
-    type StreamPodSandboxMetricsStream = NoStream<pb::StreamPodSandboxMetricsResponse>;
+    type StreamPodSandboxMetricsStream = Chunks<pb::StreamPodSandboxMetricsResponse>;
     async fn stream_pod_sandbox_metrics(
         &self,
         _: Request<pb::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        self.not_yet("StreamPodSandboxMetrics")
+        let answer = async {
+            let metrics = pod_metrics::list(&self.pods).await;
+            let message = |pod_sandbox_metrics| pb::StreamPodSandboxMetricsResponse { pod_sandbox_metrics };
+            Ok(chunks(metrics.into_iter(), message))
+        };
+        self.rpcs.observe("StreamPodSandboxMetrics", answer).await
     }
 
-    type GetContainerEventsStream = NoStream<pb::ContainerEventResponse>;
+    type GetContainerEventsStream = events::Events;
     async fn get_container_events(
         &self,
         _: Request<pb::GetEventsRequest>,
     ) -> Answer<Self::GetContainerEventsStream> {
-        self.not_yet("GetContainerEvents")
+        self.rpcs.observe("GetContainerEvents", async { events::subscribe(&self.pods) }).await
     }
 }
 
 /// Finds the image that a container is to be made of.
-fn image_request(pods: &Manager, spec: Option<&pb::ImageSpec>) -> Result<ImageRequest, Status> {
+pub(super) fn image_request(pods: &Manager, spec: Option<&pb::ImageSpec>) -> Result<ImageRequest, Status> {
     let requested = spec.map(|s| s.image.as_str()).unwrap_or_default();
     if requested.is_empty() {
         return Err(Status::invalid_argument("config.image.image: is empty"));

@@ -6,6 +6,7 @@
 use super::decode::Invalid;
 use crate::host::cgroups::CgroupError;
 use crate::host::command::CommandError;
+use crate::host::criu::CriuError;
 use crate::host::devices::DeviceError;
 use crate::host::monitor::{ErrorKind, MonitorError};
 use crate::host::network::{Fault, NetworkError};
@@ -16,7 +17,7 @@ use crate::host::security::seccomp::SeccompError;
 use crate::host::users::UserError;
 use crate::images::ImageError;
 use crate::sandbox::spec::SpecError;
-use crate::sandbox::{RecordError, SandboxError, VolumeError};
+use crate::sandbox::{CheckpointError, RecordError, SandboxError, VolumeError};
 use crate::streaming::{StreamingError, TokenError};
 use std::io;
 use tonic::{Code, Status};
@@ -101,10 +102,32 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::Seccomp(error) => seccomp_code(error),
         SandboxError::Device(error) => device_code(error),
         SandboxError::Cgroup(error) => cgroup_code(error),
+        SandboxError::Checkpoint(error) => checkpoint_code(error),
         SandboxError::Record(error) => match error {
             RecordError::Io { source, .. } => io_code(source),
             RecordError::Malformed { .. } | RecordError::Version { .. } => Code::DataLoss,
         },
+    }
+}
+
+fn checkpoint_code(error: &CheckpointError) -> Code {
+    match error {
+        CheckpointError::Criu(CriuError::Off) => Code::Unimplemented,
+        CheckpointError::Criu(CriuError::Missing | CriuError::Refused(_)) => Code::FailedPrecondition,
+        CheckpointError::Criu(CriuError::Command(error)) => command_code(error),
+        CheckpointError::Request { .. } => Code::InvalidArgument,
+        CheckpointError::Busy(_) => Code::Aborted,
+        CheckpointError::Mismatch { .. } => Code::FailedPrecondition,
+        CheckpointError::Malformed { .. } => Code::DataLoss,
+        CheckpointError::StillFrozen { .. } => Code::Internal,
+    }
+}
+
+fn command_code(error: &CommandError) -> Code {
+    match error {
+        CommandError::Timeout { .. } => Code::DeadlineExceeded,
+        CommandError::Start { source, .. } | CommandError::Io { source, .. } => io_code(source),
+        CommandError::TooMuchOutput { .. } | CommandError::Failed { .. } => Code::Unknown,
     }
 }
 
@@ -191,7 +214,8 @@ fn network_code(error: &NetworkError) -> Code {
         },
         NetworkError::NoAddress { .. } => Code::Unavailable,
         NetworkError::Annotation { .. } | NetworkError::Argument { .. } => Code::InvalidArgument,
-        NetworkError::Cache { source, .. } => io_code(source),
+        NetworkError::Cache { source, .. } | NetworkError::Generate { source, .. } => io_code(source),
+        NetworkError::Template { .. } => Code::FailedPrecondition,
         NetworkError::NotUndone { error, .. } => network_code(error),
     }
 }
@@ -228,11 +252,7 @@ fn oci_code(error: &OciError) -> Code {
     match error {
         OciError::Missing { .. } | OciError::NoneWorks { .. } => Code::FailedPrecondition,
         OciError::Failed { .. } => Code::Unknown,
-        OciError::Command { error, .. } => match &**error {
-            CommandError::Timeout { .. } => Code::DeadlineExceeded,
-            CommandError::Start { source, .. } | CommandError::Io { source, .. } => io_code(source),
-            CommandError::TooMuchOutput { .. } | CommandError::Failed { .. } => Code::Unknown,
-        },
+        OciError::Command { error, .. } => command_code(error),
         OciError::Probe { source, .. } => io_code(source),
     }
 }

@@ -3,6 +3,8 @@
 //! Owns the child from start to reaping: bytes on stdin, bounded output, a deadline, its own process group that is
 //! killed whole at the deadline or when the caller's future is dropped. Never interprets what a program says.
 
+use podwright_sys::proc;
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,8 @@ const STDERR_SHOWN: usize = 2 << 10;
 const DRAIN_AFTER_EXIT: Duration = Duration::from_secs(1);
 /// How long a killed program is awaited. One in uninterruptible sleep ends later; the tokio runtime then reaps it.
 const REAP_AFTER_KILL: Duration = Duration::from_secs(1);
+/// How often a group is looked at that is to end by itself.
+const GROUP_POLL: Duration = Duration::from_millis(20);
 /// Variables of the service manager's protocol with the daemon, which no child may speak.
 const SERVICE_MANAGER_ENV: [&str; 6] =
     ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC"];
@@ -137,6 +141,8 @@ pub struct Command {
     stdin: Vec<u8>,
     stdout_limit: usize,
     deadline: Duration,
+    /// What the others of its group get to end by themselves.
+    grace: Option<Duration>,
 }
 
 impl Command {
@@ -151,7 +157,16 @@ impl Command {
             inner.env_remove(name);
         }
         let stdout_limit = DEFAULT_STDOUT_LIMIT;
-        Self { program: program.to_owned(), inner, stdin: Vec::new(), stdout_limit, deadline }
+        Self { program: program.to_owned(), inner, stdin: Vec::new(), stdout_limit, deadline, grace: None }
+    }
+
+    /// At the deadline only the program itself is killed, and the rest of its group when it has not ended within
+    /// `grace`: for a program that has another one hold processes, who would not survive that one's sudden end. When the
+    /// future is dropped, the others are left to end by themselves.
+    #[must_use]
+    pub fn orderly(mut self, grace: Duration) -> Self {
+        self.grace = Some(grace);
+        self
     }
 
     /// Adds an argument.
@@ -216,7 +231,7 @@ impl Command {
             Ok(child) => child,
             Err(source) => return Err(CommandError::Start { program: self.program, source }),
         };
-        let mut group = Group { child };
+        let mut group = Group { child, whole: self.grace.is_none() };
         let mut output = Captured::default();
         let end = tokio::time::timeout(
             self.deadline,
@@ -232,6 +247,9 @@ impl Command {
             Ok(Err(failure)) => (self.program, Some(failure)),
             Err(_elapsed) => (self.program, None),
         };
+        if let Some(grace) = self.grace {
+            group.end_within(grace).await;
+        }
         group.kill();
         // The exit status of a killed program tells nothing; an error here means that it is gone already.
         drop(tokio::time::timeout(REAP_AFTER_KILL, group.child.wait()).await);
@@ -333,22 +351,54 @@ async fn read_tail(
 /// (`kill_on_drop`) then reaps the leader in the background.
 struct Group {
     child: tokio::process::Child,
+    /// Whether the others go with the leader.
+    whole: bool,
 }
 
 impl Group {
+    /// None after the leader was reaped: its number may belong to somebody else by then.
+    fn pid(&self) -> Option<Pid> {
+        self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw)
+    }
+
     fn kill(&self) {
-        // None after the leader was reaped: its number may belong to somebody else by then.
-        let Some(id) = self.child.id().and_then(|id| i32::try_from(id).ok()) else { return };
-        let Some(pid) = rustix::process::Pid::from_raw(id) else { return };
-        if let Err(error) = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL) {
-            tracing::debug!(pid = id, %error, "kill of a process group");
+        let Some(pid) = self.pid() else { return };
+        if let Err(error) = kill_process_group(pid, Signal::KILL) {
+            tracing::debug!(?pid, %error, "kill of a process group");
+        }
+    }
+
+    /// Kills the leader and waits for the others. The leader stays a zombie meanwhile, so that its number, which is the
+    /// group's, remains its own.
+    async fn end_within(&self, grace: Duration) {
+        let Some(pid) = self.pid() else { return };
+        let _ = kill_process(pid, Signal::KILL);
+        let until = Instant::now() + grace;
+        while others_of(pid) && Instant::now() < until {
+            tokio::time::sleep(GROUP_POLL).await;
         }
     }
 }
 
+/// Whether a living process other than `leader` is in its group.
+fn others_of(leader: Pid) -> bool {
+    let Ok(leader) = u32::try_from(leader.as_raw_nonzero().get()) else { return false };
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.any(|pid| {
+        pid != leader
+            && proc::group(pid).is_ok_and(|group| group == leader)
+            && proc::state(pid).is_ok_and(|state| !matches!(state, 'Z' | 'X'))
+    })
+}
+
 impl Drop for Group {
     fn drop(&mut self) {
-        self.kill();
+        match (self.whole, self.pid()) {
+            (true, _) => self.kill(),
+            (false, Some(pid)) => drop(kill_process(pid, Signal::KILL)),
+            (false, None) => {}
+        }
     }
 }
 
@@ -423,6 +473,20 @@ mod tests {
         for pid in pids {
             until_gone(pid).await;
         }
+    }
+
+    #[tokio::test]
+    async fn who_is_to_end_in_order_gets_the_grace_after_the_deadline() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("said");
+        let child = format!("trap '' TERM; sleep 1.2; echo whole > {}", file.display());
+        let script = format!("sh -c \"{child}\" & wait");
+        let error = sh(&script, Duration::from_millis(300)).orderly(LONG).run().await.unwrap_err();
+        assert!(matches!(error, CommandError::Timeout { .. }), "{error}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "whole\n");
+        // And not more than that.
+        let stuck = sh("sleep 1000 & wait", Duration::from_millis(300)).orderly(Duration::from_millis(300));
+        assert!(matches!(stuck.run().await.unwrap_err(), CommandError::Timeout { .. }));
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@
 
 pub mod cgroups;
 pub mod command;
+pub mod criu;
 pub mod devices;
 pub mod interfaces;
 pub mod kernel;

@@ -256,6 +256,20 @@ impl Images {
         }
     }
 
+    /// Unpacks the tar of a container's changes into `<to>/fs` as a layer, by the rules for layers of others: it is no
+    /// more trusted. `<to>/fs` and `<to>/replaced` are there; `name` stands for it in errors. Blocking.
+    ///
+    /// # Errors
+    /// When it is hostile, corrupt or too large.
+    pub fn unpack_changes(
+        &self,
+        tar: impl std::io::BufRead,
+        to: &Path,
+        name: &str,
+    ) -> Result<(), ImageError> {
+        unpack::unrecorded(tar, to, name, self.inner.limits).map(|_| ())
+    }
+
     /// Counters of pulls.
     #[must_use]
     pub fn stats(&self) -> &Arc<PullStats> {

@@ -64,11 +64,6 @@ impl Rpcs {
         self.handled.with_label_values(&[method, name(code)]).inc();
         result.map(Response::new)
     }
-
-    /// Counts a call of a method that is not there.
-    pub fn unimplemented(&self, method: &'static str) {
-        self.handled.with_label_values(&[method, name(Code::Unimplemented)]).inc();
-    }
 }
 
 /// Counts a call whose client went away before the answer.

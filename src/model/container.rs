@@ -52,6 +52,9 @@ pub struct ContainerSpec {
     pub security: ContainerSecurity,
     /// Signal number by CRI; None: the image's, else SIGTERM.
     pub stop_signal: Option<i32>,
+    /// The checkpoint from which it continues; None: it begins.
+    #[serde(default)]
+    pub restore: Option<PathBuf>,
 }
 
 /// The image of a container.

@@ -2,14 +2,18 @@
 //! idempotent or undone. Decides nothing about states: that is `pod`.
 
 use super::bring_up::blocking;
+use super::checkpoint;
 use super::error::SandboxError;
 use super::files::PodFiles;
 use super::node::{Node, make_private_dir};
+use super::recover;
 use super::spec::{self, ImageProcess, Inputs, PodNamespaces, Seccomp};
 use super::state::{ContainerState, Init};
 use super::stop::{kill_cgroup, shares_pid_namespace};
 use super::volumes;
-use crate::host::monitor::{ContainerState as MonitorContainer, CreateRequest, Monitor, NamespacePaths};
+use crate::host::monitor::{
+    ContainerState as MonitorContainer, CreateRequest, Monitor, MonitorError, NamespacePaths, RestoreRequest,
+};
 use crate::host::oci::Runtime;
 use crate::host::security::seccomp;
 use crate::host::users::{self, User};
@@ -113,8 +117,12 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
     }
     // The upper directory's mode becomes that of the container's `/`.
     open_to_all(&upper)?;
+    let mut lowers = hold.layers().to_vec();
+    if let Some(from) = &spec.restore {
+        lowers.push(checkpoint::fetch(from, &writable, &node.images)?.layer);
+    }
     rootfs::mount(&rootfs::Overlay {
-        lowers: hold.layers(),
+        lowers: &lowers,
         upper: &upper,
         work: &work,
         target: &root,
@@ -136,7 +144,7 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
             working_dir: image.config.working_dir.clone(),
         },
         user: &user,
-        host: &node.facts,
+        host: &node.facts_for(&pod.runtime_handler),
         config: &node.config.containers,
         namespaces: &pod_namespaces(namespaces, *target_pid),
         files: &bound_files(&PodFiles::below(&node.pod_dir(&pod.id)), pod),
@@ -246,8 +254,16 @@ pub(super) async fn start(
         stdin_once: spec.stdin_once,
         deadline_ms: u64::try_from(node.config.runtime_timeout().as_millis()).ok(),
         cgroup: Some(text(node.leaf(pod, &spec.id)?.path())),
+        restore: spec.restore.as_ref().map(|_| RestoreRequest {
+            images: text(&checkpoint::images(&node.writable(&spec.id))),
+            work: text(&node.bundle(&spec.id)),
+        }),
     };
     let created = node.metrics.step("start_container", "runtime", monitor.create(request)).await;
+    if spec.restore.is_some() {
+        let writable = node.writable(&spec.id);
+        drop(tokio::task::spawn_blocking(move || checkpoint::forget_images(&writable)));
+    }
     match created {
         Ok(created) => Ok(Init { pid: created.pid, start_time: created.start_time }),
         Err(error) => Err(error.into()),
@@ -314,10 +330,20 @@ fn with_limits(config: &[u8], limits: serde_json::Value) -> serde_json::Result<V
 /// How often a monitor is asked about a start that an earlier daemon asked for.
 const START_POLL: Duration = Duration::from_millis(100);
 
+/// How often it is asked again when it does not answer: longer than the pod's task tries, which gives the pod up.
+const START_PATIENCE: u32 = 2 * recover::ADOPTIONS;
+
 /// Waits for the outcome of a start that an earlier daemon asked for; its monitor bounds it.
 pub(super) async fn await_start(monitor: &Monitor, id: &ContainerId) -> Result<Init, SandboxError> {
+    let mut patience = START_PATIENCE;
     loop {
-        let listing = monitor.list().await?;
+        let listing = match monitor.list().await {
+            Err(MonitorError::Unresponsive { .. }) if patience > 0 => {
+                patience -= 1;
+                continue;
+            }
+            listing => listing?,
+        };
         let state = listing.containers.into_iter().find(|c| c.id == id.as_str()).map(|c| c.state);
         match state {
             Some(MonitorContainer::Creating) => tokio::time::sleep(START_POLL).await,

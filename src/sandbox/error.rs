@@ -1,6 +1,7 @@
 //! What can go wrong with sandboxes and containers. One variant a cause, the mechanism's own error inside; the gRPC
 //! code stands in `cri::status`.
 
+use super::checkpoint::CheckpointError;
 use super::record::RecordError;
 use super::spec::SpecError;
 use super::volumes::VolumeError;
@@ -224,6 +225,9 @@ pub enum SandboxError {
     /// Records.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// Checkpoints.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
 }
 
 fn join(errors: &[SandboxError]) -> String {

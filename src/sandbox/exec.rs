@@ -3,11 +3,10 @@
 
 use super::error::SandboxError;
 use super::node::Node;
-use super::session::TerminalSize;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::{ContainerState, Init};
-use crate::host::monitor::{ExecRequest, ExecStdio, Monitor, MonitorError, Target};
-use crate::model::ContainerId;
+use crate::host::monitor::{ErrorKind, ExecRequest, ExecStdio, Monitor, MonitorError, Target};
+use crate::model::{ContainerId, TerminalSize};
 use podwright_sys::pidfd::SIGKILL;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -20,6 +19,12 @@ use tokio::task::JoinHandle;
 const READ_BYTES: usize = 16 << 10;
 /// How long a killed command may take to be reaped before its end is no longer waited for.
 const REAP_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a dying container's init is looked at after the runtime refused a command in it. A refusal for other reasons
+/// comes that much later.
+const END_WAIT: Duration = Duration::from_millis(100);
+/// How often.
+const END_POLL: Duration = Duration::from_millis(5);
 
 /// What a command left.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,8 +97,9 @@ pub(super) async fn exec_sync(
     };
     unfinished.monitor = None;
     drop(process_file);
-    if let Err(SandboxError::Monitor(MonitorError::Refused { .. })) = &exit_code
-        && !is_alive(*init)
+    if let Err(SandboxError::Monitor(MonitorError::Refused { kind: ErrorKind::Runtime { .. }, .. })) =
+        &exit_code
+        && dies_soon(*init).await
     {
         // The runtime's words on a container that ended under its hands help nobody.
         return refuse("exited");
@@ -110,6 +116,18 @@ async fn kill(monitor: &Monitor, exec_id: &str) {
     if let Err(error) = monitor.signal(Target::Exec(exec_id.to_owned()), SIGKILL, true).await {
         tracing::warn!(exec = exec_id, %error, "cannot kill a command that timed out");
     }
+}
+
+/// Whether a container whose runtime just refused a command is at its end: the runtime may see that first.
+async fn dies_soon(init: Init) -> bool {
+    let until = tokio::time::Instant::now() + END_WAIT;
+    while is_alive(init) {
+        if tokio::time::Instant::now() >= until {
+            return false;
+        }
+        tokio::time::sleep(END_POLL).await;
+    }
+    true
 }
 
 pub(super) fn is_alive(init: Init) -> bool {

@@ -1,6 +1,8 @@
 //! The index of pods and containers: create, find, list. Holds handles and names, no state; every answer about
 //! state comes from a pod's snapshot.
 
+use super::bring_up::blocking;
+use super::checkpoint;
 use super::error::SandboxError;
 use super::exec;
 use super::node::Node;
@@ -12,9 +14,11 @@ use super::spec::check_resources;
 use super::state::SandboxState;
 use super::volumes;
 use crate::host::netns;
+use crate::host::network::PodRanges;
 use crate::images::{ImageError, ImageKind};
 use crate::model::{ContainerId, ContainerSpec, NamespaceMode, PodName, Resources, SandboxId, SandboxSpec};
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -287,6 +291,84 @@ impl Manager {
         })
     }
 
+    /// Writes a running container's checkpoint to a tar at `location`; the container goes on.
+    ///
+    /// # Errors
+    /// When CRIU does not work here, the container does not run, or the time is over.
+    pub async fn checkpoint_container(
+        &self,
+        id: &str,
+        location: &Path,
+        limit: Duration,
+    ) -> Result<(), SandboxError> {
+        let (pod, container) = self.container(id)?;
+        checkpoint::container(&self.node, &pod, &container, location, limit).await
+    }
+
+    /// Writes the checkpoints of running containers of one pod, taken at one moment, into the empty directory `output`.
+    ///
+    /// # Errors
+    /// As [`Self::checkpoint_container`]; then `output` is empty again, and everything goes on.
+    pub async fn checkpoint_pod(
+        &self,
+        id: &str,
+        containers: &[ContainerId],
+        output: &Path,
+        limit: Duration,
+    ) -> Result<(), SandboxError> {
+        self.ready_pod("checkpoint containers", id)?;
+        let pod = self.pod(id)?;
+        checkpoint::pod(&self.node, &pod, containers, output, limit).await
+    }
+
+    /// Makes a sandbox and containers from what [`Self::checkpoint_pod`] wrote; StartContainer lets them continue.
+    ///
+    /// # Errors
+    /// When they do not fit the checkpoint, or anything fails; then nothing of it stays.
+    pub async fn restore_pod(
+        &self,
+        spec: SandboxSpec,
+        containers: Vec<ContainerSpec>,
+        from: &Path,
+    ) -> Outcome<(SandboxId, Vec<ContainerId>)> {
+        checkpoint::available(&self.node).await.map_err(Arc::new)?;
+        let (asked, path) = (containers.clone(), from.to_owned());
+        blocking(move || checkpoint::check(&path, &asked)).await.map_err(Arc::new)?;
+        let ours = spec.id.clone();
+        let id = self.run(spec).await?;
+        let mut made = Vec::new();
+        for mut container in containers {
+            container.sandbox_id = id.clone();
+            container.restore = Some(from.join(&container.name));
+            match self.create_container(container).await {
+                Ok(container) => made.push(container),
+                Err(error) if id == ours => {
+                    return Err(match self.remove_pod(id.as_str()).await {
+                        Ok(()) => error,
+                        Err(left) => {
+                            tracing::error!(sandbox = %id, error = %left, "a pod that could not be restored stays");
+                            error
+                        }
+                    });
+                }
+                // An earlier request made the sandbox: what it has may run.
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((id, made))
+    }
+
+    /// Makes a CNI configuration of the template, where there is one and nobody else has made it.
+    ///
+    /// # Errors
+    /// When the template gives no configuration, or that cannot be written.
+    pub async fn configure_network(&self, ranges: Option<PodRanges>) -> Result<(), SandboxError> {
+        let template = self.node.config.network.conf_template.clone();
+        let (Some(ranges), false) = (ranges, template.as_os_str().is_empty()) else { return Ok(()) };
+        let network = self.node.network.clone();
+        blocking(move || Ok(network.configure(&template, &ranges).map(|_| ())?)).await
+    }
+
     /// The full id of a container that runs, for a caller that will do `operation` later.
     ///
     /// # Errors
@@ -310,6 +392,20 @@ impl Manager {
                 id: pod.spec.id.to_string(),
                 state: state.name(),
             }),
+        }
+    }
+
+    /// Has the CNI plugins look at every pod that has a network, one after the other, and logs what they find amiss.
+    /// Nothing is changed: a pod without its network is for people to see, and for probes to end.
+    pub async fn check_networks(&self) {
+        for pod in self.pods() {
+            if !matches!(pod.state, SandboxState::Ready { network: Some(_) }) {
+                continue;
+            }
+            let id = &pod.spec.id;
+            if let Err(error) = self.node.network.check(id, &self.node.netns(id)).await {
+                tracing::warn!(sandbox = %id, pod = %pod.spec.name, %error, "a pod's network is not as it was made");
+            }
         }
     }
 

@@ -3,7 +3,10 @@
 //! Owns their states (pictures in `state`), the rules (`machine`), one task a pod (`pod`), the records (`record`) and
 //! recovery (`recover`). Never speaks gRPC, never runs a program itself: mechanisms stand in `host`.
 
+mod announce;
 mod bring_up;
+mod checkpoint;
+mod conditions;
 mod container;
 mod error;
 mod exec;
@@ -23,6 +26,9 @@ mod stop;
 mod volumes;
 mod writable;
 
+pub use announce::{Announcement, Announcer, Happening, MAX_SUBSCRIBERS, Overrun, Subscription};
+pub use checkpoint::{CheckpointError, Checkpoints};
+pub use conditions::{Condition, conditions};
 pub use error::SandboxError;
 pub use exec::Output;
 pub use manager::Manager;
@@ -30,9 +36,7 @@ pub use metrics::PodMetrics;
 pub use node::{ExecWaiters, Node};
 pub use record::{PodLimits, RecordError, Records};
 pub use recover::recover;
-pub use session::{
-    AttachEnd, AttachSession, AttachStream, ExecSession, ExecStream, ExitStatus, TerminalSize,
-};
+pub use session::{AttachEnd, AttachSession, AttachStream, ExecSession, ExecStream, ExitStatus};
 pub use snapshot::{ContainerSnapshot, PodSnapshot};
 pub use state::{ContainerState, Exit, ExitReason, SandboxState};
 pub use volumes::VolumeError;

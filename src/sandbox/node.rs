@@ -1,5 +1,7 @@
 //! The mechanisms that every pod is given, and where things stand on disk. Holds handles, no pod state.
 
+use super::announce::Announcer;
+use super::checkpoint::Checkpoints;
 use super::error::SandboxError;
 use super::metrics::PodMetrics;
 use super::record::Records;
@@ -35,7 +37,7 @@ pub struct Node {
     pub driver: Driver,
     /// The cgroup parent of pods that name none.
     pub default_parent: String,
-    /// What the kernel and our own privileges allow.
+    /// What the kernel and our own privileges allow; what the runtimes can do is not in it.
     pub facts: HostFacts,
     /// The monitor's program.
     pub monitor_binary: PathBuf,
@@ -47,6 +49,10 @@ pub struct Node {
     pub layers: Arc<WritableLayers>,
     /// Execs whose end is awaited.
     pub execs: ExecWaiters,
+    /// Who listens to container events.
+    pub announcer: Announcer,
+    /// Whether and whom it is checkpointing.
+    pub checkpoints: Checkpoints,
 }
 
 impl Node {
@@ -98,6 +104,18 @@ impl Node {
 
     fn cgroup_parent<'a>(&'a self, pod: &'a SandboxSpec) -> &'a str {
         if pod.cgroup_parent.is_empty() { &self.default_parent } else { &pod.cgroup_parent }
+    }
+
+    /// The facts, as they are with a handler's runtime.
+    pub(super) fn facts_for(&self, handler: &str) -> HostFacts {
+        HostFacts { recursive_read_only: self.recursive_read_only(handler), ..self.facts.clone() }
+    }
+
+    /// Whether kernel and runtime of a handler make a mount read-only with all below it.
+    #[must_use]
+    pub fn recursive_read_only(&self, handler: &str) -> bool {
+        self.facts.recursive_read_only
+            && self.runtimes.get(handler).is_some_and(|runtime| runtime.features().recursive_read_only)
     }
 
     /// To be called as soon as it is known that the OCI runtime will put a process into a cgroup. Returns at once.

@@ -66,8 +66,8 @@ containers:
   resources: { requests: { cpu: 10m, memory: 8Mi }, limits: { memory: 32Mi } }
 YAML
     until_true 60 "the pod is ready" static_pod_ready web
-    curl -sS --fail --max-time 5 "http://$(static_pod web .status.podIP)/" | grep -q Welcome
-    curl -sS --fail --max-time 5 "http://$NODE_IP:8088/" | grep -q Welcome
+    grep -q Welcome <<<"$(curl -sS --fail --max-time 5 "http://$(static_pod web .status.podIP)/")"
+    grep -q Welcome <<<"$(curl -sS --fail --max-time 5 "http://$NODE_IP:8088/")"
     [ "$(kubelet_api "/containerLogs/default/web-$NODE_NAME/beside")" = started ]
     [ "$(kubelet_api "/run/default/web-$NODE_NAME/beside?cmd=hostname" -X POST)" = "web-$NODE_NAME" ]
     [ "$(static_pod web .status.qosClass)" = Burstable ]
@@ -83,9 +83,14 @@ YAML
     until_true 60 "it was restarted twice" restarted restarts 2
     [ "$(static_pod restarts '.status.containerStatuses[0].lastState.terminated.exitCode')" = 3 ]
     [ "$(static_pod restarts '.status.containerStatuses[0].lastState.terminated.reason')" = Error ]
-    kubelet_api "/containerLogs/default/restarts-$NODE_NAME/ends?previous=true" | grep -q try
+    # The one before may just make room for the next.
+    until_true 20 "the log of the one before" previous_log
     rm /var/lib/kubelet/manifests/restarts.yaml
     until_true 60 "it is gone" static_pod_gone restarts
+}
+
+previous_log() {
+    [ "$(kubelet_api "/containerLogs/default/restarts-$NODE_NAME/ends?previous=true")" = try ]
 }
 
 restarted() {
@@ -121,7 +126,7 @@ containers:
   command: [sleep, "1000"]
 YAML
     until_true 60 "the pod is ready" static_pod_ready host
-    kubelet_api "/run/default/host-$NODE_NAME/shell?cmd=ip%20address" -X POST | grep -q node0
+    grep -q node0 <<<"$(kubelet_api "/run/default/host-$NODE_NAME/shell?cmd=ip%20address" -X POST)"
 }
 
 stats_case() {
@@ -155,7 +160,7 @@ daemon_case() {
 same_containers() {
     until_true 60 "the pod is ready" static_pod_ready web
     [ "$(crictl ps -q | sort)" = "$1" ]
-    kubelet_api "/containerLogs/default/web-$NODE_NAME/beside" | grep -q started
+    grep -q started <<<"$(kubelet_api "/containerLogs/default/web-$NODE_NAME/beside")"
     [ "$(kubelet_api "/run/default/web-$NODE_NAME/beside?cmd=hostname" -X POST)" = "web-$NODE_NAME" ]
     [ "$(static_pod web '[.status.containerStatuses[].restartCount] | add')" = 0 ]
 }
@@ -239,7 +244,8 @@ look() {
         crictl inspectp "$id" >"$OUT/look/$1.sandbox.json"
     done
     for id in $(crictl ps -a -q --label "io.kubernetes.pod.name=look-$NODE_NAME"); do
-        crictl inspect "$id" >"$OUT/look/inspect"
+        # The kubelet may have removed it meanwhile.
+        crictl inspect "$id" >"$OUT/look/inspect" || continue
         mv "$OUT/look/inspect" "$OUT/look/$1.$(jq -r '.status.metadata | "\(.name).\(.attempt)"' "$OUT/look/inspect").json"
     done
     crictl stats -o json --label "io.kubernetes.pod.name=look-$NODE_NAME" >"$OUT/look/$1.stats.json"

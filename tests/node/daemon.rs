@@ -33,12 +33,6 @@ async fn version_status_and_config_answer() {
         CgroupDriver::Systemd => pb::CgroupDriver::Systemd,
     };
     assert_eq!(config.linux.unwrap().cgroup_driver(), driver);
-    let checkpoint = pb::CheckpointContainerRequest::default();
-    refused(
-        node.runtime.checkpoint_container(checkpoint).await,
-        Code::Unimplemented,
-        &["CheckpointContainer"],
-    );
     node.finish().await;
 }
 

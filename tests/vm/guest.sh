@@ -11,6 +11,8 @@ export PODWRIGHT_TEST_PATIENCE=10
 # Debian's kernel has project quotas for ext4 and xfs: here their tests must not pass by without them.
 export PODWRIGHT_TEST_QUOTAS=1
 ip link set lo up
+# crun speaks to systemd by way of it; runc does not need it.
+systemctl start dbus.socket
 
 echo "guest: kernel $(uname -r), cgroups $(stat -f -c %T /sys/fs/cgroup), process 1 $(cat /proc/1/comm)"
 echo "guest: controllers $(cat /sys/fs/cgroup/cgroup.controllers), security $(cat /sys/kernel/security/lsm)"
@@ -28,7 +30,9 @@ left=$STEPS
 for step in $STEPS; do
     left=${left#*"$step"}
     started=$SECONDS
-    runtime=${step#*:}
+    # WHAT:RUNTIME, and perhaps :DRIVER.
+    IFS=: read -r _ runtime driver <<<"$step"
+    export PODWRIGHT_TEST_CGROUP_DRIVER=${driver:-cgroupfs}
     echo "guest: $step"
     case $step in
     node:*)

@@ -3,12 +3,13 @@
 # Debian's kernel, systemd as process 1, cgroup v2 alone. It is a QEMU guest
 # (emulated: no KVM is needed), made of Debian's packages only, without network.
 #
-# usage: tests/vm/run.sh             everything: the suite of tests/node with runc
-#                                    and with crun, then critest with runc
+# usage: tests/vm/run.sh             everything: the suite of tests/node with runc and systemd's
+#                                    cgroups and with crun and plain ones, then critest with runc
 #        STEPS='node:crun' tests/vm/run.sh      only these steps, in this order;
-#                                    a step is node:RUNTIME, critest:RUNTIME, deb (the
-#                                    Debian package of build/dist, with a reboot), or
-#                                    script:FILE, a script beside this one to look into something
+#                                    a step is node:RUNTIME[:DRIVER], critest:RUNTIME[:DRIVER]
+#                                    (cgroupfs or systemd), deb (the Debian package of build/dist, with
+#                                    a reboot), or script:FILE, a script beside this one to look into
+#                                    something
 #        FILTER='oom exec_sync'      only tests of tests/node with one of these in their names
 #        FOCUS=Security              only critest's specs that match
 #        VM_ACCEL=kvm                on a machine that has KVM
@@ -25,7 +26,7 @@ started=$SECONDS
 
 # What the guest has: the daemon's needs, the tests' needs, nothing else.
 packages=systemd-sysv,dbus,kmod,apparmor,runc,crun,containernetworking-plugins,iptables,conntrack
-packages+=,iproute2,procps,util-linux,docker-registry,jq,curl,e2fsprogs,xfsprogs
+packages+=,iproute2,procps,util-linux,docker-registry,jq,curl,e2fsprogs,xfsprogs,criu
 suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-bookworm}")
 
 work='' qemu='' tail=''
@@ -149,7 +150,7 @@ mkdir "$payload$root/tests"
 cp -a "$root"/tests/{critest,e2e,images,vm} "$payload$root/tests/"
 {
     printf '#!/bin/bash\n'
-    printf 'export STEPS=%q FILTER=%q FOCUS=%q\n' "${STEPS:-node:runc node:crun critest:runc}" "${FILTER:-}" "${FOCUS:-}"
+    printf 'export STEPS=%q FILTER=%q FOCUS=%q\n' "${STEPS:-node:runc:systemd node:crun critest:runc:systemd}" "${FILTER:-}" "${FOCUS:-}"
     printf 'exec %q\n' "$here/guest.sh"
 } >"$payload/etc/podwright-vm/start"
 chmod 755 "$payload/etc/podwright-vm/start"

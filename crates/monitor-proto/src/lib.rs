@@ -15,18 +15,21 @@ mod record;
 pub use frame::{FrameError, HEADER_BYTES, MAX_FRAME_BYTES, encode, take_frame};
 pub use message::{
     ContainerState, ContainerStatus, Create, ErrorKind, Event, Exec, ExecStatus, ExecStdio, FromMonitor,
-    Launch, NamespaceRequest, Reply, Request, RequestFrame, RequestId, Runtime, SessionEnd, Target,
+    Launch, NamespaceRequest, Reply, Request, RequestFrame, RequestId, Restore, Runtime, SessionEnd, Target,
 };
 pub use record::{ExitRecord, MONITOR_RECORD, MONITOR_SOCKET, MonitorRecord, NamespacePaths, ProcessId};
 
 /// Version of the messages; the monitor tells its own in the reply to `Hello`.
 pub const PROTOCOL_VERSION: u32 = 1;
 
-/// Requests that were added since the version began: 1 for sessions. In the monitor's record.
-pub const PROTOCOL_REVISION: u32 = 1;
+/// What was added since the version began: 1 for sessions, 2 for restoring containers. In the monitor's record.
+pub const PROTOCOL_REVISION: u32 = 2;
 
 /// The first revision with `Session` and `Attach`.
 pub const SESSIONS_REVISION: u32 = 1;
+
+/// The first revision with `Create::restore`.
+pub const RESTORE_REVISION: u32 = 2;
 
 /// Version of [`MonitorRecord`] and [`ExitRecord`] on disk.
 pub const RECORD_VERSION: u32 = 1;

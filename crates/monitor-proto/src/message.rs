@@ -180,6 +180,18 @@ pub struct Create {
     /// container runs, which is too late for one that ends at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<String>,
+    /// Instead of beginning, continue from a checkpoint; only with `start`. Revision 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<Restore>,
+}
+
+/// What the OCI runtime's restore needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    /// Directory of CRIU's images.
+    pub images: String,
+    /// Directory for CRIU's log.
+    pub work: String,
 }
 
 /// Some of the three standard descriptors. Those that travel with a frame come in this order.

@@ -97,8 +97,27 @@ fn requests() {
             stdin_once: true,
             deadline_ms: Some(5),
             cgroup: None,
+            restore: None,
         })),
         r#"{"create":{"container_id":"c1","runtime":{"path":"/usr/bin/crun","args":["--root","/run/p"]},"bundle":"/b","start":false,"pid_file":null,"log_path":"/l","log_max_line":null,"terminal":false,"stdin":true,"stdin_once":true,"deadline_ms":5}}"#,
+    );
+    request(
+        Request::Create(Box::new(Create {
+            container_id: "c1".into(),
+            runtime: runtime(),
+            bundle: "/b".into(),
+            start: true,
+            pid_file: None,
+            log_path: None,
+            log_max_line: None,
+            terminal: false,
+            stdin: false,
+            stdin_once: false,
+            deadline_ms: None,
+            cgroup: None,
+            restore: Some(Restore { images: "/c/checkpoint".into(), work: "/b".into() }),
+        })),
+        r#"{"create":{"container_id":"c1","runtime":{"path":"/usr/bin/crun","args":["--root","/run/p"]},"bundle":"/b","start":true,"pid_file":null,"log_path":null,"log_max_line":null,"terminal":false,"stdin":false,"stdin_once":false,"deadline_ms":null,"restore":{"images":"/c/checkpoint","work":"/b"}}}"#,
     );
     request(
         Request::Exec(Box::new(Exec {

@@ -39,6 +39,8 @@ pub(crate) struct Namespaces {
     pub(crate) init: Option<ProcessId>,
     /// Keep the ipc and uts namespaces alive, and are what `paths` points to.
     held: Vec<OwnedFd>,
+    /// While it is open, the pod's init lives. No other process has it: it goes with the monitor.
+    leash: Option<PipeWriter>,
 }
 
 impl Namespaces {
@@ -61,10 +63,17 @@ impl Namespaces {
         }
         let (mut report, report_end) = io::pipe().map_err(NamespaceError::Helper)?;
         let (stay, stay_end) = io::pipe().map_err(NamespaceError::Helper)?;
-        let helper =
-            process::fork_child(|| helper(request, &kinds, &report_end, &stay, stay_end.as_raw_fd()))
-                .map_err(NamespaceError::Helper)?;
-        drop((report_end, stay));
+        let (leash, leash_end) = io::pipe().map_err(NamespaceError::Helper)?;
+        let helper = process::fork_child(|| {
+            // Our copy of what the monitor holds; the parent's stays open.
+            close_raw(leash_end.as_raw_fd());
+            helper(request, &kinds, &report_end, &stay, stay_end.as_raw_fd(), &leash)
+        })
+        .map_err(NamespaceError::Helper)?;
+        drop((report_end, stay, leash));
+        if kinds.contains(&Namespace::Pid) {
+            self.leash = Some(leash_end);
+        }
         let outcome = self.adopt(helper, &mut report, &kinds, request);
         drop(stay_end);
         let _ = process::wait(helper);
@@ -142,6 +151,7 @@ impl Namespaces {
             }
         }
         self.held.clear();
+        self.leash = None;
         wrong
     }
 }
@@ -179,8 +189,9 @@ fn helper(
     mut report: &PipeWriter,
     stay: &PipeReader,
     stay_end: i32,
+    leash: &PipeReader,
 ) -> i32 {
-    let text = match set_up(request, kinds) {
+    let text = match set_up(request, kinds, leash) {
         Ok(init) => format!("ok {init}"),
         Err(message) => message,
     };
@@ -204,7 +215,7 @@ fn close_raw(fd: i32) {
 }
 
 /// Returns the pod init's pid, or 0 without one.
-fn set_up(request: &Launch, kinds: &[Namespace]) -> Result<u32, String> {
+fn set_up(request: &Launch, kinds: &[Namespace], leash: &PipeReader) -> Result<u32, String> {
     let step = |what: String| move |error: io::Error| format!("{what}: {error}");
     for kind in kinds {
         if *kind != Namespace::Pid {
@@ -228,7 +239,7 @@ fn set_up(request: &Launch, kinds: &[Namespace]) -> Result<u32, String> {
     }
     if kinds.contains(&Namespace::Pid) {
         namespace::unshare(Namespace::Pid).map_err(step("make pid namespace".into()))?;
-        return process::fork_child(podinit::run).map_err(step("start pod init".into()));
+        return process::fork_child(|| podinit::run(leash)).map_err(step("start pod init".into()));
     }
     Ok(0)
 }

@@ -1,24 +1,33 @@
-//! PID 1 of a pod's shared pid namespace: reaps, and ends on SIGTERM from outside, which ends the namespace. Does and
-//! holds nothing else: no descriptor of the monitor, no memory worth naming.
+//! PID 1 of a pod's shared pid namespace: reaps, and ends on SIGTERM from outside or with its monitor, which ends the
+//! namespace. Does and holds nothing else: one descriptor, no memory worth naming.
+
+use std::io::PipeReader;
 
 use podwright_sys::process::{self, Signals};
 use rustix::event::{PollFd, PollFlags, poll};
 
 const SIGTERM: i32 = 15;
 
-/// Never returns before its end; the value is the exit code.
-pub(crate) fn run() -> i32 {
+/// Never returns before its end; the value is the exit code. The other end of `leash` is the monitor's alone: when that
+/// is killed and nobody is left who could find this process, its end is told here.
+pub(crate) fn run(leash: &PipeReader) -> i32 {
     let _ = rustix::process::setsid();
     let _ = rustix::thread::set_name(c"podwright-init");
-    // The helper's report pipe is among these: when the monitor reads its end, all of this is done.
-    if process::close_from(3).is_err() {
+    // As standard input, so that everything else can be closed at once. The helper's report pipe is among that: when the
+    // monitor reads its end, all of this is done.
+    if rustix::stdio::dup2_stdin(leash).is_err() || process::close_from(3).is_err() {
         return 1;
     }
     let Ok(mut signals) = Signals::collect() else { return 1 };
     loop {
         while let Ok(Some(_)) = process::reap_any() {}
-        let mut fds = [PollFd::new(&signals, PollFlags::IN)];
+        let leash = rustix::stdio::stdin();
+        let mut fds = [PollFd::new(&signals, PollFlags::IN), PollFd::new(&leash, PollFlags::IN)];
         let _ = poll(&mut fds, None);
+        // Nothing is ever written: what there is to see is the end.
+        if !fds[1].revents().is_empty() {
+            return 0;
+        }
         while let Ok(Some(received)) = signals.take() {
             // A sender inside the namespace has a pid here: a container may not end its pod this way.
             if received.signal == SIGTERM && received.sender == 0 {

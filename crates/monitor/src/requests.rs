@@ -128,6 +128,9 @@ impl Pod {
         if self.containers.iter().any(|container| container.id == *id) {
             return Err(Refusal::new(ErrorKind::AlreadyExists, format!("container {id:?} exists")));
         }
+        if create.restore.is_some() && !create.start {
+            return Err(Refusal::new(ErrorKind::Invalid, "a container that is restored is started, too"));
+        }
         let max_line = create.log_max_line.unwrap_or(self.setup.log_max_line).clamp(1, MAX_LOG_LINE);
         let max_line = usize::try_from(max_line).unwrap_or(usize::MAX);
         let log = match &create.log_path {
@@ -192,7 +195,20 @@ impl Pod {
             streams.push(Stream::new(name, reader.into()));
             *end = Some(writer.into());
         }
-        let verb: &[&str] = if create.start { &["run", "--detach"] } else { &["create"] };
+        let verb: &[&str] = match &create.restore {
+            // As the checkpoint was made: with the locks that files had.
+            Some(restore) => &[
+                "restore",
+                "--detach",
+                "--file-locks",
+                "--image-path",
+                &restore.images,
+                "--work-path",
+                &restore.work,
+            ],
+            None if create.start => &["run", "--detach"],
+            None => &["create"],
+        };
         let pid = runtime::spawn(
             &create.runtime,
             &files,

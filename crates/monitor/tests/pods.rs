@@ -5,6 +5,7 @@
 mod support;
 
 use std::io::{Read as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -66,6 +67,20 @@ fn namespaces_are_made_set_up_pinned_and_taken_down() {
     }
     pod.shutdown();
     assert!(!pin.exists());
+}
+
+#[test]
+fn a_pods_init_ends_with_a_monitor_that_is_killed() {
+    let pod = Pod::launch("leash", |launch| launch.namespaces.pid = true);
+    let init = pod.record.init.unwrap();
+    let monitor = podwright_sys::pidfd::open(pod.pid()).unwrap();
+    podwright_sys::pidfd::send_signal(monitor.as_fd(), 9).unwrap();
+    // Whoever reaps it then.
+    let lives = || {
+        podwright_sys::proc::start_time(init.pid).is_ok_and(|time| time == init.start_time)
+            && podwright_sys::proc::state(init.pid).is_ok_and(|state| state != 'Z')
+    };
+    until("the pod's init is gone", || !lives());
 }
 
 #[test]

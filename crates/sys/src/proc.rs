@@ -24,6 +24,14 @@ pub fn parent(pid: u32) -> io::Result<u32> {
     stat_field(pid, 4)?.parse().map_err(|_| malformed("the stat file"))
 }
 
+/// Process group of a process (field 5 of `/proc/<pid>/stat`); 0 for threads of the kernel.
+///
+/// # Errors
+/// `NotFound` when there is no such process.
+pub fn group(pid: u32) -> io::Result<u32> {
+    stat_field(pid, 5)?.parse().map_err(|_| malformed("the stat file"))
+}
+
 /// Children of a process, whichever of its threads made them.
 ///
 /// # Errors

@@ -47,6 +47,7 @@ pub fn container(
         resources: check_resources(linux.resources.map(resources).unwrap_or_default())?,
         security: container_security(linux.security_context.unwrap_or_default())?,
         stop_signal: stop_signal(config.stop_signal)?,
+        restore: None,
     })
 }
 

@@ -11,6 +11,7 @@ pub use container::container;
 pub use resources::{pod_limits, resources, update};
 pub use sandbox::sandbox;
 
+use crate::host::network::PodRanges;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path, PathBuf};
 
@@ -44,6 +45,23 @@ fn name(field: &'static str, value: &str) -> Checked<String> {
         return invalid(field, format!("{value:?} has a slash, a line break or is a dot name"));
     }
     Ok(value.to_owned())
+}
+
+/// An absolute path.
+///
+/// # Errors
+/// When it is none.
+pub fn path(field: &'static str, path: &str) -> Result<PathBuf, Invalid> {
+    absolute(field, path)
+}
+
+/// The node's pod CIDR; None: it was not told.
+///
+/// # Errors
+/// When it is no list of address ranges.
+pub fn pod_ranges(pod_cidr: &str) -> Result<Option<PodRanges>, Invalid> {
+    let field = "runtime_config.network_config.pod_cidr";
+    PodRanges::parse(pod_cidr).map_err(|problem| Invalid { field, problem })
 }
 
 fn sorted(map: HashMap<String, String>) -> BTreeMap<String, String> {

@@ -17,11 +17,11 @@ use tokio::sync::mpsc;
 pub use binary::{BinaryError, binary};
 pub use calls::{ExecRequest, ExecStarted, ExecStdio, Listing, Monitor, SignalOutcome};
 pub use error::MonitorError;
-pub use launch::{LaunchRequest, adopt, launch};
+pub use launch::{LaunchRequest, adopt, find, launch};
 pub use podwright_monitor_proto::{
     ContainerState, ContainerStatus, Create as CreateRequest, ErrorKind, ExecStatus, ExecStdio as StdioFlags,
-    ExitRecord, MonitorRecord as MonitorInfo, NamespacePaths, NamespaceRequest, ProcessId, Runtime,
-    SessionEnd, Target,
+    ExitRecord, MonitorRecord as MonitorInfo, NamespacePaths, NamespaceRequest, ProcessId,
+    Restore as RestoreRequest, Runtime, SessionEnd, Target,
 };
 pub use session::{Leash, Session};
 pub use sweep::{kill, kill_process, sweep};

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 /// Bytes of a configuration file that are worth reading; real ones are a few kilobytes.
-const FILE_LIMIT: u64 = 1 << 20;
+pub(super) const FILE_LIMIT: u64 = 1 << 20;
 /// What counts as a configuration, with libcni.
 const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 

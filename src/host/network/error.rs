@@ -67,6 +67,24 @@ pub enum NetworkError {
         /// What the kernel said.
         source: std::io::Error,
     },
+    /// The administrator's template gives no configuration.
+    #[error("CNI template {} (network.conf_template): {reason}", path.display())]
+    Template {
+        /// The template.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// What was made of the template could not be written.
+    #[error("{operation} {}: {source}", path.display())]
+    Generate {
+        /// What was being done.
+        operation: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
     /// ADD failed, and so did the DEL after it. The attachment stays cached: a later detach goes on.
     #[error("{error}; undoing it failed too: {undo}")]
     NotUndone {

@@ -67,6 +67,7 @@ impl World {
         std::fs::write(path("calls"), "").unwrap();
         let config = config::Network {
             conf_dir: path("conf"),
+            conf_template: PathBuf::new(),
             bin_dirs: vec![path("absent"), path("bin")],
             cache_dir: path("cache"),
             netns_dir: path("netns"),

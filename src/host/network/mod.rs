@@ -7,13 +7,17 @@
 mod args;
 mod cache;
 mod chain;
+mod checkup;
+mod configure;
 mod directory;
 mod error;
 mod examine;
 mod health;
 mod list;
+mod orphans;
 mod plugin;
 mod result;
+mod template;
 mod version;
 mod watch;
 
@@ -24,6 +28,8 @@ mod fixture;
 #[cfg(test)]
 mod tests;
 
+pub use checkup::Checkup;
+pub use configure::PodRanges;
 pub use error::{Call, Failures, Fault, NetworkError};
 pub use examine::{Configured, Examination, examine};
 pub use health::Readiness;
@@ -105,6 +111,8 @@ struct Inner {
     health: Mutex<Health>,
     /// Sandboxes attached by this process: valid whatever a caller of collect knows.
     attached: Mutex<HashSet<SandboxId>>,
+    /// CHECKs that run: DEL of the same sandbox ends one.
+    checkups: checkup::Checkups,
     /// ADD and DEL share it; GC has it alone.
     gate: tokio::sync::RwLock<()>,
     /// Reloads the configuration; None: no watch could be had, each readiness check reloads instead.
@@ -191,6 +199,21 @@ impl Network {
         self.inner.detach(request).await
     }
 
+    /// Ends the plugins that an earlier daemon called for these sandboxes; to be called before any other call for
+    /// them. Blocking.
+    pub fn end_orphans(sandboxes: &HashSet<&str>) {
+        orphans::end(sandboxes);
+    }
+
+    /// Asks the plugins whether a pod is still attached as it was (CHECK). A detach of the same sandbox ends this
+    /// early, and then nothing is wrong.
+    ///
+    /// # Errors
+    /// What the first plugin says that finds something amiss.
+    pub async fn check(&self, sandbox: &SandboxId, netns: &Path) -> Result<Checkup, NetworkError> {
+        self.inner.check(sandbox, netns).await
+    }
+
     /// Detaches what this daemon attached for sandboxes that no longer exist, then has the plugins collect (GC, CNI
     /// 1.1). What other runtimes cached in the same directory stays valid. Failures are logged, the next call goes on.
     pub async fn collect(&self, valid: &[SandboxId]) {
@@ -229,6 +252,7 @@ impl Inner {
             runtime: Handle::current(),
             health: Mutex::new(Health::new()),
             attached: Mutex::default(),
+            checkups: checkup::Checkups::default(),
             gate: tokio::sync::RwLock::new(()),
             watcher: Mutex::default(),
         }

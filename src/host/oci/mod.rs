@@ -3,12 +3,15 @@
 //! Owns finding them, proving that one works here, and the verbs that the daemon calls itself. What must survive the
 //! daemon (create, run, exec) is the monitor's. Decides nothing about containers.
 
+mod checkpoint;
 mod error;
+mod features;
 mod probe;
 mod runtimes;
 mod signals;
 
 pub use error::OciError;
+pub use features::Features;
 pub use runtimes::{PREFERENCE, Runtimes, Surroundings, Trial, try_all};
 pub use signals::{signal_name, signal_number};
 
@@ -26,6 +29,7 @@ pub struct Runtime {
     path: PathBuf,
     args: Vec<String>,
     deadline: Duration,
+    features: Features,
 }
 
 impl Runtime {
@@ -34,7 +38,7 @@ impl Runtime {
     pub fn new(name: &str, path: PathBuf, root: &Path, extra: &[String], deadline: Duration) -> Self {
         let mut args = vec!["--root".to_owned(), root.to_string_lossy().into_owned()];
         args.extend(extra.iter().cloned());
-        Self { name: name.to_owned(), path, args, deadline }
+        Self { name: name.to_owned(), path, args, deadline, features: Features::default() }
     }
 
     /// The handler's name.
@@ -47,6 +51,12 @@ impl Runtime {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What it can do, as far as is known.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        self.features
     }
 
     /// Whether the program is there.

@@ -1,6 +1,6 @@
 //! The configured handlers and the default among them.
 
-use super::{OciError, Runtime, probe};
+use super::{OciError, Runtime, features, probe};
 use crate::config;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -40,18 +40,19 @@ pub struct Runtimes {
 }
 
 impl Runtimes {
-    /// Finds the handlers' programs; without a configured default, the first of crun and runc that runs a container
-    /// becomes it.
+    /// Finds the handlers' programs and what they can do; without a configured default, the first of crun and runc that
+    /// runs a container becomes it.
     ///
     /// # Errors
     /// When no runtime can be the default.
     pub async fn find(config: &config::Runtime, around: Surroundings<'_>) -> Result<Self, OciError> {
         let deadline = Duration::from_secs(config.timeout_seconds);
-        let by_name: BTreeMap<_, _> = config
-            .handlers
-            .iter()
-            .map(|(name, handler)| (name.clone(), Arc::new(runtime(name, handler, around, deadline))))
-            .collect();
+        let found = config.handlers.iter().map(async |(name, handler)| {
+            let mut runtime = runtime(name, handler, around, deadline);
+            runtime.features = features::of(&runtime, around).await;
+            (name.clone(), Arc::new(runtime))
+        });
+        let by_name: BTreeMap<_, _> = futures_util::future::join_all(found).await.into_iter().collect();
         let default = match by_name.get(&config.default) {
             Some(default) => default.clone(),
             None => first_that_works(&by_name, around).await?,

@@ -62,8 +62,7 @@ pub(crate) fn skeleton(
     apply(source, staging, layer, limits, Recorder::off(), Content::Left)
 }
 
-/// For measurements.
-#[cfg(test)]
+/// Unpacks `source` without a recipe: what is never exported nor verified.
 pub(crate) fn unrecorded(
     source: impl BufRead,
     staging: &Path,

@@ -17,10 +17,7 @@ mod tree;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub(crate) use apply::skeleton;
-#[cfg(test)]
-pub(crate) use apply::unrecorded;
-pub(crate) use apply::{Unpacked, unpack};
+pub(crate) use apply::{Unpacked, skeleton, unpack, unrecorded};
 pub(crate) use contents::{Content, Fault, contents};
 pub(crate) use meta::{Meta, OPAQUE, apply_dir, read_dir};
 pub(crate) use remove::remove_tree;

@@ -120,7 +120,13 @@ impl Container {
 enum Finished {
     Up(Box<Result<BroughtUp, SandboxError>>),
     Adopted(Option<recover::Adopted>),
-    Undone { cause: SandboxError, undo: Result<(), SandboxError> },
+    /// The monitor that was silent at start has answered; None: it was given up.
+    Answered(Option<recover::Reports>),
+    StrangerEnded,
+    Undone {
+        cause: SandboxError,
+        undo: Result<(), SandboxError>,
+    },
     Down(Result<(), SandboxError>),
     PodRemoved(Result<(), SandboxError>),
     Created(ContainerId, Box<Result<Prepared, SandboxError>>),
@@ -208,8 +214,12 @@ impl Pod {
         self.spawn(None)
     }
 
-    /// Starts the task of a sandbox found at start-up.
-    pub(super) fn spawn_recovered(mut self, events: Option<Events>) -> PodHandle {
+    /// Starts the task of a sandbox found at start-up. `answer` is what its monitor still owes.
+    pub(super) fn spawn_recovered(
+        mut self,
+        events: Option<Events>,
+        answer: Option<recover::Answer>,
+    ) -> PodHandle {
         self.up.send_replace(Some(Ok(())));
         // What ended while no daemon watched has not been cleaned up after.
         let ended = |c: &Container| matches!(c.state, ContainerState::Exited { .. });
@@ -219,6 +229,9 @@ impl Pod {
             self.clean(&id);
         }
         self.await_starts();
+        if let Some(answer) = answer {
+            self.work(Finished::Answered(None), async move { Finished::Answered(answer.await) });
+        }
         self.publish();
         self.spawn(events)
     }
@@ -281,6 +294,8 @@ impl Pod {
         match finished {
             // Handled where the events can be taken over.
             Finished::Up(_) | Finished::Adopted(_) => {}
+            Finished::Answered(reports) => self.answered(reports),
+            Finished::StrangerEnded => {}
             Finished::Undone { cause, undo } => self.undone(cause, undo),
             Finished::Down(result) => self.down(result),
             Finished::PodRemoved(result) => self.pod_removed(result),
@@ -311,14 +326,16 @@ impl Pod {
                 })
             })
             .collect();
-        self.snapshots.send_replace(Arc::new(PodSnapshot {
+        let after = Arc::new(PodSnapshot {
             spec: self.spec.clone(),
             state: self.state.clone(),
             monitor: self.monitor.clone(),
             limits: self.limits.clone(),
             runtime: self.runtime.clone(),
             containers,
-        }));
+        });
+        let before = self.snapshots.send_replace(after.clone());
+        self.node.announcer.compare(&self.node.clock, &before, &after);
     }
 }
 

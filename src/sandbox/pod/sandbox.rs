@@ -147,6 +147,8 @@ impl Pod {
         if outcome.is_ok() {
             self.index.remove_pod(&self.spec);
             self.gone = true;
+            let last = self.snapshots.borrow().clone();
+            self.node.announcer.removed(&self.node.clock, &last);
         }
         answer_all(&mut self.waiters, &outcome);
     }

@@ -9,9 +9,9 @@ use crate::model::{
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-pub(super) struct Fixture {
-    pub(super) sandbox: SandboxSpec,
-    pub(super) container: ContainerSpec,
+pub(in crate::sandbox) struct Fixture {
+    pub(in crate::sandbox) sandbox: SandboxSpec,
+    pub(in crate::sandbox) container: ContainerSpec,
     pub(super) image: ImageProcess,
     pub(super) user: User,
     pub(super) host: HostFacts,
@@ -29,7 +29,7 @@ pub(super) struct Fixture {
     pub(super) allowed: Vec<String>,
 }
 
-pub(super) fn fixture() -> Fixture {
+pub(in crate::sandbox) fn fixture() -> Fixture {
     let sandbox_id = SandboxId::parse(&"a".repeat(64)).unwrap();
     let id = ContainerId::parse(&"b".repeat(64)).unwrap();
     Fixture {
@@ -88,6 +88,7 @@ pub(super) fn fixture() -> Fixture {
                 ..ContainerSecurity::default()
             },
             stop_signal: None,
+            restore: None,
         },
         image: ImageProcess {
             entrypoint: vec!["/entry".into()],

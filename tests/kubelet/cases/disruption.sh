@@ -1,7 +1,7 @@
 # What happens to pods when something else ends or fills up. One at a time. Sourced by cluster.sh.
 
 disruptions=(kubelet-restart daemon-killed-idle daemon-killed-under-load daemon-down monitor-killed
-    drain image-collection disk-pressure)
+    drain stats-from-cri image-collection disk-pressure)
 
 kubelet_restart_case() {
     k create deployment web --image "$REPO/web:latest" --replicas 3 >/dev/null
@@ -111,6 +111,22 @@ drain_case() {
     k rollout status deployment/web --timeout 60s
 }
 
+# With this gate the kubelet takes all figures of pods from the runtime: network and processes, too, which cAdvisor
+# has for containerd's and CRI-O's pods only.
+stats_from_cri_case() {
+    shell_pod counted
+    reconfigure 'featureGates: { PodAndContainerStatsFromCRI: true }'
+    until_true 60 "the runtime's figures are there" cri_summary_complete
+    reconfigure ''
+}
+
+cri_summary_complete() {
+    kubectl get --raw "/api/v1/nodes/$NODE_NAME/proxy/stats/summary" >"$OUT/summary-cri.json"
+    jq -e --arg ns "$NS" '.pods[] | select(.podRef.namespace == $ns) | .network.name == "eth0"
+        and .network.rxBytes > 0 and .process_stats.process_count > 0 and .memory.workingSetBytes > 0
+        and .cpu.usageCoreNanoSeconds > 0 and .containers[0].memory.workingSetBytes > 0' "$OUT/summary-cri.json" >/dev/null
+}
+
 image_collection_case() {
     k run web --image "$REPO/web:latest" >/dev/null
     ready pod/web
@@ -124,7 +140,7 @@ imageMinimumGCAge: 0s'
     reconfigure ''
 }
 
-image_gone() { ! crictl images -o json | jq -e --arg name "$1" '.images | any(.repoTags[]?; startswith($name))' >/dev/null; }
+image_gone() { ! crictl images -o json | jq -e --arg name "$1" '[.images[].repoTags[]?] | any(startswith($name))' >/dev/null; }
 
 reconfigure() {
     kubelet_stop

@@ -256,6 +256,7 @@ impl Pod {
             stdin_once: false,
             deadline_ms: None,
             cgroup: None,
+            restore: None,
         }
     }
 

@@ -1,0 +1,105 @@
+//! Checkpoint calls: what they name is checked, then handed on. Owns nothing.
+
+use super::proto as pb;
+use super::runtime::image_request;
+use super::status::status;
+use super::{deadline, decode};
+use crate::model::{ContainerId, ContainerSpec, SandboxId};
+use crate::sandbox::{Manager, SandboxError};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+use tonic::{Request, Status};
+
+type Checked<T> = Result<T, Status>;
+
+fn failed(error: SandboxError) -> Status {
+    status(&error)
+}
+
+/// No option is known.
+fn no_options(options: &HashMap<String, String>) -> Checked<()> {
+    match options.keys().min() {
+        None => Ok(()),
+        Some(key) => Err(Status::invalid_argument(format!("options: {key:?} is not known"))),
+    }
+}
+
+/// A pod is frozen for as long as its caller allows, so that one who allows for ever is refused.
+fn required_deadline<T>(request: &Request<T>) -> Checked<Duration> {
+    deadline::of(request.metadata())
+        .ok_or_else(|| Status::invalid_argument("grpc-timeout: the caller has to set a deadline"))
+}
+
+pub(super) async fn container(
+    pods: &Manager,
+    request: Request<pb::CheckpointContainerRequest>,
+) -> Checked<pb::CheckpointContainerResponse> {
+    let callers = deadline::of(request.metadata());
+    let r = request.into_inner();
+    super::runtime::required("container_id", &r.container_id)?;
+    let location = decode::path("location", &r.location)?;
+    let limit = match u64::try_from(r.timeout) {
+        Ok(0) => pods.node().config.runtime_timeout(),
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => return Err(Status::invalid_argument("timeout: is negative")),
+    };
+    let limit = callers.map_or(limit, |callers| limit.min(callers));
+    pods.checkpoint_container(&r.container_id, &location, limit).await.map_err(failed)?;
+    Ok(pb::CheckpointContainerResponse {})
+}
+
+pub(super) async fn pod(
+    pods: &Manager,
+    request: Request<pb::CheckpointPodRequest>,
+) -> Checked<pb::CheckpointPodResponse> {
+    let limit = required_deadline(&request)?;
+    let r = request.into_inner();
+    super::runtime::required("pod_sandbox_id", &r.pod_sandbox_id)?;
+    no_options(&r.options)?;
+    let output = decode::path("output_path", &r.output_path)?;
+    let parse = |id: &String| {
+        ContainerId::parse(id).map_err(|e| Status::invalid_argument(format!("container_ids: {id:?}: {e}")))
+    };
+    let ids = r.container_ids.iter().map(parse).collect::<Checked<Vec<_>>>()?;
+    pods.checkpoint_pod(&r.pod_sandbox_id, &ids, &output, limit).await.map_err(failed)?;
+    Ok(pb::CheckpointPodResponse {})
+}
+
+pub(super) async fn restore(
+    pods: &Manager,
+    request: Request<pb::RestorePodRequest>,
+) -> Checked<pb::RestorePodResponse> {
+    required_deadline(&request)?;
+    let r = request.into_inner();
+    no_options(&r.options)?;
+    let from: PathBuf = decode::path("checkpoint_path", &r.checkpoint_path)?;
+    if r.container_configs.is_empty() {
+        return Err(Status::invalid_argument("container_configs: is empty"));
+    }
+    let internal = |e: crate::model::IdError| Status::internal(e.to_string());
+    let node = pods.node();
+    let id = SandboxId::random().map_err(internal)?;
+    let spec = decode::sandbox(r.config, r.runtime_handler, id, node.clock.now())?;
+    let mut containers: Vec<ContainerSpec> = Vec::new();
+    for config in r.container_configs {
+        let image = image_request(pods, config.image.as_ref())?;
+        let id = ContainerId::random().map_err(internal)?;
+        containers.push(decode::container(config, &spec, image, id, node.clock.now())?);
+    }
+    let names: Vec<String> = containers.iter().map(|c| c.name.clone()).collect();
+    // Not cut off when the caller goes away: what is half made is undone.
+    let (manager, sandbox) = (pods.clone(), spec.clone());
+    let work = tokio::spawn(async move { manager.restore_pod(sandbox, containers, &from).await });
+    let (id, made) = match work.await {
+        Ok(done) => done.map_err(|e| status(&e))?,
+        Err(_) => return Err(failed(SandboxError::Panicked("a restore"))),
+    };
+    let restored = names.into_iter().zip(made);
+    Ok(pb::RestorePodResponse {
+        pod_sandbox_id: id.to_string(),
+        restored_containers: restored
+            .map(|(name, id)| pb::RestoredContainer { name, container_id: id.to_string() })
+            .collect(),
+    })
+}

@@ -1,0 +1,88 @@
+//! The verbs for checkpoints: pause, resume, checkpoint. A restore makes a process that must outlive the daemon, and is
+//! the monitor's.
+
+use super::{OciError, Runtime, last_words};
+use crate::host::command::Command;
+use std::path::Path;
+use std::time::Duration;
+
+/// CRIU's line that says that it gives up, which is never the cause.
+const GIVES_UP: &str = "Dumping FAILED";
+/// Characters of its log that go into an error message.
+const WORDS: usize = 512;
+
+/// The last error in CRIU's log: the runtimes say no more than where that is.
+fn criu_words(log: &Path) -> Option<String> {
+    let text = String::from_utf8_lossy(&std::fs::read(log).ok()?).into_owned();
+    let line = text.lines().rfind(|line| line.contains("Error") && !line.contains(GIVES_UP))?;
+    Some(line.chars().take(WORDS).collect())
+}
+
+impl Runtime {
+    /// Freezes all processes of a container.
+    ///
+    /// # Errors
+    /// When the runtime is missing, fails or takes too long.
+    pub async fn pause(&self, id: &str) -> Result<(), OciError> {
+        self.call("pause", id, &["pause", id], None).await.map(|_| ())
+    }
+
+    /// Lets them run. One that is not paused, or not there any more, is fine.
+    ///
+    /// # Errors
+    /// When the runtime is missing, fails or takes too long.
+    pub async fn resume(&self, id: &str) -> Result<(), OciError> {
+        match self.call("resume", id, &["resume", id], None).await {
+            Err(OciError::Failed { message, .. })
+                if message.contains("not paused") || message.contains("does not exist") =>
+            {
+                Ok(())
+            }
+            other => other.map(|_| ()),
+        }
+    }
+
+    /// Has CRIU write a container's processes to `images`, its log and figures to `work`; both are made. The container
+    /// stays as it was, paused or running. After `limit` only the runtime is killed, and CRIU gets `release` to let go in
+    /// order: killed in the middle, it may take the container's processes with it, which it has put its own code into.
+    ///
+    /// # Errors
+    /// When the runtime is missing, fails, or takes longer than `limit`.
+    pub async fn checkpoint(
+        &self,
+        id: &str,
+        images: &Path,
+        work: &Path,
+        limit: Duration,
+        release: Duration,
+    ) -> Result<(), OciError> {
+        let verb = "checkpoint";
+        let command = Command::new(&self.path, limit.min(self.deadline)).orderly(release).args(&self.args);
+        let command = command.args([verb, "--leave-running", "--file-locks", "--image-path"]).arg(images);
+        let command = command.arg("--work-path").arg(work).arg(id);
+        let output = command.run().await.map_err(|error| self.error(verb, id, error))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let mut message = last_words(&output.stderr, &output.status.to_string());
+        if let Some(cause) = criu_words(&work.join("dump.log")) {
+            message = format!("{message}: {cause}");
+        }
+        Err(OciError::Failed { runtime: self.name.clone(), verb, id: id.to_owned(), message })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cause_is_the_error_before_the_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("dump.log");
+        assert_eq!(criu_words(&log), None);
+        let said = "(0.1) Error (a.c:1): rlimit\n(0.2) Error (b.c:2): tcp\n(0.3) fine\n(0.4) Error (c.c:3): Dumping FAILED.\n";
+        std::fs::write(&log, said).unwrap();
+        assert_eq!(criu_words(&log).unwrap(), "(0.2) Error (b.c:2): tcp");
+    }
+}

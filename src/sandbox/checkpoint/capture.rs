@@ -1,0 +1,113 @@
+//! The moment itself: note, freeze, capture, set free. Whatever fails or panics between, the containers are set free
+//! before this returns, and where even that fails a note on disk is left.
+
+use super::error::CheckpointError;
+use super::frozen::Note;
+use super::{IMAGES, changes};
+use crate::host::oci::Runtime;
+use crate::model::{ContainerId, ContainerSpec};
+use crate::sandbox::bring_up::blocking;
+use crate::sandbox::error::SandboxError;
+use crate::sandbox::node::Node;
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Most of a caller's time that is kept back for letting go of containers in order.
+const RESERVE: Duration = Duration::from_secs(12);
+/// Tries to set a container free, with [`RESUME_PAUSE`] between: it fails only where the runtime cannot be run at all.
+const RESUME_TRIES: u32 = 5;
+/// See [`RESUME_TRIES`].
+const RESUME_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long the capture may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Budget {
+    until: Instant,
+    /// What CRIU gets to let go in order after that.
+    release: Duration,
+}
+
+impl Budget {
+    /// All of it, setting free included, within `limit` from now.
+    pub(super) fn within(limit: Duration) -> Self {
+        let reserve = (limit / 4).min(RESERVE);
+        Self { until: Instant::now() + limit - reserve, release: reserve * 3 / 4 }
+    }
+
+    fn left(self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
+}
+
+/// A container and where its checkpoint goes: a directory that is there, or that is made.
+#[derive(Debug)]
+pub(super) struct Subject {
+    pub(super) spec: Arc<ContainerSpec>,
+    /// The upper directory of its root file system.
+    pub(super) upper: PathBuf,
+    /// The lower ones, bottom first.
+    pub(super) layers: Vec<PathBuf>,
+    pub(super) dir: PathBuf,
+}
+
+/// Captures all of them at one moment. `made` is what a later daemon removes if this one does not come to its end.
+pub(super) async fn capture(
+    node: &Arc<Node>,
+    runtime: &Runtime,
+    subjects: &[Subject],
+    made: Vec<PathBuf>,
+    budget: Budget,
+) -> Result<(), SandboxError> {
+    let ids: Vec<ContainerId> = subjects.iter().map(|s| s.spec.id.clone()).collect();
+    let note = Note::write(node, runtime.name(), &ids, made)?;
+    let work = std::panic::AssertUnwindSafe(frozen(runtime, subjects, budget)).catch_unwind();
+    let captured = work.await.unwrap_or(Err(SandboxError::Panicked("a checkpoint")));
+    let free: Vec<_> = join_all(ids.iter().map(|id| set_free(runtime, id))).await;
+    let mut errors: Vec<_> = free.into_iter().filter_map(Result::err).collect();
+    if errors.is_empty() {
+        note.remove();
+    }
+    if let Err(error) = captured {
+        errors.insert(0, error);
+    }
+    SandboxError::all(errors).map_or(Ok(()), Err)
+}
+
+async fn frozen(runtime: &Runtime, subjects: &[Subject], budget: Budget) -> Result<(), SandboxError> {
+    first_error(join_all(subjects.iter().map(async |s| Ok(runtime.pause(s.spec.id.as_str()).await?))).await)?;
+    first_error(join_all(subjects.iter().map(|subject| one(runtime, subject, budget))).await)
+}
+
+async fn one(runtime: &Runtime, subject: &Subject, budget: Budget) -> Result<(), SandboxError> {
+    let dir = subject.dir.clone();
+    blocking(move || std::fs::create_dir_all(&dir).map_err(SandboxError::io("make directory", &dir))).await?;
+    let (id, dir) = (subject.spec.id.as_str(), &subject.dir);
+    runtime.checkpoint(id, &dir.join(IMAGES), dir, budget.left(), budget.release).await?;
+    let (upper, layers, dir) = (subject.upper.clone(), subject.layers.clone(), subject.dir.clone());
+    let until = budget.until.into_std();
+    blocking(move || changes::write(&upper, &layers, &dir, until)).await
+}
+
+fn first_error(results: Vec<Result<(), SandboxError>>) -> Result<(), SandboxError> {
+    let errors = results.into_iter().filter_map(Result::err).collect();
+    SandboxError::all(errors).map_or(Ok(()), Err)
+}
+
+/// Lets a container run again.
+pub(super) async fn set_free(runtime: &Runtime, id: &ContainerId) -> Result<(), SandboxError> {
+    let mut last = String::new();
+    for _ in 0..RESUME_TRIES {
+        match runtime.resume(id.as_str()).await {
+            Ok(()) => return Ok(()),
+            Err(error) => last = error.to_string(),
+        }
+        tokio::time::sleep(RESUME_PAUSE).await;
+    }
+    let error = CheckpointError::StillFrozen { id: id.clone(), why: last };
+    tracing::error!(container = %id, %error, "after a checkpoint");
+    Err(error.into())
+}

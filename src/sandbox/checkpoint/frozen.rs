@@ -1,0 +1,229 @@
+//! What outlives a daemon that dies while containers are frozen: a note of who they are, and half-made files. Owns
+//! `<state>/checkpoints` and `<root>/checkpoints`.
+
+use super::capture::set_free;
+use crate::model::ContainerId;
+use crate::sandbox::bring_up::blocking;
+use crate::sandbox::container::remove_tree;
+use crate::sandbox::error::SandboxError;
+use crate::sandbox::node::{Node, make_private_dir};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Version of a note.
+const VERSION: u32 = 1;
+/// What a CRIU of an earlier daemon gets to end by itself, before it is killed: it holds the container's processes.
+const ORPHAN_WAIT: Duration = Duration::from_secs(10);
+/// How often it is looked for.
+const ORPHAN_POLL: Duration = Duration::from_millis(50);
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Content {
+    version: u32,
+    /// The handler of the pod.
+    handler: String,
+    containers: Vec<ContainerId>,
+    /// Files and directories that are half made.
+    made: Vec<PathBuf>,
+}
+
+fn notes(node: &Node) -> PathBuf {
+    node.config.state.join("checkpoints")
+}
+
+fn stagings(node: &Node) -> PathBuf {
+    node.config.root.join("checkpoints")
+}
+
+/// A note on disk: these containers may be frozen.
+#[derive(Debug)]
+pub(super) struct Note(PathBuf);
+
+impl Note {
+    pub(super) fn write(
+        node: &Node,
+        handler: &str,
+        containers: &[ContainerId],
+        made: Vec<PathBuf>,
+    ) -> Result<Self, SandboxError> {
+        let dir = notes(node);
+        make_private_dir(&dir)?;
+        let path = dir.join(format!("{}.json", ContainerId::random()?.short()));
+        let content =
+            Content { version: VERSION, handler: handler.to_owned(), containers: containers.to_vec(), made };
+        let io = |operation| SandboxError::io(operation, &path);
+        let text = serde_json::to_vec(&content).map_err(|e| io("encode")(e.into()))?;
+        let new = path.with_extension("new");
+        std::fs::write(&new, text).map_err(io("write"))?;
+        std::fs::rename(&new, &path).map_err(io("write"))?;
+        Ok(Self(path))
+    }
+
+    /// They are free again.
+    pub(super) fn remove(self) {
+        if let Err(error) = std::fs::remove_file(&self.0) {
+            tracing::warn!(note = %self.0.display(), %error, "cannot remove the note of a checkpoint");
+        }
+    }
+}
+
+/// A directory for a checkpoint that becomes an archive; removed when dropped.
+#[derive(Debug)]
+pub(super) struct Staging(PathBuf);
+
+impl Staging {
+    pub(super) fn new(node: &Node) -> Result<Self, SandboxError> {
+        let dir = stagings(node).join(ContainerId::random()?.short());
+        make_private_dir(&dir)?;
+        Ok(Self(dir))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if let Err(error) = remove_tree(&self.0) {
+            tracing::warn!(%error, "half a checkpoint stays until the next start");
+        }
+    }
+}
+
+/// What an earlier daemon left.
+#[derive(Debug)]
+pub(in crate::sandbox) struct Leftovers {
+    notes: Vec<PathBuf>,
+    stagings: Vec<PathBuf>,
+}
+
+impl Leftovers {
+    /// To be looked for before anything is served: what comes afterwards is not left over.
+    pub(in crate::sandbox) fn find(node: &Node) -> Self {
+        let below = |dir: PathBuf| {
+            let found = std::fs::read_dir(dir).into_iter().flatten().flatten();
+            found.map(|entry| entry.path()).collect::<Vec<_>>()
+        };
+        let mut notes = below(notes(node));
+        notes.retain(|path| path.extension().is_some_and(|e| e == "json"));
+        Self { notes, stagings: below(stagings(node)) }
+    }
+}
+
+/// Sets free what an earlier daemon left frozen, and removes what it left half made.
+pub(in crate::sandbox) async fn thaw(node: Arc<Node>, left: Leftovers) {
+    for path in left.notes {
+        let note: Option<Content> =
+            std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let Some(note) = note.filter(|note| note.version <= VERSION) else {
+            tracing::error!(note = %path.display(), "cannot read whom an earlier daemon left frozen");
+            continue;
+        };
+        if thaw_one(&node, &note).await {
+            Note(path).remove();
+        }
+    }
+    let stagings = left.stagings;
+    if let Err(error) = blocking(move || stagings.iter().try_for_each(|dir| remove_tree(dir))).await {
+        tracing::warn!(%error, "cannot remove half-made checkpoints");
+    }
+}
+
+async fn thaw_one(node: &Arc<Node>, note: &Content) -> bool {
+    tracing::warn!(containers = ?note.containers, "the earlier daemon ended during a checkpoint: setting its containers free");
+    let made = note.made.clone();
+    if let Err(error) = blocking(move || end_orphans(&made)).await {
+        tracing::warn!(%error, "cannot look for a checkpoint that still runs");
+    }
+    let runtime = match node.runtime(&note.handler) {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "cannot set containers free");
+            return false;
+        }
+    };
+    let mut all_free = true;
+    for id in &note.containers {
+        all_free &= set_free(&runtime, id).await.is_ok();
+    }
+    for path in &note.made {
+        let removed = match std::fs::symlink_metadata(path) {
+            Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(path),
+            Ok(_) => std::fs::remove_file(path),
+            Err(_) => Ok(()),
+        };
+        if let Err(error) = removed {
+            tracing::warn!(path = %path.display(), %error, "half a checkpoint stays");
+        }
+    }
+    all_free
+}
+
+/// Waits for a CRIU that still writes there, and ends it when it takes too long. Blocking.
+fn end_orphans(made: &[PathBuf]) -> Result<(), SandboxError> {
+    let until = Instant::now() + ORPHAN_WAIT;
+    loop {
+        let holders = holders(made).map_err(SandboxError::io("read", Path::new("/proc")))?;
+        if holders.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > until {
+            for pid in holders {
+                tracing::warn!(pid, "ending a checkpoint of an earlier daemon");
+                if let Ok(handle) = podwright_sys::pidfd::open(pid) {
+                    use std::os::fd::AsFd as _;
+                    let _ = podwright_sys::pidfd::send_signal(handle.as_fd(), podwright_sys::pidfd::SIGKILL);
+                }
+            }
+        }
+        std::thread::sleep(ORPHAN_POLL);
+        if Instant::now() > until + ORPHAN_WAIT {
+            return Ok(());
+        }
+    }
+}
+
+/// Processes that have something open below one of these.
+fn holders(made: &[PathBuf]) -> std::io::Result<Vec<u32>> {
+    let mut holders = Vec::new();
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        if pid == std::process::id() {
+            continue;
+        }
+        let open = std::fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
+        let mut files = open.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        if files.any(|file| made.iter().any(|path| file.starts_with(path))) {
+            holders.push(pid);
+        }
+    }
+    Ok(holders)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_writes_below_a_path_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("images/pages");
+        std::fs::create_dir(dir.path().join("images")).unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("1000")
+            .stdin(std::process::Stdio::null())
+            .stdout(std::fs::File::create(&file).unwrap())
+            .spawn()
+            .unwrap();
+        assert_eq!(holders(&[dir.path().to_owned()]).unwrap(), [child.id()]);
+        assert!(holders(&[dir.path().join("imag")]).unwrap().is_empty());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(holders(&[dir.path().to_owned()]).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,229 @@
+//! Checkpoints of running containers: all of them frozen, captured, set free again whatever happens between; and the way
+//! back from such files to containers that StartContainer lets continue.
+//!
+//! Owns who is being checkpointed and the layout of the files, which is the peers' and checkpointctl's. CRIU itself is
+//! run by the OCI runtime. What a checkpoint says about mounts, devices, names or rights is never used: a restored
+//! container is what its own request asks for, with the processes and changed files of the checkpoint.
+
+mod archive;
+mod capture;
+mod changes;
+mod describe;
+mod error;
+mod frozen;
+mod restore;
+
+pub use error::CheckpointError;
+pub(super) use frozen::{Leftovers, thaw};
+pub(super) use restore::{check, fetch, forget_images, images};
+
+use super::error::SandboxError;
+use super::node::Node;
+use super::snapshot::{ContainerSnapshot, PodSnapshot};
+use super::state::ContainerState;
+use crate::host::criu::Criu;
+use crate::model::{ContainerId, ContainerSpec};
+use capture::{Budget, Subject};
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Where CRIU's images of a container lie, in the peers' layout.
+const IMAGES: &str = "checkpoint";
+/// Changed files of the root file system.
+const CHANGES: &str = "rootfs-diff.tar";
+/// Paths that the container removed from its image's files, a JSON array; absent: none.
+const DELETED: &str = "deleted.files";
+/// Who the container was.
+const CONFIG_DUMP: &str = "config.dump";
+/// Its OCI configuration.
+const SPEC_DUMP: &str = "spec.dump";
+/// Its CRI status, as containerd writes it.
+const STATUS_DUMP: &str = "status.dump";
+/// Its log.
+const LOG: &str = "container.log";
+/// Who the pod was.
+const POD_DUMP: &str = "pod.dump";
+/// Version of a pod's checkpoint and the names of its containers.
+const POD_OPTIONS: &str = "pod.options";
+
+/// What the node knows of checkpoints.
+#[derive(Debug)]
+pub struct Checkpoints {
+    criu: Criu,
+    busy: Mutex<HashSet<ContainerId>>,
+}
+
+impl Checkpoints {
+    /// As configured.
+    #[must_use]
+    pub fn new(on: bool) -> Self {
+        Self { criu: Criu::new(on), busy: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<ContainerId>> {
+        // Every section leaves the set whole.
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The containers that are ours to freeze, until dropped.
+struct Claim {
+    node: Arc<Node>,
+    ids: Vec<ContainerId>,
+}
+
+impl Claim {
+    fn take(node: &Arc<Node>, ids: Vec<ContainerId>) -> Result<Self, SandboxError> {
+        let mut busy = node.checkpoints.lock();
+        if let Some(id) = ids.iter().find(|id| busy.contains(*id)) {
+            return Err(CheckpointError::Busy(id.clone()).into());
+        }
+        busy.extend(ids.iter().cloned());
+        drop(busy);
+        Ok(Self { node: node.clone(), ids })
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut busy = self.node.checkpoints.lock();
+        for id in &self.ids {
+            busy.remove(id);
+        }
+    }
+}
+
+/// Whether checkpoints can be made and restored here.
+pub(super) async fn available(node: &Node) -> Result<(), SandboxError> {
+    Ok(node.checkpoints.criu.check().await.map_err(CheckpointError::from)?)
+}
+
+fn running(container: &ContainerSnapshot) -> Result<(), SandboxError> {
+    match &container.state {
+        ContainerState::Running { .. } => Ok(()),
+        state => Err(SandboxError::ContainerState {
+            operation: "checkpoint",
+            id: container.spec.id.to_string(),
+            state: state.name(),
+        }),
+    }
+}
+
+fn subject(node: &Node, spec: &Arc<ContainerSpec>, dir: PathBuf) -> Subject {
+    let layers = node.images.restore_hold(&spec.image.id).map(|hold| hold.layers().to_vec());
+    Subject {
+        spec: spec.clone(),
+        upper: node.writable(&spec.id).join("upper"),
+        layers: layers.unwrap_or_default(),
+        dir,
+    }
+}
+
+/// Writes a running container's checkpoint to a tar at `location`. The container goes on.
+///
+/// The work is not cut off when the caller goes away: the container must be set free.
+pub(super) async fn container(
+    node: &Arc<Node>,
+    pod: &Arc<PodSnapshot>,
+    container: &Arc<ContainerSnapshot>,
+    location: &Path,
+    limit: Duration,
+) -> Result<(), SandboxError> {
+    running(container)?;
+    let out = archive::Target::new(location)?;
+    available(node).await?;
+    let claim = Claim::take(node, vec![container.spec.id.clone()])?;
+    let (node, pod, container) = (node.clone(), pod.clone(), container.clone());
+    let budget = Budget::within(limit);
+    detached("a checkpoint", async move {
+        let _claim = claim;
+        let staging = frozen::Staging::new(&node)?;
+        let spec = &container.spec;
+        let subjects = vec![subject(&node, spec, staging.path().to_owned())];
+        capture::capture(&node, &pod.runtime, &subjects, vec![staging.path().to_owned()], budget).await?;
+        let (described, dir) = (describe::container(&node, &pod, &container), staging.path().to_owned());
+        let log = spec.log_path.clone();
+        super::bring_up::blocking(move || {
+            described.write(&dir)?;
+            describe::copy_log(log.as_deref(), &dir)?;
+            out.fill(&dir)
+        })
+        .await
+    })
+    .await
+}
+
+/// Writes the checkpoints of several running containers of one pod, taken at one moment, into the empty directory
+/// `output`: one directory a container. On an error it is empty again.
+pub(super) async fn pod(
+    node: &Arc<Node>,
+    pod: &Arc<PodSnapshot>,
+    ids: &[ContainerId],
+    output: &Path,
+    limit: Duration,
+) -> Result<(), SandboxError> {
+    let containers = wanted(pod, ids)?;
+    restore::check_empty(output)?;
+    available(node).await?;
+    let claim = Claim::take(node, ids.to_vec())?;
+    let (node, pod, output) = (node.clone(), pod.clone(), output.to_owned());
+    let budget = Budget::within(limit);
+    detached("a checkpoint", async move {
+        let _claim = claim;
+        let dirs: Vec<PathBuf> = containers.iter().map(|c| output.join(&c.spec.name)).collect();
+        let made =
+            [output.join(POD_DUMP), output.join(POD_OPTIONS)].into_iter().chain(dirs.clone()).collect();
+        let subjects: Vec<_> =
+            containers.iter().zip(dirs).map(|(c, dir)| subject(&node, &c.spec, dir)).collect();
+        let captured = capture::capture(&node, &pod.runtime, &subjects, made, budget).await;
+        let described: Vec<_> = containers.iter().map(|c| describe::container(&node, &pod, c)).collect();
+        let names = containers.iter().map(|c| c.spec.name.clone()).collect();
+        let pod_dump = describe::pod(&pod.spec, names);
+        super::bring_up::blocking(move || {
+            let written = captured.and_then(|()| {
+                subjects.iter().zip(&described).try_for_each(|(subject, d)| d.write(&subject.dir))?;
+                pod_dump.write(&output)
+            });
+            if written.is_err() {
+                restore::empty(&output);
+            }
+            written
+        })
+        .await
+    })
+    .await
+}
+
+/// The containers that were named: at least one, none twice, all running, no two of one name.
+fn wanted(pod: &PodSnapshot, ids: &[ContainerId]) -> Result<Vec<Arc<ContainerSnapshot>>, SandboxError> {
+    let bad = |why: String| CheckpointError::Request { field: "container_ids", why };
+    if ids.is_empty() {
+        return Err(bad("is empty".to_owned()).into());
+    }
+    let (mut names, mut found) = (HashSet::new(), Vec::new());
+    for id in ids {
+        let Some(container) = pod.container(id) else {
+            return Err(bad(format!("{id} is no container of pod sandbox {}", pod.spec.id)).into());
+        };
+        if !names.insert(container.spec.name.as_str()) {
+            return Err(bad(format!("{id}: it, or another container of that name, is named twice")).into());
+        }
+        running(container)?;
+        found.push(container.clone());
+    }
+    Ok(found)
+}
+
+/// Work that goes on when its caller does not.
+async fn detached<T: Send + 'static>(
+    what: &'static str,
+    work: impl Future<Output = Result<T, SandboxError>> + Send + 'static,
+) -> Result<T, SandboxError> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => Err(SandboxError::Panicked(what)),
+        Err(_) => Err(SandboxError::ShuttingDown),
+    }
+}

@@ -74,7 +74,13 @@ fn make(bundle: &Path, spec: &Value) -> std::io::Result<()> {
 }
 
 fn spec(cgroup: &str, command: &[&str], further: &[Value]) -> Value {
-    let mut mounts = vec![json!({ "destination": "/proc", "type": "proc", "source": "proc" })];
+    let mut mounts = vec![
+        json!({ "destination": "/proc", "type": "proc", "source": "proc" }),
+        // The bundle lies on /run, where systemd allows no devices: /dev/null has to be on a file system that does.
+        json!({
+            "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755"],
+        }),
+    ];
     for dir in HOST_DIRS.into_iter().filter(|dir| Path::new(dir).is_dir()) {
         mounts.push(json!({
             "destination": dir, "type": "bind", "source": dir, "options": ["rbind", "ro", "rprivate"],
@@ -97,6 +103,18 @@ fn spec(cgroup: &str, command: &[&str], further: &[Value]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn devices_do_not_lie_where_the_bundle_does() {
+        let spec = spec("/p", &["/bin/true"], &[]);
+        assert!(
+            spec["mounts"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|m| m["destination"] == "/dev" && m["type"] == "tmpfs")
+        );
+    }
 
     #[test]
     fn one_mount_that_can_be_written_tells() {

@@ -12,10 +12,11 @@ use crate::images::Images;
 use crate::metrics::{self, PullCollector, Registry, Rpcs};
 use crate::model::Clock;
 use crate::sandbox::spec::HostFacts;
-use crate::sandbox::{self, ExecWaiters, Node, PodMetrics, Records, WritableLayers};
+use crate::sandbox::{self, ExecWaiters, Node, PodMetrics, Records, UserNamespaces, WritableLayers};
 use crate::streaming::{self, StreamingMetrics};
 use anyhow::Context as _;
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,6 +63,9 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let streams = streaming::Server::start(&config.streaming, quiet, pods.clone(), stream_metrics).await?;
     let listener = cri::listen(&config)?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    // By the time of a kubelet's first question.
+    let trial = pods.node().clone();
+    tokio::spawn(async move { trial.has_user_namespaces("").await });
     tracing::info!(
         socket = %config.grpc.socket.display(),
         streaming = %streams.address(),
@@ -111,8 +115,26 @@ fn make_private_dir(path: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("make directory {}", path.display()))
 }
 
+/// Root of a pod's user namespace, who is nobody on the host, has to get to the bundles of its containers: it may go
+/// through the directories on the way, which show it nothing.
+fn make_way(state: &Path) -> anyhow::Result<()> {
+    for private in ["pods", "runtime"] {
+        make_private_dir(&state.join(private))?;
+    }
+    for way in [state.to_owned(), state.join("containers")] {
+        make_private_dir(&way)?;
+        let mode =
+            std::fs::metadata(&way).with_context(|| format!("look at {}", way.display()))?.permissions();
+        let mode = std::fs::Permissions::from_mode(mode.mode() | 0o011);
+        std::fs::set_permissions(&way, mode)
+            .with_context(|| format!("change the mode of {}", way.display()))?;
+    }
+    Ok(())
+}
+
 async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>> {
     let boot_id = podwright_sys::proc::boot_id().context("read the boot id")?;
+    make_way(&config.state)?;
     let images = open_images(config)?;
     registry.register(Box::new(PullCollector::new(images.stats().clone())?))?;
     let cgroups = Cgroups::detect()?;
@@ -132,6 +154,7 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         metrics: pod_metrics,
         layers,
         execs: ExecWaiters::default(),
+        user_namespaces: UserNamespaces::default(),
         config: config.clone(),
     }))
 }

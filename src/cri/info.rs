@@ -78,15 +78,19 @@ pub(super) fn node(node: &Node) -> Info {
 }
 
 /// One entry a handler and one with the empty name for the default; sorted by name.
-pub(super) fn handlers(node: &Node) -> Vec<pb::RuntimeHandler> {
-    let features = pb::RuntimeHandlerFeatures {
-        recursive_read_only_mounts: node.facts.recursive_read_only,
-        user_namespaces: false,
-    };
+pub(super) async fn handlers(node: &Node) -> Vec<pb::RuntimeHandler> {
     let mut names = node.runtimes.names();
     names.push(String::new());
     names.sort();
-    names.into_iter().map(|name| pb::RuntimeHandler { name, features: Some(features) }).collect()
+    let mut handlers = Vec::new();
+    for name in names {
+        let features = pb::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: node.facts.recursive_read_only,
+            user_namespaces: node.has_user_namespaces(&name).await,
+        };
+        handlers.push(pb::RuntimeHandler { name, features: Some(features) });
+    }
+    handlers
 }
 
 /// CRI's number of the signal that StopContainer would send.

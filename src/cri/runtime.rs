@@ -332,13 +332,17 @@ impl RuntimeService for Runtime {
                 }
             };
             let runtime = condition("RuntimeReady", true, "", String::new());
+            let runtime_handlers = info::handlers(node).await;
+            // Such a pod gets the host's /sys, which is made read-only with all below it.
+            let user_namespaces_host_network = node.facts.recursive_read_only
+                && runtime_handlers.iter().filter_map(|h| h.features).any(|f| f.user_namespaces);
             Ok(pb::StatusResponse {
                 status: Some(pb::RuntimeStatus { conditions: vec![runtime, network] }),
                 info: if r.into_inner().verbose { info::node(node) } else { Default::default() },
-                runtime_handlers: info::handlers(node),
+                runtime_handlers,
                 features: Some(pb::RuntimeFeatures {
                     supplemental_groups_policy: true,
-                    user_namespaces_host_network: false,
+                    user_namespaces_host_network,
                     mount_options: true,
                 }),
             })

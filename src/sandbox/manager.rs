@@ -84,6 +84,7 @@ impl Manager {
     pub async fn run(&self, spec: SandboxSpec) -> Outcome<SandboxId> {
         let runtime = self.node.runtime(&spec.runtime_handler).map_err(Arc::new)?;
         self.node.check_cgroup_parent(&spec).map_err(Arc::new)?;
+        self.node.check_user_namespace(&spec).await.map_err(Arc::new)?;
         let (id, mut up) = {
             let mut tables = self.index.lock();
             match tables.names.get(&spec.name).and_then(|id| tables.pods.get(id)) {

@@ -8,6 +8,7 @@ mod container;
 mod error;
 mod exec;
 mod files;
+mod idmap;
 mod machine;
 mod manager;
 mod metrics;
@@ -20,6 +21,7 @@ mod snapshot;
 pub mod spec;
 mod state;
 mod stop;
+mod user_namespaces;
 mod volumes;
 mod writable;
 
@@ -35,5 +37,6 @@ pub use session::{
 };
 pub use snapshot::{ContainerSnapshot, PodSnapshot};
 pub use state::{ContainerState, Exit, ExitReason, SandboxState};
+pub use user_namespaces::UserNamespaces;
 pub use volumes::VolumeError;
 pub use writable::{Measured, WritableLayers};

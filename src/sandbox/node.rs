@@ -4,6 +4,7 @@ use super::error::SandboxError;
 use super::metrics::PodMetrics;
 use super::record::Records;
 use super::spec::HostFacts;
+use super::user_namespaces::UserNamespaces;
 use super::writable::WritableLayers;
 use crate::config::Config;
 use crate::host::cgroups::{self, Cgroups, Leaf};
@@ -43,6 +44,8 @@ pub struct Node {
     pub layers: Arc<WritableLayers>,
     /// Execs whose end is awaited.
     pub execs: ExecWaiters,
+    /// Whether pods can have user namespaces.
+    pub user_namespaces: UserNamespaces,
 }
 
 impl Node {
@@ -98,6 +101,22 @@ impl Node {
     pub(super) fn expect_cgroup_moves(&self) {
         let cgroups = self.cgroups.clone();
         drop(tokio::task::spawn_blocking(move || cgroups.hasten_moves()));
+    }
+
+    /// Whether pods of a handler can have user namespaces of their own. The first call waits for a trial.
+    pub async fn has_user_namespaces(&self, handler: &str) -> bool {
+        self.user_namespaces.have(&self.config, &self.runtimes, handler).await
+    }
+
+    /// Whether this pod can have what it asks for of user namespaces.
+    ///
+    /// # Errors
+    /// When its handler has none, with the reason.
+    pub(super) async fn check_user_namespace(&self, pod: &SandboxSpec) -> Result<(), SandboxError> {
+        match &pod.namespaces.user {
+            Some(_) => self.user_namespaces.require(&self.config, &self.runtimes, &pod.runtime_handler).await,
+            None => Ok(()),
+        }
     }
 
     /// The runtime of a handler; empty: the default.

@@ -23,3 +23,4 @@ mod streaming;
 mod support;
 mod survive;
 mod usage;
+mod userns;

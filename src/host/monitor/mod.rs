@@ -18,8 +18,8 @@ pub use error::MonitorError;
 pub use launch::{LaunchRequest, adopt, launch};
 pub use podwright_monitor_proto::{
     ContainerState, ContainerStatus, Create as CreateRequest, ErrorKind, ExecStatus, ExecStdio as StdioFlags,
-    ExitRecord, MonitorRecord as MonitorInfo, NamespacePaths, NamespaceRequest, ProcessId, Runtime,
-    SessionEnd, Target,
+    ExitRecord, IdMappings, IdRange, MonitorRecord as MonitorInfo, NamespacePaths, NamespaceRequest,
+    ProcessId, Runtime, SessionEnd, Target,
 };
 pub use session::{Leash, Session};
 pub use sweep::{kill, kill_process, sweep};

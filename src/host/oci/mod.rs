@@ -9,6 +9,7 @@ mod runtimes;
 mod signals;
 
 pub use error::OciError;
+pub use probe::UserNamespace;
 pub use runtimes::Runtimes;
 pub use signals::{signal_name, signal_number};
 
@@ -58,6 +59,19 @@ impl Runtime {
             return Ok(());
         }
         Err(OciError::Missing { runtime: self.name.clone(), path: self.path.clone() })
+    }
+
+    /// Runs a container in a user namespace, to see whether it can. Makes a directory below `state` and removes it.
+    ///
+    /// # Errors
+    /// What the runtime says, or that its files could not be made.
+    pub async fn try_user_namespace(
+        &self,
+        state: &Path,
+        cgroup_parent: &str,
+        user: UserNamespace<'_>,
+    ) -> Result<(), OciError> {
+        probe::works(self, state, cgroup_parent, Some(user)).await
     }
 
     /// The program as the monitor runs it.

@@ -81,7 +81,7 @@ async fn first_that_works(
     let mut tried = Vec::new();
     for name in PREFERENCE {
         let Some(runtime) = by_name.get(name) else { continue };
-        match probe::works(runtime, state, cgroup_parent).await {
+        match probe::works(runtime, state, cgroup_parent, None).await {
             Ok(()) => return Ok(runtime.clone()),
             Err(error) => {
                 tracing::info!(runtime = name, %error, "not usable here");

@@ -6,6 +6,7 @@ use crate::images::{Image, ImageKind};
 use crate::sandbox::{ContainerSnapshot, ContainerState, Manager, Node, PodSnapshot, SandboxState};
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 type Info = HashMap<String, String>;
 
@@ -29,6 +30,7 @@ pub(super) fn sandbox(pod: &PodSnapshot) -> Info {
         "cause": cause,
         "monitor": monitor,
         "runtimeHandler": pod.runtime.name(),
+        "limits": pod.limits(),
         "config": *pod.spec,
     }))
 }
@@ -74,18 +76,19 @@ pub(super) fn node(node: &Node) -> Info {
         ("runtimes".to_owned(), text(&json!(node.runtimes.names()))),
         ("writableLayers".to_owned(), text(&json!(node.layers.mode()))),
         ("cgroupMode".to_owned(), text(&json!(format!("{:?}", node.cgroups.mode())))),
+        ("cgroupDriver".to_owned(), text(&json!(node.driver.name()))),
     ])
 }
 
 /// One entry a handler and one with the empty name for the default; sorted by name.
-pub(super) async fn handlers(node: &Node) -> Vec<pb::RuntimeHandler> {
+pub(super) async fn handlers(node: &Arc<Node>) -> Vec<pb::RuntimeHandler> {
     let mut names = node.runtimes.names();
     names.push(String::new());
     names.sort();
     let mut handlers = Vec::new();
     for name in names {
         let features = pb::RuntimeHandlerFeatures {
-            recursive_read_only_mounts: node.facts.recursive_read_only,
+            recursive_read_only_mounts: node.recursive_read_only(&name),
             user_namespaces: node.has_user_namespaces(&name).await,
         };
         handlers.push(pb::RuntimeHandler { name, features: Some(features) });

@@ -6,14 +6,17 @@ pub mod decode;
 mod encode;
 mod image;
 mod info;
+mod pod_metrics;
 pub mod proto;
 mod runtime;
 mod server;
 mod stats;
 mod status;
 mod streaming;
+mod watchdog;
 
 pub use image::Image;
 pub use runtime::Runtime;
 pub use server::{ServeError, listen, serve};
 pub use status::{image_status, status};
+pub use watchdog::watch;

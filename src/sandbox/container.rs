@@ -6,11 +6,14 @@ use super::error::SandboxError;
 use super::files::PodFiles;
 use super::idmap;
 use super::node::{Node, make_private_dir};
+use super::recover;
 use super::spec::{self, ImageProcess, Inputs, PodNamespaces, Seccomp};
 use super::state::{ContainerState, Init};
 use super::stop::{kill_cgroup, shares_pid_namespace};
 use super::volumes;
-use crate::host::monitor::{ContainerState as MonitorContainer, CreateRequest, Monitor, NamespacePaths};
+use crate::host::monitor::{
+    ContainerState as MonitorContainer, CreateRequest, Monitor, MonitorError, NamespacePaths,
+};
 use crate::host::oci::Runtime;
 use crate::host::rootfs::IdMap;
 use crate::host::security::seccomp;
@@ -142,7 +145,7 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
             working_dir: image.config.working_dir.clone(),
         },
         user: &user,
-        host: &node.facts,
+        host: &node.facts_for(&pod.runtime_handler),
         config: &node.config.containers,
         namespaces: &pod_namespaces(namespaces, *target_pid),
         files: &bound_files(&PodFiles::below(&node.pod_dir(&pod.id)), pod),
@@ -157,7 +160,7 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
             Profile::Localhost(path) => Seccomp::Profile(Box::new(seccomp::load(Path::new(path))?)),
         },
         rootfs: &root,
-        cgroup: leaf.path(),
+        cgroup: leaf.oci(),
         allowed_annotations: &[],
     };
     let config = bundle.join("config.json");
@@ -241,6 +244,7 @@ fn text(path: &Path) -> String {
 pub(super) async fn start(
     node: &Node,
     monitor: &Monitor,
+    pod: &SandboxSpec,
     spec: &ContainerSpec,
     runtime: &Runtime,
 ) -> Result<Init, SandboxError> {
@@ -256,6 +260,7 @@ pub(super) async fn start(
         stdin: spec.stdin,
         stdin_once: spec.stdin_once,
         deadline_ms: u64::try_from(node.config.runtime_timeout().as_millis()).ok(),
+        cgroup: Some(text(node.leaf(pod, &spec.id)?.path())),
     };
     let created = node.metrics.step("start_container", "runtime", monitor.create(request)).await;
     match created {
@@ -275,20 +280,28 @@ pub(super) fn updated(old: &Resources, update: &Resources) -> Resources {
     new
 }
 
-/// Applies limits: `live` to the processes, else to the bundle from which they will start. On an error nothing changed.
+/// Applies limits: `live` to the processes, else to the bundle from which they will start. On an error the `old` ones
+/// are in force again.
 pub(super) async fn update(
     node: &Arc<Node>,
     id: &ContainerId,
     runtime: &Runtime,
-    limits: &Resources,
+    (old, limits): (&Resources, &Resources),
     live: bool,
 ) -> Result<(), SandboxError> {
-    let limits = spec::linux_resources(limits, node.config.containers.pids_limit, &node.facts)?;
+    let in_oci_terms = |limits| spec::linux_resources(limits, node.config.containers.pids_limit, &node.facts);
+    let limits = in_oci_terms(limits)?;
     let config = node.bundle(id).join("config.json");
     let malformed = |e: serde_json::Error| SandboxError::io("change", &config)(std::io::Error::from(e));
     let limits = serde_json::to_value(limits).map_err(malformed)?;
     if live {
-        return Ok(runtime.update(id.as_str(), &limits).await?);
+        let Err(cause) = runtime.update(id.as_str(), &limits).await else { return Ok(()) };
+        // It may have written some of them before one was refused.
+        let old = serde_json::to_value(in_oci_terms(old)?).map_err(malformed)?;
+        return match runtime.update(id.as_str(), &old).await {
+            Ok(()) => Err(cause.into()),
+            Err(undo) => Err(SandboxError::Several(vec![cause.into(), undo.into()])),
+        };
     }
     let config = config.clone();
     blocking(move || {
@@ -316,10 +329,20 @@ fn with_limits(config: &[u8], limits: serde_json::Value) -> serde_json::Result<V
 /// How often a monitor is asked about a start that an earlier daemon asked for.
 const START_POLL: Duration = Duration::from_millis(100);
 
+/// How often it is asked again when it does not answer: longer than the pod's task tries, which gives the pod up.
+const START_PATIENCE: u32 = 2 * recover::ADOPTIONS;
+
 /// Waits for the outcome of a start that an earlier daemon asked for; its monitor bounds it.
 pub(super) async fn await_start(monitor: &Monitor, id: &ContainerId) -> Result<Init, SandboxError> {
+    let mut patience = START_PATIENCE;
     loop {
-        let listing = monitor.list().await?;
+        let listing = match monitor.list().await {
+            Err(MonitorError::Unresponsive { .. }) if patience > 0 => {
+                patience -= 1;
+                continue;
+            }
+            listing => listing?,
+        };
         let state = listing.containers.into_iter().find(|c| c.id == id.as_str()).map(|c| c.state);
         match state {
             Some(MonitorContainer::Creating) => tokio::time::sleep(START_POLL).await,

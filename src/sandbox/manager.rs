@@ -5,8 +5,10 @@ use super::error::SandboxError;
 use super::exec;
 use super::node::Node;
 use super::pod::{Command, Outcome, Pod, PodHandle};
+use super::record::PodLimits;
 use super::session::{self, AttachSession, AttachStream, ExecSession, ExecStream};
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
+use super::spec::check_resources;
 use super::state::SandboxState;
 use super::volumes;
 use crate::host::netns;
@@ -81,9 +83,13 @@ impl Manager {
     ///
     /// # Errors
     /// When the name is taken by a different sandbox, or a step fails; then everything was undone.
-    pub async fn run(&self, spec: SandboxSpec) -> Outcome<SandboxId> {
+    pub async fn run(&self, mut spec: SandboxSpec) -> Outcome<SandboxId> {
         let runtime = self.node.runtime(&spec.runtime_handler).map_err(Arc::new)?;
-        self.node.check_cgroup_parent(&spec).map_err(Arc::new)?;
+        if spec.cgroup_parent.is_empty() {
+            // Recorded, since another configuration would have another default.
+            spec.cgroup_parent.clone_from(&self.node.default_parent);
+        }
+        self.node.driver.check(&spec.cgroup_parent).map_err(|e| Arc::new(e.into()))?;
         self.node.check_user_namespace(&spec).await.map_err(Arc::new)?;
         let (id, mut up) = {
             let mut tables = self.index.lock();
@@ -151,6 +157,7 @@ impl Manager {
     /// When the sandbox is not ready, the image is absent, or a step fails; then everything was undone.
     pub async fn create_container(&self, mut spec: ContainerSpec) -> Outcome<ContainerId> {
         let handle = self.find_pod(spec.sandbox_id.as_str()).map_err(Arc::new)?;
+        check_resources(&spec.resources, &self.node.facts).map_err(|e| Arc::new(e.into()))?;
         let hold = self.node.images.hold(spec.image.id.as_str()).map_err(|e| Arc::new(e.into()))?;
         if let ImageKind::Artifact { .. } = hold.image().kind {
             let reason = "an artifact, which can only be mounted as a volume".to_owned();
@@ -203,6 +210,16 @@ impl Manager {
         let (handle, id) = self.find_container(id).map_err(Arc::new)?;
         let gone = Err(Arc::new(SandboxError::ContainerNotFound(id.to_string())));
         ask(&handle, |reply| Command::Update { id, resources: Box::new(resources), reply }, gone).await
+    }
+
+    /// Takes note of what a pod's own cgroup is limited to now; the kubelet has changed it already.
+    ///
+    /// # Errors
+    /// When it is unknown, or the note cannot be written; then nothing changed.
+    pub async fn update_pod(&self, id: &str, limits: PodLimits) -> Outcome<()> {
+        let handle = self.find_pod(id).map_err(Arc::new)?;
+        let gone = Err(Arc::new(SandboxError::SandboxNotFound(id.to_owned())));
+        ask(&handle, |reply| Command::UpdatePod { limits: Box::new(limits), reply }, gone).await
     }
 
     /// Has a running container's log opened anew; the new file is in use when this returns.
@@ -294,6 +311,20 @@ impl Manager {
                 id: pod.spec.id.to_string(),
                 state: state.name(),
             }),
+        }
+    }
+
+    /// Has the CNI plugins look at every pod that has a network, one after the other, and logs what they find amiss.
+    /// Nothing is changed: a pod without its network is for people to see, and for probes to end.
+    pub async fn check_networks(&self) {
+        for pod in self.pods() {
+            if !matches!(pod.state, SandboxState::Ready { network: Some(_) }) {
+                continue;
+            }
+            let id = &pod.spec.id;
+            if let Err(error) = self.node.network.check(id, &self.node.netns(id)).await {
+                tracing::warn!(sandbox = %id, pod = %pod.spec.name, %error, "a pod's network is not as it was made");
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 //! recovery (`recover`). Never speaks gRPC, never runs a program itself: mechanisms stand in `host`.
 
 mod bring_up;
+mod conditions;
 mod container;
 mod error;
 mod exec;
@@ -25,16 +26,15 @@ mod user_namespaces;
 mod volumes;
 mod writable;
 
+pub use conditions::{Condition, conditions};
 pub use error::SandboxError;
 pub use exec::Output;
 pub use manager::Manager;
 pub use metrics::PodMetrics;
 pub use node::{ExecWaiters, Node};
-pub use record::{RecordError, Records};
+pub use record::{PodLimits, RecordError, Records};
 pub use recover::recover;
-pub use session::{
-    AttachEnd, AttachSession, AttachStream, ExecSession, ExecStream, ExitStatus, TerminalSize,
-};
+pub use session::{AttachEnd, AttachSession, AttachStream, ExecSession, ExecStream, ExitStatus};
 pub use snapshot::{ContainerSnapshot, PodSnapshot};
 pub use state::{ContainerState, Exit, ExitReason, SandboxState};
 pub use user_namespaces::UserNamespaces;

@@ -7,7 +7,7 @@ use super::spec::HostFacts;
 use super::user_namespaces::UserNamespaces;
 use super::writable::WritableLayers;
 use crate::config::Config;
-use crate::host::cgroups::{self, Cgroups, Leaf};
+use crate::host::cgroups::{self, Cgroups, Driver, Leaf};
 use crate::host::network::Network;
 use crate::host::oci::{Runtime, Runtimes};
 use crate::images::Images;
@@ -32,7 +32,11 @@ pub struct Node {
     pub runtimes: Runtimes,
     /// Cgroups.
     pub cgroups: Cgroups,
-    /// What the kernel and our own privileges allow.
+    /// Who makes them.
+    pub driver: Driver,
+    /// The cgroup parent of pods that name none.
+    pub default_parent: String,
+    /// What the kernel and our own privileges allow; what the runtimes can do is not in it.
     pub facts: HostFacts,
     /// The monitor's program.
     pub monitor_binary: PathBuf,
@@ -82,19 +86,33 @@ impl Node {
     /// The container's cgroup, below its pod's.
     ///
     /// # Errors
-    /// When the parent is not of the configured driver's kind.
+    /// When the pod's parent is malformed.
     pub fn leaf(&self, pod: &SandboxSpec, id: &ContainerId) -> Result<Leaf, SandboxError> {
-        Ok(cgroups::leaf(&pod.cgroup_parent, &self.config.cgroups.default_parent, id)?)
+        Ok(cgroups::leaf(self.cgroup_parent(pod), id)?)
     }
 
-    /// Whether containers can be put below the pod's cgroup parent.
+    /// The pod's own cgroup, in which those of its containers lie.
     ///
     /// # Errors
-    /// When the parent is not of the configured driver's kind.
-    pub(super) fn check_cgroup_parent(&self, pod: &SandboxSpec) -> Result<(), SandboxError> {
-        // Any id will do: it is the parent that is looked at.
-        let id = ContainerId::parse(pod.id.as_str())?;
-        self.leaf(pod, &id).map(|_| ())
+    /// As [`Self::leaf`].
+    pub fn pod_cgroup(&self, pod: &SandboxSpec) -> Result<PathBuf, SandboxError> {
+        Ok(cgroups::parent_path(self.cgroup_parent(pod))?)
+    }
+
+    fn cgroup_parent<'a>(&'a self, pod: &'a SandboxSpec) -> &'a str {
+        if pod.cgroup_parent.is_empty() { &self.default_parent } else { &pod.cgroup_parent }
+    }
+
+    /// The facts, as they are with a handler's runtime.
+    pub(super) fn facts_for(&self, handler: &str) -> HostFacts {
+        HostFacts { recursive_read_only: self.recursive_read_only(handler), ..self.facts.clone() }
+    }
+
+    /// Whether kernel and runtime of a handler make a mount read-only with all below it.
+    #[must_use]
+    pub fn recursive_read_only(&self, handler: &str) -> bool {
+        self.facts.recursive_read_only
+            && self.runtimes.get(handler).is_some_and(|runtime| runtime.features().recursive_read_only)
     }
 
     /// To be called as soon as it is known that the OCI runtime will put a process into a cgroup. Returns at once.
@@ -104,17 +122,20 @@ impl Node {
     }
 
     /// Whether pods of a handler can have user namespaces of their own. The first call waits for a trial.
-    pub async fn has_user_namespaces(&self, handler: &str) -> bool {
-        self.user_namespaces.have(&self.config, &self.runtimes, handler).await
+    pub async fn has_user_namespaces(self: &Arc<Self>, handler: &str) -> bool {
+        UserNamespaces::have(self, handler).await
     }
 
     /// Whether this pod can have what it asks for of user namespaces.
     ///
     /// # Errors
     /// When its handler has none, with the reason.
-    pub(super) async fn check_user_namespace(&self, pod: &SandboxSpec) -> Result<(), SandboxError> {
+    pub(super) async fn check_user_namespace(
+        self: &Arc<Self>,
+        pod: &SandboxSpec,
+    ) -> Result<(), SandboxError> {
         match &pod.namespaces.user {
-            Some(_) => self.user_namespaces.require(&self.config, &self.runtimes, &pod.runtime_handler).await,
+            Some(_) => UserNamespaces::require(self, &pod.runtime_handler).await,
             None => Ok(()),
         }
     }

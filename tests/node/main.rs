@@ -7,20 +7,28 @@
 )]
 
 mod bad_input;
+mod check;
+mod churn;
 mod containers;
 mod daemon;
 mod faults;
 mod full;
+mod host_network;
 mod image_volumes;
 mod images;
 mod images_cli;
+mod network;
 mod pods;
 mod quota;
 mod races;
 mod settings;
 mod signatures;
+mod stats;
+mod status;
 mod streaming;
+mod streams_many;
 mod support;
 mod survive;
 mod usage;
 mod userns;
+mod watchdog;

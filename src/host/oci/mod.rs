@@ -4,13 +4,15 @@
 //! daemon (create, run, exec) is the monitor's. Decides nothing about containers.
 
 mod error;
+mod features;
 mod probe;
 mod runtimes;
 mod signals;
 
 pub use error::OciError;
+pub use features::Features;
 pub use probe::UserNamespace;
-pub use runtimes::Runtimes;
+pub use runtimes::{PREFERENCE, Runtimes, Surroundings, Trial, try_all};
 pub use signals::{signal_name, signal_number};
 
 use super::command::{Command, CommandError};
@@ -27,6 +29,7 @@ pub struct Runtime {
     path: PathBuf,
     args: Vec<String>,
     deadline: Duration,
+    features: Features,
 }
 
 impl Runtime {
@@ -35,7 +38,7 @@ impl Runtime {
     pub fn new(name: &str, path: PathBuf, root: &Path, extra: &[String], deadline: Duration) -> Self {
         let mut args = vec!["--root".to_owned(), root.to_string_lossy().into_owned()];
         args.extend(extra.iter().cloned());
-        Self { name: name.to_owned(), path, args, deadline }
+        Self { name: name.to_owned(), path, args, deadline, features: Features::default() }
     }
 
     /// The handler's name.
@@ -50,6 +53,12 @@ impl Runtime {
         &self.path
     }
 
+    /// What it can do, as far as is known.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
     /// Whether the program is there.
     ///
     /// # Errors
@@ -61,17 +70,16 @@ impl Runtime {
         Err(OciError::Missing { runtime: self.name.clone(), path: self.path.clone() })
     }
 
-    /// Runs a container in a user namespace, to see whether it can. Makes a directory below `state` and removes it.
+    /// Runs a container in a user namespace, to see whether it can. Makes a directory in `around.state` and removes it.
     ///
     /// # Errors
     /// What the runtime says, or that its files could not be made.
     pub async fn try_user_namespace(
         &self,
-        state: &Path,
-        cgroup_parent: &str,
+        around: Surroundings<'_>,
         user: UserNamespace<'_>,
     ) -> Result<(), OciError> {
-        probe::works(self, state, cgroup_parent, Some(user)).await
+        probe::user_namespace(self, around.state, around.probe_cgroup, user).await
     }
 
     /// The program as the monitor runs it.
@@ -99,6 +107,13 @@ impl Runtime {
     pub async fn update(&self, id: &str, resources: &serde_json::Value) -> Result<(), OciError> {
         let stdin = Some(resources.to_string().into_bytes());
         self.call("update", id, &["update", "--resources", "-", id], stdin).await.map(|_| ())
+    }
+
+    /// The first line of what it says of its version; empty where it says nothing.
+    async fn version(&self) -> String {
+        let output = Command::new(&self.path, self.deadline).args(["--version"]).run().await;
+        let said = output.map(|output| output.stdout).unwrap_or_default();
+        String::from_utf8_lossy(&said).lines().next().unwrap_or_default().trim().to_owned()
     }
 
     async fn call(

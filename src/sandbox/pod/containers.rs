@@ -136,10 +136,11 @@ impl Pod {
                 self.node.expect_cgroup_moves();
                 container.phase.send_replace(Phase::Alive);
                 let (node, spec, runtime) = (self.node.clone(), container.spec.clone(), self.runtime.clone());
+                let pod = self.spec.clone();
                 self.set_container_state(&id, ContainerState::Starting);
                 let failed = Finished::Started(id.clone(), Err(SandboxError::Panicked("start")));
                 self.work(failed, async move {
-                    let result = container::start(&node, &monitor, &spec, &runtime).await;
+                    let result = container::start(&node, &monitor, &pod, &spec, &runtime).await;
                     Finished::Started(id, result)
                 });
             }
@@ -329,12 +330,13 @@ impl Pod {
             }
         };
         container.updating = Some(reply);
-        let wanted = container::updated(&container.resources, &resources);
+        let old = container.resources.clone();
+        let wanted = container::updated(&old, &resources);
         let (node, runtime) = (self.node.clone(), self.runtime.clone());
         let failed =
             Finished::Updated(id.clone(), Box::default(), Err(SandboxError::Panicked("an update of limits")));
         self.work(failed, async move {
-            let result = container::update(&node, &id, &runtime, &wanted, live).await;
+            let result = container::update(&node, &id, &runtime, (&old, &wanted), live).await;
             Finished::Updated(id, Box::new(wanted), result)
         });
     }

@@ -12,7 +12,7 @@ use super::error::SandboxError;
 use super::machine::{Activity, SandboxActivity};
 use super::manager::Index;
 use super::node::Node;
-use super::record::ContainerRecord;
+use super::record::{ContainerRecord, PodLimits};
 use super::recover;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::{ContainerState, Init, SandboxState};
@@ -42,6 +42,7 @@ pub(super) enum Command {
     Stop { id: ContainerId, grace: Duration, reply: Reply<()> },
     Remove { id: ContainerId, reply: Reply<()> },
     Update { id: ContainerId, resources: Box<Resources>, reply: Reply<()> },
+    UpdatePod { limits: Box<PodLimits>, reply: Reply<()> },
     StopPod { reply: Reply<()> },
     RemovePod { reply: Reply<()> },
 }
@@ -119,7 +120,13 @@ impl Container {
 enum Finished {
     Up(Box<Result<BroughtUp, SandboxError>>),
     Adopted(Option<recover::Adopted>),
-    Undone { cause: SandboxError, undo: Result<(), SandboxError> },
+    /// The monitor that was silent at start has answered; None: it was given up.
+    Answered(Option<recover::Reports>),
+    StrangerEnded,
+    Undone {
+        cause: SandboxError,
+        undo: Result<(), SandboxError>,
+    },
     Down(Result<(), SandboxError>),
     PodRemoved(Result<(), SandboxError>),
     Created(ContainerId, Box<Result<Prepared, SandboxError>>),
@@ -137,6 +144,8 @@ pub(super) struct Pod {
     pub(super) spec: Arc<SandboxSpec>,
     pub(super) runtime: Arc<Runtime>,
     pub(super) state: SandboxState,
+    /// Once they have been changed.
+    pub(super) limits: Option<PodLimits>,
     pub(super) monitor: Option<Monitor>,
     pub(super) containers: BTreeMap<ContainerId, Container>,
     index: Index,
@@ -173,6 +182,7 @@ impl Pod {
             spec: spec.clone(),
             state: state.clone(),
             monitor: None,
+            limits: None,
             runtime: runtime.clone(),
             containers: Vec::new(),
         };
@@ -181,6 +191,7 @@ impl Pod {
             spec,
             runtime,
             state,
+            limits: None,
             monitor: None,
             containers: BTreeMap::new(),
             index,
@@ -203,8 +214,12 @@ impl Pod {
         self.spawn(None)
     }
 
-    /// Starts the task of a sandbox found at start-up.
-    pub(super) fn spawn_recovered(mut self, events: Option<Events>) -> PodHandle {
+    /// Starts the task of a sandbox found at start-up. `answer` is what its monitor still owes.
+    pub(super) fn spawn_recovered(
+        mut self,
+        events: Option<Events>,
+        answer: Option<recover::Answer>,
+    ) -> PodHandle {
         self.up.send_replace(Some(Ok(())));
         // What ended while no daemon watched has not been cleaned up after.
         let ended = |c: &Container| matches!(c.state, ContainerState::Exited { .. });
@@ -214,6 +229,9 @@ impl Pod {
             self.clean(&id);
         }
         self.await_starts();
+        if let Some(answer) = answer {
+            self.work(Finished::Answered(None), async move { Finished::Answered(answer.await) });
+        }
         self.publish();
         self.spawn(events)
     }
@@ -266,6 +284,7 @@ impl Pod {
             Command::Stop { id, grace, reply } => self.stop(id, grace, reply),
             Command::Remove { id, reply } => self.remove(id, reply),
             Command::Update { id, resources, reply } => self.update(id, resources, reply),
+            Command::UpdatePod { limits, reply } => self.update_limits(*limits, reply),
             Command::StopPod { reply } => self.stop_pod(reply),
             Command::RemovePod { reply } => self.remove_pod(reply),
         }
@@ -275,6 +294,8 @@ impl Pod {
         match finished {
             // Handled where the events can be taken over.
             Finished::Up(_) | Finished::Adopted(_) => {}
+            Finished::Answered(reports) => self.answered(reports),
+            Finished::StrangerEnded => {}
             Finished::Undone { cause, undo } => self.undone(cause, undo),
             Finished::Down(result) => self.down(result),
             Finished::PodRemoved(result) => self.pod_removed(result),
@@ -309,6 +330,7 @@ impl Pod {
             spec: self.spec.clone(),
             state: self.state.clone(),
             monitor: self.monitor.clone(),
+            limits: self.limits.clone(),
             runtime: self.runtime.clone(),
             containers,
         }));

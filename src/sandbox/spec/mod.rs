@@ -12,7 +12,7 @@ mod resources;
 
 pub use capabilities::{ContainerCapabilities, capabilities};
 pub use error::SpecError;
-pub use resources::linux_resources;
+pub use resources::{check_resources, linux_resources};
 
 use crate::config::Containers;
 use crate::host::cgroups::CgroupMode;
@@ -108,7 +108,11 @@ pub struct HostFacts {
     pub swap: bool,
     /// Huge page limits can be set.
     pub hugetlb: bool,
-    /// Kernel and runtime can make a mount read-only with all below it.
+    /// The kernel's sizes of huge pages, `2MB`.
+    pub page_sizes: Vec<String>,
+    /// Names of cgroup controllers.
+    pub controllers: Vec<String>,
+    /// The kernel, and the runtime where one is meant, can make a mount read-only with all below it.
     pub recursive_read_only: bool,
     /// AppArmor is enabled.
     pub apparmor: bool,

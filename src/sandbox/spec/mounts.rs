@@ -165,6 +165,13 @@ fn defaults(inputs: &Inputs<'_>) -> Result<Vec<Mount>, SpecError> {
 fn sysfs(inputs: &Inputs<'_>, access: &str) -> Result<Mount, SpecError> {
     let asked = &inputs.sandbox.namespaces;
     if asked.user.is_some() && asked.network == NamespaceMode::Node {
+        if !inputs.host.recursive_read_only {
+            return Err(SpecError::RecursiveReadOnly {
+                path: "/sys".into(),
+                reason: "a pod with a user namespace on the host's network needs it, and the kernel or the OCI runtime \
+                         has no recursive read-only mounts",
+            });
+        }
         let options = ["rbind", "rprivate", "nosuid", "noexec", "nodev", "rro"];
         return make("/sys", "bind", "/sys", &options);
     }

@@ -16,11 +16,13 @@ use crate::metrics::{self, PullCollector, Registry, Rpcs};
 use crate::model::{Clock, SandboxId};
 use crate::sandbox::spec::HostFacts;
 use crate::sandbox::{
-    self, Announcer, Checkpoints, ExecWaiters, Manager, Node, PodMetrics, Records, WritableLayers,
+    self, Announcer, Checkpoints, ExecWaiters, Manager, Node, PodMetrics, Records, UserNamespaces,
+    WritableLayers,
 };
 use crate::streaming::{self, StreamingMetrics};
 use anyhow::Context as _;
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +68,9 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let streams = streaming::Server::start(&config.streaming, quiet, pods.clone(), stream_metrics).await?;
     let listener = cri::listen(&config)?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    // By the time of a kubelet's first question.
+    let tried = pods.node().clone();
+    let trial = tokio::spawn(async move { tried.has_user_namespaces("").await });
     cri::watch(&config.grpc.socket);
     tracing::info!(
         socket = %config.grpc.socket.display(),
@@ -95,6 +100,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let beside = admin::routes(node.images.clone(), about, config.grpc.max_message_bytes);
     let served = cri::serve(&config, listener, runtime, Image::new(&node, rpcs), beside, end).await;
     streams.end(STREAMS_END).await;
+    // It runs containers, and is bounded.
+    let _ = trial.await;
     Ok(served?)
 }
 
@@ -131,8 +138,26 @@ fn make_private_dir(path: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("make directory {}", path.display()))
 }
 
+/// Root of a pod's user namespace, who is nobody on the host, has to get to the bundles of its containers: it may go
+/// through the directories on the way, which show it nothing.
+fn make_way(state: &Path) -> anyhow::Result<()> {
+    for private in ["pods", "runtime"] {
+        make_private_dir(&state.join(private))?;
+    }
+    for way in [state.to_owned(), state.join("containers")] {
+        make_private_dir(&way)?;
+        let mode =
+            std::fs::metadata(&way).with_context(|| format!("look at {}", way.display()))?.permissions();
+        let mode = std::fs::Permissions::from_mode(mode.mode() | 0o011);
+        std::fs::set_permissions(&way, mode)
+            .with_context(|| format!("change the mode of {}", way.display()))?;
+    }
+    Ok(())
+}
+
 async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>> {
     let boot_id = podwright_sys::proc::boot_id().context("read the boot id")?;
+    make_way(&config.state)?;
     let images = open_images(config)?;
     registry.register(Box::new(PullCollector::new(images.stats().clone())?))?;
     let cgroups = Cgroups::detect()?;
@@ -166,6 +191,7 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         execs: ExecWaiters::default(),
         announcer: Announcer::register(registry)?,
         checkpoints: Checkpoints::new(config.runtime.criu),
+        user_namespaces: UserNamespaces::default(),
         config: config.clone(),
     }))
 }

@@ -6,6 +6,7 @@ use crate::images::{Image, ImageKind};
 use crate::sandbox::{ContainerSnapshot, ContainerState, Manager, Node, PodSnapshot, SandboxState};
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 type Info = HashMap<String, String>;
 
@@ -80,15 +81,19 @@ pub(super) fn node(node: &Node) -> Info {
 }
 
 /// One entry a handler and one with the empty name for the default; sorted by name.
-pub(super) fn handlers(node: &Node) -> Vec<pb::RuntimeHandler> {
-    let features = |name: &str| pb::RuntimeHandlerFeatures {
-        recursive_read_only_mounts: node.recursive_read_only(name),
-        user_namespaces: false,
-    };
+pub(super) async fn handlers(node: &Arc<Node>) -> Vec<pb::RuntimeHandler> {
     let mut names = node.runtimes.names();
     names.push(String::new());
     names.sort();
-    names.into_iter().map(|name| pb::RuntimeHandler { features: Some(features(&name)), name }).collect()
+    let mut handlers = Vec::new();
+    for name in names {
+        let features = pb::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: node.recursive_read_only(&name),
+            user_namespaces: node.has_user_namespaces(&name).await,
+        };
+        handlers.push(pb::RuntimeHandler { name, features: Some(features) });
+    }
+    handlers
 }
 
 /// CRI's number of the signal that StopContainer would send.

@@ -325,13 +325,19 @@ impl RuntimeService for Runtime {
             };
             let node = self.pods.node();
             let conditions = conditions(node).into_iter().map(condition).collect();
+            let runtime_handlers = info::handlers(node).await;
+            // Such a pod gets the host's /sys, which is made read-only with all below it.
+            let user_namespaces_host_network = runtime_handlers
+                .iter()
+                .filter_map(|h| h.features)
+                .any(|f| f.user_namespaces && f.recursive_read_only_mounts);
             Ok(pb::StatusResponse {
                 status: Some(pb::RuntimeStatus { conditions }),
                 info: if r.into_inner().verbose { info::node(node) } else { Default::default() },
-                runtime_handlers: info::handlers(node),
+                runtime_handlers,
                 features: Some(pb::RuntimeFeatures {
                     supplemental_groups_policy: true,
-                    user_namespaces_host_network: false,
+                    user_namespaces_host_network,
                     mount_options: true,
                 }),
             })

@@ -74,7 +74,7 @@ fn code(error: &SandboxError) -> Code {
             Code::AlreadyExists
         }
         SandboxError::SandboxState { .. } | SandboxError::ContainerState { .. } => Code::FailedPrecondition,
-        SandboxError::Target { .. } => Code::FailedPrecondition,
+        SandboxError::Target { .. } | SandboxError::NoUserNamespaces { .. } => Code::FailedPrecondition,
         SandboxError::MountSource { source, .. } => match source.kind() {
             io::ErrorKind::NotFound => Code::InvalidArgument,
             _ => io_code(source),
@@ -230,7 +230,9 @@ fn monitor_code(error: &MonitorError) -> Code {
         MonitorError::Record { source, .. }
         | MonitorError::Connect { source, .. }
         | MonitorError::Sweep { source, .. } => io_code(source),
-        MonitorError::Version { .. } | MonitorError::TooOld { .. } => Code::FailedPrecondition,
+        MonitorError::Version { .. } | MonitorError::TooOld { .. } | MonitorError::Outdated { .. } => {
+            Code::FailedPrecondition
+        }
         MonitorError::Unresponsive { .. } => Code::DeadlineExceeded,
         MonitorError::Refused { kind, message, .. } => match kind {
             ErrorKind::Runtime { .. } if NO_SUCH_PROGRAM.iter().any(|words| message.contains(words)) => {
@@ -268,6 +270,8 @@ fn spec_code(error: &SpecError) -> Code {
         | SpecError::MountPath { .. }
         | SpecError::DuplicateMount { .. }
         | SpecError::Propagation { .. }
+        | SpecError::MappedBidirectional { .. }
+        | SpecError::UnmappedId { .. }
         | SpecError::RecursiveReadOnly { .. }
         | SpecError::MountOption { .. }
         | SpecError::Resource { .. } => Code::InvalidArgument,
@@ -280,9 +284,10 @@ fn spec_code(error: &SpecError) -> Code {
 
 fn rootfs_code(error: &RootfsError) -> Code {
     match error {
-        RootfsError::NoLayers { .. } | RootfsError::TooManyLayers { .. } | RootfsError::IdMap { .. } => {
-            Code::FailedPrecondition
-        }
+        RootfsError::NoLayers { .. }
+        | RootfsError::TooManyLayers { .. }
+        | RootfsError::IdMap { .. }
+        | RootfsError::Volume { .. } => Code::FailedPrecondition,
         RootfsError::Open { cause, .. }
         | RootfsError::Option { cause, .. }
         | RootfsError::Mount { cause, .. }

@@ -15,6 +15,8 @@ pub struct MountEntry {
     pub shared: Option<u32>,
     /// Master's peer group, if the mount is a slave.
     pub master: Option<u32>,
+    /// Options of the mount itself.
+    pub options: Vec<String>,
     /// File system type.
     pub fstype: String,
     /// Options of the superblock.
@@ -52,10 +54,11 @@ fn line(text: &str) -> Option<MountEntry> {
         mount_point,
         shared: None,
         master: None,
+        options: left.next()?.split(',').map(str::to_owned).collect(),
         fstype: String::new(),
         super_options: Vec::new(),
     };
-    for tag in left.skip(1) {
+    for tag in left {
         match tag.split_once(':') {
             Some(("shared", group)) => entry.shared = group.parse().ok(),
             Some(("master", group)) => entry.master = group.parse().ok(),
@@ -105,6 +108,7 @@ garbage
         let mounts = parse(TEXT);
         assert_eq!(mounts.len(), 3);
         assert_eq!((mounts[0].shared, mounts[0].master), (Some(1), None));
+        assert_eq!(mounts[0].options, ["rw", "relatime"]);
         assert_eq!(mounts[1].mount_point, Path::new("/mnt/a b"));
         assert_eq!((mounts[1].shared, mounts[1].master), (None, Some(7)));
         assert_eq!(mounts[2].super_options, ["rw", "size=4k"]);

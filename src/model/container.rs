@@ -96,6 +96,17 @@ pub struct IdMapping {
     pub length: u32,
 }
 
+impl IdMapping {
+    /// Who on the host an id in the container is; None: nobody.
+    #[must_use]
+    pub fn on_host(ranges: &[Self], id: u32) -> Option<u32> {
+        ranges.iter().find_map(|range| {
+            let offset = id.checked_sub(range.container_id).filter(|offset| *offset < range.length)?;
+            range.host_id.checked_add(offset)
+        })
+    }
+}
+
 /// What is mounted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -35,10 +35,18 @@ pub struct Namespaces {
 /// A pod's own user namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserNamespace {
-    /// Uid ranges.
+    /// Uid ranges; id 0 is in one of them.
     pub uids: Vec<IdMapping>,
-    /// Gid ranges.
+    /// Gid ranges; id 0 is in one of them.
     pub gids: Vec<IdMapping>,
+}
+
+impl UserNamespace {
+    /// Uid and gid on the host of root in the namespace.
+    #[must_use]
+    pub fn root(&self) -> Option<(u32, u32)> {
+        Some((IdMapping::on_host(&self.uids, 0)?, IdMapping::on_host(&self.gids, 0)?))
+    }
 }
 
 /// The user to run as, before the image's own passwd is asked. Precedence: `uid`, `username`, the image's User.

@@ -4,12 +4,13 @@
 
 use super::error::SandboxError;
 use super::files::PodFiles;
+use super::idmap;
 use super::node::{Node, make_private_dir};
 use super::pod::Phase;
 use crate::host::monitor::{self, Events, LaunchRequest, Monitor, MonitorError, NamespaceRequest};
 use crate::host::network::{Attachment, PodNetwork};
 use crate::host::rootfs;
-use crate::model::{ContainerId, NamespaceMode, SandboxSpec};
+use crate::model::{ContainerId, NamespaceMode, SandboxSpec, UserNamespace};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -71,6 +72,7 @@ async fn launch(node: &Node, spec: &SandboxSpec) -> Result<(Monitor, Events), Mo
             ipc: spec.namespaces.ipc != NamespaceMode::Node,
             uts: own_network,
             pid: spec.namespaces.pid == NamespaceMode::Pod,
+            user: spec.namespaces.user.as_ref().map(idmap::for_monitor),
         },
         hostname: (own_network && !spec.hostname.is_empty()).then(|| spec.hostname.clone()),
         sysctls: sysctls(node, spec),
@@ -79,6 +81,9 @@ async fn launch(node: &Node, spec: &SandboxSpec) -> Result<(Monitor, Events), Mo
     .await
 }
 
+/// Groups that may ping.
+const PING_GROUPS: &str = "net.ipv4.ping_group_range";
+
 /// The pod's own sysctls over the defaults that containerd sets (enable_unprivileged_ports, enable_unprivileged_icmp).
 fn sysctls(node: &Node, spec: &SandboxSpec) -> BTreeMap<String, String> {
     let mut sysctls = BTreeMap::new();
@@ -86,11 +91,14 @@ fn sysctls(node: &Node, spec: &SandboxSpec) -> BTreeMap<String, String> {
         if node.config.containers.unprivileged_ports {
             sysctls.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
         }
-        if node.config.containers.unprivileged_icmp && spec.namespaces.user.is_none() {
-            sysctls.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
+        if node.config.containers.unprivileged_icmp {
+            sysctls.insert(PING_GROUPS.to_owned(), "0 2147483647".to_owned());
         }
     }
     sysctls.extend(spec.sysctls.iter().map(|(k, v)| (k.replace('/', "."), v.clone())));
+    if let (Some(user), Some(range)) = (&spec.namespaces.user, sysctls.get_mut(PING_GROUPS)) {
+        *range = idmap::ping_group_range(range, user);
+    }
     sysctls
 }
 
@@ -101,7 +109,8 @@ async fn write_files(node: &Arc<Node>, spec: &Arc<SandboxSpec>) -> Result<(), Sa
         files.write(&spec)?;
         if spec.namespaces.ipc != NamespaceMode::Node {
             make_private_dir(&files.shm)?;
-            rootfs::mount_shm(&files.shm, node.config.containers.shm_bytes)?;
+            let owner = spec.namespaces.user.as_ref().and_then(UserNamespace::root);
+            rootfs::mount_shm(&files.shm, node.config.containers.shm_bytes, owner)?;
         }
         Ok(())
     })

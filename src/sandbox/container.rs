@@ -5,6 +5,7 @@ use super::bring_up::blocking;
 use super::checkpoint;
 use super::error::SandboxError;
 use super::files::PodFiles;
+use super::idmap;
 use super::node::{Node, make_private_dir};
 use super::recover;
 use super::spec::{self, ImageProcess, Inputs, PodNamespaces, Seccomp};
@@ -15,6 +16,7 @@ use crate::host::monitor::{
     ContainerState as MonitorContainer, CreateRequest, Monitor, MonitorError, NamespacePaths, RestoreRequest,
 };
 use crate::host::oci::Runtime;
+use crate::host::rootfs::IdMap;
 use crate::host::security::seccomp;
 use crate::host::users::{self, User};
 use crate::host::{devices, mountinfo, rootfs};
@@ -108,8 +110,12 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
     let bundle = node.bundle(&spec.id);
     let (root, writable) = (bundle.join("rootfs"), node.writable(&spec.id));
     let (upper, work) = (writable.join("upper"), writable.join("work"));
+    let map = idmap::of_pod(pod, namespaces)?;
     make_private_dir(&bundle)?;
-    let mounts = resolve_mounts(&bundle, spec, volumes)?;
+    if let Some(map) = &map {
+        idmap::let_through(&bundle, map)?;
+    }
+    let mounts = resolve_mounts(&bundle, spec, volumes, map.as_ref())?;
     make_private_dir(&writable)?;
     node.layers.adopt(&writable)?;
     for dir in [&root, &upper, &work] {
@@ -127,12 +133,12 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
         work: &work,
         target: &root,
         options: WRITABLE_LAYER,
-        idmap: None,
+        idmap: map.as_ref(),
         within_quota: node.layers.limits().any(),
     })?;
     let image = hold.image();
     let user = users::resolve(&root, &image.config.user, &spec.security.run_as)?;
-    make_volumes(&root, image.config.volumes.keys())?;
+    make_volumes(&root, image.config.volumes.keys(), map.as_ref().and_then(IdMap::root))?;
     let leaf = node.leaf(pod, &spec.id)?;
     let inputs = Inputs {
         sandbox: pod,
@@ -178,7 +184,7 @@ fn pod_namespaces(paths: &NamespacePaths, target_pid: Option<u32>) -> PodNamespa
         uts: path(&paths.uts),
         pid: path(&paths.pid),
         target_pid: target_pid.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/pid"))),
-        user: None,
+        user: path(&paths.user),
     }
 }
 
@@ -193,12 +199,16 @@ fn bound_files(files: &PodFiles, pod: &SandboxSpec) -> spec::PodFiles {
 }
 
 /// Makes the directories that the image declares as volumes. Their data lives in the container's writable layer and
-/// goes with it, as with CRI-O's `image_volumes = "mkdir"`.
-fn make_volumes<'a>(root: &Path, volumes: impl Iterator<Item = &'a String>) -> Result<(), SandboxError> {
+/// goes with it, as with CRI-O's `image_volumes = "mkdir"`. They belong to the container's root.
+fn make_volumes<'a>(
+    root: &Path,
+    volumes: impl Iterator<Item = &'a String>,
+    owner: Option<(u32, u32)>,
+) -> Result<(), SandboxError> {
     use podwright_sys::path::{mkdir_all_in_root, open_root};
     for volume in volumes {
         let dir = open_root(root).map_err(SandboxError::io("open", root))?;
-        mkdir_all_in_root(std::os::fd::AsFd::as_fd(&dir), Path::new(volume), 0o755.into())
+        mkdir_all_in_root(std::os::fd::AsFd::as_fd(&dir), Path::new(volume), 0o755.into(), owner)
             .map_err(SandboxError::io("make the image's volume", Path::new(volume)))?;
     }
     Ok(())
@@ -215,18 +225,20 @@ fn resolve_mounts(
     bundle: &Path,
     spec: &ContainerSpec,
     volumes: &volumes::Holds,
+    map: Option<&IdMap>,
 ) -> Result<Vec<PathBuf>, SandboxError> {
-    let resolve = |mount: &Mount| match &mount.source {
+    let resolve = |(number, mount): (usize, &Mount)| match &mount.source {
         MountSource::Host(host_path) => {
-            std::fs::canonicalize(host_path).map_err(|source| SandboxError::MountSource {
+            let source = std::fs::canonicalize(host_path).map_err(|source| SandboxError::MountSource {
                 container_path: mount.container_path.clone(),
                 host_path: host_path.clone(),
                 source,
-            })
+            })?;
+            idmap::mapped_source(bundle, number, mount, source, map)
         }
-        MountSource::Image(volume) => volumes::source(bundle, &mount.container_path, volume, volumes),
+        MountSource::Image(volume) => volumes::source(bundle, &mount.container_path, volume, volumes, map),
     };
-    spec.mounts.iter().map(resolve).collect()
+    spec.mounts.iter().enumerate().map(resolve).collect()
 }
 
 fn text(path: &Path) -> String {

@@ -38,6 +38,12 @@ pub enum SandboxError {
         /// How many fit.
         count: usize,
     },
+    /// This node, or the handler's runtime, has no user namespaces for pods.
+    #[error("a pod with a user namespace of its own cannot run here: {why}")]
+    NoUserNamespaces {
+        /// What trying said.
+        why: String,
+    },
     /// The sandbox's name is in use by one that differs or is not ready.
     #[error("pod sandbox name {name} is in use by {id}, {why}")]
     SandboxNameTaken {

@@ -6,7 +6,7 @@ use super::node::Node;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::{ContainerState, Init};
 use crate::host::monitor::{ErrorKind, ExecRequest, ExecStdio, Monitor, MonitorError, Target};
-use crate::model::{ContainerId, TerminalSize};
+use crate::model::{ContainerId, TerminalSize, UserNamespace};
 use podwright_sys::pidfd::SIGKILL;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -56,8 +56,9 @@ pub(super) async fn exec_sync(
     let exec_id = ContainerId::random()?.short().to_owned();
     let bundle = node.bundle(id);
     let process_file = ProcessFile::write(&bundle, &exec_id, command, Terminal::No)?;
-    let (stdout_end, stdout) = collect(node.config.containers.exec_output_bytes)?;
-    let (stderr_end, stderr) = collect(node.config.containers.exec_output_bytes)?;
+    let owner = pod.spec.namespaces.user.as_ref().and_then(UserNamespace::root);
+    let (stdout_end, stdout) = collect(node.config.containers.exec_output_bytes, owner)?;
+    let (stderr_end, stderr) = collect(node.config.containers.exec_output_bytes, owner)?;
     let mut ended = node.execs.expect(&exec_id);
     let _forget = Forget { node, exec_id: &exec_id };
     let mut unfinished = Unfinished { monitor: Some(monitor), exec_id: &exec_id };
@@ -236,10 +237,13 @@ struct Collector {
     kept: std::sync::Arc<std::sync::Mutex<Vec<u8>>>,
 }
 
-fn collect(limit: usize) -> Result<(OwnedFd, Collector), SandboxError> {
+fn collect(limit: usize, owner: Option<(u32, u32)>) -> Result<(OwnedFd, Collector), SandboxError> {
     let pipe_error = || SandboxError::io("make a pipe for", Path::new("exec output"));
     let (sender, mut receiver) = pipe::pipe().map_err(pipe_error())?;
     let end = sender.into_blocking_fd().map_err(pipe_error())?;
+    if let Some((uid, gid)) = owner {
+        std::os::unix::fs::fchown(&end, Some(uid), Some(gid)).map_err(pipe_error())?;
+    }
     let kept = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let keep = kept.clone();
     let task = tokio::spawn(async move {

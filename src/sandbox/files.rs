@@ -1,7 +1,7 @@
 //! The files that a pod's containers share: hostname, hosts, resolv.conf. Owns their text; mounts nothing.
 
 use super::SandboxError;
-use crate::model::{DnsConfig, SandboxSpec};
+use crate::model::{DnsConfig, SandboxSpec, UserNamespace};
 use std::path::{Path, PathBuf};
 
 /// Where the pod's files stand.
@@ -39,18 +39,25 @@ impl PodFiles {
         } else {
             format!("{}\n", spec.hostname)
         };
-        put(&self.hostname, hostname.as_bytes())?;
-        put(&self.hosts, &std::fs::read("/etc/hosts").unwrap_or_default())?;
+        let owner = spec.namespaces.user.as_ref().and_then(UserNamespace::root);
+        put(&self.hostname, hostname.as_bytes(), owner)?;
+        put(&self.hosts, &std::fs::read("/etc/hosts").unwrap_or_default(), owner)?;
         let resolv_conf = match &spec.dns {
             Some(dns) => resolv_conf(dns).into_bytes(),
             None => std::fs::read("/etc/resolv.conf").unwrap_or_default(),
         };
-        put(&self.resolv_conf, &resolv_conf)
+        put(&self.resolv_conf, &resolv_conf, owner)
     }
 }
 
-fn put(path: &Path, text: &[u8]) -> Result<(), SandboxError> {
-    std::fs::write(path, text).map_err(SandboxError::io("write", path))
+/// Writes a file, which belongs to root or to the `owner`, uid and gid: root of the pod's user namespace.
+fn put(path: &Path, text: &[u8], owner: Option<(u32, u32)>) -> Result<(), SandboxError> {
+    std::fs::write(path, text).map_err(SandboxError::io("write", path))?;
+    match owner {
+        Some((uid, gid)) => std::os::unix::fs::chown(path, Some(uid), Some(gid))
+            .map_err(SandboxError::io("change the owner of", path)),
+        None => Ok(()),
+    }
 }
 
 /// The text in the order that both peers write: search, nameserver, options.

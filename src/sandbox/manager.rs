@@ -94,6 +94,7 @@ impl Manager {
             spec.cgroup_parent.clone_from(&self.node.default_parent);
         }
         self.node.driver.check(&spec.cgroup_parent).map_err(|e| Arc::new(e.into()))?;
+        self.node.check_user_namespace(&spec).await.map_err(Arc::new)?;
         let (id, mut up) = {
             let mut tables = self.index.lock();
             match tables.names.get(&spec.name).and_then(|id| tables.pods.get(id)) {

@@ -6,6 +6,7 @@ use super::error::SandboxError;
 use super::metrics::PodMetrics;
 use super::record::Records;
 use super::spec::HostFacts;
+use super::user_namespaces::UserNamespaces;
 use super::writable::WritableLayers;
 use crate::config::Config;
 use crate::host::cgroups::{self, Cgroups, Driver, Leaf};
@@ -53,6 +54,8 @@ pub struct Node {
     pub announcer: Announcer,
     /// Whether and whom it is checkpointing.
     pub checkpoints: Checkpoints,
+    /// Whether pods can have user namespaces.
+    pub user_namespaces: UserNamespaces,
 }
 
 impl Node {
@@ -122,6 +125,25 @@ impl Node {
     pub(super) fn expect_cgroup_moves(&self) {
         let cgroups = self.cgroups.clone();
         drop(tokio::task::spawn_blocking(move || cgroups.hasten_moves()));
+    }
+
+    /// Whether pods of a handler can have user namespaces of their own. The first call waits for a trial.
+    pub async fn has_user_namespaces(self: &Arc<Self>, handler: &str) -> bool {
+        UserNamespaces::have(self, handler).await
+    }
+
+    /// Whether this pod can have what it asks for of user namespaces.
+    ///
+    /// # Errors
+    /// When its handler has none, with the reason.
+    pub(super) async fn check_user_namespace(
+        self: &Arc<Self>,
+        pod: &SandboxSpec,
+    ) -> Result<(), SandboxError> {
+        match &pod.namespaces.user {
+            Some(_) => UserNamespaces::require(self, &pod.runtime_handler).await,
+            None => Ok(()),
+        }
     }
 
     /// The runtime of a handler; empty: the default.

@@ -5,11 +5,12 @@
 //! ```text
 //! <bundle>/volumes/empty    an empty directory, below an image of one layer
 //! <bundle>/volumes/<n>      the n-th image, whole; a sub path is a directory in it
+//! <bundle>/volumes/mapped-<n>    what the n-th mount names, with mapped ids (made by `idmap`)
 //! ```
 
 use super::error::SandboxError;
 use crate::host::rootfs;
-use crate::host::rootfs::RootfsError;
+use crate::host::rootfs::{IdMap, RootfsError};
 use crate::images::{Hold, ImageError, Images};
 use crate::model::{ContainerSpec, ImageId, ImageVolume, MountSource, ResolvedImage};
 use podwright_sys::path::{open_in_root, open_root};
@@ -121,12 +122,18 @@ pub(super) fn source(
     container_path: &Path,
     volume: &ImageVolume,
     holds: &[Hold],
+    map: Option<&IdMap>,
 ) -> Result<PathBuf, SandboxError> {
-    let mounted = mounted(bundle, volume, holds);
+    let mounted = mounted(bundle, volume, holds, map);
     mounted.and_then(|root| within(&root, &volume.sub_path)).map_err(|e| failed(container_path, volume, e))
 }
 
-fn mounted(bundle: &Path, volume: &ImageVolume, holds: &[Hold]) -> Result<PathBuf, VolumeError> {
+fn mounted(
+    bundle: &Path,
+    volume: &ImageVolume,
+    holds: &[Hold],
+    map: Option<&IdMap>,
+) -> Result<PathBuf, VolumeError> {
     let id = volume.resolved.as_ref().map(|resolved| &resolved.id);
     let (number, hold) = holds
         .iter()
@@ -138,7 +145,7 @@ fn mounted(bundle: &Path, volume: &ImageVolume, holds: &[Hold]) -> Result<PathBu
         for dir in [&empty, &target] {
             std::fs::create_dir_all(dir).map_err(io("make directory", dir))?;
         }
-        rootfs::mount_read_only(hold.layers(), &empty, &target)?;
+        rootfs::mount_read_only(hold.layers(), &empty, &target, map)?;
     }
     Ok(target)
 }
@@ -161,7 +168,7 @@ fn within(root: &Path, sub_path: &str) -> Result<PathBuf, VolumeError> {
     std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(absent)
 }
 
-/// Unmounts every image below `bundle`; may be repeated, and the bundle may be gone. Blocking.
+/// Unmounts every volume below `bundle`; may be repeated, and the bundle may be gone. Blocking.
 pub(super) fn unmount(bundle: &Path) -> Result<(), SandboxError> {
     let dir = dir(bundle);
     let entries = match std::fs::read_dir(&dir) {

@@ -33,4 +33,5 @@ mod streams_many;
 mod support;
 mod survive;
 mod usage;
+mod userns;
 mod watchdog;

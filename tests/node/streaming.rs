@@ -15,7 +15,7 @@ const TRANSPORTS: [&str; 2] = ["spdy", "websocket"];
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the client to its end with this on its standard input.
-async fn client(transport: &str, flags: &[&str], input: &[u8]) -> Output {
+pub(crate) async fn client(transport: &str, flags: &[&str], input: &[u8]) -> Output {
     let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("build/bin/streaming-client");
     let mut child = Command::new(&program)
         .args(["-transport", transport])
@@ -36,12 +36,12 @@ async fn client(transport: &str, flags: &[&str], input: &[u8]) -> Output {
     output
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 impl Node {
-    async fn exec_url(&mut self, id: &str, command: &[&str], tty: bool, stdin: bool) -> String {
+    pub(crate) async fn exec_url(&mut self, id: &str, command: &[&str], tty: bool, stdin: bool) -> String {
         let request = pb::ExecRequest {
             container_id: id.to_owned(),
             cmd: words(command),

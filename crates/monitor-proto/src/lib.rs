@@ -15,7 +15,8 @@ mod record;
 pub use frame::{FrameError, HEADER_BYTES, MAX_FRAME_BYTES, encode, take_frame};
 pub use message::{
     ContainerState, ContainerStatus, Create, ErrorKind, Event, Exec, ExecStatus, ExecStdio, FromMonitor,
-    Launch, NamespaceRequest, Reply, Request, RequestFrame, RequestId, Restore, Runtime, SessionEnd, Target,
+    IdMappings, IdRange, Launch, NamespaceRequest, Reply, Request, RequestFrame, RequestId, Restore, Runtime,
+    SessionEnd, Target,
 };
 pub use record::{ExitRecord, MONITOR_RECORD, MONITOR_SOCKET, MonitorRecord, NamespacePaths, ProcessId};
 

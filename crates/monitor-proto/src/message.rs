@@ -131,6 +131,30 @@ pub struct NamespaceRequest {
     /// Make a pid namespace that the pod's containers share, with a reaping PID 1.
     #[serde(default)]
     pub pid: bool,
+    /// Make a user namespace, which owns the others. A monitor that does not know of it makes none, and its record tells
+    /// so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<IdMappings>,
+}
+
+/// Whom on the host the ids of a user namespace are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMappings {
+    /// Uids; id 0 is among them.
+    pub uids: Vec<IdRange>,
+    /// Gids; id 0 is among them.
+    pub gids: Vec<IdRange>,
+}
+
+/// A range of ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    /// First id in the namespace.
+    pub inside: u32,
+    /// First id on the host.
+    pub outside: u32,
+    /// How many.
+    pub count: u32,
 }
 
 /// An OCI runtime with runc's command line.

@@ -32,6 +32,9 @@ pub struct NamespacePaths {
     /// Below the procfs directory of the pod's own PID 1.
     #[serde(default)]
     pub pid: Option<String>,
+    /// As `ipc`; owns the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
 /// `monitor.json`: written once, when the monitor is ready.

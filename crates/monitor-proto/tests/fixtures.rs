@@ -57,6 +57,7 @@ fn record() -> MonitorRecord {
             ipc: Some("/proc/5/fd/3".into()),
             uts: None,
             pid: Some("/proc/8/ns/pid".into()),
+            user: None,
         },
         init: Some(ProcessId { pid: 8, start_time: 9 }),
     }
@@ -75,6 +76,7 @@ fn requests() {
                 ipc: true,
                 uts: true,
                 pid: false,
+                user: None,
             },
             hostname: Some("web".into()),
             sysctls: BTreeMap::from([("net.core.somaxconn".into(), "9".into())]),

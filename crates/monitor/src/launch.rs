@@ -7,8 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use podwright_monitor_proto::{
-    ErrorKind, FromMonitor, Launch, MONITOR_RECORD, MONITOR_SOCKET, MonitorRecord, PROTOCOL_REVISION,
-    PROTOCOL_VERSION, ProcessId, RECORD_VERSION, Reply, Request, RequestFrame, RequestId, encode, take_frame,
+    ErrorKind, FromMonitor, IdMappings, IdRange, Launch, MONITOR_RECORD, MONITOR_SOCKET, MonitorRecord,
+    PROTOCOL_REVISION, PROTOCOL_VERSION, ProcessId, RECORD_VERSION, Reply, Request, RequestFrame, RequestId,
+    encode, take_frame,
 };
 use podwright_sys::process::Signals;
 use podwright_sys::{fdpass, proc, process, socket};
@@ -140,6 +141,7 @@ fn prepare(request: &Launch) -> Result<Pod, LaunchError> {
                 exit_dir: request.exit_dir.clone(),
                 log_max_line: request.log_max_line,
                 oom_score,
+                owner: request.namespaces.user.as_ref().and_then(root_of),
             };
             Ok(Pod::new(setup, record, namespaces, signals, listener, Diary::new()))
         }
@@ -149,6 +151,12 @@ fn prepare(request: &Launch) -> Result<Pod, LaunchError> {
             Err(error)
         }
     }
+}
+
+/// Who on the host is root inside.
+fn root_of(mappings: &IdMappings) -> Option<(u32, u32)> {
+    let root = |ranges: &[IdRange]| Some(ranges.iter().find(|range| range.inside == 0)?.outside);
+    Some((root(&mappings.uids)?, root(&mappings.gids)?))
 }
 
 /// Removes what a monitor leaves in its directory apart from its diary.

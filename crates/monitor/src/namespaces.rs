@@ -1,14 +1,15 @@
 //! The pod's namespaces: made by a helper process that moves into them and is gone again, held by descriptors and a
 //! bind mount, taken down at the end. The monitor itself stays in the host's namespaces, where OCI runtimes must run.
+//! A user namespace comes first: what is made from inside it belongs to it.
 
 use podwright_sys::pidfd::SIGKILL;
 use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use podwright_monitor_proto::{Launch, NamespacePaths, ProcessId};
+use podwright_monitor_proto::{IdMappings, IdRange, Launch, NamespacePaths, ProcessId};
 use podwright_sys::namespace::{self, Namespace};
-use podwright_sys::{pidfd, proc, process};
+use podwright_sys::{pidfd, proc, process, userns};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
@@ -21,6 +22,8 @@ const REPORT_BYTES: u64 = 4096;
 pub(crate) enum NamespaceError {
     #[error("start namespace helper: {0}")]
     Helper(io::Error),
+    #[error("make user namespace with uids {uids} and gids {gids}: {source}")]
+    User { uids: String, gids: String, source: io::Error },
     /// The helper's own words name the step.
     #[error("{0}")]
     Inside(String),
@@ -37,7 +40,7 @@ pub(crate) enum NamespaceError {
 pub(crate) struct Namespaces {
     pub(crate) paths: NamespacePaths,
     pub(crate) init: Option<ProcessId>,
-    /// Keep the ipc and uts namespaces alive, and are what `paths` points to.
+    /// Keep the user, ipc and uts namespaces alive, and are what `paths` points to.
     held: Vec<OwnedFd>,
     /// While it is open, the pod's init lives. No other process has it: it goes with the monitor.
     leash: Option<PipeWriter>,
@@ -58,16 +61,23 @@ impl Namespaces {
 
     fn fill(&mut self, request: &Launch) -> Result<(), NamespaceError> {
         let kinds = kinds(request);
+        let user = request.namespaces.user.as_ref().map(make_user).transpose()?;
+        if let Some(user) = &user {
+            let held = user.try_clone().map_err(|source| NamespaceError::Open { kind: "user", source })?;
+            self.paths.user = Some(path_of(&held));
+            self.held.push(held);
+        }
         if kinds.is_empty() && request.sysctls.is_empty() && request.hostname.is_none() {
             return Ok(());
         }
         let (mut report, report_end) = io::pipe().map_err(NamespaceError::Helper)?;
         let (stay, stay_end) = io::pipe().map_err(NamespaceError::Helper)?;
         let (leash, leash_end) = io::pipe().map_err(NamespaceError::Helper)?;
+        let user = user.as_ref().map(OwnedFd::as_fd);
         let helper = process::fork_child(|| {
             // Our copy of what the monitor holds; the parent's stays open.
             close_raw(leash_end.as_raw_fd());
-            helper(request, &kinds, &report_end, &stay, stay_end.as_raw_fd(), &leash)
+            helper(request, &kinds, user, &report_end, &stay, stay_end.as_raw_fd(), &leash)
         })
         .map_err(NamespaceError::Helper)?;
         drop((report_end, stay, leash));
@@ -113,7 +123,7 @@ impl Namespaces {
                 self.paths.net = Some(path.clone());
                 continue;
             }
-            let path = format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd());
+            let path = path_of(&fd);
             match kind {
                 Namespace::Ipc => self.paths.ipc = Some(path),
                 Namespace::Uts => self.paths.uts = Some(path),
@@ -132,10 +142,7 @@ impl Namespaces {
             // The init is our unreaped child, or its start time tells that the pid is another's now.
             if init.start_time == 0 || proc::start_time(init.pid).is_ok_and(|start| start == init.start_time)
             {
-                let killed = pidfd::open(init.pid).and_then(|fd| {
-                    use std::os::fd::AsFd as _;
-                    pidfd::send_signal(fd.as_fd(), SIGKILL)
-                });
+                let killed = pidfd::open(init.pid).and_then(|fd| pidfd::send_signal(fd.as_fd(), SIGKILL));
                 match killed {
                     Ok(()) => drop(process::wait(init.pid)),
                     Err(error) => wrong.push(format!("kill pod init {}: {error}", init.pid)),
@@ -169,6 +176,30 @@ fn kinds(request: &Launch) -> Vec<Namespace> {
     .collect()
 }
 
+/// Where others find what one of our descriptors holds.
+fn path_of(fd: &OwnedFd) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd())
+}
+
+fn make_user(mappings: &IdMappings) -> Result<OwnedFd, NamespaceError> {
+    let ranges = |ranges: &[IdRange]| -> Vec<userns::IdRange> {
+        ranges
+            .iter()
+            .map(|&IdRange { inside, outside, count }| userns::IdRange { inside, outside, count })
+            .collect()
+    };
+    let text = |ranges: &[IdRange]| {
+        let each = ranges.iter().map(|r| format!("{}:{}:{}", r.inside, r.outside, r.count));
+        each.collect::<Vec<_>>().join(",")
+    };
+    let (uids, gids) = (&mappings.uids, &mappings.gids);
+    userns::with_mappings(&ranges(uids), &ranges(gids)).map_err(|source| NamespaceError::User {
+        uids: text(uids),
+        gids: text(gids),
+        source,
+    })
+}
+
 fn pin(namespace: &OwnedFd, path: &Path) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
@@ -186,12 +217,13 @@ fn pin(namespace: &OwnedFd, path: &Path) -> io::Result<()> {
 fn helper(
     request: &Launch,
     kinds: &[Namespace],
+    user: Option<BorrowedFd<'_>>,
     mut report: &PipeWriter,
     stay: &PipeReader,
     stay_end: i32,
     leash: &PipeReader,
 ) -> i32 {
-    let text = match set_up(request, kinds, leash) {
+    let text = match set_up(request, kinds, user, leash) {
         Ok(init) => format!("ok {init}"),
         Err(message) => message,
     };
@@ -215,8 +247,16 @@ fn close_raw(fd: i32) {
 }
 
 /// Returns the pod init's pid, or 0 without one.
-fn set_up(request: &Launch, kinds: &[Namespace], leash: &PipeReader) -> Result<u32, String> {
+fn set_up(
+    request: &Launch,
+    kinds: &[Namespace],
+    user: Option<BorrowedFd<'_>>,
+    leash: &PipeReader,
+) -> Result<u32, String> {
     let step = |what: String| move |error: io::Error| format!("{what}: {error}");
+    if let Some(user) = user {
+        userns::enter(user).map_err(step("enter user namespace".into()))?;
+    }
     for kind in kinds {
         if *kind != Namespace::Pid {
             namespace::unshare(*kind).map_err(step(format!("make {} namespace", kind.name())))?;
@@ -238,6 +278,11 @@ fn set_up(request: &Launch, kinds: &[Namespace], leash: &PipeReader) -> Result<u
         written.map_err(step(format!("write sysctl {key:?}")))?;
     }
     if kinds.contains(&Namespace::Pid) {
+        // Not before: settings of the IPC namespace ask for the host's root on kernels before 6.9, and the namespace's
+        // own rights are there without.
+        if user.is_some() {
+            userns::become_root().map_err(step("become root of the user namespace".into()))?;
+        }
         namespace::unshare(Namespace::Pid).map_err(step("make pid namespace".into()))?;
         return process::fork_child(|| podinit::run(leash)).map_err(step("start pod init".into()));
     }

@@ -1,6 +1,7 @@
 //! The poll loop and the state that it serves. Waits in one place only; everything else returns at once.
 
 use podwright_sys::pidfd::SIGKILL;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use podwright_monitor_proto::{Event, FromMonitor, MonitorRecord, Reply, RequestI
 use podwright_sys::process::{Ended, Signals};
 use podwright_sys::{pidfd, socket};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Gid, Uid};
 
 use crate::client::Client;
 use crate::container::{Container, Exec, State};
@@ -38,6 +40,17 @@ pub(crate) struct Setup {
     pub(crate) log_max_line: u32,
     /// What runtimes get back after we changed our own.
     pub(crate) oom_score: Option<i32>,
+    /// Uid and gid of a user namespace's root, to whom the ends of pipes belong that its processes get: else these
+    /// could not open them anew, as /dev/stdout.
+    pub(crate) owner: Option<(u32, u32)>,
+}
+
+impl Setup {
+    /// Gives a pipe away.
+    pub(crate) fn give(&self, end: impl AsFd) -> io::Result<()> {
+        let Some((uid, gid)) = self.owner else { return Ok(()) };
+        Ok(rustix::fs::fchown(end, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?)
+    }
 }
 
 /// An exit whose process nobody has claimed yet.

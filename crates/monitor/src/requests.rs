@@ -184,6 +184,7 @@ impl Pod {
         let mut stdin = Stdin::None;
         if create.stdin && !create.terminal {
             let (reader, writer) = client_writes()?;
+            self.setup.give(&reader)?;
             stdio.stdin = Some(reader);
             stdin = Stdin::Pipe { writer };
         }
@@ -192,6 +193,7 @@ impl Pod {
         {
             let (reader, writer) = io::pipe()?;
             fcntl_setfl(&reader, OFlags::RDONLY | OFlags::NONBLOCK)?;
+            self.setup.give(&writer)?;
             streams.push(Stream::new(name, reader.into()));
             *end = Some(writer.into());
         }
@@ -239,7 +241,7 @@ impl Pod {
         self.refuse_too_many_sessions()?;
         // A terminal comes from the runtime.
         let stdio = if exec.terminal { ExecStdio::default() } else { exec.stdio };
-        let (offer, stdio) = Offer::make(stdio).map_err(|error| {
+        let (offer, stdio) = Offer::make(stdio, &self.setup).map_err(|error| {
             Refusal::new(ErrorKind::Io, format!("make pipes for exec {:?}: {error}", exec.exec_id))
         })?;
         self.start_exec(client, request, exec, stdio, Some(offer))

@@ -13,7 +13,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socke
 use rustix::pipe::fcntl_setpipe_size;
 
 use crate::output::{Flow, discard};
-use crate::pod::Pod;
+use crate::pod::{Pod, Setup};
 use crate::requests::Refusal;
 use crate::runtime::{JobKind, Stdio3};
 
@@ -83,16 +83,18 @@ pub(crate) struct Offer {
 
 impl Offer {
     /// The pipes that `stdio` names (a terminal comes from the runtime), and their ends for the process.
-    pub(crate) fn make(stdio: ExecStdio) -> io::Result<(Self, Stdio3)> {
+    pub(crate) fn make(stdio: ExecStdio, setup: &Setup) -> io::Result<(Self, Stdio3)> {
         let (mut ends, mut outputs, mut process) = (Vec::new(), Vec::new(), Stdio3::default());
         if stdio.stdin {
             let (reader, writer) = client_writes()?;
+            setup.give(&reader)?;
             process.stdin = Some(reader);
             ends.push(writer);
         }
         for (wanted, end) in [(stdio.stdout, &mut process.stdout), (stdio.stderr, &mut process.stderr)] {
             if wanted {
                 let (reader, writer) = client_reads(OUTPUT_PIPE_BYTES)?;
+                setup.give(&writer)?;
                 outputs.push(rustix::io::fcntl_dupfd_cloexec(&reader, 3)?);
                 ends.push(reader);
                 *end = Some(writer);

@@ -30,8 +30,12 @@ fn without_a_launch_it_leaves_no_trace() {
 fn namespaces_are_made_set_up_pinned_and_taken_down() {
     let pin = pin_path("ns");
     let mut pod = Pod::launch("ns", |launch| {
-        launch.namespaces =
-            NamespaceRequest { net: Some(pin.to_str().unwrap().into()), ipc: true, uts: true, pid: false };
+        launch.namespaces = NamespaceRequest {
+            net: Some(pin.to_str().unwrap().into()),
+            ipc: true,
+            uts: true,
+            ..Default::default()
+        };
         launch.hostname = Some("pod-7".into());
         launch.sysctls.insert("net.ipv4.ip_unprivileged_port_start".into(), "17".into());
         launch.sysctls.insert("kernel/shm_rmid_forced".into(), "1".into());
@@ -81,6 +85,61 @@ fn a_pods_init_ends_with_a_monitor_that_is_killed() {
             && podwright_sys::proc::state(init.pid).is_ok_and(|state| state != 'Z')
     };
     until("the pod's init is gone", || !lives());
+}
+
+#[test]
+fn a_user_namespace_owns_the_others() {
+    let pin = pin_path("user");
+    let range = |outside| vec![IdRange { inside: 0, outside, count: 65_536 }];
+    let mut pod = Pod::launch("user", |launch| {
+        launch.namespaces = NamespaceRequest {
+            net: Some(pin.to_str().unwrap().into()),
+            ipc: true,
+            uts: true,
+            pid: true,
+            user: Some(IdMappings { uids: range(400_000), gids: range(500_000) }),
+        };
+        launch.hostname = Some("pod-8".into());
+        launch.sysctls.insert("net.ipv4.ping_group_range".into(), "0 65535".into());
+        launch.sysctls.insert("kernel.shm_rmid_forced".into(), "1".into());
+    });
+    let paths = pod.record.namespaces.clone();
+    let command = "cat /proc/self/uid_map /proc/self/gid_map; hostname pod-9 && hostname; \
+        ip link set lo down && echo owned; cat /proc/sys/net/ipv4/ping_group_range /proc/sys/kernel/shm_rmid_forced";
+    let output = Command::new("nsenter")
+        .arg(format!("--user={}", paths.user.as_ref().unwrap()))
+        .arg(format!("--net={}", paths.net.as_ref().unwrap()))
+        .arg(format!("--ipc={}", paths.ipc.as_ref().unwrap()))
+        .arg(format!("--uts={}", paths.uts.as_ref().unwrap()))
+        .args(["-S", "0", "-G", "0", "sh", "-c", command])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let expected = ["0", "400000", "65536", "0", "500000", "65536", "pod-9", "owned", "0", "65535", "1"];
+    assert_eq!(words, expected, "{}", String::from_utf8_lossy(&output.stderr));
+    // Nobody of the host is in there, its own process 1 included.
+    let init = pod.record.init.unwrap().pid;
+    let status = std::fs::read_to_string(format!("/proc/{init}/status")).unwrap();
+    assert!(status.contains("Uid:\t400000\t400000") && status.contains("Gid:\t500000\t500000"), "{status}");
+    let user = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/user")).unwrap();
+    assert_eq!(user(pod.pid()), user(std::process::id()));
+    assert_ne!(user(init), user(pod.pid()));
+    pod.shutdown();
+    assert!(!pin.exists());
+}
+
+#[test]
+fn a_mapping_that_the_kernel_refuses_is_told_and_nothing_is_left() {
+    let pin = pin_path("user-bad");
+    let outcome = Pod::try_launch("user-bad", |launch| {
+        let twice = vec![IdRange { inside: 0, outside: 400_000, count: 9 }; 2];
+        launch.namespaces.net = Some(pin.to_str().unwrap().into());
+        launch.namespaces.user = Some(IdMappings { uids: twice.clone(), gids: twice });
+    });
+    let Err(error) = outcome else { panic!("launched") };
+    assert!(format!("{error:?}").contains("0:400000:9,0:400000:9"), "{error:?}");
+    assert!(!pin.exists());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, openat, openat2};
 
 /// Tries for a resolution that raced with a rename (the kernel then answers EAGAIN); more than a few in a row
 /// means that somebody renames on purpose.
@@ -38,10 +38,16 @@ pub fn open_beneath(root: BorrowedFd<'_>, path: &Path, flags: OFlags, mode: Mode
 
 /// Makes `path` and its missing parents inside `root`, each with `mode`, and returns the last one (`O_PATH`).
 /// Existing symbolic links are followed inside the root; a link that dangles is an error, not a place to create at.
+/// Those that are made get an `owner`, uid and gid, if there is one.
 ///
 /// # Errors
 /// The kernel's; `InvalidInput` for a path with `..`.
-pub fn mkdir_all_in_root(root: BorrowedFd<'_>, path: &Path, mode: Mode) -> io::Result<OwnedFd> {
+pub fn mkdir_all_in_root(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    mode: Mode,
+    owner: Option<(u32, u32)>,
+) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let mut walked = std::path::PathBuf::from(".");
     let mut here = open_in_root(root, &walked, flags, Mode::empty())?;
@@ -51,9 +57,13 @@ pub fn mkdir_all_in_root(root: BorrowedFd<'_>, path: &Path, mode: Mode) -> io::R
             Component::Normal(name) => name,
             Component::ParentDir | Component::Prefix(_) => return Err(io::ErrorKind::InvalidInput.into()),
         };
-        match mkdirat(here.as_fd(), name, mode) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
+        match (mkdirat(here.as_fd(), name, mode), owner) {
+            (Ok(()), Some((uid, gid))) => {
+                let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+                chownat(here.as_fd(), name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+            }
+            (Ok(()), None) | (Err(rustix::io::Errno::EXIST), _) => {}
+            (Err(error), _) => return Err(error.into()),
         }
         walked.push(name);
         here = open_in_root(root, &walked, flags, Mode::empty())?;
@@ -80,7 +90,7 @@ fn resolve(
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt as _, symlink};
 
     use super::*;
 
@@ -97,11 +107,14 @@ mod tests {
         assert_eq!(std::io::read_to_string(std::fs::File::from(file)).unwrap(), "inside");
         assert!(open_beneath(root.as_fd(), Path::new("link/name"), read, Mode::empty()).is_err());
         assert!(open_beneath(root.as_fd(), Path::new("etc/name"), read, Mode::empty()).is_ok());
-        mkdir_all_in_root(root.as_fd(), Path::new("/link/a/b"), Mode::from_raw_mode(0o755)).unwrap();
+        let mode = Mode::from_raw_mode(0o755);
+        mkdir_all_in_root(root.as_fd(), Path::new("/link/a/b"), mode, None).unwrap();
         assert!(dir.join("etc/a/b").is_dir());
-        assert!(
-            mkdir_all_in_root(root.as_fd(), Path::new("dangling/x"), Mode::from_raw_mode(0o755)).is_err()
-        );
+        assert!(mkdir_all_in_root(root.as_fd(), Path::new("dangling/x"), mode, None).is_err());
+        let own = std::fs::metadata(dir.join("etc")).unwrap();
+        let owner = Some((own.uid(), own.gid()));
+        mkdir_all_in_root(root.as_fd(), Path::new("etc/a/c/d"), mode, owner).unwrap();
+        assert_eq!(std::fs::metadata(dir.join("etc/a/c/d")).unwrap().uid(), own.uid());
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -82,37 +82,107 @@ fn idle(parent: i32) -> ! {
     }
 }
 
+/// How far a change of a mount reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// The mount itself.
+    Mount,
+    /// The mount and all that is mounted below it. Either all change or none.
+    Tree,
+}
+
+/// What passes between a mount and the one that it was cloned from, when something is mounted in either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Propagation {
+    /// Nothing.
+    Private,
+    /// To the clone.
+    Slave,
+}
+
 /// Makes a mount that is attached nowhere show its files with ids mapped: what is inside's on disk is outside's here.
-/// The mount becomes private.
 ///
 /// # Errors
 /// The kernel's: `ENOSYS` before Linux 5.12, `EINVAL` for a file system that cannot.
-pub fn map_mount(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP,
-        attr_clr: 0,
-        propagation: libc::MS_PRIVATE,
-        userns_fd: u64::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?,
+pub fn map_mount(
+    mount: BorrowedFd<'_>,
+    namespace: BorrowedFd<'_>,
+    propagation: Propagation,
+    reach: Reach,
+) -> io::Result<()> {
+    let userns_fd = u64::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?;
+    set_attributes(mount, libc::MOUNT_ATTR_IDMAP, userns_fd, propagation, reach)
+}
+
+/// Sets what passes between a mount with all that is mounted below it and those that they were cloned from.
+///
+/// # Errors
+/// The kernel's: `ENOSYS` before Linux 5.12.
+pub fn set_propagation(mount: BorrowedFd<'_>, propagation: Propagation) -> io::Result<()> {
+    set_attributes(mount, 0, 0, propagation, Reach::Tree)
+}
+
+fn set_attributes(
+    mount: BorrowedFd<'_>,
+    attr_set: u64,
+    userns_fd: u64,
+    propagation: Propagation,
+    reach: Reach,
+) -> io::Result<()> {
+    let propagation = match propagation {
+        Propagation::Private => libc::MS_PRIVATE,
+        Propagation::Slave => libc::MS_SLAVE,
+    };
+    let attributes = libc::mount_attr { attr_set, attr_clr: 0, propagation, userns_fd };
+    let flags = match reach {
+        Reach::Mount => libc::AT_EMPTY_PATH,
+        Reach::Tree => libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
     };
     let pointer: *const libc::mount_attr = &attributes;
     let size = size_of::<libc::mount_attr>();
     let empty = c"".as_ptr();
     // SAFETY: the path is an empty C string, the pointer is to a mount_attr of that size, both live across the call.
-    let done = unsafe {
-        libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), empty, libc::AT_EMPTY_PATH, pointer, size)
-    };
+    let done =
+        unsafe { libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), empty, flags, pointer, size) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Clones the mount below an open directory, without what is mounted inside it; the clone is attached nowhere.
+/// Clones the mount below an open file or directory, with what is mounted inside it or without; the clone is attached
+/// nowhere.
 ///
 /// # Errors
 /// The kernel's: `ENOSYS` before Linux 5.2.
-pub fn clone_mount(directory: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+pub fn clone_mount(place: BorrowedFd<'_>, reach: Reach) -> io::Result<OwnedFd> {
     use rustix::mount::{OpenTreeFlags, open_tree};
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    Ok(open_tree(directory, c"", flags)?)
+    let flags = match reach {
+        Reach::Mount => flags,
+        Reach::Tree => flags | OpenTreeFlags::AT_RECURSIVE,
+    };
+    Ok(open_tree(place, c"", flags)?)
+}
+
+/// Moves the calling process, which has one thread, into a user namespace. It has every right in there, and keeps its
+/// ids: whom they are of in the host only, it is nobody inside.
+///
+/// # Errors
+/// The kernel's; `InvalidInput` for a process of several threads, or what is no user namespace.
+pub fn enter(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+    Ok(move_into_link_name_space(namespace, Some(LinkNameSpaceType::User))?)
+}
+
+/// Makes the calling process root of its user namespace, with no other group.
+///
+/// # Errors
+/// The kernel's, when the namespace maps no such ids.
+pub fn become_root() -> io::Result<()> {
+    use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    setgroups(&[])?;
+    setresgid(gid, gid, gid)?;
+    Ok(setresuid(uid, uid, uid)?)
 }
 
 #[cfg(test)]

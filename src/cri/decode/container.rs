@@ -2,7 +2,7 @@
 
 use super::mounts::{cdi_devices, device, mount};
 use super::resources::{check_resources, resources};
-use super::security::container_security;
+use super::security::{check_same_user_namespace, container_security};
 use super::{Checked, invalid, name, relative_path, sorted};
 use crate::cri::proto as pb;
 use crate::model::{ContainerId, ContainerSpec, ImageRequest, SandboxSpec, Timestamp};
@@ -24,6 +24,8 @@ pub fn container(
         (None, _) | (_, "") => None,
         (Some(dir), relative) => Some(dir.join(relative_path("config.log_path", relative)?)),
     };
+    let security = container_security(linux.security_context.unwrap_or_default())?;
+    check_same_user_namespace(&pod.namespaces, &security.namespaces)?;
     Ok(ContainerSpec {
         id,
         sandbox_id: pod.id.clone(),
@@ -45,7 +47,7 @@ pub fn container(
         stdin_once: config.stdin_once,
         tty: config.tty,
         resources: check_resources(linux.resources.map(resources).unwrap_or_default())?,
-        security: container_security(linux.security_context.unwrap_or_default())?,
+        security,
         stop_signal: stop_signal(config.stop_signal)?,
         restore: None,
     })

@@ -24,6 +24,12 @@ pub(super) fn mount(m: pb::Mount) -> Checked<Mount> {
         }
         Some(_) | None => MountSource::Host(absolute(FIELD, &m.host_path)?),
     };
+    if m.uid_mappings.is_empty() != m.gid_mappings.is_empty() {
+        return invalid(
+            FIELD,
+            format!("{}: uid_mappings and gid_mappings need each other", m.container_path),
+        );
+    }
     Ok(Mount {
         container_path,
         source,

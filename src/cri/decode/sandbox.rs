@@ -1,7 +1,7 @@
 //! RunPodSandbox: a PodSandboxConfig into a [`SandboxSpec`].
 
 use super::resources::resources;
-use super::security::{namespaces, seccomp, selinux};
+use super::security::{check_user_namespace, namespaces, seccomp, selinux};
 use super::{Checked, invalid, name, optional_path, sorted};
 use crate::cri::proto as pb;
 use crate::model::{
@@ -35,6 +35,7 @@ pub fn sandbox(
             "a sandbox cannot have mode TARGET",
         );
     }
+    check_user_namespace(&namespaces)?;
     let host_network = namespaces.network == NamespaceMode::Node;
     Ok(SandboxSpec {
         id,

@@ -1,10 +1,11 @@
 //! Security contexts: namespaces, profiles, users.
 
+use super::mounts::id_mappings;
 use super::{Checked, invalid};
 use crate::cri::proto as pb;
 use crate::model::{
-    Capabilities, ContainerId, ContainerSecurity, GroupsPolicy, NamespaceMode, Namespaces, Profile, RunAs,
-    SelinuxOptions, UserNamespace,
+    Capabilities, ContainerId, ContainerSecurity, GroupsPolicy, IdMapping, NamespaceMode, Namespaces,
+    Profile, RunAs, SelinuxOptions, UserNamespace,
 };
 use std::path::PathBuf;
 
@@ -31,17 +32,64 @@ fn mode(field: &'static str, mode: i32, target: &str) -> Checked<NamespaceMode> 
     })
 }
 
+const USER_NAMESPACE: &str = "config.linux.security_context.namespace_options.userns_options";
+
 fn user_namespace(options: Option<pb::UserNamespace>) -> Checked<Option<UserNamespace>> {
-    const FIELD: &str = "namespace_options.userns_options";
     let Some(options) = options else { return Ok(None) };
     match pb::NamespaceMode::try_from(options.mode) {
         Ok(pb::NamespaceMode::Node) => Ok(None),
-        // Running without would give less isolation than was asked for. Status tells that no handler has them.
-        Ok(pb::NamespaceMode::Pod) => invalid(FIELD, "user namespaces are not supported by this version"),
+        Ok(pb::NamespaceMode::Pod) => Ok(Some(UserNamespace {
+            uids: one_range("uids", &options.uids)?,
+            gids: one_range("gids", &options.gids)?,
+        })),
         Ok(pb::NamespaceMode::Container | pb::NamespaceMode::Target) | Err(_) => {
-            invalid(FIELD, "only the modes POD and NODE are supported")
+            invalid(USER_NAMESPACE, "only the modes POD and NODE are supported")
         }
     }
+}
+
+/// One range from id 0 on, as both peers and the kubelet have it.
+fn one_range(which: &str, mappings: &[pb::IdMapping]) -> Checked<Vec<IdMapping>> {
+    let [only] = mappings else {
+        return invalid(
+            USER_NAMESPACE,
+            format!("{which} has {} mappings, where one is needed", mappings.len()),
+        );
+    };
+    if only.container_id != 0 {
+        return invalid(
+            USER_NAMESPACE,
+            format!("{which} starts at id {} of the container, not at 0", only.container_id),
+        );
+    }
+    id_mappings(USER_NAMESPACE, mappings)
+}
+
+/// A pod with a user namespace of its own does not get into those of the host: nothing could be mounted of them.
+pub(super) fn check_user_namespace(namespaces: &Namespaces) -> Checked<()> {
+    for (name, mode) in [("pid", &namespaces.pid), ("ipc", &namespaces.ipc)] {
+        if namespaces.user.is_some() && *mode == NamespaceMode::Node {
+            return invalid(USER_NAMESPACE, format!("mode POD excludes mode NODE of {name}"));
+        }
+    }
+    Ok(())
+}
+
+/// Containers share the user namespace of their sandbox.
+pub(super) fn check_same_user_namespace(pod: &Namespaces, container: &Namespaces) -> Checked<()> {
+    if pod.user == container.user {
+        return check_user_namespace(container);
+    }
+    let text = |user: &Option<UserNamespace>| {
+        let ranges = |ranges: &[IdMapping]| {
+            let each = ranges.iter().map(|r| format!("{}:{}:{}", r.container_id, r.host_id, r.length));
+            each.collect::<Vec<_>>().join(",")
+        };
+        user.as_ref()
+            .map_or("none".to_owned(), |u| format!("uids {} gids {}", ranges(&u.uids), ranges(&u.gids)))
+    };
+    let (of_pod, own) = (text(&pod.user), text(&container.user));
+    invalid(USER_NAMESPACE, format!("differs from the pod sandbox's: {own} instead of {of_pod}"))
 }
 
 pub(super) fn seccomp(

@@ -59,6 +59,16 @@ pub enum MonitorError {
         /// The pod.
         sandbox_id: String,
     },
+    /// The program is of another version than the daemon.
+    #[error(
+        "monitor {binary:?} is of an older podwright, which had no {what}: install the one of this version"
+    )]
+    Outdated {
+        /// The binary.
+        binary: PathBuf,
+        /// What it lacks.
+        what: &'static str,
+    },
     /// No answer within the deadline.
     #[error("monitor of {sandbox_id} did not answer {operation} within {deadline:?}")]
     Unresponsive {
@@ -135,6 +145,7 @@ impl MonitorError {
             | Self::Gone { .. }
             | Self::Mismatch { .. }
             | Self::Encode { .. }
+            | Self::Outdated { .. }
             | Self::Sweep { .. } => None,
         }
     }

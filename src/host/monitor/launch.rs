@@ -71,7 +71,14 @@ pub async fn launch(request: LaunchRequest) -> Result<(Monitor, Events), Monitor
         sysctls: request.sysctls,
         log_max_line: request.log_max_line.unwrap_or(DEFAULT_LOG_LINE_BYTES),
     };
+    let mapped = launch.namespaces.user.is_some();
     match link.call("launch", Request::Launch(Box::new(launch)), vec![], LAUNCH_DEADLINE).await {
+        // Never in the host's user namespace instead.
+        Ok((Reply::Launched(record), _)) if mapped && record.namespaces.user.is_none() => {
+            let _ = Monitor::new(*record, link).shutdown(true).await;
+            let _ = child.wait().await;
+            Err(MonitorError::Outdated { binary: request.binary, what: "user namespaces" })
+        }
         Ok((Reply::Launched(record), _)) => {
             // The runtime reaps what is dropped here when it exits: no task and no descriptor per pod for that.
             drop(child);

@@ -20,8 +20,8 @@ pub use error::MonitorError;
 pub use launch::{LaunchRequest, adopt, find, launch};
 pub use podwright_monitor_proto::{
     ContainerState, ContainerStatus, Create as CreateRequest, ErrorKind, ExecStatus, ExecStdio as StdioFlags,
-    ExitRecord, MonitorRecord as MonitorInfo, NamespacePaths, NamespaceRequest, ProcessId,
-    Restore as RestoreRequest, Runtime, SessionEnd, Target,
+    ExitRecord, IdMappings, IdRange, MonitorRecord as MonitorInfo, NamespacePaths, NamespaceRequest,
+    ProcessId, Restore as RestoreRequest, Runtime, SessionEnd, Target,
 };
 pub use session::{Leash, Session};
 pub use sweep::{kill, kill_process, sweep};

@@ -12,6 +12,7 @@ mod signals;
 
 pub use error::OciError;
 pub use features::Features;
+pub use probe::UserNamespace;
 pub use runtimes::{PREFERENCE, Runtimes, Surroundings, Trial, try_all};
 pub use signals::{signal_name, signal_number};
 
@@ -68,6 +69,18 @@ impl Runtime {
             return Ok(());
         }
         Err(OciError::Missing { runtime: self.name.clone(), path: self.path.clone() })
+    }
+
+    /// Runs a container in a user namespace, to see whether it can. Makes a directory in `around.state` and removes it.
+    ///
+    /// # Errors
+    /// What the runtime says, or that its files could not be made.
+    pub async fn try_user_namespace(
+        &self,
+        around: Surroundings<'_>,
+        user: UserNamespace<'_>,
+    ) -> Result<(), OciError> {
+        probe::user_namespace(self, around.state, around.probe_cgroup, user).await
     }
 
     /// The program as the monitor runs it.

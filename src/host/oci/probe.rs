@@ -4,14 +4,36 @@
 use super::runtimes::CgroupPath;
 use super::{OciError, Runtime};
 use serde_json::{Value, json};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 /// Directories of the host that the probe's program may need, mounted read-only.
 const HOST_DIRS: [&str; 5] = ["/usr", "/bin", "/lib", "/lib32", "/lib64"];
 
+/// A user namespace that there is.
+#[derive(Debug, Clone, Copy)]
+pub struct UserNamespace<'a> {
+    /// Where it is found.
+    pub path: &'a str,
+    /// First uid and gid on the host, of root inside.
+    pub owner: (u32, u32),
+    /// How many ids it has.
+    pub count: u32,
+}
+
 /// Runs `/bin/true` in fresh namespaces and a fresh cgroup.
 pub(super) async fn works(runtime: &Runtime, state: &Path, cgroup: CgroupPath<'_>) -> Result<(), OciError> {
-    run(runtime, state, cgroup, "works", &["/bin/true"], &[]).await.map(|_| ())
+    run(runtime, state, cgroup, "works", &["/bin/true"], &[], None).await.map(|_| ())
+}
+
+/// Runs `/bin/true` in a user namespace that there is, as containers of pods do.
+pub(super) async fn user_namespace(
+    runtime: &Runtime,
+    state: &Path,
+    cgroup: CgroupPath<'_>,
+    user: UserNamespace<'_>,
+) -> Result<(), OciError> {
+    run(runtime, state, cgroup, "userns", &["/bin/true"], &[], Some(user)).await.map(|_| ())
 }
 
 /// Whether a mount with the option `rro` is read-only with all that is below it. Shown by the host's /sys, below which
@@ -25,7 +47,7 @@ pub(super) async fn recursive_read_only(
         "destination": SHOWN, "type": "bind", "source": "/sys", "options": ["rbind", "rro", "rprivate"],
     });
     let show = ["/bin/cat", "/proc/self/mountinfo"];
-    let table = run(runtime, state, cgroup, "rro", &show, &[mount]).await?;
+    let table = run(runtime, state, cgroup, "rro", &show, &[mount], None).await?;
     Ok(all_read_only(&String::from_utf8_lossy(&table)))
 }
 
@@ -48,10 +70,12 @@ async fn run(
     purpose: &str,
     command: &[&str],
     mounts: &[Value],
+    user: Option<UserNamespace<'_>>,
 ) -> Result<Vec<u8>, OciError> {
     let id = format!("probe-{purpose}-{}-{}", runtime.name, std::process::id());
     let bundle = state.join(&id);
-    let made = make(&bundle, &spec(&cgroup(&id).to_string_lossy(), command, mounts));
+    let spec = spec(&cgroup(&id).to_string_lossy(), command, mounts);
+    let made = make(&bundle, spec, user);
     let result = match made {
         Ok(()) => {
             let bundle = bundle.to_string_lossy();
@@ -68,8 +92,21 @@ async fn run(
     result
 }
 
-fn make(bundle: &Path, spec: &Value) -> std::io::Result<()> {
-    std::fs::create_dir_all(bundle.join("rootfs"))?;
+/// With a user namespace, as containers have it: their bundle is private but for the namespace's root, and the root
+/// directory belongs to that one.
+fn make(bundle: &Path, mut spec: Value, user: Option<UserNamespace<'_>>) -> std::io::Result<()> {
+    let root = bundle.join("rootfs");
+    std::fs::create_dir_all(&root)?;
+    if let Some(UserNamespace { path, owner: (uid, gid), count }) = user {
+        std::os::unix::fs::chown(&root, Some(uid), Some(gid))?;
+        std::os::unix::fs::chown(bundle, None, Some(gid))?;
+        std::fs::set_permissions(bundle, std::fs::Permissions::from_mode(0o710))?;
+        if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+            namespaces.push(json!({ "type": "user", "path": path }));
+        }
+        spec["linux"]["uidMappings"] = json!([{ "containerID": 0, "hostID": uid, "size": count }]);
+        spec["linux"]["gidMappings"] = json!([{ "containerID": 0, "hostID": gid, "size": count }]);
+    }
     std::fs::write(bundle.join("config.json"), spec.to_string())
 }
 

@@ -55,6 +55,18 @@ pub enum RootfsError {
         /// Cause.
         cause: std::io::Error,
     },
+    /// A volume cannot be shown with mapped ids.
+    #[error("map the ids of volume {} ({file_system}): {cause}: {why}", source_path.display())]
+    Volume {
+        /// The volume.
+        source_path: PathBuf,
+        /// The type of its file system.
+        file_system: String,
+        /// What is missing.
+        why: &'static str,
+        /// Cause.
+        cause: std::io::Error,
+    },
     /// A user namespace that only holds the mapping of ids could not be made.
     #[error("make a user namespace with the mapping {mapping}: {cause}")]
     UserNamespace {

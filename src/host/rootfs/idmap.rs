@@ -3,7 +3,7 @@
 //! host sees it.
 
 use super::{Overlay, RootfsError, mount_as_is, open_dir};
-use podwright_sys::userns::{self, IdRange};
+use podwright_sys::userns::{self, IdRange, Propagation, Reach};
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags};
@@ -50,6 +50,12 @@ impl IdMap {
         Self { uids, gids, namespace }
     }
 
+    /// Whether it is of these ranges.
+    #[must_use]
+    pub fn is_of(&self, uids: &[IdRange], gids: &[IdRange]) -> bool {
+        self.uids == uids && self.gids == gids
+    }
+
     /// The namespace.
     #[must_use]
     pub fn namespace(&self) -> &OwnedFd {
@@ -75,22 +81,39 @@ pub(super) fn mount(overlay: &Overlay<'_>, map: &IdMap) -> Result<(), RootfsErro
         std::os::unix::fs::chown(overlay.upper, Some(uid), Some(gid))
             .map_err(directory("change the owner of", overlay.upper))?;
     }
-    let layers = overlay.lowers.iter().map(|layer| mapped(layer, map)).collect::<Result<Vec<_>, _>>()?;
+    with_mapped(overlay.lowers, map, overlay.target, |lowers| {
+        let done = mount_as_is(&Overlay { lowers, ..*overlay });
+        if done.as_ref().is_err_and(is_invalid) {
+            // What the attempt left: a mark of `volatile` would have the next one refused.
+            let left = overlay.work.join("work");
+            match std::fs::remove_dir_all(&left) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(directory("remove", &left)(error));
+                }
+                _ => {}
+            }
+        }
+        done
+    })
+}
+
+/// Has `mount` mount on `target` with paths of the layers that show mapped ids.
+pub(super) fn with_mapped(
+    layers: &[PathBuf],
+    map: &IdMap,
+    target: &Path,
+    mount: impl Fn(&[PathBuf]) -> Result<(), RootfsError>,
+) -> Result<(), RootfsError> {
+    let mounts = layers.iter().map(|layer| mapped(layer, map)).collect::<Result<Vec<_>, _>>()?;
+    let paths: Vec<PathBuf> =
+        mounts.iter().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()).into()).collect();
     if !WANTS_ATTACHED.load(Ordering::Relaxed) {
-        match mount_mapped(overlay, &layers) {
+        match mount(&paths) {
             Err(error) if is_invalid(&error) => {}
             done => return done,
         }
-        // What the attempt left: a mark of `volatile` would have the next one refused.
-        let left = overlay.work.join("work");
-        match std::fs::remove_dir_all(&left) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(directory("remove", &left)(error));
-            }
-            _ => {}
-        }
     }
-    mount_attached(overlay, &layers)?;
+    attached(&mounts, target, || mount(&paths).map_err(|e| explained(e, layers)))?;
     WANTS_ATTACHED.store(true, Ordering::Relaxed);
     Ok(())
 }
@@ -107,22 +130,21 @@ fn mapped(layer: &Path, map: &IdMap) -> Result<OwnedFd, RootfsError> {
         };
         RootfsError::IdMap { layer: layer.to_owned(), why, cause }
     };
-    let clone = userns::clone_mount(open_dir(layer)?.as_fd()).map_err(failed)?;
-    userns::map_mount(clone.as_fd(), map.namespace.as_fd()).map_err(failed)?;
+    let clone = userns::clone_mount(open_dir(layer)?.as_fd(), Reach::Mount).map_err(failed)?;
+    userns::map_mount(clone.as_fd(), map.namespace.as_fd(), Propagation::Private, Reach::Mount)
+        .map_err(failed)?;
     Ok(clone)
-}
-
-fn mount_mapped(overlay: &Overlay<'_>, layers: &[OwnedFd]) -> Result<(), RootfsError> {
-    let lowers: Vec<PathBuf> =
-        layers.iter().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()).into()).collect();
-    mount_as_is(&Overlay { lowers: &lowers, ..*overlay })
 }
 
 /// With the layers mounted one upon the other on a directory of their own, for the time of the call: overlayfs makes
 /// mounts of its own of them.
-fn mount_attached(overlay: &Overlay<'_>, layers: &[OwnedFd]) -> Result<(), RootfsError> {
-    let Some(first) = layers.first() else { return mount_mapped(overlay, layers) };
-    let place = place(overlay.target);
+fn attached(
+    layers: &[OwnedFd],
+    target: &Path,
+    mount: impl FnOnce() -> Result<(), RootfsError>,
+) -> Result<(), RootfsError> {
+    let Some(first) = layers.first() else { return mount() };
+    let place = place(target);
     std::fs::create_dir(&place).map_err(directory("make directory", &place))?;
     let mounted = layers
         .iter()
@@ -130,19 +152,19 @@ fn mount_attached(overlay: &Overlay<'_>, layers: &[OwnedFd]) -> Result<(), Rootf
             rustix::mount::move_mount(layer, "", CWD, &place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
                 .map_err(|e| directory("mount a layer on", &place)(e.into()))
         })
-        .and_then(|()| mount_mapped(overlay, layers).map_err(|e| explained(e, overlay)));
+        .and_then(|()| mount());
     // The first with all that is mounted on it.
     let bottom = format!("/proc/self/fd/{}", first.as_raw_fd());
     let _ = rustix::mount::unmount(bottom.as_str(), UnmountFlags::DETACH);
-    let cleared = clear(overlay.target);
+    let cleared = clear(target);
     mounted.and(cleared)
 }
 
-fn explained(error: RootfsError, overlay: &Overlay<'_>) -> RootfsError {
+fn explained(error: RootfsError, layers: &[PathBuf]) -> RootfsError {
     match error {
         RootfsError::Mount { cause, .. } if Errno::from_io_error(&cause) == Some(Errno::INVAL) => {
             RootfsError::IdMap {
-                layer: overlay.lowers.first().cloned().unwrap_or_default(),
+                layer: layers.first().cloned().unwrap_or_default(),
                 why: "overlayfs does not take layers with mapped ids (Linux 5.19)",
                 cause,
             }
@@ -180,7 +202,7 @@ fn is_invalid(error: &RootfsError) -> bool {
     }
 }
 
-fn directory(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RootfsError {
+pub(super) fn directory(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RootfsError {
     let path = path.to_owned();
     move |cause| RootfsError::Directory { operation, path, cause }
 }
@@ -188,12 +210,13 @@ fn directory(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error
 /// Ids of the probe: any that are not 0 will do.
 const PROBE: IdRange = IdRange { inside: 0, outside: 1_000_000, count: 1 };
 
-/// Tries whether overlays of layers below `parent` can be mounted with mapped ids; the error tells why not. Makes a
-/// directory there and removes it.
+/// Tries whether overlays of layers below `parent`, and a tmpfs as volumes are, can be mounted with mapped ids; the error
+/// tells why not. Makes a directory there and removes it.
 ///
 /// # Errors
 /// What a mount would answer.
 pub fn supports_idmap(parent: &Path) -> Result<(), RootfsError> {
+    super::volume::supports_tmpfs(&IdMap::new(vec![PROBE], vec![PROBE])?)?;
     let scratch = parent.join(format!("idmap-probe-{}", std::process::id()));
     let made = try_in(&scratch);
     let unmounted = super::unmount(&scratch.join("merged"));
@@ -354,9 +377,11 @@ mod tests {
     fn kernels_that_want_layers_mounted_somewhere_get_them_mounted() {
         check(3, |overlay, map| {
             let layers: Vec<_> = overlay.lowers.iter().map(|layer| mapped(layer, map).unwrap()).collect();
+            let lowers: Vec<PathBuf> =
+                layers.iter().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()).into()).collect();
             std::os::unix::fs::chown(overlay.upper, Some(map.root().unwrap().0), Some(map.root().unwrap().1))
                 .unwrap();
-            mount_attached(overlay, &layers)
+            attached(&layers, overlay.target, || mount_as_is(&Overlay { lowers: &lowers, ..*overlay }))
         });
     }
 

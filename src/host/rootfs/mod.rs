@@ -13,7 +13,7 @@ mod volume;
 pub use error::RootfsError;
 pub use idmap::{IdMap, supports_idmap};
 pub use podwright_sys::userns::IdRange;
-pub use volume::mount_read_only;
+pub use volume::{bind_mapped, mount_read_only};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
@@ -201,15 +201,20 @@ fn mount_by_page(
     })
 }
 
-/// Mounts a tmpfs of `bytes` on `target`, as a pod's /dev/shm: mode 1777, nosuid, nodev, noexec.
+/// Mounts a tmpfs of `bytes` on `target`, as a pod's /dev/shm: mode 1777, nosuid, nodev, noexec. It belongs to `owner`,
+/// uid and gid, or to root.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn mount_shm(target: &Path, bytes: u64) -> Result<(), RootfsError> {
+pub fn mount_shm(target: &Path, bytes: u64, owner: Option<(u32, u32)>) -> Result<(), RootfsError> {
     let mut context = Context::open("tmpfs", target)?;
     context.set("source", "shm")?;
     context.set("mode", "1777")?;
     context.set("size", &bytes.to_string())?;
+    if let Some((uid, gid)) = owner {
+        context.set("uid", &uid.to_string())?;
+        context.set("gid", &gid.to_string())?;
+    }
     context.finish(
         MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NODEV
@@ -318,10 +323,15 @@ impl<'a> Context<'a> {
         }
     }
 
-    fn finish(self, attributes: MountAttrFlags) -> Result<(), RootfsError> {
+    /// A mount that is attached nowhere.
+    fn detached(&self, attributes: MountAttrFlags) -> Result<OwnedFd, RootfsError> {
         rustix::mount::fsconfig_create(&self.fs).map_err(|e| self.failed("create", e))?;
-        let mount = rustix::mount::fsmount(&self.fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-            .map_err(|e| self.failed("fsmount", e))?;
+        rustix::mount::fsmount(&self.fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+            .map_err(|e| self.failed("fsmount", e))
+    }
+
+    fn finish(self, attributes: MountAttrFlags) -> Result<(), RootfsError> {
+        let mount = self.detached(attributes)?;
         rustix::mount::move_mount(&mount, "", CWD, self.target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .map_err(|e| self.failed("move_mount", e))
     }
@@ -512,7 +522,7 @@ mod tests {
     fn shm_has_its_size_mode_and_flags() {
         let dirs = Dirs::new(1, "");
         let target = dirs.at("merged");
-        mount_shm(&target, 1 << 20).unwrap();
+        mount_shm(&target, 1 << 20, None).unwrap();
         let stat = rustix::fs::statvfs(&target).unwrap();
         assert_eq!(stat.f_blocks * stat.f_frsize, 1 << 20);
         let flags = rustix::fs::StatVfsMountFlags::NOSUID

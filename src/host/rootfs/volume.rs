@@ -1,18 +1,29 @@
-//! The mount of an image as a volume: its layers without anything writable on top.
+//! Mounts that are volumes: an image, its layers without anything writable on top; a path of the host with mapped ids.
 
+use super::idmap::{IdMap, directory, with_mapped};
 use super::{Context, RootfsError, checks_options, lacks_lowerdir_plus, mount_by_page};
-use rustix::mount::{MountAttrFlags, MountFlags};
+use crate::host::mountinfo;
+use podwright_sys::userns::{self, Propagation, Reach};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountAttrFlags, MountFlags, MoveMountFlags};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// For mount(2). Devices in an image are nothing that a volume should lend.
 pub(super) const FLAGS: MountFlags = MountFlags::RDONLY.union(MountFlags::NODEV);
 
-/// Mounts `lowers` (bottom layer first) on `target`, read-only. overlayfs wants two layers where there is no upper
-/// directory: `empty`, an empty directory, lies below a single one.
+/// Mounts `lowers` (bottom layer first) on `target`, read-only, with ids mapped if a map is given. overlayfs wants two
+/// layers where there is no upper directory: `empty`, an empty directory, lies below a single one.
 ///
 /// # Errors
 /// When there is no layer, a directory is missing or the kernel refuses; nothing is left mounted then.
-pub fn mount_read_only(lowers: &[PathBuf], empty: &Path, target: &Path) -> Result<(), RootfsError> {
+pub fn mount_read_only(
+    lowers: &[PathBuf],
+    empty: &Path,
+    target: &Path,
+    map: Option<&IdMap>,
+) -> Result<(), RootfsError> {
     let padded;
     let lowers = match lowers {
         [] => return Err(RootfsError::NoLayers { target: target.to_owned() }),
@@ -22,6 +33,13 @@ pub fn mount_read_only(lowers: &[PathBuf], empty: &Path, target: &Path) -> Resul
         }
         many => many,
     };
+    match map {
+        Some(map) => with_mapped(lowers, map, target, |lowers| mount_lowers(lowers, target)),
+        None => mount_lowers(lowers, target),
+    }
+}
+
+fn mount_lowers(lowers: &[PathBuf], target: &Path) -> Result<(), RootfsError> {
     if !checks_options() {
         return mount_by_page(lowers, None, target, &[]);
     }
@@ -40,13 +58,69 @@ fn mount_by_fsconfig(lowers: &[PathBuf], target: &Path) -> Result<(), RootfsErro
     context.finish(MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV)
 }
 
+/// Binds `source`, a file or a directory with all that is mounted below it, on `target`, which is of the same kind, with
+/// ids mapped. What is mounted below keeps its own ids where its file system cannot map them. With `follows`, what is
+/// mounted in the source later is seen too; nothing that happens at the target reaches the source.
+///
+/// # Errors
+/// [`RootfsError::Volume`] when the source's file system cannot map ids; nothing is left mounted then.
+pub fn bind_mapped(source: &Path, target: &Path, map: &IdMap, follows: bool) -> Result<(), RootfsError> {
+    let propagation = if follows { Propagation::Slave } else { Propagation::Private };
+    let open = |path: &Path| -> Result<OwnedFd, RootfsError> {
+        rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| RootfsError::Open { path: path.to_owned(), cause: e.into() })
+    };
+    let failed = |cause: std::io::Error| volume_error(source, cause);
+    let clone = userns::clone_mount(open(source)?.as_fd(), Reach::Tree).map_err(failed)?;
+    let map = |reach| userns::map_mount(clone.as_fd(), map.namespace().as_fd(), propagation, reach);
+    if map(Reach::Tree).is_err() {
+        userns::set_propagation(clone.as_fd(), propagation).map_err(failed)?;
+        map(Reach::Mount).map_err(failed)?;
+    }
+    rustix::mount::move_mount(&clone, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(|e| directory("mount on", target)(e.into()))
+}
+
+fn volume_error(source: &Path, cause: std::io::Error) -> RootfsError {
+    let why = match Errno::from_io_error(&cause) {
+        Some(Errno::NOSYS) => "the kernel knows no mounts with mapped ids (Linux 5.12)",
+        Some(Errno::INVAL) => "its file system, or this kernel's version of it, does not support mapped ids",
+        Some(Errno::PERM) => "it is mounted with mapped ids already, or its file system does not allow it",
+        _ => "a mount with mapped ids was refused",
+    };
+    let mounts = mountinfo::read().unwrap_or_default();
+    let file_system = mountinfo::holding(&mounts, source).map_or("unknown", |mount| &mount.fstype).to_owned();
+    RootfsError::Volume { source_path: source.to_owned(), file_system, why, cause }
+}
+
+/// Tries whether a tmpfs can be mounted with mapped ids (Linux 6.3). Mounts none anywhere.
+pub(super) fn supports_tmpfs(map: &IdMap) -> Result<(), RootfsError> {
+    let tmpfs = Context::open("tmpfs", Path::new("tmpfs"))?.detached(MountAttrFlags::empty())?;
+    userns::map_mount(tmpfs.as_fd(), map.namespace().as_fd(), Propagation::Private, Reach::Mount)
+        .map_err(|cause| volume_error(Path::new("tmpfs"), cause))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::unmount;
+    use super::super::{IdRange, unmount};
     use super::*;
     use std::fs;
 
     type Mount = fn(&[PathBuf], &Path, &Path) -> Result<(), RootfsError>;
+
+    fn as_they_are(lowers: &[PathBuf], empty: &Path, target: &Path) -> Result<(), RootfsError> {
+        mount_read_only(lowers, empty, target, None)
+    }
+
+    fn map() -> IdMap {
+        let range = vec![IdRange { inside: 0, outside: 300_000, count: 65_536 }];
+        IdMap::new(range.clone(), range).unwrap()
+    }
+
+    fn owner(path: &Path) -> u32 {
+        use std::os::unix::fs::MetadataExt as _;
+        fs::metadata(path).unwrap().uid()
+    }
 
     fn by_page(lowers: &[PathBuf], empty: &Path, target: &Path) -> Result<(), RootfsError> {
         let mut lowers = lowers.to_vec();
@@ -58,9 +132,7 @@ mod tests {
 
     #[test]
     fn layers_are_seen_merged_and_nothing_can_be_written() {
-        for (layers, mount) in
-            [(1, mount_read_only as Mount), (3, mount_read_only), (1, by_page), (3, by_page)]
-        {
+        for (layers, mount) in [(1, as_they_are as Mount), (3, as_they_are), (1, by_page), (3, by_page)] {
             let root = tempfile::tempdir().unwrap();
             let lowers: Vec<_> = (0..layers).map(|i| root.path().join(format!("layer{i}"))).collect();
             for (i, lower) in lowers.iter().enumerate() {
@@ -81,7 +153,66 @@ mod tests {
 
     #[test]
     fn an_image_without_layers_is_no_volume() {
-        let error = mount_read_only(&[], Path::new("/e"), Path::new("/t")).unwrap_err();
+        let error = as_they_are(&[], Path::new("/e"), Path::new("/t")).unwrap_err();
         assert!(matches!(error, RootfsError::NoLayers { .. }));
+    }
+
+    #[test]
+    fn an_image_volume_shows_mapped_ids() {
+        for layers in [1, 3] {
+            let root = tempfile::tempdir().unwrap();
+            let lowers: Vec<_> = (0..layers).map(|i| root.path().join(format!("layer{i}"))).collect();
+            for (i, lower) in (1..).zip(&lowers) {
+                fs::create_dir(lower).unwrap();
+                fs::write(lower.join("who"), "").unwrap();
+                std::os::unix::fs::chown(lower.join("who"), Some(i), Some(i)).unwrap();
+            }
+            let (empty, target) = (root.path().join("empty"), root.path().join("target"));
+            fs::create_dir(&empty).unwrap();
+            fs::create_dir(&target).unwrap();
+            mount_read_only(&lowers, &empty, &target, Some(&map())).unwrap();
+            let found = owner(&target.join("who"));
+            unmount(&target).unwrap();
+            assert_eq!(found, 300_000 + layers);
+        }
+    }
+
+    #[test]
+    fn a_path_of_the_host_is_bound_with_mapped_ids_and_what_is_below_it() {
+        let root = tempfile::tempdir().unwrap();
+        let (source, target) = (root.path().join("source"), root.path().join("target"));
+        for dir in [source.join("tmpfs"), source.join("proc"), target.clone()] {
+            fs::create_dir_all(dir).unwrap();
+        }
+        fs::write(source.join("file"), "").unwrap();
+        super::super::mount_shm(&source.join("tmpfs"), 1 << 20, None).unwrap();
+        bind_mapped(&source, &target, &map(), false).unwrap();
+        let (below, file) = (owner(&target.join("tmpfs")), owner(&target.join("file")));
+        unmount(&target).unwrap();
+        assert_eq!((below, file), (300_000, 300_000));
+        assert!(super::super::is_mounted(&source.join("tmpfs")).unwrap(), "the source keeps its mounts");
+        // procfs cannot: its own ids are seen there, and the rest is mapped.
+        rustix::mount::mount_bind("/proc/sys", source.join("proc")).unwrap();
+        bind_mapped(&source, &target, &map(), true).unwrap();
+        let (below, file) = (owner(&target.join("proc")), owner(&target.join("file")));
+        unmount(&target).unwrap();
+        unmount(&source.join("proc")).unwrap();
+        unmount(&source.join("tmpfs")).unwrap();
+        assert_eq!((below, file), (0, 300_000));
+        // A file.
+        fs::write(root.path().join("place"), "").unwrap();
+        bind_mapped(&source.join("file"), &root.path().join("place"), &map(), false).unwrap();
+        let found = owner(&root.path().join("place"));
+        unmount(&root.path().join("place")).unwrap();
+        assert_eq!(found, 300_000);
+    }
+
+    #[test]
+    fn a_file_system_that_cannot_map_ids_is_named_with_its_path() {
+        let root = tempfile::tempdir().unwrap();
+        let error = bind_mapped(Path::new("/proc/sys"), root.path(), &map(), false).unwrap_err();
+        assert!(matches!(error, RootfsError::Volume { .. }), "{error}");
+        assert!(error.to_string().contains("/proc/sys (proc)"), "{error}");
+        supports_tmpfs(&map()).unwrap();
     }
 }

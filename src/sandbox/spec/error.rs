@@ -71,6 +71,23 @@ pub enum SpecError {
         /// `shared` or `shared or slave`.
         needed: &'static str,
     },
+    /// A mount with mapped ids, or in a user namespace, that shall reach the host.
+    #[error(
+        "mount at {}: propagation BIDIRECTIONAL cannot be had in a user namespace: its mounts never reach the host",
+        path.display()
+    )]
+    MappedBidirectional {
+        /// Container path.
+        path: PathBuf,
+    },
+    /// A user or group that the pod's user namespace does not know.
+    #[error("{what} {id} is not mapped in the pod's user namespace: no process there can have it")]
+    UnmappedId {
+        /// `user` or `group`.
+        what: &'static str,
+        /// The id.
+        id: u32,
+    },
     /// A recursively read-only mount that cannot be made. The kubelet reads the message's start.
     #[error("RROUnsupported: mount at {}: {reason}", path.display())]
     RecursiveReadOnly {

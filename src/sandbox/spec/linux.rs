@@ -120,7 +120,7 @@ fn namespace(kind: LinuxNamespaceType, path: Option<&Path>) -> Result<LinuxNames
     }
 }
 
-pub(super) fn mappings(ranges: &[IdMapping]) -> Result<Vec<LinuxIdMapping>, OciSpecError> {
+fn mappings(ranges: &[IdMapping]) -> Result<Vec<LinuxIdMapping>, OciSpecError> {
     ranges
         .iter()
         .map(|range| {

@@ -20,7 +20,7 @@ use crate::host::devices::ResolvedDevice;
 use crate::host::mountinfo::MountEntry;
 use crate::host::security::CapSet;
 use crate::host::users::User;
-use crate::model::{ContainerSpec, SandboxSpec};
+use crate::model::{ContainerSpec, IdMapping, SandboxSpec};
 use oci_spec::runtime::{LinuxSeccomp, RootBuilder, Spec, SpecBuilder};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -161,6 +161,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
     if security.privileged && !inputs.sandbox.security.privileged {
         return Err(SpecError::PrivilegedContainer);
     }
+    check_mapped(inputs)?;
     let capabilities = capabilities(&inputs.config.capabilities, security, inputs.host.bounding)?;
     let root = RootBuilder::default().path(inputs.rootfs).readonly(security.readonly_rootfs).build()?;
     let (mounts, propagation) = mounts::build(inputs)?;
@@ -174,6 +175,20 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
         .build()?;
     spec.set_hostname(None);
     Ok(spec)
+}
+
+/// The kernel refuses a process ids that its user namespace does not map.
+fn check_mapped(inputs: &Inputs<'_>) -> Result<(), SpecError> {
+    let Some(namespace) = &inputs.sandbox.namespaces.user else { return Ok(()) };
+    let user = inputs.user;
+    if IdMapping::on_host(&namespace.uids, user.uid).is_none() {
+        return Err(SpecError::UnmappedId { what: "user", id: user.uid });
+    }
+    let mut groups = std::iter::once(&user.gid).chain(&user.additional_gids);
+    match groups.find(|gid| IdMapping::on_host(&namespace.gids, **gid).is_none()) {
+        Some(gid) => Err(SpecError::UnmappedId { what: "group", id: *gid }),
+        None => Ok(()),
+    }
 }
 
 /// Annotations for runtimes such as Kata and gVisor, under containerd's names, and those of the container that may
@@ -206,5 +221,7 @@ fn annotations(inputs: &Inputs<'_>) -> HashMap<String, String> {
 
 #[cfg(test)]
 pub(super) mod fixture;
+#[cfg(test)]
+mod mapped_tests;
 #[cfg(test)]
 mod tests;

@@ -1,15 +1,19 @@
 //! Mounts: the defaults, the pod's files, the image's volumes and what was asked, in the order to mount them.
 
-use super::linux::{has_cgroup_namespace, mappings};
+use super::linux::has_cgroup_namespace;
 use super::{Inputs, SpecError};
 use crate::host::cgroups::CgroupMode;
 use crate::host::mountinfo::{MountEntry, holding};
-use crate::model::{self, NamespaceMode, Propagation};
+use crate::model::{self, IdMapping, NamespaceMode, Propagation};
 use oci_spec::runtime::{Mount, MountBuilder};
 use std::path::{Component, Path, PathBuf};
 
 /// What mount options a request may add.
 const MOUNT_OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
+/// Flags of a mount that who copies it into another user namespace cannot take away.
+const LOCKED_FLAGS: [&str; 4] = ["ro", "nosuid", "nodev", "noexec"];
+/// The group of terminals; in a user namespace that does not map it, the one of whoever makes a terminal.
+const TTY_GROUP: u32 = 5;
 /// Options of the host's cgroup2 superblock that a mount without a cgroup namespace would reset for the whole host.
 const CGROUP2_OPTIONS: [&str; 5] =
     ["nsdelegate", "memory_recursiveprot", "memory_localevents", "favordynmods", "memory_hugetlb_accounting"];
@@ -53,9 +57,33 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<Mount>, Option<&'static 
             (Propagation::Private | Propagation::HostToContainer, kept) => kept,
         };
     }
+    if inputs.sandbox.namespaces.user.is_some() {
+        keep_locked(&mut mounts, inputs.mounts);
+    }
     // Stable, so a request's order stays among equals.
     mounts.sort_by_key(|mount| mount.destination().components().count());
     Ok((mounts, propagation))
+}
+
+/// In a user namespace, flags of the host's mounts are locked: the OCI runtime, which sets the flags of a bind mount anew,
+/// is refused if it leaves one of them out.
+fn keep_locked(mounts: &mut [Mount], of_host: &[MountEntry]) {
+    for mount in mounts.iter_mut().filter(|mount| mount.typ().as_deref() == Some("bind")) {
+        let Some(host) = mount.source().as_ref().and_then(|source| holding(of_host, source)) else {
+            continue;
+        };
+        let mut options = mount.options().clone().unwrap_or_default();
+        for flag in LOCKED_FLAGS.into_iter().filter(|flag| host.options.iter().any(|option| option == flag)) {
+            if flag == "ro" {
+                options.retain(|option| option != "rw");
+            }
+            let is_read_only = flag == "ro" && options.iter().any(|option| option == "rro");
+            if !is_read_only && !options.iter().any(|option| option == flag) {
+                options.push(flag.to_owned());
+            }
+        }
+        mount.set_options(Some(options));
+    }
 }
 
 fn clean(path: &Path) -> Result<PathBuf, SpecError> {
@@ -94,15 +122,15 @@ fn defaults(inputs: &Inputs<'_>) -> Result<Vec<Mount>, SpecError> {
     let privileged = inputs.container.security.privileged;
     let access = if privileged { "rw" } else { "ro" };
     let kept = ["nosuid", "noexec", "nodev"];
+    let mut terminals = vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
+    let user = inputs.sandbox.namespaces.user.as_ref();
+    if user.is_none_or(|user| IdMapping::on_host(&user.gids, TTY_GROUP).is_some()) {
+        terminals.push("gid=5");
+    }
     let mut mounts = vec![
         make("/proc", "proc", "proc", &kept)?,
         make("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
-        make(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        )?,
+        make("/dev/pts", "devpts", "devpts", &terminals)?,
         make("/dev/mqueue", "mqueue", "mqueue", &kept)?,
         sysfs(inputs, access)?,
     ];
@@ -137,6 +165,13 @@ fn defaults(inputs: &Inputs<'_>) -> Result<Vec<Mount>, SpecError> {
 fn sysfs(inputs: &Inputs<'_>, access: &str) -> Result<Mount, SpecError> {
     let asked = &inputs.sandbox.namespaces;
     if asked.user.is_some() && asked.network == NamespaceMode::Node {
+        if !inputs.host.recursive_read_only {
+            return Err(SpecError::RecursiveReadOnly {
+                path: "/sys".into(),
+                reason: "a pod with a user namespace on the host's network needs it, and the kernel or the OCI runtime \
+                         has no recursive read-only mounts",
+            });
+        }
         let options = ["rbind", "rprivate", "nosuid", "noexec", "nodev", "rro"];
         return make("/sys", "bind", "/sys", &options);
     }
@@ -179,12 +214,8 @@ fn asked_mount(
             option: option.chars().take(80).collect(),
         })?);
     }
-    let mut made = make(path, "bind", source, &options)?;
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        made.set_uid_mappings(Some(mappings(&mount.uid_mappings)?))
-            .set_gid_mappings(Some(mappings(&mount.gid_mappings)?));
-    }
-    Ok(made)
+    // Mappings of the mount are the source's already: OCI runtimes differ in what they make of them.
+    make(path, "bind", source, &options)
 }
 
 fn propagation(
@@ -200,6 +231,10 @@ fn propagation(
         |needed| SpecError::Propagation { path: path.to_owned(), source_path: source.to_owned(), needed };
     match mount.propagation {
         Propagation::Private => Ok("rprivate"),
+        // What is mounted in a user namespace never reaches the host.
+        Propagation::Bidirectional if inputs.sandbox.namespaces.user.is_some() => {
+            Err(SpecError::MappedBidirectional { path: path.to_owned() })
+        }
         Propagation::HostToContainer if shared || slave => Ok("rslave"),
         Propagation::HostToContainer => Err(refuse("shared or slave")),
         Propagation::Bidirectional if shared => Ok("rshared"),

@@ -15,7 +15,7 @@ pub mod backend;
 mod exec;
 mod forward;
 mod forward_channels;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod metrics;
 mod pods;

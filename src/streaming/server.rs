@@ -21,6 +21,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use podwright_sys::memory;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -39,6 +40,9 @@ const MAX_HANDSHAKES: usize = 256;
 const MAX_HEAD_BYTES: usize = 8 << 10;
 /// Headers of a request; clients send below ten.
 const MAX_HEADERS: usize = 64;
+/// Connections at once that are worth a tidying up of the allocator's pages when they are gone; what fewer leave is used
+/// again.
+const CROWD: usize = 32;
 /// Pause after a failed accept: descriptors have run out, and trying at once would only burn time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -256,6 +260,8 @@ async fn accept<B: Backend>(
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     // Their end is the server's.
     let mut connections = JoinSet::new();
+    // The most that there were since the last tidying up.
+    let mut crowd = 0;
     let mut ending = std::pin::pin!(context.ending());
     loop {
         let Ok(handshake) = handshakes.clone().acquire_owned().await else { return };
@@ -263,16 +269,22 @@ async fn accept<B: Backend>(
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     connections.spawn(serve(context.clone(), stream, certificates.clone(), handshake));
+                    crowd = crowd.max(connections.len());
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the streaming server cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
+            Some(_) = connections.join_next() => {
+                while connections.try_join_next().is_some() {}
+                if crowd >= CROWD && connections.len() <= crowd / 4 {
+                    crowd = connections.len();
+                    drop(tokio::task::spawn_blocking(memory::trim));
+                }
+            }
             () = &mut ending => break,
         }
-        // Those that have ended.
-        while connections.try_join_next().is_some() {}
     }
     drop(listener);
     while connections.join_next().await.is_some() {}

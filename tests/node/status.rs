@@ -1,6 +1,7 @@
 //! `podwright status` and `podwright pods` as people and scripts use them.
 
-use crate::support::Node;
+use crate::support::{Node, connect};
+use podwright::cri::proto::runtime_service_client::RuntimeServiceClient;
 use podwright_testkit::daemon::default_binary;
 use serde_json::Value;
 use std::process::{Command, Output};
@@ -53,5 +54,7 @@ async fn the_daemon_tells_what_it_is_and_has() {
         assert!(text(&output.stderr).contains("no daemon answers at"), "{}", text(&output.stderr));
     }
     node.daemon.launch().unwrap();
+    // The old connection has not noticed yet.
+    node.runtime = RuntimeServiceClient::new(connect(&node.scratch.socket()));
     node.finish().await;
 }

@@ -61,7 +61,7 @@ pub enum SpdyError {
 #[cfg_attr(fuzzing, allow(dead_code))]
 #[allow(clippy::unwrap_used, reason = "only tests have it")]
 pub(super) mod client;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) mod fuzz;
 #[cfg(test)]
 mod tests;

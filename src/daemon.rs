@@ -8,6 +8,7 @@ use crate::host::cgroups::Cgroups;
 use crate::host::network::Network;
 use crate::host::oci::Runtimes;
 use crate::host::security::HostSecurity;
+use crate::host::security::apparmor::{AppArmor, DEFAULT_PROFILE};
 use crate::images::Images;
 use crate::metrics::{self, PullCollector, Registry, Rpcs};
 use crate::model::Clock;
@@ -116,7 +117,8 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
     let images = open_images(config)?;
     registry.register(Box::new(PullCollector::new(images.stats().clone())?))?;
     let cgroups = Cgroups::detect()?;
-    let facts = facts(&cgroups)?;
+    let apparmor = AppArmor::detect();
+    let facts = facts(&cgroups, &apparmor, &config.containers.apparmor_profile)?;
     let pod_metrics = PodMetrics::register(registry)?;
     let layers = Arc::new(WritableLayers::open(config)?);
     layers.start(pod_metrics.clone());
@@ -127,6 +129,7 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         runtimes: Runtimes::find(&config.runtime, &config.state, &config.cgroups.default_parent).await?,
         cgroups,
         facts,
+        apparmor,
         monitor_binary: monitor_binary(config)?,
         clock: Clock::default(),
         metrics: pod_metrics,
@@ -141,7 +144,7 @@ pub(crate) fn open_images(config: &Config) -> anyhow::Result<Images> {
     Images::open(&config.root.join("images"), &config.images).context("open the image store")
 }
 
-fn facts(cgroups: &Cgroups) -> anyhow::Result<HostFacts> {
+fn facts(cgroups: &Cgroups, apparmor: &AppArmor, profile: &str) -> anyhow::Result<HostFacts> {
     let security = HostSecurity::detect()?;
     if security.oom_score_adj_floor > -1000 {
         tracing::warn!(
@@ -156,10 +159,25 @@ fn facts(cgroups: &Cgroups) -> anyhow::Result<HostFacts> {
         swap: cgroups.accounts_swap(),
         hugetlb: cgroups.has_controller("hugetlb"),
         recursive_read_only: kernel_at_least(5, 12),
-        apparmor: security.apparmor,
-        apparmor_default: None,
+        apparmor: apparmor.is_enabled(),
+        apparmor_default: default_profile(apparmor, profile),
         selinux: security.selinux,
     })
+}
+
+/// The AppArmor profile of containers that ask for none. One of the operator's has to be there when a container needs
+/// it; ours needs a program, without which a host has no AppArmor to speak of, as with both peers.
+fn default_profile(apparmor: &AppArmor, profile: &str) -> Option<String> {
+    if !apparmor.is_enabled() || profile.is_empty() {
+        return None;
+    }
+    if profile == DEFAULT_PROFILE && !apparmor.could_use(profile) {
+        tracing::warn!(
+            "the kernel has AppArmor, but apparmor_parser is not there: containers run without a default profile"
+        );
+        return None;
+    }
+    Some(profile.to_owned())
 }
 
 /// Whether the kernel is of this version or newer; mount_setattr(2) with AT_RECURSIVE came with 5.12.

@@ -2,8 +2,10 @@
 //!
 //! Owns the key names (docs/configuration.md is checked against them) and the loader. Never opens what it names.
 
+mod limits;
 mod load;
 
+pub use limits::{Ulimit, annotation_fits, bytes};
 pub use load::{ConfigError, load};
 
 use serde::{Deserialize, Serialize};
@@ -110,6 +112,12 @@ pub struct Handler {
     pub root: PathBuf,
     /// Global arguments before the subcommand.
     pub args: Vec<String>,
+    /// Annotations of pods that the OCI runtime sees, by name; a final `*` stands for any rest.
+    pub pod_annotations: Vec<String>,
+    /// Annotations of containers that it sees, the same.
+    pub container_annotations: Vec<String>,
+    /// Give privileged containers no devices of the host.
+    pub privileged_without_host_devices: bool,
 }
 
 /// `[cgroups]`
@@ -156,6 +164,18 @@ pub struct Containers {
     pub project_id_first: u32,
     /// How many project ids; 0: project quotas are not used.
     pub project_id_count: u32,
+    /// Limits of processes, `name=soft:hard`; of others, those of the daemon.
+    pub default_ulimits: Vec<String>,
+    /// Give devices that a pod asks for to whom its container runs as.
+    pub device_ownership_from_security_context: bool,
+    /// Classes of block I/O, in goresctrl's form; empty: there are none.
+    pub blockio_config_file: PathBuf,
+    /// AppArmor profile of containers that ask for none; podwright-default is loaded when it is needed. Empty: none.
+    pub apparmor_profile: String,
+    /// Directories with CDI specifications; a later one wins.
+    pub cdi_spec_dirs: Vec<PathBuf>,
+    /// Host paths that a mount of them does not make when they are missing, but is refused.
+    pub absent_mount_sources_to_reject: Vec<PathBuf>,
     /// Let pods bind ports below 1024 without a capability.
     pub unprivileged_ports: bool,
     /// Let pods send ICMP echo without a capability.
@@ -338,6 +358,13 @@ impl Default for Containers {
             // Far above those of people's /etc/projid and of the kubelet's volumes, which count from 1048577.
             project_id_first: 2_000_000_000,
             project_id_count: 1_000_000,
+            default_ulimits: Vec::new(),
+            device_ownership_from_security_context: false,
+            blockio_config_file: PathBuf::new(),
+            apparmor_profile: "podwright-default".into(),
+            // As both peers, and what device plugins write to.
+            cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            absent_mount_sources_to_reject: Vec::new(),
             unprivileged_ports: true,
             unprivileged_icmp: true,
         }

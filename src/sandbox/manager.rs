@@ -1,8 +1,10 @@
 //! The index of pods and containers: create, find, list. Holds handles and names, no state; every answer about
 //! state comes from a pod's snapshot.
 
+use super::bring_up::shm_bytes;
 use super::error::SandboxError;
 use super::exec;
+use super::granted;
 use super::node::Node;
 use super::pod::{Command, Outcome, Pod, PodHandle};
 use super::session::{self, AttachSession, AttachStream, ExecSession, ExecStream};
@@ -84,6 +86,7 @@ impl Manager {
     pub async fn run(&self, spec: SandboxSpec) -> Outcome<SandboxId> {
         let runtime = self.node.runtime(&spec.runtime_handler).map_err(Arc::new)?;
         self.node.check_cgroup_parent(&spec).map_err(Arc::new)?;
+        shm_bytes(&self.node, &spec).map_err(Arc::new)?;
         let (id, mut up) = {
             let mut tables = self.index.lock();
             match tables.names.get(&spec.name).and_then(|id| tables.pods.get(id)) {
@@ -158,8 +161,11 @@ impl Manager {
         }
         let hold = Arc::new(hold);
         let volumes = volumes::hold(&self.node.images, &mut spec).map_err(Arc::new)?;
+        let pod = handle.snapshots.borrow().spec.clone();
+        let granted = Box::new(granted::grant(&self.node, &pod, &spec).await.map_err(Arc::new)?);
         let gone = Err(Arc::new(SandboxError::SandboxNotFound(spec.sandbox_id.to_string())));
-        ask(&handle, |reply| Command::Create { spec: Box::new(spec), hold, volumes, reply }, gone).await
+        ask(&handle, |reply| Command::Create { spec: Box::new(spec), hold, volumes, granted, reply }, gone)
+            .await
     }
 
     /// Starts a created container.

@@ -8,6 +8,7 @@ mod container;
 mod error;
 mod exec;
 mod files;
+mod granted;
 mod machine;
 mod manager;
 mod metrics;

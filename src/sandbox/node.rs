@@ -5,10 +5,11 @@ use super::metrics::PodMetrics;
 use super::record::Records;
 use super::spec::HostFacts;
 use super::writable::WritableLayers;
-use crate::config::Config;
+use crate::config::{Config, Handler};
 use crate::host::cgroups::{self, Cgroups, Leaf};
 use crate::host::network::Network;
 use crate::host::oci::{Runtime, Runtimes};
+use crate::host::security::apparmor::AppArmor;
 use crate::images::Images;
 use crate::model::{Clock, ContainerId, SandboxId, SandboxSpec};
 use std::collections::HashMap;
@@ -33,6 +34,8 @@ pub struct Node {
     pub cgroups: Cgroups,
     /// What the kernel and our own privileges allow.
     pub facts: HostFacts,
+    /// AppArmor profiles.
+    pub apparmor: AppArmor,
     /// The monitor's program.
     pub monitor_binary: PathBuf,
     /// Timestamps.
@@ -98,6 +101,12 @@ impl Node {
     pub(super) fn expect_cgroup_moves(&self) {
         let cgroups = self.cgroups.clone();
         drop(tokio::task::spawn_blocking(move || cgroups.hasten_moves()));
+    }
+
+    /// Settings of a handler; empty: the default one's.
+    pub(super) fn handler(&self, handler: &str) -> Handler {
+        let name = self.runtimes.get(handler).map(|runtime| runtime.name().to_owned()).unwrap_or_default();
+        self.config.runtime.handlers.get(&name).cloned().unwrap_or_default()
     }
 
     /// The runtime of a handler; empty: the default.

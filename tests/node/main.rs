@@ -6,14 +6,18 @@
     reason = "a test fails by panicking; clippy sees only #[test] functions as tests"
 )]
 
+mod apparmor;
 mod bad_input;
+mod cdi;
 mod containers;
 mod daemon;
 mod faults;
 mod full;
+mod handlers;
 mod image_volumes;
 mod images;
 mod images_cli;
+mod mounts;
 mod pods;
 mod quota;
 mod races;

@@ -7,6 +7,7 @@ use crate::images::Hold;
 use crate::model::{ContainerId, ContainerSpec, Resources};
 use crate::sandbox::container::{self, Prepared};
 use crate::sandbox::error::SandboxError;
+use crate::sandbox::granted::Granted;
 use crate::sandbox::machine::{
     Activity, Admission, ContainerRequest, SandboxActivity, SandboxRequest, admit_container, admit_sandbox,
 };
@@ -23,6 +24,7 @@ impl Pod {
         spec: ContainerSpec,
         hold: Arc<Hold>,
         volumes: volumes::Holds,
+        granted: Granted,
         reply: Reply<ContainerId>,
     ) {
         if admit_sandbox(&self.state, self.activity, SandboxRequest::CreateContainer) != Admission::Do {
@@ -83,6 +85,7 @@ impl Pod {
             spec,
             hold,
             volumes,
+            granted,
             namespaces: monitor.info().namespaces.clone(),
             target_pid,
         };

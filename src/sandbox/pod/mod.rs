@@ -9,6 +9,7 @@ mod sandbox;
 use super::bring_up::{self, BroughtUp};
 use super::container::Prepared;
 use super::error::SandboxError;
+use super::granted::Granted;
 use super::machine::{Activity, SandboxActivity};
 use super::manager::Index;
 use super::node::Node;
@@ -37,13 +38,37 @@ type Reply<T> = oneshot::Sender<Outcome<T>>;
 /// What may be asked of a pod.
 #[derive(Debug)]
 pub(super) enum Command {
-    Create { spec: Box<ContainerSpec>, hold: Arc<Hold>, volumes: volumes::Holds, reply: Reply<ContainerId> },
-    Start { id: ContainerId, reply: Reply<()> },
-    Stop { id: ContainerId, grace: Duration, reply: Reply<()> },
-    Remove { id: ContainerId, reply: Reply<()> },
-    Update { id: ContainerId, resources: Box<Resources>, reply: Reply<()> },
-    StopPod { reply: Reply<()> },
-    RemovePod { reply: Reply<()> },
+    Create {
+        spec: Box<ContainerSpec>,
+        hold: Arc<Hold>,
+        volumes: volumes::Holds,
+        granted: Box<Granted>,
+        reply: Reply<ContainerId>,
+    },
+    Start {
+        id: ContainerId,
+        reply: Reply<()>,
+    },
+    Stop {
+        id: ContainerId,
+        grace: Duration,
+        reply: Reply<()>,
+    },
+    Remove {
+        id: ContainerId,
+        reply: Reply<()>,
+    },
+    Update {
+        id: ContainerId,
+        resources: Box<Resources>,
+        reply: Reply<()>,
+    },
+    StopPod {
+        reply: Reply<()>,
+    },
+    RemovePod {
+        reply: Reply<()>,
+    },
 }
 
 /// How far a container's end has come.
@@ -261,7 +286,9 @@ impl Pod {
 
     fn handle(&mut self, command: Command) {
         match command {
-            Command::Create { spec, hold, volumes, reply } => self.create(*spec, hold, volumes, reply),
+            Command::Create { spec, hold, volumes, granted, reply } => {
+                self.create(*spec, hold, volumes, *granted, reply);
+            }
             Command::Start { id, reply } => self.start(id, reply),
             Command::Stop { id, grace, reply } => self.stop(id, grace, reply),
             Command::Remove { id, reply } => self.remove(id, reply),

@@ -1,10 +1,11 @@
 //! Mounts: the defaults, the pod's files, the image's volumes and what was asked, in the order to mount them.
 
 use super::linux::{has_cgroup_namespace, mappings};
-use super::{Inputs, SpecError};
+use super::{HostFacts, Inputs, SpecError};
+use crate::host::cdi;
 use crate::host::cgroups::CgroupMode;
 use crate::host::mountinfo::{MountEntry, holding};
-use crate::model::{self, NamespaceMode, Propagation};
+use crate::model::{self, ContainerSpec, NamespaceMode, Propagation};
 use oci_spec::runtime::{Mount, MountBuilder};
 use std::path::{Component, Path, PathBuf};
 
@@ -14,16 +15,31 @@ const MOUNT_OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
 const CGROUP2_OPTIONS: [&str; 5] =
     ["nsdelegate", "memory_recursiveprot", "memory_localevents", "favordynmods", "memory_hugetlb_accounting"];
 
-/// The mounts, and `rootfsPropagation` where a mount needs it.
-pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<Mount>, Option<&'static str>), SpecError> {
+/// What of the mounts asked for can be judged before their sources are looked up.
+pub(super) fn check(container: &ContainerSpec, host: &HostFacts) -> Result<(), SpecError> {
+    paths(container)?;
+    for mount in &container.mounts {
+        access(host, mount, &mount.container_path)?;
+    }
+    Ok(())
+}
+
+/// Where the mounts go, each once.
+fn paths(container: &ContainerSpec) -> Result<Vec<PathBuf>, SpecError> {
     let mut asked: Vec<PathBuf> = Vec::new();
-    for mount in &inputs.container.mounts {
+    for mount in &container.mounts {
         let path = clean(&mount.container_path)?;
         if asked.contains(&path) {
             return Err(SpecError::DuplicateMount { path });
         }
         asked.push(path);
     }
+    Ok(asked)
+}
+
+/// The mounts, and `rootfsPropagation` where a mount needs it.
+pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<Mount>, Option<&'static str>), SpecError> {
+    let asked = paths(inputs.container)?;
     let covered = |path: &Path| asked.iter().any(|asked| asked == path);
     let mut mounts = Vec::new();
     for mount in defaults(inputs)? {
@@ -52,6 +68,11 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<Mount>, Option<&'static 
             (Propagation::HostToContainer, None) => Some("rslave"),
             (Propagation::Private | Propagation::HostToContainer, kept) => kept,
         };
+    }
+    for mount in &inputs.cdi.mounts {
+        let path = clean(&mount.container_path)?;
+        mounts.retain(|other| other.destination() != &path);
+        mounts.push(cdi_mount(mount, &path)?);
     }
     // Stable, so a request's order stays among equals.
     mounts.sort_by_key(|mount| mount.destination().components().count());
@@ -157,6 +178,28 @@ fn asked_mount(
     source: &Path,
 ) -> Result<Mount, SpecError> {
     let mut options = vec!["rbind", propagation(inputs, mount, path, source)?];
+    options.extend(access(inputs.host, mount, path)?);
+    let mut made = make(path, "bind", source, &options)?;
+    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
+        made.set_uid_mappings(Some(mappings(&mount.uid_mappings)?))
+            .set_gid_mappings(Some(mappings(&mount.gid_mappings)?));
+    }
+    Ok(made)
+}
+
+/// A mount of a CDI device, as its specification says; a driver's own files are the operator's choice.
+fn cdi_mount(mount: &cdi::Mount, path: &Path) -> Result<Mount, SpecError> {
+    let mut options: Vec<&str> = mount.options.iter().map(String::as_str).collect();
+    let kind = mount.kind.as_deref().filter(|kind| !kind.is_empty()).unwrap_or("bind");
+    if kind == "bind" && !options.iter().any(|option| matches!(*option, "bind" | "rbind")) {
+        options.push("rbind");
+    }
+    make(path, kind, &mount.host_path, &options)
+}
+
+/// What may be done through a mount.
+fn access(host: &HostFacts, mount: &model::Mount, path: &Path) -> Result<Vec<&'static str>, SpecError> {
+    let mut options = Vec::new();
     if mount.recursive_read_only {
         let refuse = |reason| SpecError::RecursiveReadOnly { path: path.to_owned(), reason };
         if !mount.readonly {
@@ -165,7 +208,7 @@ fn asked_mount(
         if mount.propagation != Propagation::Private {
             return Err(refuse("recursive_read_only needs private propagation"));
         }
-        if !inputs.host.recursive_read_only {
+        if !host.recursive_read_only {
             return Err(refuse("the kernel or the OCI runtime has no recursive read-only mounts"));
         }
         options.push("rro");
@@ -179,12 +222,7 @@ fn asked_mount(
             option: option.chars().take(80).collect(),
         })?);
     }
-    let mut made = make(path, "bind", source, &options)?;
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        made.set_uid_mappings(Some(mappings(&mount.uid_mappings)?))
-            .set_gid_mappings(Some(mappings(&mount.gid_mappings)?));
-    }
-    Ok(made)
+    Ok(options)
 }
 
 fn propagation(

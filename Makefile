@@ -108,6 +108,16 @@ test-vm: build testkit tools images ## e2e and critest on cgroup v2 and systemd,
 	@scripts/deps.sh qemu-system-x86 mmdebstrap e2fsprogs
 	tests/vm/run.sh
 
+# Not part of `test` either: Kubernetes takes minutes to build, once.
+.PHONY: test-kubelet
+test-kubelet: build testkit tools images kubernetes ## A real kubelet and control plane on podwright (CASES, LOGS in build/kubelet)
+	@scripts/deps.sh openssl
+	tests/kubelet/run.sh $(if $(CASES),cluster $(CASES))
+
+.PHONY: kubernetes
+kubernetes: ## Build kubelet, control plane, etcd and kubectl at the version of tests/kubelet/go.mod
+	@tests/kubelet/build.sh
+
 .PHONY: bench
 bench: build testkit tools images ## Measure against Debian's containerd: pods, pulls (PULLS=0 leaves them out), streams
 	@scripts/deps.sh containerd skopeo umoci

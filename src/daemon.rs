@@ -4,9 +4,9 @@
 use crate::admin;
 use crate::config::Config;
 use crate::cri::{self, Image, Runtime};
-use crate::host::cgroups::Cgroups;
+use crate::host::cgroups::{Cgroups, Driver};
 use crate::host::network::Network;
-use crate::host::oci::Runtimes;
+use crate::host::oci::{Runtimes, Surroundings};
 use crate::host::security::HostSecurity;
 use crate::host::security::apparmor::{AppArmor, DEFAULT_PROFILE};
 use crate::images::Images;
@@ -119,6 +119,13 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
     let cgroups = Cgroups::detect()?;
     let apparmor = AppArmor::detect();
     let facts = facts(&cgroups, &apparmor, &config.containers.apparmor_profile)?;
+    let (driver, default_parent) = cgroup_driver(config)?;
+    let around = Surroundings {
+        state: &config.state,
+        systemd: driver == Driver::Systemd,
+        probe_cgroup: &|name| driver.oci_path(&default_parent, name),
+    };
+    let runtimes = Runtimes::find(&config.runtime, around).await?;
     let pod_metrics = PodMetrics::register(registry)?;
     let layers = Arc::new(WritableLayers::open(config)?);
     layers.start(pod_metrics.clone());
@@ -126,8 +133,10 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         records: Records::open(&config.root, &boot_id)?,
         network: Network::start(&config.network)?,
         images,
-        runtimes: Runtimes::find(&config.runtime, &config.state, &config.cgroups.default_parent).await?,
+        runtimes,
         cgroups,
+        driver,
+        default_parent,
         facts,
         apparmor,
         monitor_binary: monitor_binary(config)?,
@@ -137,6 +146,16 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         execs: ExecWaiters::default(),
         config: config.clone(),
     }))
+}
+
+/// The cgroup driver, and the parent of pods that name none.
+fn cgroup_driver(config: &Config) -> anyhow::Result<(Driver, String)> {
+    let driver = Driver::choose(config.cgroups.driver);
+    let configured = &config.cgroups.default_parent;
+    let parent = if configured.is_empty() { driver.default_parent() } else { configured };
+    driver.check(parent).context("cgroups.default_parent does not fit cgroups.driver")?;
+    tracing::info!(driver = driver.name(), default_parent = parent, "cgroups");
+    Ok((driver, parent.to_owned()))
 }
 
 /// Opens the image store. Blocking; whoever does it has the [`lock`].
@@ -158,6 +177,8 @@ fn facts(cgroups: &Cgroups, apparmor: &AppArmor, profile: &str) -> anyhow::Resul
         cgroups: cgroups.mode(),
         swap: cgroups.accounts_swap(),
         hugetlb: cgroups.has_controller("hugetlb"),
+        page_sizes: cgroups.page_sizes().to_vec(),
+        controllers: cgroups.controllers(),
         recursive_read_only: kernel_at_least(5, 12),
         apparmor: apparmor.is_enabled(),
         apparmor_default: default_profile(apparmor, profile),

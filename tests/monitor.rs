@@ -128,6 +128,7 @@ async fn a_slow_request_does_not_hold_up_another() {
         stdin: false,
         stdin_once: false,
         deadline_ms: Some(1000),
+        cgroup: None,
     };
     let slow = monitor.create(create);
     tokio::pin!(slow);
@@ -190,6 +191,7 @@ async fn a_container_and_its_execs() {
         stdin: true,
         stdin_once: false,
         deadline_ms: None,
+        cgroup: None,
     };
     monitor.create(create).await.unwrap();
     runc(&["start", "c1"]);

@@ -202,8 +202,9 @@ fn check(config: &Config) -> Result<(), ConfigError> {
             return value(key, "must be at least 1".into());
         }
     }
-    if !config.cgroups.default_parent.starts_with('/') {
-        return value("cgroups.default_parent", "must start with /".into());
+    let parent = &config.cgroups.default_parent;
+    if !parent.is_empty() && !parent.starts_with('/') && !parent.ends_with(".slice") {
+        return value("cgroups.default_parent", "must start with / or be the name of a slice".into());
     }
     Ok(())
 }

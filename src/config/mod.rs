@@ -126,7 +126,7 @@ pub struct Handler {
 pub struct Cgroups {
     /// Who makes cgroups; must be the kubelet's cgroupDriver.
     pub driver: CgroupDriver,
-    /// Parent of pods that name none.
+    /// Parent of pods that name none; empty: `/podwright`, or `podwright.slice` with systemd.
     pub default_parent: String,
 }
 
@@ -134,8 +134,12 @@ pub struct Cgroups {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CgroupDriver {
+    /// systemd where it is process 1, else cgroupfs.
+    Auto,
     /// Directories made by the OCI runtime.
     Cgroupfs,
+    /// Scopes made by systemd for the OCI runtime.
+    Systemd,
 }
 
 /// `[containers]`
@@ -320,7 +324,7 @@ impl Default for Runtime {
 
 impl Default for Cgroups {
     fn default() -> Self {
-        Self { driver: CgroupDriver::Cgroupfs, default_parent: "/podwright".into() }
+        Self { driver: CgroupDriver::Auto, default_parent: String::new() }
     }
 }
 

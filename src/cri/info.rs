@@ -29,6 +29,7 @@ pub(super) fn sandbox(pod: &PodSnapshot) -> Info {
         "cause": cause,
         "monitor": monitor,
         "runtimeHandler": pod.runtime.name(),
+        "limits": pod.limits(),
         "config": *pod.spec,
     }))
 }
@@ -74,6 +75,7 @@ pub(super) fn node(node: &Node) -> Info {
         ("runtimes".to_owned(), text(&json!(node.runtimes.names()))),
         ("writableLayers".to_owned(), text(&json!(node.layers.mode()))),
         ("cgroupMode".to_owned(), text(&json!(format!("{:?}", node.cgroups.mode())))),
+        ("cgroupDriver".to_owned(), text(&json!(node.driver.name()))),
     ])
 }
 

@@ -6,6 +6,7 @@ pub mod decode;
 mod encode;
 mod image;
 mod info;
+mod pod_metrics;
 pub mod proto;
 mod runtime;
 mod server;

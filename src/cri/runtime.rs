@@ -3,7 +3,8 @@
 use super::proto as pb;
 use super::proto::runtime_service_server::RuntimeService;
 use super::status::status;
-use super::{decode, encode, info, stats, streaming};
+use super::{decode, encode, info, pod_metrics, stats, streaming};
+use crate::host::cgroups::Driver;
 use crate::host::network::Readiness;
 use crate::metrics::Rpcs;
 use crate::model::{ContainerId, ImageRequest, SandboxId};
@@ -351,8 +352,9 @@ impl RuntimeService for Runtime {
         _: Request<pb::RuntimeConfigRequest>,
     ) -> Answer<pb::RuntimeConfigResponse> {
         let answer = async {
-            let driver = match self.pods.node().config.cgroups.driver {
-                crate::config::CgroupDriver::Cgroupfs => pb::CgroupDriver::Cgroupfs,
+            let driver = match self.pods.node().driver {
+                Driver::Cgroupfs => pb::CgroupDriver::Cgroupfs,
+                Driver::Systemd => pb::CgroupDriver::Systemd,
             };
             let linux = pb::LinuxRuntimeConfiguration { cgroup_driver: driver.into() };
             Ok(pb::RuntimeConfigResponse { linux: Some(linux) })
@@ -385,16 +387,27 @@ impl RuntimeService for Runtime {
 
     async fn pod_sandbox_stats(
         &self,
-        _: Request<pb::PodSandboxStatsRequest>,
+        r: Request<pb::PodSandboxStatsRequest>,
     ) -> Answer<pb::PodSandboxStatsResponse> {
-        self.not_yet("PodSandboxStats")
+        let answer = async {
+            let id = own(self.pods.ready_pod("read the stats of", &r.into_inner().pod_sandbox_id))?;
+            let pod = own(self.pods.pod(id.as_str()))?;
+            let stats = stats::pods(&self.pods, vec![pod]).await.into_iter().next();
+            Ok(pb::PodSandboxStatsResponse { stats })
+        };
+        self.rpcs.observe("PodSandboxStats", answer).await
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<pb::ListPodSandboxStatsRequest>,
+        r: Request<pb::ListPodSandboxStatsRequest>,
     ) -> Answer<pb::ListPodSandboxStatsResponse> {
-        self.not_yet("ListPodSandboxStats")
+        let answer = async {
+            let filter = r.into_inner().filter.unwrap_or_default();
+            let wanted = stats::select_pods(&self.pods, &filter);
+            Ok(pb::ListPodSandboxStatsResponse { stats: stats::pods(&self.pods, wanted).await })
+        };
+        self.rpcs.observe("ListPodSandboxStats", answer).await
     }
 
     async fn checkpoint_container(
@@ -419,21 +432,34 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<pb::ListMetricDescriptorsRequest>,
     ) -> Answer<pb::ListMetricDescriptorsResponse> {
-        self.not_yet("ListMetricDescriptors")
+        let answer =
+            async { Ok(pb::ListMetricDescriptorsResponse { descriptors: pod_metrics::descriptors() }) };
+        self.rpcs.observe("ListMetricDescriptors", answer).await
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<pb::ListPodSandboxMetricsRequest>,
     ) -> Answer<pb::ListPodSandboxMetricsResponse> {
-        self.not_yet("ListPodSandboxMetrics")
+        let answer = async {
+            Ok(pb::ListPodSandboxMetricsResponse { pod_metrics: pod_metrics::list(&self.pods).await })
+        };
+        self.rpcs.observe("ListPodSandboxMetrics", answer).await
     }
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<pb::UpdatePodSandboxResourcesRequest>,
+        r: Request<pb::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<pb::UpdatePodSandboxResourcesResponse> {
-        self.not_yet("UpdatePodSandboxResources")
+        let answer = async {
+            let r = r.into_inner();
+            required("pod_sandbox_id", &r.pod_sandbox_id)?;
+            shared(
+                self.pods.update_pod(&r.pod_sandbox_id, decode::pod_limits(r.overhead, r.resources)).await,
+            )?;
+            Ok(pb::UpdatePodSandboxResourcesResponse {})
+        };
+        self.rpcs.observe("UpdatePodSandboxResources", answer).await
     }
 
     type StreamPodSandboxesStream = NoStream<pb::StreamPodSandboxesResponse>;

@@ -346,7 +346,9 @@ fn device_code(error: &DeviceError) -> Code {
 
 fn cgroup_code(error: &CgroupError) -> Code {
     match error {
-        CgroupError::SliceParent { .. } | CgroupError::BadParent { .. } => Code::InvalidArgument,
+        CgroupError::SliceParent { .. } | CgroupError::PathParent { .. } | CgroupError::BadParent { .. } => {
+            Code::InvalidArgument
+        }
         CgroupError::NotMounted => Code::FailedPrecondition,
         CgroupError::Io { cause, .. } => io_code(cause),
         CgroupError::Kill { .. } | CgroupError::Freezer { .. } | CgroupError::StillAlive { .. } => {

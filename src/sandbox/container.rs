@@ -152,7 +152,7 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
         mounts: &mountinfo::read().map_err(SandboxError::io("read", Path::new("/proc/self/mountinfo")))?,
         seccomp: granted.seccomp.clone(),
         rootfs: &root,
-        cgroup: leaf.path(),
+        cgroup: leaf.oci(),
         handler: &handler,
     };
     let config = bundle.join("config.json");
@@ -247,6 +247,7 @@ fn text(path: &Path) -> String {
 pub(super) async fn start(
     node: &Node,
     monitor: &Monitor,
+    pod: &SandboxSpec,
     spec: &ContainerSpec,
     runtime: &Runtime,
 ) -> Result<Init, SandboxError> {
@@ -262,6 +263,7 @@ pub(super) async fn start(
         stdin: spec.stdin,
         stdin_once: spec.stdin_once,
         deadline_ms: u64::try_from(node.config.runtime_timeout().as_millis()).ok(),
+        cgroup: Some(text(node.leaf(pod, &spec.id)?.path())),
     };
     let created = node.metrics.step("start_container", "runtime", monitor.create(request)).await;
     match created {
@@ -281,20 +283,28 @@ pub(super) fn updated(old: &Resources, update: &Resources) -> Resources {
     new
 }
 
-/// Applies limits: `live` to the processes, else to the bundle from which they will start. On an error nothing changed.
+/// Applies limits: `live` to the processes, else to the bundle from which they will start. On an error the `old` ones
+/// are in force again.
 pub(super) async fn update(
     node: &Arc<Node>,
     id: &ContainerId,
     runtime: &Runtime,
-    limits: &Resources,
+    (old, limits): (&Resources, &Resources),
     live: bool,
 ) -> Result<(), SandboxError> {
-    let limits = spec::linux_resources(limits, node.config.containers.pids_limit, &node.facts)?;
+    let in_oci_terms = |limits| spec::linux_resources(limits, node.config.containers.pids_limit, &node.facts);
+    let limits = in_oci_terms(limits)?;
     let config = node.bundle(id).join("config.json");
     let malformed = |e: serde_json::Error| SandboxError::io("change", &config)(std::io::Error::from(e));
     let limits = serde_json::to_value(limits).map_err(malformed)?;
     if live {
-        return Ok(runtime.update(id.as_str(), &limits).await?);
+        let Err(cause) = runtime.update(id.as_str(), &limits).await else { return Ok(()) };
+        // It may have written some of them before one was refused.
+        let old = serde_json::to_value(in_oci_terms(old)?).map_err(malformed)?;
+        return match runtime.update(id.as_str(), &old).await {
+            Ok(()) => Err(cause.into()),
+            Err(undo) => Err(SandboxError::Several(vec![cause.into(), undo.into()])),
+        };
     }
     let config = config.clone();
     blocking(move || {

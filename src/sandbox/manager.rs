@@ -6,9 +6,11 @@ use super::error::SandboxError;
 use super::exec;
 use super::granted;
 use super::node::Node;
-use super::pod::{Command, Outcome, Pod, PodHandle};
+use super::pod::{Command, NewContainer, Outcome, Pod, PodHandle};
+use super::record::PodLimits;
 use super::session::{self, AttachSession, AttachStream, ExecSession, ExecStream};
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
+use super::spec::check_resources;
 use super::state::SandboxState;
 use super::volumes;
 use crate::host::netns;
@@ -83,10 +85,14 @@ impl Manager {
     ///
     /// # Errors
     /// When the name is taken by a different sandbox, or a step fails; then everything was undone.
-    pub async fn run(&self, spec: SandboxSpec) -> Outcome<SandboxId> {
+    pub async fn run(&self, mut spec: SandboxSpec) -> Outcome<SandboxId> {
         let runtime = self.node.runtime(&spec.runtime_handler).map_err(Arc::new)?;
-        self.node.check_cgroup_parent(&spec).map_err(Arc::new)?;
         shm_bytes(&self.node, &spec).map_err(Arc::new)?;
+        if spec.cgroup_parent.is_empty() {
+            // Recorded, since another configuration would have another default.
+            spec.cgroup_parent.clone_from(&self.node.default_parent);
+        }
+        self.node.driver.check(&spec.cgroup_parent).map_err(|e| Arc::new(e.into()))?;
         let (id, mut up) = {
             let mut tables = self.index.lock();
             match tables.names.get(&spec.name).and_then(|id| tables.pods.get(id)) {
@@ -153,6 +159,7 @@ impl Manager {
     /// When the sandbox is not ready, the image is absent, or a step fails; then everything was undone.
     pub async fn create_container(&self, mut spec: ContainerSpec) -> Outcome<ContainerId> {
         let handle = self.find_pod(spec.sandbox_id.as_str()).map_err(Arc::new)?;
+        check_resources(&spec.resources, &self.node.facts).map_err(|e| Arc::new(e.into()))?;
         let hold = self.node.images.hold(spec.image.id.as_str()).map_err(|e| Arc::new(e.into()))?;
         if let ImageKind::Artifact { .. } = hold.image().kind {
             let reason = "an artifact, which can only be mounted as a volume".to_owned();
@@ -162,10 +169,10 @@ impl Manager {
         let hold = Arc::new(hold);
         let volumes = volumes::hold(&self.node.images, &mut spec).map_err(Arc::new)?;
         let pod = handle.snapshots.borrow().spec.clone();
-        let granted = Box::new(granted::grant(&self.node, &pod, &spec).await.map_err(Arc::new)?);
         let gone = Err(Arc::new(SandboxError::SandboxNotFound(spec.sandbox_id.to_string())));
-        ask(&handle, |reply| Command::Create { spec: Box::new(spec), hold, volumes, granted, reply }, gone)
-            .await
+        let granted = granted::grant(&self.node, &pod, &spec).await.map_err(Arc::new)?;
+        let new = Box::new(NewContainer { spec, hold, volumes, granted });
+        ask(&handle, |reply| Command::Create { new, reply }, gone).await
     }
 
     /// Starts a created container.
@@ -208,6 +215,16 @@ impl Manager {
         let (handle, id) = self.find_container(id).map_err(Arc::new)?;
         let gone = Err(Arc::new(SandboxError::ContainerNotFound(id.to_string())));
         ask(&handle, |reply| Command::Update { id, resources: Box::new(resources), reply }, gone).await
+    }
+
+    /// Takes note of what a pod's own cgroup is limited to now; the kubelet has changed it already.
+    ///
+    /// # Errors
+    /// When it is unknown, or the note cannot be written; then nothing changed.
+    pub async fn update_pod(&self, id: &str, limits: PodLimits) -> Outcome<()> {
+        let handle = self.find_pod(id).map_err(Arc::new)?;
+        let gone = Err(Arc::new(SandboxError::SandboxNotFound(id.to_owned())));
+        ask(&handle, |reply| Command::UpdatePod { limits: Box::new(limits), reply }, gone).await
     }
 
     /// Has a running container's log opened anew; the new file is in use when this returns.

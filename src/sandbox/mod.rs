@@ -29,7 +29,7 @@ pub use exec::Output;
 pub use manager::Manager;
 pub use metrics::PodMetrics;
 pub use node::{ExecWaiters, Node};
-pub use record::{RecordError, Records};
+pub use record::{PodLimits, RecordError, Records};
 pub use recover::recover;
 pub use session::{
     AttachEnd, AttachSession, AttachStream, ExecSession, ExecStream, ExitStatus, TerminalSize,

@@ -6,7 +6,7 @@ use super::record::Records;
 use super::spec::HostFacts;
 use super::writable::WritableLayers;
 use crate::config::{Config, Handler};
-use crate::host::cgroups::{self, Cgroups, Leaf};
+use crate::host::cgroups::{self, Cgroups, Driver, Leaf};
 use crate::host::network::Network;
 use crate::host::oci::{Runtime, Runtimes};
 use crate::host::security::apparmor::AppArmor;
@@ -32,6 +32,10 @@ pub struct Node {
     pub runtimes: Runtimes,
     /// Cgroups.
     pub cgroups: Cgroups,
+    /// Who makes them.
+    pub driver: Driver,
+    /// The cgroup parent of pods that name none.
+    pub default_parent: String,
     /// What the kernel and our own privileges allow.
     pub facts: HostFacts,
     /// AppArmor profiles.
@@ -82,19 +86,21 @@ impl Node {
     /// The container's cgroup, below its pod's.
     ///
     /// # Errors
-    /// When the parent is not of the configured driver's kind.
+    /// When the pod's parent is malformed.
     pub fn leaf(&self, pod: &SandboxSpec, id: &ContainerId) -> Result<Leaf, SandboxError> {
-        Ok(cgroups::leaf(&pod.cgroup_parent, &self.config.cgroups.default_parent, id)?)
+        Ok(cgroups::leaf(self.cgroup_parent(pod), id)?)
     }
 
-    /// Whether containers can be put below the pod's cgroup parent.
+    /// The pod's own cgroup, in which those of its containers lie.
     ///
     /// # Errors
-    /// When the parent is not of the configured driver's kind.
-    pub(super) fn check_cgroup_parent(&self, pod: &SandboxSpec) -> Result<(), SandboxError> {
-        // Any id will do: it is the parent that is looked at.
-        let id = ContainerId::parse(pod.id.as_str())?;
-        self.leaf(pod, &id).map(|_| ())
+    /// As [`Self::leaf`].
+    pub fn pod_cgroup(&self, pod: &SandboxSpec) -> Result<PathBuf, SandboxError> {
+        Ok(cgroups::parent_path(self.cgroup_parent(pod))?)
+    }
+
+    fn cgroup_parent<'a>(&'a self, pod: &'a SandboxSpec) -> &'a str {
+        if pod.cgroup_parent.is_empty() { &self.default_parent } else { &pod.cgroup_parent }
     }
 
     /// To be called as soon as it is known that the OCI runtime will put a process into a cgroup. Returns at once.

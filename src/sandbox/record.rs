@@ -66,6 +66,21 @@ struct Versioned<T> {
 pub struct PodState {
     /// The sandbox's state.
     pub sandbox: SandboxState,
+    /// Its limits, once they have been changed; None: those that it was asked for with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<PodLimits>,
+}
+
+/// What a pod's own cgroup is limited to, by whoever made it, and what of that the runtime itself is to use. For
+/// people and for OCI runtimes with machines of their own: we write no pod's cgroup.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodLimits {
+    /// Of the pod's RuntimeClass.
+    #[serde(default)]
+    pub overhead: Option<Resources>,
+    /// The sum over its containers.
+    #[serde(default)]
+    pub resources: Option<Resources>,
 }
 
 /// A container's state record.
@@ -153,9 +168,8 @@ impl Records {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn write_pod_state(&self, id: &SandboxId, sandbox: &SandboxState) -> Result<(), RecordError> {
-        let body = PodState { sandbox: sandbox.clone() };
-        self.write(&self.pod(id).join("state.json"), &body, Durability::Renamed)
+    pub fn write_pod_state(&self, id: &SandboxId, state: &PodState) -> Result<(), RecordError> {
+        self.write(&self.pod(id).join("state.json"), state, Durability::Renamed)
     }
 
     /// Writes a new container's spec.

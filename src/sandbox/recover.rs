@@ -151,17 +151,18 @@ async fn recover_pod(node: &Arc<Node>, index: &Index, stored: StoredPod) -> Resu
     };
     let state = decide_sandbox(stored.state.as_ref().map(|s| &s.sandbox), seen);
     let spec = Arc::new(stored.spec);
-    let mut pod = Pod::new(node.clone(), index.clone(), spec.clone(), runtime, state.clone());
+    let mut pod = Pod::new(node.clone(), index.clone(), spec.clone(), runtime, state);
     let (monitor, events, reports) = match adopted {
         Some((monitor, events, reports)) => (Some(monitor), Some(events), reports),
         None => (None, None, HashMap::new()),
     };
     pod.monitor = monitor;
+    pod.limits = stored.state.and_then(|s| s.limits);
     end_strangers(node, &pod, &stored.containers, &reports).await;
     for container in stored.containers {
         recover_container(node, index, &mut pod, container, &reports).await;
     }
-    if let Err(error) = node.records.write_pod_state(&spec.id, &state) {
+    if let Err(error) = node.records.write_pod_state(&spec.id, &pod.record()) {
         tracing::error!(sandbox = %spec.id, %error, "cannot record a sandbox's state");
     }
     index.add_pod(&spec, pod.spawn_recovered(events));

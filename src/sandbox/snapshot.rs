@@ -1,6 +1,7 @@
 //! What readers see of a pod: immutable pictures, published after each step, so that List and Status never wait for
 //! a stop or a plugin.
 
+use super::record::PodLimits;
 use super::state::{ContainerState, SandboxState};
 use crate::host::monitor::Monitor;
 use crate::host::oci::Runtime;
@@ -17,6 +18,8 @@ pub struct PodSnapshot {
     pub state: SandboxState,
     /// Its monitor while it has one.
     pub monitor: Option<Monitor>,
+    /// Limits of its cgroup, once they have been changed.
+    pub limits: Option<PodLimits>,
     /// The OCI runtime of its containers.
     pub runtime: Arc<Runtime>,
     /// Containers that are listed.
@@ -41,6 +44,15 @@ impl PodSnapshot {
     #[must_use]
     pub fn container(&self, id: &ContainerId) -> Option<&Arc<ContainerSnapshot>> {
         self.containers.iter().find(|c| c.spec.id == *id)
+    }
+
+    /// Limits of its cgroup: the last that were told.
+    #[must_use]
+    pub fn limits(&self) -> PodLimits {
+        self.limits.clone().unwrap_or_else(|| PodLimits {
+            overhead: self.spec.overhead.clone(),
+            resources: self.spec.resources.clone(),
+        })
     }
 
     /// Whether the sandbox is listed: one that is being brought up is not.

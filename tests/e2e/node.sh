@@ -63,7 +63,7 @@ node_idle() {
     # The bridge and the pods' cgroup parent stay for the next pod.
     traces=$("$testkit" scratch ledger "$NODE" 2>&1 || true)
     traces=$(grep -E '^(process|mount|netns|address|cgroup|rule): ' <<<"$traces" |
-        grep -v -x -F "process: ${daemon% }" | grep -v -E "^cgroup: .*/$NODE_ID\$" || true)
+        grep -v -x -F "process: ${daemon% }" | grep -v -E "^cgroup: .*/$NODE_ID(\.slice)?\$" || true)
     [ -z "$traces" ] || { echo "$traces"; return 1; }
 }
 

@@ -21,7 +21,7 @@ async fn a_sandbox_request_with_a_wrong_field_names_it() {
     type Case = (fn(&mut pb::PodSandboxConfig), &'static str);
     let cases: [Case; 11] = [
         (|c| c.metadata = None, "metadata"),
-        (|c| c.linux.as_mut().unwrap().cgroup_parent = "/kubepods.slice".into(), "kubepods.slice"),
+        (|c| c.linux.as_mut().unwrap().cgroup_parent = "/kubepods--x.slice".into(), "cgroup_parent"),
         (|c| c.metadata.as_mut().unwrap().name.clear(), "metadata.name"),
         (|c| c.metadata.as_mut().unwrap().uid.clear(), "metadata.uid"),
         (|c| c.metadata.as_mut().unwrap().namespace = "../x".into(), "metadata.namespace"),

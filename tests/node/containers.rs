@@ -199,9 +199,12 @@ async fn limits_change_before_the_start_and_while_it_runs() {
     update(&mut node, &id, memory(128 << 20)).await.unwrap();
     assert_eq!(limit(), (128 << 20).to_string());
     refused(update(&mut node, &id, memory(-5)).await, Code::InvalidArgument, &["memory_limit_in_bytes"]);
-    // Less than it uses, which the kernel refuses or the runtime does.
-    assert!(update(&mut node, &id, memory(1)).await.is_err());
-    assert_eq!(limit(), (128 << 20).to_string());
+    // Less than it uses, which the kernel refuses or the runtime does: then nothing else of the request stays either.
+    let weight = || cgroup_value(pid, "cpu", "cpu.shares", "cpu.weight");
+    let before = weight();
+    let both = pb::LinuxContainerResources { cpu_shares: 2048, ..memory(1) };
+    assert!(update(&mut node, &id, both).await.is_err());
+    assert_eq!((limit(), weight()), ((128 << 20).to_string(), before));
     node.daemon.crash().unwrap();
     let reported = node.status(&id).await.unwrap().resources.unwrap().linux.unwrap();
     assert_eq!((reported.cpu_shares, reported.memory_limit_in_bytes), (512, 128 << 20));
@@ -305,6 +308,76 @@ async fn memory_beyond_the_limit_ends_as_oom_killed() {
     node.start(&id).await.unwrap();
     let ended = node.exited(&id).await;
     assert_eq!((ended.exit_code, ended.reason.as_str()), (137, "OOMKilled"));
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_childs_end_for_lack_of_memory_is_told_though_the_first_process_lived_on() {
+    let mut node = Node::with_busybox().await;
+    let config = node.pod("oomchild");
+    let pod = node.run(&config).await.unwrap();
+    let greedy =
+        "(x=0123456789abcdef; while true; do x=$x$x; done); echo survived; read end </dev/null; exit 0";
+    let mut spec = container("main", &["sh", "-c", greedy]);
+    spec.linux.get_or_insert_default().resources =
+        Some(pb::LinuxContainerResources { memory_limit_in_bytes: 16 << 20, ..Default::default() });
+    let id = node.create(&pod, &config, spec).await.unwrap();
+    node.start(&id).await.unwrap();
+    let ended = node.exited(&id).await;
+    assert!(node.log("oomchild", "main").iter().any(|line| line.ends_with(" survived")));
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (0, "OOMKilled"));
+    // Another container of the pod has nothing to do with it.
+    let id = node.create(&pod, &config, container("other", &["sh", "-c", "kill -9 $$"])).await.unwrap();
+    node.start(&id).await.unwrap();
+    assert_ne!(node.exited(&id).await.reason, "OOMKilled");
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_that_contradict_themselves_are_refused_before_anything_is_made() {
+    let mut node = Node::with_busybox().await;
+    let config = node.pod("wrong");
+    let pod = node.run(&config).await.unwrap();
+    type Limits = pb::LinuxContainerResources;
+    let page = |size: &str| vec![pb::HugepageLimit { page_size: size.to_owned(), limit: 0 }];
+    let cases = [
+        (
+            Limits {
+                memory_limit_in_bytes: 64 << 20,
+                memory_swap_limit_in_bytes: 1 << 20,
+                ..Default::default()
+            },
+            "memory_swap_limit_in_bytes",
+        ),
+        (Limits { memory_swap_limit_in_bytes: 1 << 20, ..Default::default() }, "memory_swap_limit_in_bytes"),
+        (Limits { cpu_period: 999, ..Default::default() }, "cpu_period"),
+        (Limits { cpu_quota: 999, ..Default::default() }, "cpu_quota"),
+        (Limits { cpu_shares: 1, ..Default::default() }, "cpu_shares"),
+        (Limits { cpuset_cpus: "0-".to_owned(), ..Default::default() }, "cpuset_cpus"),
+        (Limits { hugepage_limits: page("3MB"), ..Default::default() }, "hugepage_limits"),
+        (Limits { unified: map(&[("a/b.max", "1")]), ..Default::default() }, "unified"),
+        (Limits { unified: map(&[("nonsense.max", "1")]), ..Default::default() }, "unified"),
+    ];
+    for (limits, field) in cases.clone() {
+        let mut spec = container("main", &[]);
+        spec.linux.get_or_insert_default().resources = Some(limits);
+        refused(node.create(&pod, &config, spec).await, Code::InvalidArgument, &[field]);
+    }
+    assert!(node.list_containers().await.is_empty());
+    let made = std::fs::read_dir(node.scratch.root().join("root/containers")).unwrap().count();
+    assert_eq!(made, 0);
+    // A change is held against what is there.
+    let mut spec = container("main", &[]);
+    spec.linux.get_or_insert_default().resources =
+        Some(Limits { memory_limit_in_bytes: 64 << 20, ..Default::default() });
+    let id = node.create(&pod, &config, spec).await.unwrap();
+    for (limits, field) in cases.into_iter().skip(2) {
+        refused(update(&mut node, &id, limits).await, Code::InvalidArgument, &[field]);
+    }
+    let swap = Limits { memory_swap_limit_in_bytes: 1 << 20, ..Default::default() };
+    refused(update(&mut node, &id, swap).await, Code::InvalidArgument, &["memory_swap_limit_in_bytes"]);
+    let reported = node.status(&id).await.unwrap().resources.unwrap().linux.unwrap();
+    assert_eq!((reported.memory_limit_in_bytes, reported.cpu_shares), (64 << 20, 0));
     node.finish().await;
 }
 

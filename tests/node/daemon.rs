@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use podwright::cri::proto as pb;
-use podwright_testkit::Options;
+use podwright_testkit::{CgroupDriver, Options};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -28,7 +28,11 @@ async fn version_status_and_config_answer() {
     }
     assert!(status.runtime_handlers.iter().any(|h| h.name.is_empty()));
     let config = node.runtime.runtime_config(pb::RuntimeConfigRequest {}).await.unwrap().into_inner();
-    assert_eq!(config.linux.unwrap().cgroup_driver(), pb::CgroupDriver::Cgroupfs);
+    let driver = match node.scratch.cgroup_driver() {
+        CgroupDriver::Cgroupfs => pb::CgroupDriver::Cgroupfs,
+        CgroupDriver::Systemd => pb::CgroupDriver::Systemd,
+    };
+    assert_eq!(config.linux.unwrap().cgroup_driver(), driver);
     let checkpoint = pb::CheckpointContainerRequest::default();
     refused(
         node.runtime.checkpoint_container(checkpoint).await,

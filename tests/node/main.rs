@@ -23,6 +23,7 @@ mod quota;
 mod races;
 mod settings;
 mod signatures;
+mod stats;
 mod streaming;
 mod support;
 mod survive;

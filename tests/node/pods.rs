@@ -2,6 +2,7 @@
 
 use crate::support::*;
 use podwright::cri::proto as pb;
+use podwright_testkit::{CgroupDriver, Options};
 use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -200,5 +201,50 @@ async fn a_host_port_leads_into_the_pod() {
         Some(text).filter(|t| !t.is_empty())
     });
     assert_eq!(text.unwrap(), "hello\n");
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cgroup_parent_of_the_other_driver_is_refused_with_what_to_set() {
+    let mut node = Node::new(Options::default()).await;
+    let mut config = node.pod("parent");
+    let (wrong, ours) = match node.scratch.cgroup_driver() {
+        CgroupDriver::Cgroupfs => ("/kubepods.slice/kubepods-pod1.slice", "cgroupfs"),
+        CgroupDriver::Systemd => ("/kubepods/pod1", "systemd"),
+    };
+    config.linux.as_mut().unwrap().cgroup_parent = wrong.to_owned();
+    let says = [wrong, &format!("cgroupDriver: {ours}"), "cgroups.driver"];
+    refused(node.run(&config).await, Code::InvalidArgument, &says);
+    assert!(node.list_pods().await.is_empty());
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pods_new_limits_are_noted_and_outlive_the_daemon() {
+    let mut node = Node::new(Options::default()).await;
+    let mut config = node.pod("resized");
+    let limits = |memory| pb::LinuxContainerResources { memory_limit_in_bytes: memory, ..Default::default() };
+    let linux = config.linux.as_mut().unwrap();
+    (linux.overhead, linux.resources) = (Some(limits(1 << 20)), Some(limits(64 << 20)));
+    let pod = node.run(&config).await.unwrap();
+    let noted = async |node: &mut Node| {
+        let request = pb::PodSandboxStatusRequest { pod_sandbox_id: pod.clone(), verbose: true };
+        let info = node.runtime.pod_sandbox_status(request).await.unwrap().into_inner().info;
+        let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+        let of = |what: &str| info["limits"][what]["memory_limit"].as_u64();
+        (of("overhead"), of("resources"))
+    };
+    assert_eq!(noted(&mut node).await, (Some(1 << 20), Some(64 << 20)));
+    let mut request = pb::UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: pod.clone(),
+        overhead: Some(limits(2 << 20)),
+        resources: Some(limits(96 << 20)),
+    };
+    node.runtime.update_pod_sandbox_resources(request.clone()).await.unwrap();
+    assert_eq!(noted(&mut node).await, (Some(2 << 20), Some(96 << 20)));
+    node.daemon.crash().unwrap();
+    assert_eq!(noted(&mut node).await, (Some(2 << 20), Some(96 << 20)));
+    request.pod_sandbox_id = "f".repeat(64);
+    refused(node.runtime.update_pod_sandbox_resources(request).await, Code::NotFound, &["ffff"]);
     node.finish().await;
 }

@@ -23,7 +23,7 @@ vm=$root/build/vm
 started=$SECONDS
 
 # What the guest has: the daemon's needs, the tests' needs, nothing else.
-packages=systemd-sysv,kmod,apparmor,runc,crun,containernetworking-plugins,iptables,conntrack
+packages=systemd-sysv,dbus,kmod,apparmor,runc,crun,containernetworking-plugins,iptables,conntrack
 packages+=,iproute2,procps,util-linux,docker-registry,jq,curl,e2fsprogs,xfsprogs
 suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-bookworm}")
 

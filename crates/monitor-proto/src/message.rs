@@ -176,6 +176,10 @@ pub struct Create {
     /// Kill the runtime after this time.
     #[serde(default)]
     pub deadline_ms: Option<u64>,
+    /// Where the container's cgroup will be, relative to the root of every hierarchy. Without, it is looked up when the
+    /// container runs, which is too late for one that ends at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
 }
 
 /// Some of the three standard descriptors. Those that travel with a frame come in this order.

@@ -96,6 +96,7 @@ fn requests() {
             stdin: true,
             stdin_once: true,
             deadline_ms: Some(5),
+            cgroup: None,
         })),
         r#"{"create":{"container_id":"c1","runtime":{"path":"/usr/bin/crun","args":["--root","/run/p"]},"bundle":"/b","start":false,"pid_file":null,"log_path":"/l","log_max_line":null,"terminal":false,"stdin":true,"stdin_once":true,"deadline_ms":5}}"#,
     );

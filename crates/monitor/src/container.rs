@@ -25,6 +25,8 @@ pub(crate) struct Container {
     /// Its stdin ends with the first attached client that has one.
     pub(crate) stdin_once: bool,
     pub(crate) viewers: Vec<Viewer>,
+    /// `None` where its memory cgroup is not known, or the host has none.
+    pub(crate) oom: Option<OomCounter>,
 }
 
 /// A container's life.
@@ -61,7 +63,6 @@ pub(crate) struct Process {
     pub(crate) start_time: u64,
     /// `None` when it was gone before it could be opened.
     pub(crate) pidfd: Option<OwnedFd>,
-    pub(crate) oom: Option<OomCounter>,
 }
 
 /// The container's standard input, as far as the monitor holds it.

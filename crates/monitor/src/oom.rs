@@ -1,15 +1,55 @@
 //! Whether the kernel killed a process of a container's memory cgroup for lack of memory.
+//!
+//! On v2 the kernel tells a change of the counter (inotify), so that a kill is known while the cgroup still is: systemd
+//! removes a scope as soon as it is empty, which may be before the end of its last process is told to us. What comes
+//! even then too late, the parent's counter tells, which includes all below it.
 
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// The counter of one container: `oom_kill N` in memory.events (v2) or memory.oom_control (v1).
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+
+/// The counter of v2, `oom_kill N` among others.
+const V2_FILE: &str = "memory.events";
+
+/// The counter of v1.
+const V1_FILE: &str = "memory.oom_control";
+
+/// Room for the changes that one reading takes; what does not fit comes with the next.
+const EVENTS_BYTES: usize = 512;
+
+/// The counter of one container. Its cgroup is made for it alone, so that it begins at 0.
 #[derive(Debug)]
 pub(crate) struct OomCounter {
     file: PathBuf,
-    at_start: u64,
+    /// It was seen above 0.
+    grown: bool,
+    parent: Option<Parent>,
+    /// Its watch, on v2.
+    watch: Option<i32>,
+}
+
+/// The counter of the cgroup above, on v2 where it includes the container's.
+#[derive(Debug)]
+struct Parent {
+    file: PathBuf,
+    /// What was told already.
+    accounted: u64,
 }
 
 impl OomCounter {
+    /// Of a container's cgroup, a path relative to the root of every hierarchy, before anything runs in it; `None` when
+    /// the host has no such hierarchy.
+    pub(crate) fn at(cgroup: &str) -> Option<Self> {
+        let relative = cgroup.trim_start_matches('/');
+        let (v2, v1) = (Path::new("/sys/fs/cgroup"), Path::new("/sys/fs/cgroup/memory"));
+        if v2.join("cgroup.controllers").exists() {
+            return Some(Self::new(v2.join(relative).join(V2_FILE)));
+        }
+        v1.is_dir().then(|| Self::new(v1.join(relative).join(V1_FILE)))
+    }
+
     /// Finds the memory cgroup of a process that has just been created; `None` when it has none or is gone.
     pub(crate) fn of(pid: u32) -> Option<Self> {
         let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
@@ -18,14 +58,97 @@ impl OomCounter {
         } else {
             "/sys/fs/cgroup/unified"
         };
-        let file = counter_file(&cgroups, unified)?;
-        let at_start = read(&file)?;
-        Some(Self { file, at_start })
+        Some(Self::new(counter_file(&cgroups, unified)?))
     }
 
-    /// Whether the counter grew. A cgroup that is gone tells nothing: false.
-    pub(crate) fn has_grown(&self) -> bool {
-        read(&self.file).is_some_and(|now| now > self.at_start)
+    fn new(file: PathBuf) -> Self {
+        let above = file.parent().and_then(Path::parent).map(|dir| dir.join(V2_FILE));
+        let parent = above.filter(|_| file.ends_with(V2_FILE)).and_then(|file| {
+            let accounted = read(&file)?;
+            Some(Parent { file, accounted })
+        });
+        Self { file, grown: false, parent, watch: None }
+    }
+
+    /// Looks at the counter while the cgroup is there; false when it is not.
+    pub(crate) fn look(&mut self) -> bool {
+        let found = read(&self.file);
+        self.grown |= found.is_some_and(|kills| kills > 0);
+        found.is_some()
+    }
+
+    /// Whether the kernel killed a process of the container, whose init has ended, `killed` by SIGKILL or not.
+    pub(crate) fn verdict(&mut self, killed: bool) -> bool {
+        if self.look() || self.grown || !killed {
+            return self.grown;
+        }
+        // Its cgroup went first. What it is then, the parent says, unless somebody else's kill was told before.
+        self.parent
+            .as_ref()
+            .is_some_and(|parent| read(&parent.file).is_some_and(|now| now > parent.accounted))
+    }
+
+    /// Takes what the parent counts for told.
+    fn account(&mut self) {
+        if let Some(parent) = &mut self.parent
+            && let Some(now) = read(&parent.file)
+        {
+            parent.accounted = now;
+        }
+    }
+}
+
+/// The watch over all containers' counters.
+#[derive(Debug, Default)]
+pub(crate) struct OomWatch {
+    /// Made with the first counter that can be watched.
+    inotify: Option<OwnedFd>,
+}
+
+impl OomWatch {
+    /// What becomes readable when a counter may have changed.
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.inotify.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Watches a counter whose cgroup is there now. Without a watch it is still read at the end.
+    pub(crate) fn add(&mut self, counter: &mut OomCounter) {
+        if !counter.file.ends_with(V2_FILE) {
+            // v1 has no such notice, and nobody but the daemon removes its cgroups.
+            return;
+        }
+        if self.inotify.is_none() {
+            self.inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok();
+        }
+        if let Some(inotify) = &self.inotify {
+            counter.watch = inotify::add_watch(inotify, &counter.file, WatchFlags::MODIFY).ok();
+        }
+        counter.look();
+    }
+
+    /// Looks at the counters that changed, and takes for told what their parents count.
+    pub(crate) fn serve<'a>(&mut self, counters: impl Iterator<Item = &'a mut OomCounter>) {
+        let Some(inotify) = &self.inotify else { return };
+        let mut changed = Vec::new();
+        let mut buffer = [MaybeUninit::uninit(); EVENTS_BYTES];
+        let mut reader = Reader::new(inotify, &mut buffer);
+        while let Ok(event) = reader.next() {
+            if event.events().contains(ReadFlags::MODIFY) {
+                changed.push(event.wd());
+            }
+        }
+        if changed.is_empty() {
+            return;
+        }
+        let mut all: Vec<_> = counters.collect();
+        let mut gone = false;
+        for counter in all.iter_mut().filter(|counter| counter.watch.is_some_and(|w| changed.contains(&w))) {
+            gone |= !counter.look();
+        }
+        // A kill in a cgroup that is gone already is nobody's yet.
+        if !gone {
+            all.iter_mut().for_each(|counter| counter.account());
+        }
     }
 }
 
@@ -37,9 +160,9 @@ fn counter_file(cgroups: &str, unified: &str) -> Option<PathBuf> {
         let (id, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
         let path = path.trim_start_matches('/');
         if controllers.split(',').any(|name| name == "memory") {
-            v1 = Some(Path::new("/sys/fs/cgroup/memory").join(path).join("memory.oom_control"));
+            v1 = Some(Path::new("/sys/fs/cgroup/memory").join(path).join(V1_FILE));
         } else if id == "0" && controllers.is_empty() {
-            v2 = Some(Path::new(unified).join(path).join("memory.events"));
+            v2 = Some(Path::new(unified).join(path).join(V2_FILE));
         }
     }
     v1.or(v2)
@@ -61,5 +184,61 @@ mod tests {
         assert_eq!(find(hybrid).unwrap(), "/sys/fs/cgroup/memory/pods/a/memory.oom_control");
         assert_eq!(find("1:name=systemd:/\n0::/pods/a:b\n").unwrap(), "/u/pods/a:b/memory.events");
         assert_eq!(find("1:name=systemd:/\n"), None);
+    }
+
+    /// A pod's cgroup with two containers', as files.
+    struct Cgroups(tempfile::TempDir);
+
+    impl Cgroups {
+        fn new() -> Self {
+            let cgroups = Self(tempfile::tempdir().unwrap());
+            for name in ["", "a", "b"] {
+                std::fs::create_dir_all(cgroups.0.path().join(name)).unwrap();
+                cgroups.count(name, 0);
+            }
+            cgroups
+        }
+
+        fn file(&self, name: &str) -> PathBuf {
+            self.0.path().join(name).join(V2_FILE)
+        }
+
+        fn count(&self, name: &str, kills: u64) {
+            std::fs::write(self.file(name), format!("max 7\noom 3\noom_kill {kills}\n")).unwrap();
+        }
+
+        fn remove(&self, name: &str) {
+            std::fs::remove_dir_all(self.0.path().join(name)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_childs_kill_is_told_at_the_end_even_when_the_cgroup_went_first() {
+        let cgroups = Cgroups::new();
+        let mut counter = OomCounter::new(cgroups.file("a"));
+        let mut watch = OomWatch::default();
+        watch.add(&mut counter);
+        assert!(!counter.verdict(true));
+        cgroups.count("a", 1);
+        watch.serve([&mut counter].into_iter());
+        cgroups.remove("a");
+        assert!(counter.verdict(false));
+    }
+
+    #[test]
+    fn the_parent_tells_of_a_cgroup_that_went_first() {
+        let cgroups = Cgroups::new();
+        let mut counters = ["a", "b"].map(|name| OomCounter::new(cgroups.file(name)));
+        let mut watch = OomWatch::default();
+        counters.iter_mut().for_each(|counter| watch.add(counter));
+        // The first one's kill is told, and is not the second one's.
+        cgroups.count("a", 1);
+        cgroups.count("", 1);
+        watch.serve(counters.iter_mut());
+        cgroups.remove("b");
+        assert!(counters[0].verdict(true) && !counters[1].verdict(true));
+        cgroups.count("", 2);
+        assert!(counters[1].verdict(true));
+        assert!(!counters[1].verdict(false), "it was not killed");
     }
 }

@@ -13,6 +13,7 @@ use crate::client::Client;
 use crate::container::{Container, Exec, State};
 use crate::diary::Diary;
 use crate::namespaces::Namespaces;
+use crate::oom::OomWatch;
 use crate::output::{self, Flow};
 use crate::runtime::{ERROR_BYTES, Job};
 use crate::session::Session;
@@ -63,6 +64,7 @@ pub(crate) struct Pod {
     pub(crate) buffer: Vec<u8>,
     pub(crate) diary: Diary,
     pub(crate) shutdown: Shutdown,
+    pub(crate) oom: OomWatch,
     next_serial: u32,
     rest: Rest,
 }
@@ -91,6 +93,8 @@ enum Ready {
     /// A client of a container has left: container, client.
     Viewer(u32, u32),
     Input(u32, u32),
+    /// Something changed in a container's memory cgroup.
+    Memory,
 }
 
 impl Pod {
@@ -116,6 +120,7 @@ impl Pod {
             buffer: Vec::new(),
             diary,
             shutdown: Shutdown::No,
+            oom: OomWatch::default(),
             next_serial: 1,
             rest: Rest::Awake(Instant::now()),
         }
@@ -181,6 +186,10 @@ impl Pod {
         let mut what = vec![Ready::Signals, Ready::Listener];
         let mut fds =
             vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
+        if let Some(oom) = self.oom.fd() {
+            what.push(Ready::Memory);
+            fds.push(PollFd::from_borrowed_fd(oom, PollFlags::IN));
+        }
         for client in &self.clients {
             let mut flags = PollFlags::IN;
             if client.has_output() {
@@ -267,7 +276,13 @@ impl Pod {
             Ready::Discard(serial, index) => self.discard_output(serial, index),
             Ready::Viewer(container, viewer) => self.viewer_left(container, viewer),
             Ready::Input(container, viewer) => self.pass_input(container, viewer),
+            Ready::Memory => self.look_at_memory(),
         }
+    }
+
+    /// Learns of processes that were killed for lack of memory, before their cgroup can go.
+    pub(crate) fn look_at_memory(&mut self) {
+        self.oom.serve(self.containers.iter_mut().filter_map(|container| container.oom.as_mut()));
     }
 
     fn take_signals(&mut self) {

@@ -156,7 +156,6 @@ impl Pod {
             pid,
             start_time: proc::start_time(pid).unwrap_or_default(),
             pidfd: if early.is_none() { pidfd::open(pid).ok() } else { None },
-            oom: OomCounter::of(pid),
         };
         let (start_time, handle_missing) = (process.start_time, process.pidfd.is_none());
         let Some(container) = self.containers.iter_mut().find(|c| c.serial == serial) else {
@@ -170,6 +169,14 @@ impl Pod {
             let output = rustix::io::fcntl_dupfd_cloexec(&master, 3).map_err(io)?;
             container.streams = vec![Stream::new(StreamName::Stdout, output)];
             container.stdin = Stdin::Terminal(master);
+        }
+        let known = container.oom.as_mut().is_some_and(OomCounter::look);
+        if !known {
+            // The daemon did not say where, or it is gone already: then its process may still tell.
+            container.oom = OomCounter::of(pid).or(container.oom.take());
+        }
+        if let Some(counter) = &mut container.oom {
+            self.oom.add(counter);
         }
         container.state = State::Running(process);
         self.reply(job.client, job.request, Reply::Created { pid, start_time });
@@ -216,7 +223,7 @@ impl Pod {
             Some(exit) => self.exec_ended(&id, session, exit.ended),
             None => {
                 let start_time = proc::start_time(pid).unwrap_or_default();
-                let process = Process { pid, start_time, pidfd: pidfd::open(pid).ok(), oom: None };
+                let process = Process { pid, start_time, pidfd: pidfd::open(pid).ok() };
                 let serial = self.serial();
                 self.execs.push(Exec { id, serial, container_id, process, session });
             }
@@ -273,13 +280,15 @@ impl Pod {
             return;
         };
         let State::Running(process) = &container.state else { return };
+        let killed = ended.signal() == Some(SIGKILL);
+        let oom_killed = container.oom.as_mut().is_some_and(|counter| counter.verdict(killed));
         let exit = ExitRecord {
             version: RECORD_VERSION,
             container_id: container.id.clone(),
             pid: process.pid,
             exit_code: ended.code(),
             signal: ended.signal(),
-            oom_killed: process.oom.as_ref().is_some_and(OomCounter::has_grown),
+            oom_killed,
             finished_at_ns,
         };
         let start_time = process.start_time;

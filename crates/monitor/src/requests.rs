@@ -18,6 +18,7 @@ use crate::container::{Container, State, Stdin};
 use crate::ids;
 use crate::logfile::{LogFile, StreamName};
 use crate::offspring;
+use crate::oom::OomCounter;
 use crate::output::Stream;
 use crate::pod::Pod;
 use crate::runtime::{self, Console, Job, JobFiles, JobKind, Stdio3};
@@ -136,6 +137,8 @@ impl Pod {
             ),
             None => None,
         };
+        // What its parent counts now is not the container's.
+        let oom = create.cgroup.as_deref().and_then(OomCounter::at);
         match self.start_create(client, request, create) {
             Ok((serial, streams, stdin)) => {
                 self.containers.push(Container {
@@ -149,6 +152,7 @@ impl Pod {
                     stdin,
                     stdin_once: create.stdin_once,
                     viewers: Vec::new(),
+                    oom,
                 });
                 Ok(Later)
             }

@@ -29,5 +29,5 @@ pub use image::{
 pub use ledger::{Ledger, assert_same};
 pub use programs::Programs;
 pub use registry::Registry;
-pub use scratch::{Options, Scratch};
+pub use scratch::{CgroupDriver, Options, Scratch};
 pub use wait::{patience, wait_for};

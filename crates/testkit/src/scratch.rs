@@ -33,6 +33,8 @@ pub struct Options {
     pub metrics: bool,
     /// The OCI runtime that pods get by default: `PODWRIGHT_TEST_RUNTIME`, or runc.
     pub runtime: String,
+    /// Who makes cgroups: `PODWRIGHT_TEST_CGROUP_DRIVER`, or cgroupfs.
+    pub cgroup_driver: CgroupDriver,
     /// Further TOML for a drop-in, `config.toml.d/50-test.toml`.
     pub extra_config: String,
 }
@@ -46,7 +48,37 @@ impl Default for Options {
             metrics: true,
             // crun refuses hosts that mount cgroup v1 and v2 together; runc takes both.
             runtime: std::env::var("PODWRIGHT_TEST_RUNTIME").unwrap_or_else(|_| "runc".to_owned()),
+            cgroup_driver: CgroupDriver::from_environment(),
             extra_config: String::new(),
+        }
+    }
+}
+
+/// The daemon's `cgroups.driver`, and with it the form of cgroup parents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// Plain directories.
+    #[default]
+    Cgroupfs,
+    /// Slices and scopes; needs systemd as process 1.
+    Systemd,
+}
+
+impl CgroupDriver {
+    fn from_environment() -> Self {
+        match std::env::var("PODWRIGHT_TEST_CGROUP_DRIVER").as_deref() {
+            Ok("systemd") => Self::Systemd,
+            _ => Self::Cgroupfs,
+        }
+    }
+
+    /// As configured.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cgroupfs => "cgroupfs",
+            Self::Systemd => "systemd",
         }
     }
 }
@@ -57,6 +89,8 @@ struct Record {
     id: String,
     octet: u8,
     metrics: Option<SocketAddr>,
+    #[serde(default)]
+    cgroup_driver: CgroupDriver,
 }
 
 /// What the ids of all nodes begin with; six hexadecimal digits follow.
@@ -103,7 +137,9 @@ impl Scratch {
         }
         let octet = take_subnet(&base, random[3], &id)?;
         let metrics = if options.metrics { Some(free_address()?) } else { None };
-        let scratch = Self { root: base.join(&id), record: Record { id, octet, metrics }, keep: false };
+        let cgroup_driver = options.cgroup_driver;
+        let record = Record { id, octet, metrics, cgroup_driver };
+        let scratch = Self { root: base.join(&record.id), record, keep: false };
         scratch.write(options).with_context(|| format!("write scratch node {}", scratch.root.display()))?;
         Ok(scratch)
     }
@@ -226,7 +262,25 @@ impl Scratch {
     /// The cgroup parent of pods that name none; pods of tests that do name one should stay below it.
     #[must_use]
     pub fn cgroup_parent(&self) -> String {
-        format!("/{}", self.record.id)
+        match self.record.cgroup_driver {
+            CgroupDriver::Cgroupfs => format!("/{}", self.record.id),
+            CgroupDriver::Systemd => format!("{}.slice", self.record.id),
+        }
+    }
+
+    /// A cgroup parent below [`Self::cgroup_parent`], as a kubelet gives each pod its own. The name is plain letters.
+    #[must_use]
+    pub fn cgroup_parent_of(&self, pod: &str) -> String {
+        match self.record.cgroup_driver {
+            CgroupDriver::Cgroupfs => format!("/{}/{pod}", self.record.id),
+            CgroupDriver::Systemd => format!("/{0}.slice/{0}-{pod}.slice", self.record.id),
+        }
+    }
+
+    /// Who makes cgroups.
+    #[must_use]
+    pub fn cgroup_driver(&self) -> CgroupDriver {
+        self.record.cgroup_driver
     }
 
     /// Points image names to a registry (again).
@@ -307,6 +361,7 @@ default = "{runtime}"
 path = "{runtime}"
 
 [cgroups]
+driver = "{driver}"
 default_parent = "{cgroup}"
 
 [network]
@@ -323,6 +378,7 @@ address = "{metrics}"
 "#,
             socket = self.socket().display(),
             monitor = monitor_binary().display(),
+            driver = self.record.cgroup_driver.name(),
             cgroup = self.cgroup_parent(),
             conf = self.cni_conf_dir().display(),
             cache = self.cni_cache_dir().display(),

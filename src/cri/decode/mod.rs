@@ -8,7 +8,7 @@ mod sandbox;
 mod security;
 
 pub use container::container;
-pub use resources::{resources, update};
+pub use resources::{pod_limits, resources, update};
 pub use sandbox::sandbox;
 
 use std::collections::{BTreeMap, HashMap};

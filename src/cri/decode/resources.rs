@@ -3,6 +3,7 @@
 use super::{Checked, invalid, sorted};
 use crate::cri::proto as pb;
 use crate::model::{HugepageLimit, Resources};
+use crate::sandbox::PodLimits;
 
 /// Limits, also of an update.
 #[must_use]
@@ -31,6 +32,15 @@ pub fn resources(r: pb::LinuxContainerResources) -> Resources {
 /// Names the field that is wrong.
 pub fn update(linux: Option<pb::LinuxContainerResources>) -> Checked<Resources> {
     check_resources(resources(linux.unwrap_or_default()))
+}
+
+/// UpdatePodSandboxResources. Only noted, so whatever the pod's cgroup took is taken.
+#[must_use]
+pub fn pod_limits(
+    overhead: Option<pb::LinuxContainerResources>,
+    asked: Option<pb::LinuxContainerResources>,
+) -> PodLimits {
+    PodLimits { overhead: overhead.map(resources), resources: asked.map(resources) }
 }
 
 pub(super) fn check_resources(resources: Resources) -> Checked<Resources> {

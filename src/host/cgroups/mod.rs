@@ -3,22 +3,30 @@
 //! Owns only leaves that end in a container's id. Never creates a cgroup (the OCI runtime does), never touches a
 //! parent: the kubelet owns those.
 
+mod details;
 mod hasten;
+mod place;
+mod rate;
 mod stats;
 
+pub use details::{CgroupDetails, DeviceIo, HugePages};
+pub use place::{Driver, Leaf, leaf, parent_path};
 pub use stats::{CgroupStats, MemoryStats, Pressure, PressureLine, PressureStats};
 
+use self::rate::Rates;
 use super::mountinfo;
-use crate::model::ContainerId;
 use cgroups_rs::fs::freezer::FreezerController;
 use cgroups_rs::fs::hierarchies;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+/// Where the kernel lists its sizes of huge pages.
+const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
 /// Where cgroup file systems are mounted.
 const MOUNT_ROOT: &str = "/sys/fs/cgroup";
 /// Rounds of "signal every process" in a cgroup that cannot be killed as one. Each round catches what forked in the
@@ -37,14 +45,24 @@ pub enum CgroupError {
     NotMounted,
     /// A parent in systemd's style.
     #[error(
-        "cgroup parent {parent:?} is a systemd slice but the cgroup driver is cgroupfs; give the kubelet cgroupDriver: cgroupfs"
+        "cgroup_parent {parent:?} is a systemd slice but the cgroup driver is cgroupfs: give the kubelet \
+         cgroupDriver: cgroupfs, or set cgroups.driver = \"systemd\" in podwright's configuration"
     )]
     SliceParent {
         /// As given.
         parent: String,
     },
-    /// A parent that is no plain path.
-    #[error("cgroup parent {parent:?} is not a path without \"..\"")]
+    /// A parent in cgroupfs' style.
+    #[error(
+        "cgroup_parent {parent:?} is not a systemd slice but the cgroup driver is systemd: give the kubelet \
+         cgroupDriver: systemd, or set cgroups.driver = \"cgroupfs\" in podwright's configuration"
+    )]
+    PathParent {
+        /// As given.
+        parent: String,
+    },
+    /// A parent that is neither.
+    #[error("cgroup_parent {parent:?} is neither a path without \"..\" nor the name of a systemd slice")]
     BadParent {
         /// As given.
         parent: String,
@@ -98,43 +116,6 @@ pub enum CgroupMode {
     V2,
 }
 
-/// The path of one container's cgroup, relative to the root of every hierarchy. Only [`leaf`] makes one, so it always
-/// ends in a container's id.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Leaf(PathBuf);
-
-impl Leaf {
-    /// The absolute path within a hierarchy, as the OCI runtime's `cgroupsPath`.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-/// The cgroup of container `id` with the cgroupfs driver: `<parent>/<id>`.
-///
-/// # Errors
-/// When the parent is a systemd slice or has `..`.
-pub fn leaf(parent: &str, default_parent: &str, id: &ContainerId) -> Result<Leaf, CgroupError> {
-    let parent = if parent.is_empty() { default_parent } else { parent };
-    let mut path = PathBuf::from("/");
-    for component in Path::new(parent).components() {
-        match component {
-            Component::Normal(part) => path.push(part),
-            Component::RootDir | Component::CurDir => {}
-            Component::ParentDir | Component::Prefix(_) => {
-                return Err(CgroupError::BadParent { parent: parent.to_owned() });
-            }
-        }
-    }
-    // The kubelet sends the whole slice path, and a slice may lie below a plain directory: the base name tells.
-    if path.extension().is_some_and(|extension| extension == "slice") {
-        return Err(CgroupError::SliceParent { parent: parent.to_owned() });
-    }
-    path.push(id.as_str());
-    Ok(Leaf(path))
-}
-
 /// The host's hierarchies.
 #[derive(Debug, Clone)]
 pub struct Cgroups {
@@ -143,6 +124,9 @@ pub struct Cgroups {
     v1: BTreeMap<String, PathBuf>,
     /// The v2 tree.
     v2: Option<PathBuf>,
+    /// Sizes of huge pages as cgroup files name them: `2MB`.
+    page_sizes: Vec<String>,
+    rates: Arc<Rates>,
 }
 
 impl Cgroups {
@@ -156,7 +140,8 @@ impl Cgroups {
             path: "/proc/self/mountinfo".into(),
             cause,
         })?;
-        Self::from_mounts(&mounts, hierarchies::is_cgroup2_unified_mode())
+        let found = Self::from_mounts(&mounts, hierarchies::is_cgroup2_unified_mode())?;
+        Ok(Self { page_sizes: page_sizes(Path::new(HUGE_PAGES)), ..found })
     }
 
     fn from_mounts(mounts: &[mountinfo::MountEntry], unified: bool) -> Result<Self, CgroupError> {
@@ -181,7 +166,7 @@ impl Cgroups {
         if mode == CgroupMode::V2 {
             v1.clear();
         }
-        Ok(Self { mode, v1, v2 })
+        Ok(Self { mode, v1, v2, page_sizes: Vec::new(), rates: Arc::default() })
     }
 
     /// The kind of hierarchy.
@@ -193,11 +178,7 @@ impl Cgroups {
     /// Whether containers can be limited by `controller` (`memory`, `hugetlb`, ...).
     #[must_use]
     pub fn has_controller(&self, controller: &str) -> bool {
-        match (self.mode, &self.v2) {
-            (CgroupMode::V2, Some(root)) => std::fs::read_to_string(root.join("cgroup.controllers"))
-                .is_ok_and(|list| list.split_whitespace().any(|known| known == controller)),
-            _ => self.v1.contains_key(controller),
-        }
+        self.controllers().iter().any(|known| known == controller)
     }
 
     /// Whether swap is accounted, so that a swap limit can be set.
@@ -212,18 +193,19 @@ impl Cgroups {
         }
     }
 
-    /// The directory of `leaf` under one controller.
-    fn dir(&self, controller: &str, leaf: &Leaf) -> Option<PathBuf> {
+    /// The directory of a cgroup under one controller.
+    fn dir(&self, controller: &str, cgroup: &Path) -> Option<PathBuf> {
         let root = match self.mode {
             CgroupMode::V2 => self.v2.as_ref(),
             CgroupMode::V1 | CgroupMode::Hybrid => self.v1.get(controller),
         }?;
-        Some(root.join(leaf.0.strip_prefix("/").unwrap_or(&leaf.0)))
+        Some(root.join(cgroup.strip_prefix("/").unwrap_or(cgroup)))
     }
 
     /// Every directory of `leaf` that exists.
     fn dirs(&self, leaf: &Leaf) -> Vec<PathBuf> {
-        let relative = leaf.0.strip_prefix("/").unwrap_or(&leaf.0);
+        let path = leaf.path();
+        let relative = path.strip_prefix("/").unwrap_or(path);
         let mut dirs: Vec<_> = self.v1.values().chain(&self.v2).map(|root| root.join(relative)).collect();
         dirs.sort();
         dirs.dedup();
@@ -236,6 +218,25 @@ impl Cgroups {
     pub fn hasten_moves(&self) {
         // The v2 tree first: a v1 hierarchy is as good, but may be mounted under any name.
         hasten::hasten(self.v2.iter().chain(self.v1.values()).cloned());
+    }
+
+    /// Names of the controllers that containers can be limited by.
+    #[must_use]
+    pub fn controllers(&self) -> Vec<String> {
+        match (self.mode, &self.v2) {
+            (CgroupMode::V2, Some(root)) => std::fs::read_to_string(root.join("cgroup.controllers"))
+                .unwrap_or_default()
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect(),
+            _ => self.v1.keys().cloned().collect(),
+        }
+    }
+
+    /// Sizes of huge pages as limits name them: `2MB`.
+    #[must_use]
+    pub fn page_sizes(&self) -> &[String] {
+        &self.page_sizes
     }
 
     /// Whether any hierarchy has the cgroup.
@@ -263,7 +264,7 @@ impl Cgroups {
     /// # Errors
     /// When a process cannot be signalled or they fork faster than they are killed.
     pub fn kill_all(&self, leaf: &Leaf) -> Result<(), CgroupError> {
-        if let (CgroupMode::V2, Some(dir)) = (self.mode, self.dir("", leaf)) {
+        if let (CgroupMode::V2, Some(dir)) = (self.mode, self.dir("", leaf.path())) {
             let file = dir.join("cgroup.kill");
             match std::fs::write(&file, "1") {
                 Ok(()) => return Ok(()),
@@ -273,7 +274,7 @@ impl Cgroups {
             }
         }
         let freezer = self
-            .dir("freezer", leaf)
+            .dir("freezer", leaf.path())
             .filter(|dir| self.mode != CgroupMode::V2 && dir.join("freezer.state").exists())
             .map(|dir| (FreezerController::new(dir.clone(), dir.clone(), false), dir));
         let mut signalled = Vec::new();
@@ -291,7 +292,7 @@ impl Cgroups {
                 return Ok(());
             }
         }
-        Err(CgroupError::StillAlive { path: leaf.0.clone() })
+        Err(CgroupError::StillAlive { path: leaf.path().to_owned() })
     }
 
     /// Signals what is not in `signalled` yet; the number of those.
@@ -303,7 +304,7 @@ impl Cgroups {
             }
             match kill(Pid::from_raw(pid), Signal::SIGKILL) {
                 Ok(()) | Err(nix::Error::ESRCH) => {}
-                Err(cause) => return Err(CgroupError::Kill { pid, path: leaf.0.clone(), cause }),
+                Err(cause) => return Err(CgroupError::Kill { pid, path: leaf.path().to_owned(), cause }),
             }
             signalled.push(pid);
             new += 1;
@@ -322,16 +323,56 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Usage of the container.
+    /// Usage of a container's or pod's cgroup, a path as that of a [`Leaf`].
     ///
     /// # Errors
     /// When a file that exists cannot be read.
-    pub fn stats(&self, leaf: &Leaf) -> Result<CgroupStats, CgroupError> {
+    pub fn stats(&self, cgroup: &Path) -> Result<CgroupStats, CgroupError> {
         match self.mode {
-            CgroupMode::V2 => stats::read_v2(&self.dir("", leaf).unwrap_or_default()),
-            CgroupMode::V1 | CgroupMode::Hybrid => stats::read_v1(&|controller| self.dir(controller, leaf)),
+            CgroupMode::V2 => stats::read_v2(&self.dir("", cgroup).unwrap_or_default()),
+            CgroupMode::V1 | CgroupMode::Hybrid => stats::read_v1(&|controller| self.dir(controller, cgroup)),
         }
     }
+
+    /// More of it, at the price of some ten files.
+    ///
+    /// # Errors
+    /// When a file that exists cannot be read.
+    pub fn details(&self, cgroup: &Path) -> Result<CgroupDetails, CgroupError> {
+        let sizes = &self.page_sizes;
+        match self.mode {
+            CgroupMode::V2 => details::read_v2(&self.dir("", cgroup).unwrap_or_default(), sizes),
+            CgroupMode::V1 | CgroupMode::Hybrid => {
+                details::read_v1(&|controller| self.dir(controller, cgroup), sizes)
+            }
+        }
+    }
+
+    /// CPU time a second, in nanoseconds, since an earlier call for the same cgroup; `used_ns` is what was read now.
+    /// None at first.
+    #[must_use]
+    pub fn cpu_rate(&self, cgroup: &Path, used_ns: u64) -> Option<u64> {
+        self.rates.observe(cgroup, used_ns, Instant::now())
+    }
+}
+
+/// The kernel's sizes of huge pages, as cgroup files name them.
+fn page_sizes(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut sizes: Vec<u64> = entries
+        .filter_map(|entry| {
+            let name = entry.file_name();
+            name.to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()
+        })
+        .collect();
+    sizes.sort_unstable();
+    // mem_fmt in mm/hugetlb_cgroup.c: whole units, the largest that fits.
+    let named = |kib: u64| match kib {
+        kib if kib >= 1 << 20 => format!("{}GB", kib >> 20),
+        kib if kib >= 1 << 10 => format!("{}MB", kib >> 10),
+        kib => format!("{kib}KB"),
+    };
+    sizes.into_iter().map(named).collect()
 }
 
 /// Options of a v1 superblock that are not controllers.

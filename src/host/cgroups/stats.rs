@@ -1,6 +1,6 @@
 //! Usage figures of one cgroup, v1 and v2.
 //!
-//! Owns the file names and the units. Never computes rates: those need two readings.
+//! Owns the file names and the units. Never computes rates: those need two readings (`rate`).
 
 use super::CgroupError;
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// A limit above this is none (v1 writes a page-aligned i64::MAX).
 const UNLIMITED_ABOVE: u64 = 1 << 62;
 
-/// Usage of one container. A part is None where the host has no such controller or the container is gone.
+/// Usage of one container or pod. A part is None where the host has no such controller or the cgroup is gone.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct CgroupStats {
     /// CPU time used, nanoseconds.
@@ -21,6 +21,38 @@ pub struct CgroupStats {
     pub pids: Option<u64>,
     /// Pressure stall information; v2 only.
     pub pressure: PressureStats,
+}
+
+impl CgroupStats {
+    /// Both together, for cgroups that have no parent of their own; pressure and limits cannot be added up.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        fn sum(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+            match (a, b) {
+                (None, None) => None,
+                (a, b) => Some(a.unwrap_or(0).saturating_add(b.unwrap_or(0))),
+            }
+        }
+        let memory = match (self.memory, other.memory) {
+            (Some(a), Some(b)) => Some(MemoryStats {
+                usage: a.usage.saturating_add(b.usage),
+                working_set: a.working_set.saturating_add(b.working_set),
+                rss: a.rss.saturating_add(b.rss),
+                limit: None,
+                page_faults: a.page_faults.saturating_add(b.page_faults),
+                major_page_faults: a.major_page_faults.saturating_add(b.major_page_faults),
+                swap_usage: sum(a.swap_usage, b.swap_usage),
+                swap_limit: None,
+            }),
+            (a, b) => a.or(b),
+        };
+        Self {
+            cpu_usage_ns: sum(self.cpu_usage_ns, other.cpu_usage_ns),
+            memory,
+            pids: sum(self.pids, other.pids),
+            pressure: PressureStats::default(),
+        }
+    }
 }
 
 /// Memory of one container, in bytes.
@@ -101,7 +133,7 @@ pub(super) fn keyed(path: &Path) -> Result<Option<BTreeMap<String, u64>>, Cgroup
 }
 
 /// A file of one number; `max` and absence are None.
-fn number(path: &Path) -> Result<Option<u64>, CgroupError> {
+pub(super) fn number(path: &Path) -> Result<Option<u64>, CgroupError> {
     Ok(text(path)?.and_then(|text| text.trim().parse().ok()))
 }
 

@@ -2,8 +2,8 @@ use super::*;
 use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
 
-fn id() -> ContainerId {
-    ContainerId::random().unwrap()
+fn id() -> crate::model::ContainerId {
+    crate::model::ContainerId::random().unwrap()
 }
 
 /// A leaf of our own in every hierarchy of this host, gone at the end.
@@ -17,10 +17,16 @@ impl Made {
     fn new(name: &str) -> Self {
         let cgroups = Cgroups::detect().unwrap();
         let parent = format!("/podwright-test-{name}-{}", std::process::id());
-        let leaf = leaf(&parent, "", &id()).unwrap();
+        let leaf = leaf(&parent, &id()).unwrap();
         for root in cgroups.v1.values().chain(&cgroups.v2) {
             let dir = root.join(leaf.path().strip_prefix("/").unwrap());
             std::fs::create_dir_all(&dir).unwrap();
+            // On v2 a cgroup has the controllers that those above it pass on.
+            for above in [root.as_path(), dir.parent().unwrap()] {
+                if above.join("cgroup.controllers").exists() {
+                    let _ = std::fs::write(above.join("cgroup.subtree_control"), "+memory +pids");
+                }
+            }
             if dir.join("cpuset.cpus").exists() {
                 for level in [dir.parent().unwrap(), &dir] {
                     for file in ["cpuset.cpus", "cpuset.mems"] {
@@ -55,17 +61,6 @@ impl Drop for Made {
             let _ = std::fs::remove_dir(root.join(self.parent.trim_start_matches('/')));
         }
     }
-}
-
-#[test]
-fn the_leaf_lies_below_the_parent() {
-    let id = id();
-    let at = |parent: &str| leaf(parent, "/podwright", &id).map(|leaf| leaf.path().to_owned());
-    assert_eq!(at("/kubepods/burstable/podx").unwrap(), Path::new(&format!("/kubepods/burstable/podx/{id}")));
-    assert_eq!(at("").unwrap(), Path::new(&format!("/podwright/{id}")));
-    assert_eq!(at("relative/./x").unwrap(), Path::new(&format!("/relative/x/{id}")));
-    assert!(matches!(at("/kubepods.slice/kubepods-pod1.slice"), Err(CgroupError::SliceParent { .. })));
-    assert!(matches!(at("/kubepods/../.."), Err(CgroupError::BadParent { .. })));
 }
 
 #[test]
@@ -105,7 +100,7 @@ fn usage_is_read_from_the_running_host() {
     let made = Made::new("stats");
     let mut child = made.run("while :; do :; done");
     let stats = loop {
-        let stats = made.cgroups.stats(&made.leaf).unwrap();
+        let stats = made.cgroups.stats(made.leaf.path()).unwrap();
         if stats.cpu_usage_ns.is_some_and(|ns| ns > 0) {
             break stats;
         }
@@ -115,4 +110,14 @@ fn usage_is_read_from_the_running_host() {
     assert!(stats.memory.is_some());
     made.cgroups.kill_all(&made.leaf).unwrap();
     child.wait().unwrap();
+}
+
+#[test]
+fn huge_page_sizes_are_named_as_cgroups_name_them() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["hugepages-1048576kB", "hugepages-2048kB", "hugepages-64kB", "other"] {
+        std::fs::create_dir(dir.path().join(name)).unwrap();
+    }
+    assert_eq!(page_sizes(dir.path()), ["64KB", "2MB", "1GB"]);
+    assert!(page_sizes(Path::new("/no/such/dir")).is_empty());
 }

@@ -9,7 +9,7 @@ mod runtimes;
 mod signals;
 
 pub use error::OciError;
-pub use runtimes::Runtimes;
+pub use runtimes::{Runtimes, Surroundings};
 pub use signals::{signal_name, signal_number};
 
 use super::command::{Command, CommandError};

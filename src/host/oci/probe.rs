@@ -1,6 +1,7 @@
 //! The start-up probe: a runtime is taken as the default only after it has really run a container here. A version
 //! string proves nothing; a crun may refuse the host's cgroup mounts.
 
+use super::runtimes::CgroupPath;
 use super::{OciError, Runtime};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -9,10 +10,10 @@ use std::path::Path;
 const HOST_DIRS: [&str; 5] = ["/usr", "/bin", "/lib", "/lib32", "/lib64"];
 
 /// Runs `/bin/true` in fresh namespaces and a fresh cgroup.
-pub(super) async fn works(runtime: &Runtime, state: &Path, cgroup_parent: &str) -> Result<(), OciError> {
+pub(super) async fn works(runtime: &Runtime, state: &Path, cgroup: CgroupPath<'_>) -> Result<(), OciError> {
     let id = format!("probe-{}-{}", runtime.name, std::process::id());
     let bundle = state.join(&id);
-    let made = make(&bundle, &format!("{cgroup_parent}/{id}"));
+    let made = make(&bundle, &cgroup(&id).to_string_lossy());
     let result = match made {
         Ok(()) => {
             let bundle = bundle.to_string_lossy();

@@ -10,6 +10,28 @@ use std::time::Duration;
 /// Handlers tried as the default, in this order: crun is the faster.
 const PREFERENCE: [&str; 2] = ["crun", "runc"];
 
+/// Gives the `cgroupsPath` of a container by its name.
+pub(super) type CgroupPath<'a> = &'a (dyn Fn(&str) -> PathBuf + Sync);
+/// Has an OCI runtime ask systemd for cgroups: a global argument of runc, crun, youki and runsc alike.
+const SYSTEMD_CGROUP: &str = "--systemd-cgroup";
+
+/// Where the runtimes are to keep things.
+#[derive(Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// Parent of the runtimes' state directories.
+    pub state: &'a Path,
+    /// Whether cgroups are made by systemd.
+    pub systemd: bool,
+    /// The `cgroupsPath` of the container that the start-up probe runs, by its name.
+    pub probe_cgroup: CgroupPath<'a>,
+}
+
+impl std::fmt::Debug for Surroundings<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Surroundings").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
 /// All OCI runtimes of the node.
 #[derive(Debug, Clone)]
 pub struct Runtimes {
@@ -23,16 +45,16 @@ impl Runtimes {
     ///
     /// # Errors
     /// When no runtime can be the default.
-    pub async fn find(config: &config::Runtime, state: &Path, cgroup_parent: &str) -> Result<Self, OciError> {
+    pub async fn find(config: &config::Runtime, around: Surroundings<'_>) -> Result<Self, OciError> {
         let deadline = Duration::from_secs(config.timeout_seconds);
         let by_name: BTreeMap<_, _> = config
             .handlers
             .iter()
-            .map(|(name, handler)| (name.clone(), Arc::new(runtime(name, handler, state, deadline))))
+            .map(|(name, handler)| (name.clone(), Arc::new(runtime(name, handler, around, deadline))))
             .collect();
         let default = match by_name.get(&config.default) {
             Some(default) => default.clone(),
-            None => first_that_works(&by_name, state, cgroup_parent).await?,
+            None => first_that_works(&by_name, around).await?,
         };
         tracing::info!(default = default.name(), path = %default.path().display(), "OCI runtime");
         Ok(Self { by_name, default })
@@ -51,14 +73,18 @@ impl Runtimes {
     }
 }
 
-fn runtime(name: &str, handler: &config::Handler, state: &Path, deadline: Duration) -> Runtime {
+fn runtime(name: &str, handler: &config::Handler, around: Surroundings<'_>, deadline: Duration) -> Runtime {
     let program = if handler.path.as_os_str().is_empty() { Path::new(name) } else { &handler.path };
     let root = if handler.root.as_os_str().is_empty() {
-        state.join("runtime").join(name)
+        around.state.join("runtime").join(name)
     } else {
         handler.root.clone()
     };
-    Runtime::new(name, look_up(program), &root, &handler.args, deadline)
+    let mut args = handler.args.clone();
+    if around.systemd && !args.iter().any(|arg| arg == SYSTEMD_CGROUP) {
+        args.push(SYSTEMD_CGROUP.to_owned());
+    }
+    Runtime::new(name, look_up(program), &root, &args, deadline)
 }
 
 /// The absolute path of a program; as given where it is not found, so that the error names it.
@@ -75,13 +101,12 @@ fn look_up(program: &Path) -> PathBuf {
 
 async fn first_that_works(
     by_name: &BTreeMap<String, Arc<Runtime>>,
-    state: &Path,
-    cgroup_parent: &str,
+    around: Surroundings<'_>,
 ) -> Result<Arc<Runtime>, OciError> {
     let mut tried = Vec::new();
     for name in PREFERENCE {
         let Some(runtime) = by_name.get(name) else { continue };
-        match probe::works(runtime, state, cgroup_parent).await {
+        match probe::works(runtime, around.state, around.probe_cgroup).await {
             Ok(()) => return Ok(runtime.clone()),
             Err(error) => {
                 tracing::info!(runtime = name, %error, "not usable here");

@@ -1,32 +1,25 @@
 //! What happens to the containers at somebody's request: created, started, stopped, updated, removed.
 
 use super::{
-    Command, Container, Finished, Phase, Pod, Reply, answer_all, not_updatable, refuse, send, shorten,
+    Command, Container, Finished, NewContainer, Phase, Pod, Reply, answer_all, not_updatable, refuse, send,
+    shorten,
 };
-use crate::images::Hold;
-use crate::model::{ContainerId, ContainerSpec, Resources};
+use crate::model::{ContainerId, Resources};
 use crate::sandbox::container::{self, Prepared};
 use crate::sandbox::error::SandboxError;
-use crate::sandbox::granted::Granted;
 use crate::sandbox::machine::{
     Activity, Admission, ContainerRequest, SandboxActivity, SandboxRequest, admit_container, admit_sandbox,
 };
 use crate::sandbox::state::{ContainerState, Exit, Init};
-use crate::sandbox::{stop, volumes};
+use crate::sandbox::stop;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 impl Pod {
-    pub(super) fn create(
-        &mut self,
-        spec: ContainerSpec,
-        hold: Arc<Hold>,
-        volumes: volumes::Holds,
-        granted: Granted,
-        reply: Reply<ContainerId>,
-    ) {
+    pub(super) fn create(&mut self, new: NewContainer, reply: Reply<ContainerId>) {
+        let NewContainer { spec, hold, volumes, granted } = new;
         if admit_sandbox(&self.state, self.activity, SandboxRequest::CreateContainer) != Admission::Do {
             let state = if self.activity == SandboxActivity::Idle { self.state.name() } else { "going down" };
             let id = self.spec.id.to_string();
@@ -139,10 +132,11 @@ impl Pod {
                 self.node.expect_cgroup_moves();
                 container.phase.send_replace(Phase::Alive);
                 let (node, spec, runtime) = (self.node.clone(), container.spec.clone(), self.runtime.clone());
+                let pod = self.spec.clone();
                 self.set_container_state(&id, ContainerState::Starting);
                 let failed = Finished::Started(id.clone(), Err(SandboxError::Panicked("start")));
                 self.work(failed, async move {
-                    let result = container::start(&node, &monitor, &spec, &runtime).await;
+                    let result = container::start(&node, &monitor, &pod, &spec, &runtime).await;
                     Finished::Started(id, result)
                 });
             }
@@ -332,12 +326,13 @@ impl Pod {
             }
         };
         container.updating = Some(reply);
-        let wanted = container::updated(&container.resources, &resources);
+        let old = container.resources.clone();
+        let wanted = container::updated(&old, &resources);
         let (node, runtime) = (self.node.clone(), self.runtime.clone());
         let failed =
             Finished::Updated(id.clone(), Box::default(), Err(SandboxError::Panicked("an update of limits")));
         self.work(failed, async move {
-            let result = container::update(&node, &id, &runtime, &wanted, live).await;
+            let result = container::update(&node, &id, &runtime, (&old, &wanted), live).await;
             Finished::Updated(id, Box::new(wanted), result)
         });
     }

@@ -13,7 +13,7 @@ use super::granted::Granted;
 use super::machine::{Activity, SandboxActivity};
 use super::manager::Index;
 use super::node::Node;
-use super::record::ContainerRecord;
+use super::record::{ContainerRecord, PodLimits};
 use super::recover;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::{ContainerState, Init, SandboxState};
@@ -35,40 +35,26 @@ use tokio::time::Instant;
 pub(super) type Outcome<T> = Result<T, Arc<SandboxError>>;
 type Reply<T> = oneshot::Sender<Outcome<T>>;
 
+/// A container to be made, with what was found for it.
+#[derive(Debug)]
+pub(super) struct NewContainer {
+    pub(super) spec: ContainerSpec,
+    pub(super) hold: Arc<Hold>,
+    pub(super) volumes: volumes::Holds,
+    pub(super) granted: Granted,
+}
+
 /// What may be asked of a pod.
 #[derive(Debug)]
 pub(super) enum Command {
-    Create {
-        spec: Box<ContainerSpec>,
-        hold: Arc<Hold>,
-        volumes: volumes::Holds,
-        granted: Box<Granted>,
-        reply: Reply<ContainerId>,
-    },
-    Start {
-        id: ContainerId,
-        reply: Reply<()>,
-    },
-    Stop {
-        id: ContainerId,
-        grace: Duration,
-        reply: Reply<()>,
-    },
-    Remove {
-        id: ContainerId,
-        reply: Reply<()>,
-    },
-    Update {
-        id: ContainerId,
-        resources: Box<Resources>,
-        reply: Reply<()>,
-    },
-    StopPod {
-        reply: Reply<()>,
-    },
-    RemovePod {
-        reply: Reply<()>,
-    },
+    Create { new: Box<NewContainer>, reply: Reply<ContainerId> },
+    Start { id: ContainerId, reply: Reply<()> },
+    Stop { id: ContainerId, grace: Duration, reply: Reply<()> },
+    Remove { id: ContainerId, reply: Reply<()> },
+    Update { id: ContainerId, resources: Box<Resources>, reply: Reply<()> },
+    UpdatePod { limits: Box<PodLimits>, reply: Reply<()> },
+    StopPod { reply: Reply<()> },
+    RemovePod { reply: Reply<()> },
 }
 
 /// How far a container's end has come.
@@ -162,6 +148,8 @@ pub(super) struct Pod {
     pub(super) spec: Arc<SandboxSpec>,
     pub(super) runtime: Arc<Runtime>,
     pub(super) state: SandboxState,
+    /// Once they have been changed.
+    pub(super) limits: Option<PodLimits>,
     pub(super) monitor: Option<Monitor>,
     pub(super) containers: BTreeMap<ContainerId, Container>,
     index: Index,
@@ -198,6 +186,7 @@ impl Pod {
             spec: spec.clone(),
             state: state.clone(),
             monitor: None,
+            limits: None,
             runtime: runtime.clone(),
             containers: Vec::new(),
         };
@@ -206,6 +195,7 @@ impl Pod {
             spec,
             runtime,
             state,
+            limits: None,
             monitor: None,
             containers: BTreeMap::new(),
             index,
@@ -286,13 +276,12 @@ impl Pod {
 
     fn handle(&mut self, command: Command) {
         match command {
-            Command::Create { spec, hold, volumes, granted, reply } => {
-                self.create(*spec, hold, volumes, *granted, reply);
-            }
+            Command::Create { new, reply } => self.create(*new, reply),
             Command::Start { id, reply } => self.start(id, reply),
             Command::Stop { id, grace, reply } => self.stop(id, grace, reply),
             Command::Remove { id, reply } => self.remove(id, reply),
             Command::Update { id, resources, reply } => self.update(id, resources, reply),
+            Command::UpdatePod { limits, reply } => self.update_limits(*limits, reply),
             Command::StopPod { reply } => self.stop_pod(reply),
             Command::RemovePod { reply } => self.remove_pod(reply),
         }
@@ -336,6 +325,7 @@ impl Pod {
             spec: self.spec.clone(),
             state: self.state.clone(),
             monitor: self.monitor.clone(),
+            limits: self.limits.clone(),
             runtime: self.runtime.clone(),
             containers,
         }));

@@ -7,6 +7,7 @@ use crate::sandbox::bring_up::{self, BroughtUp};
 use crate::sandbox::container;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::machine::{Activity, Admission, SandboxActivity, SandboxRequest, admit_sandbox};
+use crate::sandbox::record::{PodLimits, PodState};
 use crate::sandbox::state::{Holdings, NotReadyCause, SandboxState};
 use std::sync::Arc;
 
@@ -162,9 +163,27 @@ impl Pod {
         Ok(self.node.records.remove_pod(&self.spec.id)?)
     }
 
+    /// Notes what the pod's cgroup is limited to. The kubelet has changed it already, and owns it.
+    pub(super) fn update_limits(&mut self, limits: PodLimits, reply: Reply<()>) {
+        if self.state == SandboxState::Preparing {
+            return self.deferred.push(Command::UpdatePod { limits: Box::new(limits), reply });
+        }
+        let before = self.limits.replace(limits);
+        let recorded = self.node.records.write_pod_state(&self.spec.id, &self.record());
+        if recorded.is_err() {
+            self.limits = before;
+        }
+        self.publish();
+        send(reply, recorded.map_err(|error| Arc::new(error.into())));
+    }
+
+    pub(in crate::sandbox) fn record(&self) -> PodState {
+        PodState { sandbox: self.state.clone(), limits: self.limits.clone() }
+    }
+
     pub(super) fn set_state(&mut self, state: SandboxState) {
         self.state = state;
-        if let Err(error) = self.node.records.write_pod_state(&self.spec.id, &self.state) {
+        if let Err(error) = self.node.records.write_pod_state(&self.spec.id, &self.record()) {
             // The state in memory is the truth; a restart would read an older one and reconcile it.
             tracing::error!(sandbox = %self.spec.id, %error, "cannot record a sandbox's state");
         }

@@ -105,6 +105,8 @@ pub(super) fn fixture() -> Fixture {
             cgroups: CgroupMode::V2,
             swap: true,
             hugetlb: true,
+            page_sizes: vec!["2MB".into(), "1GB".into()],
+            controllers: ["cpu", "cpuset", "memory", "pids", "hugetlb"].map(str::to_owned).to_vec(),
             recursive_read_only: true,
             apparmor: false,
             apparmor_default: None,

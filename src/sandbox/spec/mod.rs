@@ -13,7 +13,7 @@ mod resources;
 pub use capabilities::{ContainerCapabilities, capabilities};
 pub use error::SpecError;
 pub use process::apparmor;
-pub use resources::linux_resources;
+pub use resources::{check_resources, linux_resources};
 
 use crate::config::{Containers, Handler, annotation_fits};
 use crate::host::cdi;
@@ -118,6 +118,10 @@ pub struct HostFacts {
     pub swap: bool,
     /// Huge page limits can be set.
     pub hugetlb: bool,
+    /// The kernel's sizes of huge pages, `2MB`.
+    pub page_sizes: Vec<String>,
+    /// Names of cgroup controllers.
+    pub controllers: Vec<String>,
     /// Kernel and runtime can make a mount read-only with all below it.
     pub recursive_read_only: bool,
     /// AppArmor is enabled.

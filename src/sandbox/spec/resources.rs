@@ -5,6 +5,13 @@ use crate::host::cgroups::CgroupMode;
 use crate::model::Resources;
 use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimitBuilder, LinuxMemory, LinuxPidsBuilder, LinuxResources};
 
+/// The kernel's range of CFS periods, microseconds (kernel/sched/core.c).
+const CPU_PERIODS: std::ops::RangeInclusive<i64> = 1_000..=1_000_000;
+/// The kernel's least CFS quota, microseconds.
+const MIN_CPU_QUOTA: i64 = 1_000;
+/// The range of cgroup v1's weights, in whose terms CRI speaks.
+const CPU_SHARES: std::ops::RangeInclusive<i64> = 2..=262_144;
+
 /// The limits of a container, without device rules; also the body of a live update.
 ///
 /// # Errors
@@ -14,6 +21,7 @@ pub fn linux_resources(
     pids_limit: i64,
     host: &HostFacts,
 ) -> Result<LinuxResources, SpecError> {
+    check_resources(asked, host)?;
     let mut resources = LinuxResources::default();
     resources.set_devices(None).set_cpu(Some(cpu(asked)?)).set_memory(memory(asked, host)?);
     if pids_limit > 0 {
@@ -27,26 +35,92 @@ pub fn linux_resources(
         resources.set_hugepage_limits(Some(limits.collect::<Result<_, _>>()?));
     }
     if !asked.unified.is_empty() {
-        resources.set_unified(Some(unified(asked, host)?));
+        resources.set_unified(Some(asked.unified.clone().into_iter().collect()));
     }
     Ok(resources)
 }
 
-fn unified(
-    asked: &Resources,
-    host: &HostFacts,
-) -> Result<std::collections::HashMap<String, String>, SpecError> {
+/// Whether a host can apply these limits; to be asked before anything is made.
+///
+/// # Errors
+/// Names the field that is out of range, contradicts another, or means nothing here.
+pub fn check_resources(asked: &Resources, host: &HostFacts) -> Result<(), SpecError> {
+    let refuse = |field, value: &dyn ToString, reason| {
+        Err(SpecError::Resource { field, value: value.to_string(), reason })
+    };
+    if asked.cpu_period != 0 && !CPU_PERIODS.contains(&asked.cpu_period) {
+        return refuse("cpu_period", &asked.cpu_period, "is not in 1000 to 1000000 microseconds");
+    }
+    if (1..MIN_CPU_QUOTA).contains(&asked.cpu_quota) {
+        return refuse("cpu_quota", &asked.cpu_quota, "is below 1000 microseconds, the kernel's minimum");
+    }
+    if asked.cpu_shares != 0 && !CPU_SHARES.contains(&asked.cpu_shares) {
+        return refuse("cpu_shares", &asked.cpu_shares, "is not in 2 to 262144");
+    }
+    if asked.memory_swap_limit < -1 {
+        return refuse(
+            "memory_swap_limit_in_bytes",
+            &asked.memory_swap_limit,
+            "is below -1, which is no limit",
+        );
+    }
+    if asked.memory_swap_limit > 0 && asked.memory_limit == 0 {
+        let reason = "needs memory_limit_in_bytes, which it includes";
+        return refuse("memory_swap_limit_in_bytes", &asked.memory_swap_limit, reason);
+    }
+    if asked.memory_swap_limit > 0 && asked.memory_swap_limit < asked.memory_limit {
+        let reason = "is below memory_limit_in_bytes, which it includes";
+        return refuse("memory_swap_limit_in_bytes", &asked.memory_swap_limit, reason);
+    }
+    for (field, list) in [("cpuset_cpus", &asked.cpuset_cpus), ("cpuset_mems", &asked.cpuset_mems)] {
+        if !is_number_list(list) {
+            return refuse(field, list, "is no list of numbers and ranges such as 0-2,7");
+        }
+    }
+    for (at, limit) in asked.hugepage_limits.iter().enumerate() {
+        let size = &limit.page_size;
+        if !host.page_sizes.iter().any(|known| known == size) {
+            let known = host.page_sizes.join(", ");
+            let known = if known.is_empty() { "none" } else { &known };
+            let value = format!("{size} (known: {known})");
+            return refuse(
+                "hugepage_limits.page_size",
+                &value,
+                "is no size of huge pages that this kernel has",
+            );
+        }
+        if asked.hugepage_limits[..at].iter().any(|other| other.page_size == *size) {
+            return refuse("hugepage_limits.page_size", size, "is named twice");
+        }
+    }
+    unified(asked, host)
+}
+
+fn unified(asked: &Resources, host: &HostFacts) -> Result<(), SpecError> {
     let wrong = |name: &str, reason| SpecError::Resource { field: "unified", value: name.to_owned(), reason };
     for (name, value) in &asked.unified {
         if host.cgroups != CgroupMode::V2 {
             return Err(wrong(name, "needs cgroup v2"));
         }
         // The key is a file name in the container's cgroup.
-        if name.is_empty() || name.contains('/') || !name.contains('.') || value.contains('\0') {
+        if name.is_empty() || name.contains('/') || value.contains('\0') {
             return Err(wrong(name, "is not a file of a cgroup"));
         }
+        let controller = name.split_once('.').map(|(controller, _)| controller);
+        if !controller.is_some_and(|c| host.controllers.iter().any(|known| known == c)) {
+            return Err(wrong(name, "is of no cgroup controller that this host has"));
+        }
     }
-    Ok(asked.unified.clone().into_iter().collect())
+    Ok(())
+}
+
+/// `0-2,7`; empty is fine.
+fn is_number_list(list: &str) -> bool {
+    let range = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        matches!((first.parse::<u32>(), last.parse::<u32>()), (Ok(first), Ok(last)) if first <= last)
+    };
+    list.is_empty() || list.split(',').all(range)
 }
 
 fn unsigned(field: &'static str, value: i64) -> Result<Option<u64>, SpecError> {
@@ -77,13 +151,6 @@ fn memory(asked: &Resources, host: &HostFacts) -> Result<Option<LinuxMemory>, Sp
     let swap = match (asked.memory_swap_limit, limit, host.swap) {
         (_, _, false) => None,
         (0, limit, true) => limit,
-        (swap, Some(limit), true) if (0..limit).contains(&swap) => {
-            return Err(SpecError::Resource {
-                field: "memory_swap_limit_in_bytes",
-                value: swap.to_string(),
-                reason: "is below the memory limit, which it includes",
-            });
-        }
         (swap, _, true) => Some(swap),
     };
     if limit.is_none() && swap.is_none() {

@@ -400,7 +400,42 @@ fn limits_that_make_no_sense_are_refused() {
     assert!(refused(&|r| (r.memory_limit, r.memory_swap_limit) = (100, 99)).contains("memory_swap_limit"));
     assert!(refused(&|r| r.cpu_shares = -2).contains("cpu_shares"));
     assert!(refused(&|r| r.oom_score_adj = 1001).contains("oom_score_adj"));
-    assert!(refused(&|r| drop(r.unified.insert("../memory.max".into(), "1".into()))).contains("unified"));
+    for key in ["../memory.max", "", "memory", "nonsense.max", "cgroup.procs", "io.max"] {
+        let error = refused(&|r| drop(r.unified.insert(key.into(), "1".into())));
+        assert!(error.contains("unified"), "{key}: {error}");
+    }
+    for period in [-1, 999, 1_000_001] {
+        assert!(refused(&|r| r.cpu_period = period).contains("cpu_period"));
+    }
+    assert!(refused(&|r| r.cpu_quota = 999).contains("cpu_quota"));
+    for shares in [1, 262_145] {
+        assert!(refused(&|r| r.cpu_shares = shares).contains("cpu_shares"));
+    }
+    assert!(refused(&|r| r.memory_swap_limit = 5).contains("needs memory_limit_in_bytes"));
+    assert!(refused(&|r| r.memory_swap_limit = -2).contains("memory_swap_limit_in_bytes"));
+    for list in ["a", "1-", "2-1", "1,,2", "-1", "0;1"] {
+        assert!(refused(&|r| r.cpuset_cpus = list.into()).contains("cpuset_cpus"), "{list}");
+        assert!(refused(&|r| r.cpuset_mems = list.into()).contains("cpuset_mems"), "{list}");
+    }
+    let pages = |sizes: &[&str]| {
+        sizes.iter().map(|s| HugepageLimit { page_size: (*s).into(), limit: 0 }).collect::<Vec<_>>()
+    };
+    let error = refused(&|r| r.hugepage_limits = pages(&["64KB"]));
+    assert!(error.contains("hugepage_limits") && error.contains("known: 2MB, 1GB"), "{error}");
+    assert!(refused(&|r| r.hugepage_limits = pages(&["2MB", "2MB"])).contains("twice"));
+}
+
+#[test]
+fn limits_at_the_edge_are_accepted() {
+    let mut f = fixture();
+    let r = &mut f.container.resources;
+    (r.cpu_period, r.cpu_quota, r.cpu_shares) = (1_000_000, 1_000, 262_144);
+    (r.memory_limit, r.memory_swap_limit) = (1 << 20, 1 << 20);
+    (r.cpuset_cpus, r.cpuset_mems) = ("0-2,7,9".into(), "0".into());
+    r.unified.insert("pids.max".into(), "7".into());
+    f.json();
+    f.container.resources.memory_swap_limit = -1;
+    assert_eq!(f.json()["linux"]["resources"]["memory"], json!({ "limit": 1 << 20, "swap": -1 }));
 }
 
 #[test]
@@ -534,7 +569,7 @@ fn a_built_spec_runs_with_runc() {
     let security = crate::host::security::HostSecurity::detect().unwrap();
     let cgroups = crate::host::cgroups::Cgroups::detect().unwrap();
     let id = ContainerId::random().unwrap();
-    let leaf = crate::host::cgroups::leaf("/podwright-spec-test", "", &id).unwrap();
+    let leaf = crate::host::cgroups::leaf("/podwright-spec-test", &id).unwrap();
     f.host.bounding = security.bounding;
     f.host.oom_score_adj_floor = security.oom_score_adj_floor;
     f.host.cgroups = cgroups.mode();

@@ -255,6 +255,7 @@ impl Pod {
             stdin: false,
             stdin_once: false,
             deadline_ms: None,
+            cgroup: None,
         }
     }
 

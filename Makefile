@@ -11,6 +11,7 @@ BIN := $(CURDIR)/build/bin
 TRIPLE := $(shell rustc -vV | sed -n 's/^host: //p')
 CRI_TOOLS := $(shell awk '$$1 == "require" && $$2 == "sigs.k8s.io/cri-tools" { print $$3 }' tests/critest/go.mod)
 CARGO_DENY := 0.20.2
+CARGO_DEB := 3.8.0
 # The daemon under test must find the monitor that `build` made.
 export PODWRIGHT_MONITOR := $(BIN)/podwright-monitor
 
@@ -102,6 +103,12 @@ e2e: build images streaming-client ## Integration tests: the real daemon on scra
 critest: build testkit tools images ## The Kubernetes CRI conformance suite
 	tests/critest/suite.sh
 
+# Not part of `test`: it takes minutes. A short one is among the tests of `e2e`.
+SOAK_SESSIONS := 10000
+.PHONY: soak
+soak: build images streaming-client ## Thousands of streaming sessions (SOAK_SESSIONS), of which nothing may stay
+	PODWRIGHT_SOAK_SESSIONS=$(SOAK_SESSIONS) cargo test --locked --test node streams_many:: -- --nocapture --test-threads 1
+
 # Not part of `test`: an emulated machine is slow.
 .PHONY: test-vm
 test-vm: build testkit tools images ## e2e and critest on cgroup v2 and systemd, in an emulated guest (STEPS, FILTER, FOCUS)
@@ -117,13 +124,73 @@ test-kubelet: build testkit tools images kubernetes ## A real kubelet and contro
 .PHONY: kubernetes
 kubernetes: ## Build kubelet, control plane, etcd and kubectl at the version of tests/kubelet/go.mod
 	@tests/kubelet/build.sh
+.PHONY: docs
+docs: ## Write the tables of docs/configuration.md from the code
+	PODWRIGHT_WRITE_DOCS=1 cargo test --locked --quiet --test docs the_configuration_is_documented >/dev/null
+
+.PHONY: deb
+deb: build ## Build the Debian package into build/dist (builds cargo-deb once)
+	@$(MAKE) --no-print-directory deb-of-bin
+
+# Of what is in build/bin, whatever it is.
+.PHONY: deb-of-bin
+deb-of-bin: $(BIN)/cargo-deb
+	@rm -rf build/deb && mkdir -p build/deb build/dist
+	@cp deploy/deb/postinst deploy/deb/prerm build/deb/
+	@sed -e '/^#LEFTOVERS#$$/{' -e 'r deploy/leftovers.sh' -e 'd' -e '}' deploy/deb/postrm >build/deb/postrm
+	$(BIN)/cargo-deb --locked --no-build --no-strip --output build/dist/
+
+$(BIN)/cargo-deb:
+	cargo install --locked --quiet --root $(CURDIR)/build --target-dir build/cargo-deb-target cargo-deb@$(CARGO_DEB)
+	@rm -rf build/cargo-deb-target
+
+# glibc's static form. Only the last step differs from `build`: the program is linked anew.
+.PHONY: static
+static: build ## Link the daemon static, into build/static
+	cargo rustc --release --locked --bin podwright -- -C target-feature=+crt-static
+	@install -D target/release/podwright build/static/podwright
+	@! ldd build/static/podwright 2>/dev/null | grep -F '=>'
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+RELEASE := podwright-$(VERSION)-linux-$(firstword $(subst -, ,$(TRIPLE)))
+
+.PHONY: dist
+dist: static monitor ## Build the static tarball into build/dist; its Makefile has install, uninstall and purge
+	@$(MAKE) --no-print-directory dist-of DAEMON=build/static/podwright
+
+.PHONY: dist-of
+dist-of:
+	@rm -rf build/dist/$(RELEASE) && mkdir -p build/dist/$(RELEASE)/bin
+	@install -m 0755 $(DAEMON) $(BIN)/podwright-monitor build/dist/$(RELEASE)/bin/
+	@cp -r deploy docs LICENSE README.md CHANGELOG.md build/dist/$(RELEASE)/
+	@cp deploy/Makefile.dist build/dist/$(RELEASE)/Makefile && rm build/dist/$(RELEASE)/deploy/Makefile.dist
+	@tar -c -z --owner=0 --group=0 --sort=name -C build/dist -f build/dist/$(RELEASE).tar.gz $(RELEASE)
+	@rm -rf build/dist/$(RELEASE)
+	@ls -l build/dist/$(RELEASE).tar.gz
+
+.PHONY: install
+install: ## Install what is in build/bin (PREFIX, DESTDIR); uninstall and purge undo it
+	@deploy/install.sh install
+
+.PHONY: uninstall purge
+uninstall purge:
+	@deploy/install.sh $@
+
+.PHONY: test-deploy
+test-deploy: deb dist testkit tools images ## The files of deploy/: Debian package, tarball, Prometheus
+	tests/deploy/package.sh build/dist/podwright_*.deb build/dist/$(RELEASE).tar.gz
+	tests/deploy/prometheus.sh
 
 .PHONY: bench
-bench: build testkit tools images ## Measure against Debian's containerd: pods, pulls (PULLS=0 leaves them out), streams
+bench: build testkit tools images streaming-client ## Measure against Debian's containerd: pods, pulls (PULLS=0 leaves them out), streams
 	@scripts/deps.sh containerd skopeo umoci
 	tests/bench/run.sh
 	[ "$${PULLS:-3}" = 0 ] || tests/bench/pull.sh --pulls $${PULLS:-3}
 	tests/bench/streams.sh
+
+.PHONY: bench-trouble
+bench-trouble: build testkit tools images ## Measure status and list calls with 200 pods, a hung CNI plugin and a container that does not die
+	tests/bench/trouble.sh
 
 .PHONY: deny
 deny: $(BIN)/cargo-deny ## Check licences, bans and sources of the dependencies (builds cargo-deny once)

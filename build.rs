@@ -17,10 +17,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     admin()
 }
 
-/// The admin service, in a set of its own: the other one is compared with Kubernetes'.
+/// The admin services, in a set of their own: the other one is compared with Kubernetes'.
 fn admin() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto/podwright");
-    let set = protox::compile(["podwright/admin/v1/admin.proto"], ["proto"])?;
+    let set =
+        protox::compile(["podwright/admin/v1/admin.proto", "podwright/admin/v1/node.proto"], ["proto"])?;
     tonic_prost_build::configure()
         .build_client(true)
         .build_server(true)

@@ -2,22 +2,25 @@
 //! that knows them all.
 
 use crate::admin;
+use crate::check;
 use crate::config::Config;
 use crate::cri::{self, Image, Runtime};
 use crate::host::cgroups::{Cgroups, Driver};
+use crate::host::kernel;
+use crate::host::monitor;
 use crate::host::network::Network;
 use crate::host::oci::{Runtimes, Surroundings};
 use crate::host::security::HostSecurity;
 use crate::host::security::apparmor::{AppArmor, DEFAULT_PROFILE};
 use crate::images::Images;
 use crate::metrics::{self, PullCollector, Registry, Rpcs};
-use crate::model::Clock;
+use crate::model::{Clock, SandboxId};
 use crate::sandbox::spec::HostFacts;
-use crate::sandbox::{self, ExecWaiters, Node, PodMetrics, Records, WritableLayers};
+use crate::sandbox::{self, ExecWaiters, Manager, Node, PodMetrics, Records, WritableLayers};
 use crate::streaming::{self, StreamingMetrics};
 use anyhow::Context as _;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -57,12 +60,12 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     }
     let pods = sandbox::recover(node.clone()).await.context("read the records of earlier pods")?;
     let valid: Vec<_> = pods.pods().iter().map(|pod| pod.spec.id.clone()).collect();
-    let network = node.network.clone();
-    tokio::spawn(async move { network.collect(&valid).await });
+    tokio::spawn(look_after_networks(pods.clone(), valid));
     let quiet = Duration::from_secs(config.containers.exec_drain_seconds);
     let streams = streaming::Server::start(&config.streaming, quiet, pods.clone(), stream_metrics).await?;
     let listener = cri::listen(&config)?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    cri::watch(&config.grpc.socket);
     tracing::info!(
         socket = %config.grpc.socket.display(),
         streaming = %streams.address(),
@@ -70,6 +73,9 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         ms = begun.elapsed().as_millis(),
         "ready"
     );
+    // After that: nobody waits for it.
+    let looked_at = config.clone();
+    drop(tokio::task::spawn_blocking(move || check::log(&looked_at)));
     let end = async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -78,11 +84,23 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::info!("ending; pods go on");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     };
+    let about = admin::About {
+        pods: pods.clone(),
+        sessions: streams.sessions(),
+        streaming: streams.address(),
+        begun,
+    };
     let runtime = Runtime::new(pods, streams.urls(), rpcs.clone());
-    let beside = admin::routes(node.images.clone(), config.grpc.max_message_bytes);
+    let beside = admin::routes(node.images.clone(), about, config.grpc.max_message_bytes);
     let served = cri::serve(&config, listener, runtime, Image::new(&node, rpcs), beside, end).await;
     streams.end(STREAMS_END).await;
     Ok(served?)
+}
+
+/// After a start, beside everything else: frees what gone pods hold, then has those that are there looked at.
+async fn look_after_networks(pods: Manager, valid: Vec<SandboxId>) {
+    pods.node().network.collect(&valid).await;
+    pods.check_networks().await;
 }
 
 /// Keeps a second daemon from the same root. The kernel frees it however this one ends.
@@ -127,11 +145,14 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
     };
     let runtimes = Runtimes::find(&config.runtime, around).await?;
     let pod_metrics = PodMetrics::register(registry)?;
+    let network = Network::start(&config.network)?;
+    let calls = pod_metrics.clone();
+    network.observe_plugins(move |call| calls.plugin_call(call));
     let layers = Arc::new(WritableLayers::open(config)?);
     layers.start(pod_metrics.clone());
     Ok(Arc::new(Node {
         records: Records::open(&config.root, &boot_id)?,
-        network: Network::start(&config.network)?,
+        network,
         images,
         runtimes,
         cgroups,
@@ -139,7 +160,7 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         default_parent,
         facts,
         apparmor,
-        monitor_binary: monitor_binary(config)?,
+        monitor_binary: monitor::binary(&config.monitor.binary)?,
         clock: Clock::default(),
         metrics: pod_metrics,
         layers,
@@ -150,12 +171,10 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
 
 /// The cgroup driver, and the parent of pods that name none.
 fn cgroup_driver(config: &Config) -> anyhow::Result<(Driver, String)> {
-    let driver = Driver::choose(config.cgroups.driver);
-    let configured = &config.cgroups.default_parent;
-    let parent = if configured.is_empty() { driver.default_parent() } else { configured };
-    driver.check(parent).context("cgroups.default_parent does not fit cgroups.driver")?;
+    let (driver, parent) =
+        Driver::settle(&config.cgroups).context("cgroups.default_parent does not fit cgroups.driver")?;
     tracing::info!(driver = driver.name(), default_parent = parent, "cgroups");
-    Ok((driver, parent.to_owned()))
+    Ok((driver, parent))
 }
 
 /// Opens the image store. Blocking; whoever does it has the [`lock`].
@@ -179,7 +198,8 @@ fn facts(cgroups: &Cgroups, apparmor: &AppArmor, profile: &str) -> anyhow::Resul
         hugetlb: cgroups.has_controller("hugetlb"),
         page_sizes: cgroups.page_sizes().to_vec(),
         controllers: cgroups.controllers(),
-        recursive_read_only: kernel_at_least(5, 12),
+        // mount_setattr(2) with AT_RECURSIVE.
+        recursive_read_only: kernel::at_least(5, 12),
         apparmor: apparmor.is_enabled(),
         apparmor_default: default_profile(apparmor, profile),
         selinux: security.selinux,
@@ -199,30 +219,4 @@ fn default_profile(apparmor: &AppArmor, profile: &str) -> Option<String> {
         return None;
     }
     Some(profile.to_owned())
-}
-
-/// Whether the kernel is of this version or newer; mount_setattr(2) with AT_RECURSIVE came with 5.12.
-fn kernel_at_least(major: u32, minor: u32) -> bool {
-    let name = rustix::system::uname();
-    let release = name.release().to_string_lossy().into_owned();
-    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
-}
-
-/// Where packages put the monitor.
-const PACKAGED_MONITOR: &str = "/usr/libexec/podwright/podwright-monitor";
-
-fn monitor_binary(config: &Config) -> anyhow::Result<PathBuf> {
-    let configured = &config.monitor.binary;
-    if !configured.as_os_str().is_empty() {
-        anyhow::ensure!(configured.is_file(), "monitor.binary {} is not there", configured.display());
-        return Ok(configured.clone());
-    }
-    let beside = std::env::current_exe().context("find our own binary")?.with_file_name("podwright-monitor");
-    [beside.clone(), PACKAGED_MONITOR.into()].into_iter().find(|path| path.is_file()).with_context(|| {
-        format!(
-            "podwright-monitor is neither at {} nor at {PACKAGED_MONITOR}: install it, or set monitor.binary",
-            beside.display()
-        )
-    })
 }

@@ -20,6 +20,8 @@ pub mod cri;
 
 pub mod admin;
 
+pub mod check;
+
 pub mod daemon;
 
 pub mod cli;

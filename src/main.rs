@@ -29,27 +29,68 @@ enum Command {
         /// Configuration file; its drop-ins stand beside it in FILE.d.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// The defaults instead.
+        #[arg(long, conflicts_with = "config")]
+        default: bool,
+        /// What every key means, as Markdown, instead.
+        #[arg(long, conflicts_with_all = ["config", "default"])]
+        markdown: bool,
     },
+    /// Show the daemon: version, conditions, pods, open streams. Exit code 3: it does not run.
+    Status(cli::NodeArguments),
+    /// List pods with their containers. Exit code 3: the daemon does not run.
+    Pods {
+        /// The beginning of a pod's id.
+        #[arg(value_name = "ID", default_value = "")]
+        id: String,
+        #[command(flatten)]
+        node: cli::NodeArguments,
+    },
+    /// Look at this node and say what it lacks and how to mend it.
+    Check(cli::check::Arguments),
     /// The node's images: list, pull, remove, collect, and where a pull would go.
     Images(cli::Arguments),
 }
 
 fn main() -> ExitCode {
+    // Not fatal: what the person has in nsswitch.conf may do.
+    if cfg!(target_feature = "crt-static")
+        && let Err(error) = podwright_sys::names::only_files_and_dns()
+    {
+        report(&anyhow::Error::new(error).context("choose how names are looked up"), None);
+    }
     let command = match Arguments::parse().command {
         Command::Images(arguments) => return cli::run(arguments),
+        Command::Status(arguments) => return cli::status(arguments),
+        Command::Pods { id, node } => return cli::pods(node, id),
+        Command::Check(arguments) => return cli::check::run(&arguments),
         command => command,
     };
+    let check = check_command(&command);
     match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            report(&error);
+            report(&error, check.as_deref());
             ExitCode::FAILURE
         }
     }
 }
 
+/// What to type when the daemon does not start.
+fn check_command(command: &Command) -> Option<String> {
+    match command {
+        Command::Serve { config: Some(file) } => Some(format!("podwright check --config {}", file.display())),
+        Command::Serve { config: None } => Some("podwright check".to_owned()),
+        Command::Config { .. }
+        | Command::Check(_)
+        | Command::Images(_)
+        | Command::Status(_)
+        | Command::Pods { .. } => None,
+    }
+}
+
 #[allow(clippy::print_stderr)]
-fn report(error: &anyhow::Error) {
+fn report(error: &anyhow::Error, check: Option<&str>) {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
         // Our own errors name their cause already.
@@ -59,6 +100,9 @@ fn report(error: &anyhow::Error) {
         }
     }
     eprintln!("podwright: {text}");
+    if let Some(check) = check {
+        eprintln!("podwright: what this node lacks, and how to mend it: {check}");
+    }
 }
 
 fn load(path: Option<PathBuf>) -> anyhow::Result<Config> {
@@ -70,9 +114,14 @@ fn load(path: Option<PathBuf>) -> anyhow::Result<Config> {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         // `main` has run them.
-        Command::Images(_) => Ok(()),
-        Command::Config { config } => {
-            print!("{}", toml::to_string(&load(config)?).context("show the configuration")?);
+        Command::Images(_) | Command::Check(_) | Command::Status(_) | Command::Pods { .. } => Ok(()),
+        Command::Config { markdown: true, .. } => {
+            print!("{}", config::markdown());
+            Ok(())
+        }
+        Command::Config { config, default, .. } => {
+            let shown = if default { Config::default() } else { load(config)? };
+            print!("{}", toml::to_string(&shown).context("show the configuration")?);
             Ok(())
         }
         Command::Serve { config } => {

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules by rank; an import may only point to a lower rank or the same module.
-const RANKS: [(&str, u32); 12] = [
+const RANKS: [(&str, u32); 13] = [
     ("model", 0),
     ("config", 0),
     ("host", 1),
@@ -20,6 +20,7 @@ const RANKS: [(&str, u32); 12] = [
     ("metrics", 4),
     ("cri", 5),
     ("admin", 6),
+    ("check", 6),
     ("daemon", 7),
     ("cli", 8),
     ("main", 9),

@@ -55,27 +55,62 @@ fn code_words(text: &str, wanted: impl Fn(&str) -> bool) -> BTreeSet<String> {
     text.split('`').skip(1).step_by(2).filter(|word| wanted(word)).map(str::to_owned).collect()
 }
 
-/// Every source of the daemon, without unit tests.
-fn daemon_sources() -> String {
-    let (mut text, mut left) = (String::new(), vec![path("src")]);
+/// Every source in a directory and below.
+fn sources_of(dir: PathBuf) -> Vec<String> {
+    let (mut texts, mut left) = (Vec::new(), vec![dir]);
     while let Some(dir) = left.pop() {
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 left.push(path);
             } else if path.extension().is_some_and(|e| e == "rs") {
-                text.push_str(fs::read_to_string(path).unwrap().split("#[cfg(test)]").next().unwrap());
+                texts.push(fs::read_to_string(path).unwrap());
             }
         }
     }
+    texts
+}
+
+/// Every source of the daemon, without unit tests.
+fn daemon_sources() -> String {
+    sources_of(path("src")).iter().map(|text| text.split("#[cfg(test)]").next().unwrap()).collect()
+}
+
+/// `docs/configuration.md` with the tables of `podwright config --markdown`; what stands between them stays.
+fn configuration_with_tables() -> String {
+    let made = config::markdown();
+    let mut tables = BTreeMap::new();
+    for part in made.split("\n#").skip(1) {
+        let (heading, rest) = part.split_once('\n').unwrap();
+        tables.insert(heading.trim_start_matches('#').trim().to_owned(), rest.trim().to_owned());
+    }
+    let (mut text, mut heading) = (String::new(), String::new());
+    for line in read("docs/configuration.md").lines() {
+        if line.starts_with('#') {
+            line.trim_start_matches('#').trim().clone_into(&mut heading);
+        }
+        // A row stands for its table once; a key that the code has and the document has not comes with that.
+        let table = if line.starts_with("| key |") { tables.remove(&heading) } else { None };
+        match table {
+            Some(table) => text.push_str(&table),
+            None if line.starts_with('|') && !line.starts_with("| key |") => continue,
+            None => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    assert!(tables.is_empty(), "docs/configuration.md has no headings with tables for {:?}", tables.keys());
     text
 }
 
 #[test]
-fn the_configuration_is_documented_with_its_defaults() {
-    let documented: BTreeMap<_, _> =
-        rows(&read("docs/configuration.md")).map(|cells| (cells[0].clone(), cells[1].clone())).collect();
-    assert_eq!(documented, default_keys());
+fn the_configuration_is_documented_as_the_code_says() {
+    let wanted = configuration_with_tables();
+    if std::env::var_os("PODWRIGHT_WRITE_DOCS").is_some() {
+        fs::write(path("docs/configuration.md"), &wanted).unwrap();
+    }
+    let there = read("docs/configuration.md");
+    let wrong = there.lines().zip(wanted.lines()).find(|(there, wanted)| there != wanted);
+    assert!(there == wanted, "`make docs` corrects this: the document and the code say {wrong:#?}");
 }
 
 #[test]
@@ -145,4 +180,50 @@ fn unimplemented_calls_are_told() {
     let told =
         code_words(section(&readme, "### Calls that answer Unimplemented"), |word| word != "Unimplemented");
     assert_eq!(told, in_code);
+}
+
+/// The text in the parentheses of every call of a macro.
+fn calls<'a>(source: &'a str, macro_name: &str) -> Vec<&'a str> {
+    let opening = format!("{macro_name}(");
+    let ends = |rest: &'a str| {
+        let (mut depth, mut quoted, mut escaped) = (1, false, false);
+        for (at, c) in rest.char_indices() {
+            match c {
+                _ if escaped => escaped = false,
+                '\\' if quoted => escaped = true,
+                '"' => quoted = !quoted,
+                '(' if !quoted => depth += 1,
+                ')' if !quoted => depth -= 1,
+                _ => {}
+            }
+            if depth == 0 {
+                return &rest[..at];
+            }
+        }
+        rest
+    };
+    source.split(&opening).skip(1).map(ends).collect()
+}
+
+#[test]
+fn warnings_and_errors_of_the_log_are_explained() {
+    // Modules of tests that are files of their own log nothing.
+    let sources: String = sources_of(path("src"))
+        .iter()
+        .map(|text| text.split("#[cfg(test)]\nmod tests {").next().unwrap())
+        .collect();
+    let mut in_code = BTreeSet::new();
+    for call in calls(&sources, "tracing::warn!").into_iter().chain(calls(&sources, "tracing::error!")) {
+        // The message is the last literal; one that is a format alone says nothing here.
+        if let Some(text) = call.split('"').skip(1).step_by(2).last().filter(|text| !text.starts_with('{')) {
+            in_code.insert(text.to_owned());
+        }
+    }
+    assert!(in_code.len() > 40, "the messages are not found any more: {in_code:#?}");
+    let told: BTreeSet<String> = rows(&read("docs/logs.md")).map(|cells| cells[0].clone()).collect();
+    let missing: Vec<_> = in_code.difference(&told).collect();
+    assert!(missing.is_empty(), "docs/logs.md says nothing of {missing:#?}");
+    let logged = |text: &String| text.split("`, `").all(|part| sources.contains(&format!("\"{part}\"")));
+    let gone: Vec<_> = told.iter().filter(|text| !logged(text)).collect();
+    assert!(gone.is_empty(), "docs/logs.md explains what is no longer logged: {gone:#?}");
 }

@@ -9,6 +9,7 @@ mod pull_images;
 mod report;
 mod share;
 mod side;
+mod trouble;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
@@ -77,6 +78,13 @@ struct Cli {
     /// Only the images whose name has this: `one`, `zstd`, `eight-gzip`
     #[arg(long, default_value = "")]
     only: String,
+    /// Measure status and list calls instead, with so many pods, while all is well and while there is trouble;
+    /// tests/bench/trouble.sh makes the plugin that hangs
+    #[arg(long, default_value_t = 0)]
+    trouble: usize,
+    /// How often each call is measured then
+    #[arg(long, default_value_t = 500)]
+    calls: usize,
     /// Registry for the images of the pull benchmark
     #[arg(long, requires = "pulls")]
     registry: Option<SocketAddr>,
@@ -140,6 +148,10 @@ async fn main() -> Result<()> {
     if cli.pulls > 0 {
         let registry = cli.registry.context("--pulls needs --registry")?;
         let (table, numbers) = pull::run(&mut sides, cli.pulls, &cli.only, registry, &cli.work).await?;
+        return tell(&cli, &table, &numbers);
+    }
+    if cli.trouble > 0 {
+        let (table, numbers) = trouble::run(&mut sides[0], cli.trouble, cli.calls).await?;
         return tell(&cli, &table, &numbers);
     }
     for side in &mut sides {

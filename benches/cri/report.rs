@@ -20,7 +20,7 @@ pub(crate) struct Report<'a> {
 }
 
 /// The value at a hundredth, by the nearest rank: of fewer than a hundred values the 99th is the largest.
-fn percentile(values: &[f64], hundredth: usize) -> f64 {
+pub(crate) fn percentile(values: &[f64], hundredth: usize) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let rank = (sorted.len() * hundredth).div_ceil(100).max(1);

@@ -145,6 +145,42 @@ impl Side {
         Ok(())
     }
 
+    /// Returns when the container is gone, however long that takes.
+    pub(crate) async fn kill(&mut self, id: &str) -> Result<()> {
+        let request = pb::StopContainerRequest { container_id: id.to_owned(), timeout: 0 };
+        self.runtime.stop_container(request).await?;
+        Ok(())
+    }
+
+    /// The ids of all pods.
+    pub(crate) async fn pods(&mut self) -> Result<Vec<String>> {
+        let request = pb::ListPodSandboxRequest { filter: None };
+        let pods = self.runtime.list_pod_sandbox(request).await?.into_inner().items;
+        Ok(pods.into_iter().map(|pod| pod.id).collect())
+    }
+
+    pub(crate) async fn containers(&mut self) -> Result<()> {
+        self.runtime.list_containers(pb::ListContainersRequest { filter: None }).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn pod_status(&mut self, id: &str) -> Result<()> {
+        let request = pb::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
+        self.runtime.pod_sandbox_status(request).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn container_status(&mut self, id: &str) -> Result<()> {
+        let request = pb::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+        self.runtime.container_status(request).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn status(&mut self) -> Result<()> {
+        self.runtime.status(pb::StatusRequest { verbose: false }).await?;
+        Ok(())
+    }
+
     pub(crate) async fn remove(&mut self, id: &str) -> Result<()> {
         self.runtime.remove_container(pb::RemoveContainerRequest { container_id: id.to_owned() }).await?;
         Ok(())

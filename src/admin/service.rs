@@ -2,7 +2,7 @@
 
 use super::proto as pb;
 use super::proto::images_server::{Images as Service, ImagesServer};
-use super::{encode, pull, verify};
+use super::{About, encode, node, pull, verify};
 use crate::cri::image_status;
 use crate::images::{Credentials, ExportOptions, Format, ImageError, Images, LoadOptions, Peer, Repair};
 use std::convert::Infallible;
@@ -23,10 +23,10 @@ fn server(images: Images, limit: usize) -> ImagesServer<Admin> {
     ImagesServer::new(Admin { images }).max_decoding_message_size(limit).max_encoding_message_size(limit)
 }
 
-/// The service, to be served beside another one; `limit`: bytes of a message.
+/// Both services, to be served beside another one; `limit`: bytes of a message.
 #[must_use]
-pub fn routes(images: Images, limit: usize) -> Routes {
-    Routes::new(server(images, limit))
+pub fn routes(images: Images, about: About, limit: usize) -> Routes {
+    Routes::new(server(images, limit)).add_service(node::server(about, limit))
 }
 
 /// Serves one client at the other end of `stream`, until it hangs up.

@@ -1,4 +1,4 @@
-//! The command line below `podwright images`.
+//! The command lines of `podwright images`, `podwright status` and `podwright pods`.
 
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -14,6 +14,29 @@ pub struct Arguments {
     pub(super) socket: Option<PathBuf>,
     #[command(subcommand)]
     pub(super) command: Command,
+}
+
+/// Arguments of `podwright status` and `podwright pods`.
+#[derive(Debug, Args)]
+pub struct NodeArguments {
+    /// Configuration file of the daemon, to find its socket.
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Socket of the daemon, instead of the configured one.
+    #[arg(long, value_name = "PATH", conflicts_with = "config")]
+    pub(super) socket: Option<PathBuf>,
+    /// Form of the answer.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub(super) output: Output,
+}
+
+/// Form of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
 }
 
 /// Another runtime.

@@ -64,9 +64,7 @@ impl Connection {
         let socket = &config.grpc.socket;
         match UnixStream::connect(socket).await {
             Ok(_) => Ok(Self { client: over(socket, limit(&config)), local: None }),
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
-                Self::open_local(config, purpose).await
-            }
+            Err(e) if is_absent(&e) => Self::open_local(config, purpose).await,
             Err(source) => Err(CliError::Connect { socket: socket.clone(), source }),
         }
     }
@@ -134,13 +132,36 @@ fn endpoint() -> Endpoint {
     Endpoint::from_static("http://localhost")
 }
 
+/// The running daemon: a channel to it, and the greatest message in bytes.
+pub(super) async fn daemon(file: Option<&Path>, socket: Option<&Path>) -> Result<(Channel, usize), CliError> {
+    let config = match (socket, file) {
+        (Some(_), _) => Config::default(),
+        (None, Some(file)) => config::load(file, true)?,
+        (None, None) => config::load(config::DEFAULT_FILE.as_ref(), false)?,
+    };
+    let socket = socket.map_or_else(|| config.grpc.socket.clone(), plain);
+    match UnixStream::connect(&socket).await {
+        Ok(_) => Ok((through(&socket), limit(&config))),
+        Err(e) if is_absent(&e) => Err(CliError::NotRunning { socket }),
+        Err(source) => Err(CliError::Connect { socket, source }),
+    }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+}
+
 fn over(socket: &Path, limit: usize) -> Client {
+    client(through(socket), limit)
+}
+
+fn through(socket: &Path) -> Channel {
     let socket = socket.to_owned();
     let connect = tower::service_fn(move |_| {
         let socket = socket.clone();
         async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
     });
-    client(endpoint().connect_with_connector_lazy(connect), limit)
+    endpoint().connect_with_connector_lazy(connect)
 }
 
 fn beside(stream: DuplexStream, limit: usize) -> Client {

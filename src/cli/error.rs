@@ -21,6 +21,12 @@ pub(super) enum CliError {
         /// Cause.
         source: std::io::Error,
     },
+    /// Nobody listens on the socket.
+    #[error("no daemon answers at {socket}: it does not run, or serves another socket (--socket, --config)")]
+    NotRunning {
+        /// Socket.
+        socket: PathBuf,
+    },
     /// No daemon answers, and another process has the store.
     #[error("no daemon answers at {socket}, and the store cannot be used without one: {reason}")]
     Store {

@@ -1,7 +1,8 @@
-//! `podwright images …`: a thin client of the admin service for people and scripts. Answers go to standard output, all else
-//! to standard error. Decides nothing about images: it asks, and shows what it is told.
+//! `podwright images …`, `status` and `pods`: thin clients of the admin services for people and scripts. Answers go to standard output, all else
+//! to standard error. Decides nothing: it asks, and shows what it is told.
 
 mod arguments;
+pub mod check;
 mod collect;
 mod connection;
 mod credentials;
@@ -12,13 +13,14 @@ mod import;
 mod list;
 mod load;
 mod meter;
+mod node;
 mod out;
 mod pull;
 mod remove;
 mod text;
 mod verify;
 
-pub use arguments::Arguments;
+pub use arguments::{Arguments, NodeArguments};
 
 use arguments::Command;
 use connection::{Connection, Purpose};
@@ -28,10 +30,29 @@ use std::process::ExitCode;
 /// What the shell gives for a program that SIGINT ended.
 const INTERRUPTED: u8 = 130;
 
-/// Runs one command and returns the program's exit code: 0, 1 when something failed, 130 when it was interrupted. (2, a
-/// wrong usage, is the argument parser's.)
+/// What init scripts and `systemctl status` give for a service that does not run (LSB).
+const NOT_RUNNING: u8 = 3;
+
+/// Runs one command on images and returns the program's exit code: 0, 1 when something failed, 130 when it was interrupted.
+/// (2, a wrong usage, is the argument parser's.)
 #[must_use]
 pub fn run(arguments: Arguments) -> ExitCode {
+    to_the_end(command(arguments))
+}
+
+/// Shows what the daemon says of itself. Exit codes as of [`run`], and 3 when no daemon runs.
+#[must_use]
+pub fn status(arguments: NodeArguments) -> ExitCode {
+    to_the_end(node::status(arguments))
+}
+
+/// Lists pods with their containers. Exit codes as of [`status`].
+#[must_use]
+pub fn pods(arguments: NodeArguments, id: String) -> ExitCode {
+    to_the_end(node::pods(arguments, id))
+}
+
+fn to_the_end(command: impl Future<Output = Result<(), CliError>>) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -41,13 +62,16 @@ pub fn run(arguments: Arguments) -> ExitCode {
     };
     let code = runtime.block_on(async {
         tokio::select! {
-            result = command(arguments) => match result {
+            result = command => match result {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
                     if !matches!(error, CliError::Told) {
                         out::error(&error.to_string());
                     }
-                    ExitCode::FAILURE
+                    match error {
+                        CliError::NotRunning { .. } => ExitCode::from(NOT_RUNNING),
+                        _ => ExitCode::FAILURE,
+                    }
                 }
             },
             // The call is dropped with its connection: a pull ends unless others wait for it too.

@@ -30,6 +30,19 @@ pub(super) fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
+/// How long something took or takes, in its two greatest units: `350 ms`, `4.2 s`, `1m1s`, `3h0m`, `2d4h`.
+pub(super) fn age(milliseconds: u64) -> String {
+    let seconds = milliseconds / 1000;
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match (milliseconds, minutes, hours, days) {
+        (0..1000, ..) => format!("{milliseconds} ms"),
+        (_, 0, ..) => format!("{seconds}.{} s", milliseconds % 1000 / 100),
+        (_, _, 0, _) => format!("{minutes}m{}s", seconds % 60),
+        (_, _, _, 0) => format!("{hours}h{}m", minutes % 60),
+        _ => format!("{days}d{}h", hours % 24),
+    }
+}
+
 /// An RFC 3339 time to the minute; anything else, which images may say, is not shown.
 pub(super) fn minute(time: &str) -> String {
     let shape: String = time.chars().take(16).map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
@@ -68,6 +81,20 @@ mod tests {
             (u64::MAX, "18446.7 PB"),
         ] {
             assert_eq!(bytes(number), text);
+        }
+    }
+
+    #[test]
+    fn ages() {
+        for (milliseconds, text) in [
+            (0, "0 ms"),
+            (999, "999 ms"),
+            (4_250, "4.2 s"),
+            (61_000, "1m1s"),
+            (3 * 3_600_000, "3h0m"),
+            (52 * 3_600_000, "2d4h"),
+        ] {
+            assert_eq!(age(milliseconds), text);
         }
     }
 

@@ -1,12 +1,14 @@
 //! The daemon's configuration: every path, limit and deadline, with its default. There are no defaults elsewhere.
 //!
-//! Owns the key names (docs/configuration.md is checked against them) and the loader. Never opens what it names.
+//! Owns the key names, what they mean (docs/configuration.md is made of the comments here) and the loader. Never opens what it names.
 
 mod limits;
 mod load;
+mod reference;
 
 pub use limits::{Ulimit, annotation_fits, bytes};
 pub use load::{ConfigError, load};
+pub use reference::markdown;
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -22,9 +24,13 @@ pub const DROP_IN_SUFFIX: &str = ".d";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Durable state: images, records, writable layers.
+    /// Durable state: images, records of pods, writable layers. Made with mode 0700. Must be on a file system that
+    /// overlayfs accepts for its upper directory, such as ext4 or xfs.
+    /// Unit: absolute path.
     pub root: PathBuf,
-    /// State that dies with the machine: bundles, mounts, sockets.
+    /// State that ends with the machine: bundles, mounts, monitors' sockets, exit records. Made with mode 0700. Put it
+    /// on a tmpfs.
+    /// Unit: absolute path.
     pub state: PathBuf,
     /// The CRI socket.
     pub grpc: Grpc,
@@ -53,12 +59,16 @@ pub struct Config {
 #[serde(default, deny_unknown_fields)]
 pub struct Grpc {
     /// Unix socket of both CRI services.
+    /// Unit: absolute path.
     pub socket: PathBuf,
-    /// Group of the socket.
+    /// Group of the socket. Its owner is root. Who may connect may do what root may.
+    /// Unit: group id.
     pub socket_gid: u32,
-    /// Mode of the socket, in octal digits.
+    /// Mode of the socket.
+    /// Unit: octal digits.
     pub socket_mode: String,
-    /// Largest message in either direction, bytes. The kubelet's own limit is 16 MiB.
+    /// Largest message in either direction. The kubelet's own limit is 16 MiB.
+    /// Unit: bytes.
     pub max_message_bytes: usize,
 }
 
@@ -66,9 +76,11 @@ pub struct Grpc {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
-    /// tracing filter: `info`, `podwright=debug,warn`.
+    /// `error`, `warn`, `info`, `debug`, `trace`, also by module: `podwright=debug,warn`.
+    /// Unit: filter.
     pub level: String,
-    /// Text or JSON lines.
+    /// One line, or one JSON object, an event. Logs go to stderr.
+    /// Unit: `"text"` or `"json"`.
     pub format: LogFormat,
 }
 
@@ -86,7 +98,8 @@ pub enum LogFormat {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Monitor {
-    /// Path of podwright-monitor; empty: beside the daemon's own binary, else in /usr/libexec/podwright.
+    /// podwright-monitor. Empty: beside the daemon's own binary, else `/usr/libexec/podwright/podwright-monitor`.
+    /// Unit: path.
     pub binary: PathBuf,
 }
 
@@ -94,9 +107,11 @@ pub struct Monitor {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Runtime {
-    /// The handler for pods that name none; empty: the first of crun, runc that passes the start-up probe.
+    /// Handler of pods that name none. Empty: the first of crun and runc that really runs a container at start-up.
+    /// Unit: handler.
     pub default: String,
-    /// Seconds that one call of the OCI runtime may take.
+    /// What one call of the OCI runtime may take. It is killed after that.
+    /// Unit: seconds.
     pub timeout_seconds: u64,
     /// RuntimeClass handlers by name.
     pub handlers: BTreeMap<String, Handler>,
@@ -106,17 +121,24 @@ pub struct Runtime {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Handler {
-    /// Program, absolute or looked up in PATH; empty: the handler's name.
+    /// Program: absolute, or a name that is looked up in PATH. Empty: the handler's name.
+    /// Unit: path.
     pub path: PathBuf,
-    /// The runtime's state directory; empty: `<state>/runtime/<handler>`.
+    /// The runtime's own state directory (`--root`). Empty: `<state>/runtime/NAME`.
+    /// Unit: path.
     pub root: PathBuf,
     /// Global arguments before the subcommand.
+    /// Unit: strings.
     pub args: Vec<String>,
-    /// Annotations of pods that the OCI runtime sees, by name; a final `*` stands for any rest.
+    /// Annotations of pods that the OCI runtime finds in each of their containers' `config.json`, such as
+    /// `io.katacontainers.*`. A final `*` stands for any rest. Without this it sees the kubelet's own only: others may
+    /// switch features of a runtime on.
+    /// Unit: names.
     pub pod_annotations: Vec<String>,
-    /// Annotations of containers that it sees, the same.
+    /// The same for annotations of containers. One of a container wins over one of its pod.
+    /// Unit: names.
     pub container_annotations: Vec<String>,
-    /// Give privileged containers no devices of the host.
+    /// A privileged container gets the devices that it asks for, not all of the host's.
     pub privileged_without_host_devices: bool,
 }
 
@@ -124,9 +146,14 @@ pub struct Handler {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cgroups {
-    /// Who makes cgroups; must be the kubelet's cgroupDriver.
+    /// Who makes cgroups. `auto`: systemd where it is process 1 and `/run/systemd/system` exists, else cgroupfs. Has to
+    /// be the kubelet's `cgroupDriver`; a kubelet that asks its runtime gets this answer. A pod whose cgroup parent is
+    /// of the other driver's form is refused.
+    /// Unit: `"auto"`, `"cgroupfs"` or `"systemd"`.
     pub driver: CgroupDriver,
-    /// Parent of pods that name none; empty: `/podwright`, or `podwright.slice` with systemd.
+    /// Parent of pods that name none, as those of crictl do; the kubelet always names one. Empty: `/podwright`, or
+    /// `podwright.slice` with systemd.
+    /// Unit: cgroup path or slice.
     pub default_parent: String,
 }
 
@@ -146,43 +173,74 @@ pub enum CgroupDriver {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Containers {
-    /// Capabilities of a container that asks for none.
+    /// Capabilities of a container that asks for none. What a pod adds or drops is applied to these.
+    /// Unit: names.
     pub capabilities: Vec<String>,
-    /// Bytes of one log record's content; longer lines are split into partial records.
+    /// Content of one log record. A longer line becomes several partial records.
+    /// Unit: bytes, at least 512.
     pub log_line_bytes: u32,
-    /// Processes in a container; 0: no limit.
+    /// Limit of one container. 0: none.
+    /// Unit: processes.
     pub pids_limit: i64,
-    /// Bytes kept of each stream of an ExecSync; the rest is drained.
+    /// Kept of each stream of an ExecSync. What is beyond is read and dropped. An answer that would not fit
+    /// `grpc.max_message_bytes` is cut to fit.
+    /// Unit: bytes.
     pub exec_output_bytes: usize,
-    /// Seconds to wait for output that a child of an ended ExecSync still holds.
+    /// How long an ExecSync that has ended waits for output which a child of it still holds open. An exec with streams
+    /// passes such output on until it was silent for this long.
+    /// Unit: seconds.
     pub exec_drain_seconds: u64,
-    /// Size of a pod's /dev/shm, bytes.
+    /// Size of a pod's /dev/shm. A pod's annotation `shm-size.crio.io` (`1Gi`) has another one, if its handler's
+    /// `pod_annotations` let it through.
+    /// Unit: bytes.
     pub shm_bytes: u64,
-    /// Seconds between two measurements of a container's writable layer, where that takes a walk.
+    /// Least time between two measurements of a container's writable layer where that takes a walk, see
+    /// [operations](operations.md#what-containers-write).
+    /// Unit: seconds, at least 1.
     pub usage_period_seconds: u64,
-    /// Bytes that a container may write into its own layer; 0: no limit. Needs project quotas.
+    /// What a container may write into its own layer. Needs project quotas; without them the daemon does not start. 0:
+    /// no limit.
+    /// Unit: bytes.
     pub writable_layer_limit_bytes: u64,
-    /// Files, directories and links that a container may have in its own layer; 0: no limit. Needs project quotas.
+    /// Files, directories and links that a container may have in its own layer, some six of overlayfs's own included.
+    /// Needs project quotas. 0: no limit.
+    /// Unit: inodes.
     pub writable_layer_limit_inodes: u64,
-    /// First of the project ids that writable layers get where there are project quotas.
+    /// First of the project ids that writable layers get where the file system has project quotas.
+    /// Unit: project id.
     pub project_id_first: u32,
-    /// How many project ids; 0: project quotas are not used.
+    /// How many. 0: project quotas are not used.
+    /// Unit: ids.
     pub project_id_count: u32,
-    /// Limits of processes, `name=soft:hard`; of others, those of the daemon.
+    /// Limits of a container's processes, `name=soft:hard` with the names of setrlimit(2) in small letters:
+    /// `nofile=1024:4096`, `core=0`, `memlock=unlimited`. What is not named is as the daemon has it.
+    /// Unit: limits.
     pub default_ulimits: Vec<String>,
-    /// Give devices that a pod asks for to whom its container runs as.
+    /// Devices that a container asks for belong to its `runAsUser` and `runAsGroup` instead of to their owner on the
+    /// host, so that it can use them without being root.
     pub device_ownership_from_security_context: bool,
-    /// Classes of block I/O, in goresctrl's form; empty: there are none.
+    /// Classes of block I/O in [goresctrl's form](https://github.com/intel/goresctrl/blob/main/doc/blockio.md), which
+    /// both peers take. Read for each container that asks for a class. `*` and `?` only in a device's last part. Empty:
+    /// a container that asks for a class is refused.
+    /// Unit: absolute path.
     pub blockio_config_file: PathBuf,
-    /// AppArmor profile of containers that ask for none; podwright-default is loaded when it is needed. Empty: none.
+    /// AppArmor profile of containers that ask for none, and of those that ask for `RuntimeDefault`.
+    /// `podwright-default` is podwright's own: it is loaded when a container first needs it, unless a profile of that
+    /// name is there. Any other has to be loaded by you. Empty: no default, and `RuntimeDefault` is refused. Without
+    /// meaning on a host without AppArmor.
+    /// Unit: profile.
     pub apparmor_profile: String,
-    /// Directories with CDI specifications; a later one wins.
+    /// Directories with CDI specifications, `.json`, `.yaml` or `.yml`. A device of a later directory wins over one of
+    /// the same name in an earlier one. Read for each container that asks for a CDI device.
+    /// Unit: absolute paths.
     pub cdi_spec_dirs: Vec<PathBuf>,
-    /// Host paths that a mount of them does not make when they are missing, but is refused.
+    /// A host path that a pod mounts and that is missing becomes a directory of mode 0755. These do not: a pod that
+    /// mounts one of them is refused.
+    /// Unit: absolute paths.
     pub absent_mount_sources_to_reject: Vec<PathBuf>,
-    /// Let pods bind ports below 1024 without a capability.
+    /// Pods may bind ports below 1024 without a capability (`net.ipv4.ip_unprivileged_port_start=0` in the pod).
     pub unprivileged_ports: bool,
-    /// Let pods send ICMP echo without a capability.
+    /// Pods may send ICMP echo without a capability (`net.ipv4.ping_group_range` in the pod).
     pub unprivileged_icmp: bool,
 }
 
@@ -190,17 +248,24 @@ pub struct Containers {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Network {
-    /// CNI configuration directory, watched.
+    /// CNI configuration. The first valid `.conflist`, `.conf` or `.json` by name counts. Watched.
+    /// Unit: absolute path.
     pub conf_dir: PathBuf,
-    /// Plugin directories, in order.
+    /// Where plugins are looked for, in order.
+    /// Unit: paths.
     pub bin_dirs: Vec<PathBuf>,
-    /// libcni-compatible result cache.
+    /// Results of ADD in libcni's layout, so that DEL gets what ADD gave.
+    /// Unit: absolute path.
     pub cache_dir: PathBuf,
-    /// Where pod network namespaces are pinned.
+    /// Where network namespaces of pods are pinned, as `podwright-<sandbox id>`. `ip netns` sees them in the default
+    /// place.
+    /// Unit: absolute path.
     pub netns_dir: PathBuf,
-    /// Seconds that one plugin may take for ADD, CHECK or STATUS.
+    /// What one plugin may take for ADD, CHECK or STATUS. The kubelet gives RunPodSandbox four minutes.
+    /// Unit: seconds.
     pub add_timeout_seconds: u64,
-    /// Seconds that one plugin may take for DEL.
+    /// What one plugin may take for DEL.
+    /// Unit: seconds.
     pub del_timeout_seconds: u64,
 }
 
@@ -208,36 +273,58 @@ pub struct Network {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Images {
-    /// Directories with `<host>/hosts.toml`, the first that has the host wins.
+    /// Directories with `<host>/hosts.toml` as containerd reads it (mirrors, CAs, client certificates). The first that
+    /// has the host wins; `_default` is for all others.
+    /// Unit: paths.
     pub certs_dirs: Vec<PathBuf>,
-    /// CRI-O's and podman's registries.conf (version 2, with its drop-ins), for registries that have no hosts.toml; empty: not read.
+    /// CRI-O's and podman's file (version 2) with its drop-ins in `registries.conf.d`, for registries that have no
+    /// hosts.toml: mirrors, `blocked`, `insecure`, rewritten names. Certificates of its hosts may lie in `certs.d`
+    /// beside it. Short names and aliases are not acted on: a name without a host is Docker Hub's, as Kubernetes
+    /// expects. A file that cannot be understood fails the pull. Empty: not read.
+    /// Unit: path.
     pub registries_conf: PathBuf,
-    /// Files in the format of docker's config.json with credentials of the node, used where the kubelet sends none for a host;
-    /// the first that has an entry for it wins. Whoever may run a pod on the node may pull with them.
+    /// Credentials of the node in the format of docker's `config.json` (`auths`, by `host` or `host/path`, the longest
+    /// wins), for the hosts, mirrors too, for which the kubelet sends none. The first file with an entry wins.
+    /// Credential helpers are not run. Whoever may run a pod on the node may pull with them.
+    /// Unit: paths.
     pub auth_files: Vec<PathBuf>,
-    /// Which images must be signed by whom; `.json`: containers-policy.json(5). Read for each pull. Empty: no policy.
+    /// Which images must be signed by which keys, see [signatures](signatures.md): podwright's own TOML, or a
+    /// `containers-policy.json(5)` if the name ends in `.json`. Read for each pull, with its keys. One that cannot be
+    /// used stops the start, and later fails pulls. Empty: every image is accepted.
+    /// Unit: path.
     pub signature_policy: PathBuf,
     /// Layers downloaded at once, all pulls together.
+    /// Unit: layers, at least 1.
     pub max_concurrent_downloads: usize,
-    /// Layers downloaded at once from one registry; 0: only the limit of all.
+    /// Layers downloaded at once from one registry. 0: only the limit of all.
+    /// Unit: layers.
     pub max_concurrent_downloads_per_registry: usize,
-    /// Compressed size from which a layer is fetched in parts side by side, from hosts that serve ranges; each such download
-    /// buffers up to 16 MiB. 0: never.
+    /// Compressed size from which a layer is fetched in parts of 4 MiB, four at a time over connections of their own,
+    /// from hosts that serve ranges. Helps where one connection is slower than the line. Such a download buffers up to
+    /// 16 MiB. 0: never.
+    /// Unit: bytes.
     pub parallel_range_bytes: u64,
-    /// Bytes a second of all downloads together; 0: no limit.
+    /// Of all downloads together. 0: no limit.
+    /// Unit: bytes a second.
     pub max_bytes_per_second: u64,
-    /// Bytes a second below which a registry host counts as stalled, measured over progress_timeout_seconds of waiting for it;
-    /// 0: any byte is progress.
+    /// A host that brings less, over `progress_timeout_seconds` of waiting for it, is left like one that brings
+    /// nothing. 0: any byte will do.
+    /// Unit: bytes a second.
     pub min_bytes_per_second: u64,
-    /// Seconds to connect to a registry.
+    /// To connect to a registry.
+    /// Unit: seconds.
     pub connect_timeout_seconds: u64,
-    /// Seconds without a byte from the registry after which a pull fails.
+    /// Without a byte from a host, after which it is left for the next one, or the pull fails.
+    /// Unit: seconds.
     pub progress_timeout_seconds: u64,
-    /// Unpacked bytes of one layer, a guard against bombs.
+    /// Unpacked size of one layer; more is refused.
+    /// Unit: bytes.
     pub max_layer_bytes: u64,
-    /// Entries of one layer.
+    /// Files, directories and links of one layer; more are refused.
+    /// Unit: entries.
     pub max_layer_entries: u64,
-    /// Images that the kubelet must not collect.
+    /// Images that are reported as pinned, so that the kubelet does not collect them.
+    /// Unit: references.
     pub pinned: Vec<String>,
 }
 
@@ -245,21 +332,29 @@ pub struct Images {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Streaming {
-    /// Address of the HTTP listener for exec, attach and port-forward. Port 0: one that the kernel chooses.
+    /// HTTP listener. Port 0: one that the kernel chooses. Leave it on loopback: whoever has a URL needs nothing else.
+    /// Unit: IP address and port.
     pub address: String,
-    /// Serve over TLS.
+    /// Serve over TLS. The kubelet does not verify the certificate.
     pub tls: bool,
-    /// PEM certificate chain for TLS, read anew when it changes; empty: one is made at start.
+    /// Certificate chain, PEM. Read anew when it changes, with its key. Empty: one is made at every start.
+    /// Unit: path.
     pub cert_file: PathBuf,
-    /// PEM key of the certificate.
+    /// The certificate's key, PEM.
+    /// Unit: path.
     pub key_file: PathBuf,
-    /// Sessions at once.
+    /// At once; a client beyond gets 503. A session takes up to 0.5 MiB while its client or its process is slow, a
+    /// port-forward connection up to 5 MiB.
+    /// Unit: sessions, at least 1.
     pub max_sessions: usize,
-    /// Seconds from a client's connection to the end of its handshake.
+    /// From a client's connection to the end of its handshake.
+    /// Unit: seconds.
     pub handshake_timeout_seconds: u64,
-    /// Seconds for a client to open the streams of its session.
+    /// For a client to open the streams of its session.
+    /// Unit: seconds.
     pub creation_timeout_seconds: u64,
-    /// Seconds without a byte in either direction after which a session ends.
+    /// Without a frame in either direction, after which a session ends.
+    /// Unit: seconds.
     pub idle_timeout_seconds: u64,
 }
 
@@ -267,7 +362,8 @@ pub struct Streaming {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Metrics {
-    /// Address of the HTTP listener with /metrics and /healthz; empty: none.
+    /// HTTP listener with `/metrics` and `/healthz`. No authentication. Empty: none.
+    /// Unit: address and port.
     pub address: String,
 }
 

@@ -81,14 +81,14 @@ pub(super) fn node(node: &Node) -> Info {
 
 /// One entry a handler and one with the empty name for the default; sorted by name.
 pub(super) fn handlers(node: &Node) -> Vec<pb::RuntimeHandler> {
-    let features = pb::RuntimeHandlerFeatures {
-        recursive_read_only_mounts: node.facts.recursive_read_only,
+    let features = |name: &str| pb::RuntimeHandlerFeatures {
+        recursive_read_only_mounts: node.recursive_read_only(name),
         user_namespaces: false,
     };
     let mut names = node.runtimes.names();
     names.push(String::new());
     names.sort();
-    names.into_iter().map(|name| pb::RuntimeHandler { name, features: Some(features) }).collect()
+    names.into_iter().map(|name| pb::RuntimeHandler { features: Some(features(&name)), name }).collect()
 }
 
 /// CRI's number of the signal that StopContainer would send.

@@ -13,8 +13,10 @@ mod server;
 mod stats;
 mod status;
 mod streaming;
+mod watchdog;
 
 pub use image::Image;
 pub use runtime::Runtime;
 pub use server::{ServeError, listen, serve};
 pub use status::{image_status, status};
+pub use watchdog::watch;

@@ -5,10 +5,9 @@ use super::proto::runtime_service_server::RuntimeService;
 use super::status::status;
 use super::{decode, encode, info, pod_metrics, stats, streaming};
 use crate::host::cgroups::Driver;
-use crate::host::network::Readiness;
 use crate::metrics::Rpcs;
 use crate::model::{ContainerId, ImageRequest, SandboxId};
-use crate::sandbox::{Manager, SandboxError};
+use crate::sandbox::{Condition, Manager, SandboxError, conditions};
 use crate::streaming::Urls;
 use std::sync::Arc;
 use std::time::Duration;
@@ -318,23 +317,16 @@ impl RuntimeService for Runtime {
 
     async fn status(&self, r: Request<pb::StatusRequest>) -> Answer<pb::StatusResponse> {
         let answer = async {
-            let condition = |kind: &str, ok, reason: &str, message: String| pb::RuntimeCondition {
-                r#type: kind.to_owned(),
-                status: ok,
-                reason: reason.to_owned(),
-                message,
+            let condition = |condition: Condition| pb::RuntimeCondition {
+                r#type: condition.name.to_owned(),
+                status: condition.ok,
+                reason: condition.reason.to_owned(),
+                message: condition.message,
             };
             let node = self.pods.node();
-            let network = match node.network.readiness() {
-                Readiness::Ready { .. } => condition("NetworkReady", true, "", String::new()),
-                Readiness::NotReady { reason } => {
-                    let message = format!("Network plugin returns error: {reason}");
-                    condition("NetworkReady", false, "NetworkPluginNotReady", message)
-                }
-            };
-            let runtime = condition("RuntimeReady", true, "", String::new());
+            let conditions = conditions(node).into_iter().map(condition).collect();
             Ok(pb::StatusResponse {
-                status: Some(pb::RuntimeStatus { conditions: vec![runtime, network] }),
+                status: Some(pb::RuntimeStatus { conditions }),
                 info: if r.into_inner().verbose { info::node(node) } else { Default::default() },
                 runtime_handlers: info::handlers(node),
                 features: Some(pb::RuntimeFeatures {

@@ -6,6 +6,7 @@ use super::proto::image_service_server::ImageServiceServer;
 use super::proto::runtime_service_server::RuntimeServiceServer;
 use super::runtime::Runtime;
 use crate::config::Config;
+use crate::host::listeners::{self, Owner, Place};
 use std::future::Future;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -17,8 +18,13 @@ use tonic::service::Routes;
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// Something listens there.
-    #[error("socket {0} is in use by another process: stop it, or set grpc.socket to another path")]
-    InUse(PathBuf),
+    #[error("socket {path} is in use by {who}: stop it, or set grpc.socket to another path", who = who(owner.as_ref()))]
+    InUse {
+        /// The path.
+        path: PathBuf,
+        /// Who listens, where that is known.
+        owner: Option<Owner>,
+    },
     /// The socket file.
     #[error("{operation} socket {path}: {source}")]
     Socket {
@@ -32,6 +38,10 @@ pub enum ServeError {
     /// gRPC.
     #[error("serve CRI: {0}")]
     Transport(#[from] tonic::transport::Error),
+}
+
+fn who(owner: Option<&Owner>) -> String {
+    owner.map_or_else(|| "another process".to_owned(), ToString::to_string)
 }
 
 fn socket_error(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ServeError {
@@ -48,8 +58,8 @@ pub fn listen(config: &Config) -> Result<UnixListener, ServeError> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(socket_error("make the directory of", path))?;
     }
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(ServeError::InUse(path.clone()));
+    if let Place::Taken(owner) = listeners::unix(path) {
+        return Err(ServeError::InUse { path: path.clone(), owner });
     }
     // Made under another name and moved into place, so that it is never there with another mode.
     let unseen = path.with_extension("new");

@@ -8,6 +8,8 @@ pub mod cgroups;
 pub mod command;
 pub mod devices;
 pub mod interfaces;
+pub mod kernel;
+pub mod listeners;
 pub mod monitor;
 pub mod mountinfo;
 pub mod netns;

@@ -8,6 +8,7 @@ mod id;
 mod resources;
 mod sandbox;
 mod security;
+mod terminal;
 mod time;
 
 pub use container::{
@@ -21,4 +22,5 @@ pub use security::{
     Capabilities, ContainerSecurity, GroupsPolicy, NamespaceMode, Namespaces, Profile, RunAs,
     SandboxSecurity, SelinuxOptions, UserNamespace,
 };
+pub use terminal::TerminalSize;
 pub use time::{Clock, Timestamp};

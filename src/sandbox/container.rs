@@ -6,11 +6,14 @@ use super::error::SandboxError;
 use super::files::PodFiles;
 use super::granted::Granted;
 use super::node::{Node, make_private_dir};
+use super::recover;
 use super::spec::{self, ImageProcess, Inputs, PodNamespaces};
 use super::state::{ContainerState, Init};
 use super::stop::{kill_cgroup, shares_pid_namespace};
 use super::volumes;
-use crate::host::monitor::{ContainerState as MonitorContainer, CreateRequest, Monitor, NamespacePaths};
+use crate::host::monitor::{
+    ContainerState as MonitorContainer, CreateRequest, Monitor, MonitorError, NamespacePaths,
+};
 use crate::host::oci::Runtime;
 use crate::host::users::{self, User};
 use crate::host::{devices, mountinfo, rootfs};
@@ -138,7 +141,7 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
             working_dir: image.config.working_dir.clone(),
         },
         user: &user,
-        host: &node.facts,
+        host: &node.facts_for(&pod.runtime_handler),
         config: &node.config.containers,
         namespaces: &pod_namespaces(namespaces, *target_pid),
         files: &bound_files(&PodFiles::below(&node.pod_dir(&pod.id)), pod),
@@ -332,10 +335,20 @@ fn with_limits(config: &[u8], limits: serde_json::Value) -> serde_json::Result<V
 /// How often a monitor is asked about a start that an earlier daemon asked for.
 const START_POLL: Duration = Duration::from_millis(100);
 
+/// How often it is asked again when it does not answer: longer than the pod's task tries, which gives the pod up.
+const START_PATIENCE: u32 = 2 * recover::ADOPTIONS;
+
 /// Waits for the outcome of a start that an earlier daemon asked for; its monitor bounds it.
 pub(super) async fn await_start(monitor: &Monitor, id: &ContainerId) -> Result<Init, SandboxError> {
+    let mut patience = START_PATIENCE;
     loop {
-        let listing = monitor.list().await?;
+        let listing = match monitor.list().await {
+            Err(MonitorError::Unresponsive { .. }) if patience > 0 => {
+                patience -= 1;
+                continue;
+            }
+            listing => listing?,
+        };
         let state = listing.containers.into_iter().find(|c| c.id == id.as_str()).map(|c| c.state);
         match state {
             Some(MonitorContainer::Creating) => tokio::time::sleep(START_POLL).await,

@@ -3,11 +3,10 @@
 
 use super::error::SandboxError;
 use super::node::Node;
-use super::session::TerminalSize;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::{ContainerState, Init};
 use crate::host::monitor::{ExecRequest, ExecStdio, Monitor, MonitorError, Target};
-use crate::model::ContainerId;
+use crate::model::{ContainerId, TerminalSize};
 use podwright_sys::pidfd::SIGKILL;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};

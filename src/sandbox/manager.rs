@@ -319,6 +319,20 @@ impl Manager {
         }
     }
 
+    /// Has the CNI plugins look at every pod that has a network, one after the other, and logs what they find amiss.
+    /// Nothing is changed: a pod without its network is for people to see, and for probes to end.
+    pub async fn check_networks(&self) {
+        for pod in self.pods() {
+            if !matches!(pod.state, SandboxState::Ready { network: Some(_) }) {
+                continue;
+            }
+            let id = &pod.spec.id;
+            if let Err(error) = self.node.network.check(id, &self.node.netns(id)).await {
+                tracing::warn!(sandbox = %id, pod = %pod.spec.name, %error, "a pod's network is not as it was made");
+            }
+        }
+    }
+
     /// Every listed pod.
     #[must_use]
     pub fn pods(&self) -> Vec<Arc<PodSnapshot>> {

@@ -1,5 +1,6 @@
-//! The domain's metrics: the steps of a pod's and a container's way up and down.
+//! The domain's metrics: the steps of a pod's and a container's way up and down, and the CNI plugins' part in it.
 
+use crate::host::network::PluginCall;
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 use std::future::Future;
 use std::time::Instant;
@@ -13,6 +14,7 @@ const BUCKETS: [f64; 14] =
 pub struct PodMetrics {
     steps: HistogramVec,
     exits: IntCounterVec,
+    plugins: HistogramVec,
 }
 
 impl PodMetrics {
@@ -33,9 +35,15 @@ impl PodMetrics {
             Opts::new("podwright_container_exits_total", "Containers that ended, by reason."),
             &["reason"],
         )?;
+        let plugins = HistogramVec::new(
+            HistogramOpts::new("podwright_cni_call_seconds", "Time of each call of a CNI plugin.")
+                .buckets(BUCKETS.to_vec()),
+            &["plugin", "verb", "outcome"],
+        )?;
+        registry.register(Box::new(plugins.clone()))?;
         registry.register(Box::new(steps.clone()))?;
         registry.register(Box::new(exits.clone()))?;
-        Ok(Self { steps, exits })
+        Ok(Self { steps, exits, plugins })
     }
 
     /// Times one step.
@@ -54,6 +62,12 @@ impl PodMetrics {
     /// Records time spent in other people's programs during an operation, so that our own share can be told.
     pub fn plugin_time(&self, operation: &str, time: std::time::Duration) {
         self.steps.with_label_values(&[operation, "plugins"]).observe(time.as_secs_f64());
+    }
+
+    /// Records one call of a CNI plugin.
+    pub fn plugin_call(&self, call: &PluginCall<'_>) {
+        let labels = [call.plugin, call.verb.as_str(), call.outcome.as_str()];
+        self.plugins.with_label_values(&labels).observe(call.elapsed.as_secs_f64());
     }
 
     /// Counts a container's end.

@@ -4,6 +4,7 @@
 //! recovery (`recover`). Never speaks gRPC, never runs a program itself: mechanisms stand in `host`.
 
 mod bring_up;
+mod conditions;
 mod container;
 mod error;
 mod exec;
@@ -24,6 +25,7 @@ mod stop;
 mod volumes;
 mod writable;
 
+pub use conditions::{Condition, conditions};
 pub use error::SandboxError;
 pub use exec::Output;
 pub use manager::Manager;
@@ -31,9 +33,7 @@ pub use metrics::PodMetrics;
 pub use node::{ExecWaiters, Node};
 pub use record::{PodLimits, RecordError, Records};
 pub use recover::recover;
-pub use session::{
-    AttachEnd, AttachSession, AttachStream, ExecSession, ExecStream, ExitStatus, TerminalSize,
-};
+pub use session::{AttachEnd, AttachSession, AttachStream, ExecSession, ExecStream, ExitStatus};
 pub use snapshot::{ContainerSnapshot, PodSnapshot};
 pub use state::{ContainerState, Exit, ExitReason, SandboxState};
 pub use volumes::VolumeError;

@@ -36,7 +36,7 @@ pub struct Node {
     pub driver: Driver,
     /// The cgroup parent of pods that name none.
     pub default_parent: String,
-    /// What the kernel and our own privileges allow.
+    /// What the kernel and our own privileges allow; what the runtimes can do is not in it.
     pub facts: HostFacts,
     /// AppArmor profiles.
     pub apparmor: AppArmor,
@@ -101,6 +101,18 @@ impl Node {
 
     fn cgroup_parent<'a>(&'a self, pod: &'a SandboxSpec) -> &'a str {
         if pod.cgroup_parent.is_empty() { &self.default_parent } else { &pod.cgroup_parent }
+    }
+
+    /// The facts, as they are with a handler's runtime.
+    pub(super) fn facts_for(&self, handler: &str) -> HostFacts {
+        HostFacts { recursive_read_only: self.recursive_read_only(handler), ..self.facts.clone() }
+    }
+
+    /// Whether kernel and runtime of a handler make a mount read-only with all below it.
+    #[must_use]
+    pub fn recursive_read_only(&self, handler: &str) -> bool {
+        self.facts.recursive_read_only
+            && self.runtimes.get(handler).is_some_and(|runtime| runtime.features().recursive_read_only)
     }
 
     /// To be called as soon as it is known that the OCI runtime will put a process into a cgroup. Returns at once.

@@ -1,6 +1,9 @@
 //! What a daemon does with what an earlier one left: reads the records, looks at what is really there, decides by a
 //! pure table, then starts the pods' tasks. Serving begins after this.
 //!
+//! A monitor that does not answer at once holds up neither the socket nor another pod: its pod is shown as recorded, and
+//! its task goes on asking.
+//!
 //! It assumes: a record is written before its effect; a monitor that answers tells the truth about its containers; an
 //! exit record is written before anyone is told. It cleans only below our own directories.
 
@@ -14,12 +17,16 @@ use super::record::{RecordError, StoredContainer, StoredPod};
 use super::state::{ContainerState, Exit, Holdings, Init, NotReadyCause, SandboxState};
 use super::volumes;
 use crate::host::monitor::{self, Events, Monitor, MonitorError};
+use crate::host::network::Network;
+use crate::host::oci::Runtime;
 use crate::host::rootfs;
-use crate::model::{ContainerId, SandboxId, Timestamp};
+use crate::model::{ContainerId, SandboxId, SandboxSpec, Timestamp};
 use podwright_monitor_proto::{ContainerState as MonitorContainer, ExitRecord};
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What is seen of a pod's monitor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +46,8 @@ enum ContainerSeen {
     Running(Init),
     /// The monitor or its exit record says how it ended.
     Ended(ExitRecord),
+    /// Its monitor is there and has not answered yet.
+    Silent,
     /// Nobody knows of a process.
     Nothing,
 }
@@ -83,6 +92,13 @@ fn decide_container(recorded: Option<&ContainerState>, seen: &ContainerSeen, now
             Some(ContainerState::Created | ContainerState::Starting | ContainerState::Running { .. }),
             ContainerSeen::Starting,
         ) => Decision::Keep(ContainerState::Starting),
+        // As recorded, until the monitor says more.
+        (
+            Some(
+                state @ (ContainerState::Created | ContainerState::Starting | ContainerState::Running { .. }),
+            ),
+            ContainerSeen::Silent,
+        ) => Decision::Keep(state.clone()),
         (Some(ContainerState::Created), ContainerSeen::Nothing) => Decision::Keep(ContainerState::Created),
         (Some(ContainerState::Created | ContainerState::Starting), ContainerSeen::Running(init)) => {
             Decision::Keep(ContainerState::Running { init: *init, since: now })
@@ -120,6 +136,7 @@ pub async fn recover(node: Arc<Node>) -> Result<Manager, RecordError> {
         known.insert(pod.spec.id.to_string());
         known.extend(pod.containers.iter().map(|c| c.spec.id.to_string()));
     }
+    end_orphans(&pods).await;
     // Side by side: one that is waited for holds up no other.
     let recovered = pods.into_iter().map(async |pod| {
         let id = pod.spec.id.clone();
@@ -135,58 +152,125 @@ pub async fn recover(node: Arc<Node>) -> Result<Manager, RecordError> {
     Ok(manager)
 }
 
+/// CNI plugins that the earlier daemon was waiting for.
+async fn end_orphans(pods: &[StoredPod]) {
+    let ids: Vec<SandboxId> = pods.iter().filter(|p| p.this_boot).map(|p| p.spec.id.clone()).collect();
+    let ended = blocking(move || {
+        Network::end_orphans(&ids.iter().map(SandboxId::as_str).collect());
+        Ok(())
+    });
+    report(Path::new("/proc"), ended.await);
+}
+
 async fn recover_pod(node: &Arc<Node>, index: &Index, stored: StoredPod) -> Result<(), SandboxError> {
     let runtime = node.runtime(&stored.spec.runtime_handler).or_else(|_| node.runtime(""))?;
     let dir = node.pod_dir(&stored.spec.id);
-    let adopted = if stored.this_boot { adopt(&dir).await } else { None };
-    if adopted.is_none()
-        && matches!(stored.state.as_ref().map(|s| &s.sandbox), Some(SandboxState::Ready { .. }))
-    {
+    let found = if stored.this_boot { look_for(&dir).await } else { Found::Nothing };
+    let seen = match (&found, stored.this_boot) {
+        (Found::Answering(_) | Found::Silent { .. }, _) => MonitorSeen::Alive,
+        (Found::Nothing, true) => MonitorSeen::Dead,
+        (Found::Nothing, false) => MonitorSeen::Rebooted,
+    };
+    let recorded = stored.state.as_ref().map(|s| &s.sandbox);
+    if seen != MonitorSeen::Alive && matches!(recorded, Some(SandboxState::Ready { .. })) {
         tracing::warn!(sandbox = %stored.spec.id, pod = %stored.spec.name, "the monitor of a pod that was ready is gone");
     }
-    let seen = match (&adopted, stored.this_boot) {
-        (Some(_), _) => MonitorSeen::Alive,
-        (None, true) => MonitorSeen::Dead,
-        (None, false) => MonitorSeen::Rebooted,
-    };
-    let state = decide_sandbox(stored.state.as_ref().map(|s| &s.sandbox), seen);
+    let state = decide_sandbox(recorded, seen);
     let spec = Arc::new(stored.spec);
     let mut pod = Pod::new(node.clone(), index.clone(), spec.clone(), runtime, state);
-    let (monitor, events, reports) = match adopted {
-        Some((monitor, events, reports)) => (Some(monitor), Some(events), reports),
-        None => (None, None, HashMap::new()),
+    let (monitor, events, reports, answer) = match found {
+        Found::Answering((monitor, events, reports)) => (Some(monitor), Some(events), Some(reports), None),
+        Found::Silent { monitor, events, answer } => (Some(monitor), Some(events), None, Some(answer)),
+        Found::Nothing => (None, None, Some(HashMap::new()), None),
     };
     pod.monitor = monitor;
     pod.limits = stored.state.and_then(|s| s.limits);
-    end_strangers(node, &pod, &stored.containers, &reports).await;
+    if let Some(reports) = &reports {
+        let strangers =
+            reports.keys().filter(|id| !stored.containers.iter().any(|c| c.spec.id.as_str() == id.as_str()));
+        for id in strangers {
+            end_stranger(node, &pod.spec, &pod.runtime, pod.monitor.as_ref(), id).await;
+        }
+    }
     for container in stored.containers {
-        recover_container(node, index, &mut pod, container, &reports).await;
+        recover_container(node, index, &mut pod, container, reports.as_ref()).await;
     }
     if let Err(error) = node.records.write_pod_state(&spec.id, &pod.record()) {
         tracing::error!(sandbox = %spec.id, %error, "cannot record a sandbox's state");
     }
-    index.add_pod(&spec, pod.spawn_recovered(events));
+    index.add_pod(&spec, pod.spawn_recovered(events, answer));
     Ok(())
 }
 
-type Reports = HashMap<String, MonitorContainer>;
+/// What a monitor says of its containers.
+pub(super) type Reports = HashMap<String, MonitorContainer>;
 /// A monitor that was found again, and its containers.
 pub(super) type Adopted = (Monitor, Events, Reports);
+/// The answer of a monitor that takes its time; None: it was given up.
+pub(super) type Answer = Pin<Box<dyn Future<Output = Option<Reports>> + Send>>;
 
-/// How often a monitor that is there but does not answer is tried again before its pod is given up: with a call's
+/// How often a monitor that is there but does not answer is asked again before its pod is given up: with a call's
 /// deadline of 5 s, half a minute, in which an overloaded node gets around to it.
-const ADOPTIONS: u32 = 6;
+pub(super) const ADOPTIONS: u32 = 6;
+/// How long the socket waits for monitors, all of them together. One answers within a millisecond, hundreds that were
+/// swapped out within this; whoever takes longer is waited for by its own pod alone.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+
+/// What is found of a pod's monitor at start.
+enum Found {
+    Answering(Adopted),
+    /// It is there, but has not answered yet.
+    Silent {
+        monitor: Monitor,
+        events: Events,
+        answer: Answer,
+    },
+    Nothing,
+}
+
+async fn look_for(dir: &Path) -> Found {
+    let Some((monitor, events)) = find(dir) else { return Found::Nothing };
+    let mut answer: Answer = Box::pin(ask(monitor.clone(), dir.to_owned()));
+    match tokio::time::timeout(ANSWER_WITHIN, &mut answer).await {
+        Ok(Some(reports)) => Found::Answering((monitor, events, reports)),
+        Ok(None) => Found::Nothing,
+        Err(_) => {
+            tracing::warn!(dir = %dir.display(), "a monitor is there but does not answer yet; its pod is shown as recorded");
+            Found::Silent { monitor, events, answer }
+        }
+    }
+}
 
 /// Finds a monitor again, with patience where it is there but does not answer.
 pub(super) async fn adopt(dir: &Path) -> Option<Adopted> {
+    let (monitor, events) = find(dir)?;
+    let reports = ask(monitor.clone(), dir.to_owned()).await?;
+    Some((monitor, events, reports))
+}
+
+fn find(dir: &Path) -> Option<(Monitor, Events)> {
+    match monitor::find(dir) {
+        Ok(found) => Some(found),
+        // Ordinary at the end of a pod; whom it matters to says so.
+        Err(error @ MonitorError::NotRunning { .. }) => {
+            tracing::debug!(dir = %dir.display(), %error, "no monitor to take up");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(dir = %dir.display(), %error, "cannot take up a monitor");
+            None
+        }
+    }
+}
+
+async fn ask(monitor: Monitor, dir: PathBuf) -> Option<Reports> {
     for _ in 0..ADOPTIONS {
-        match adopt_once(dir).await {
-            Ok(adopted) => return Some(adopted),
-            // Ordinary at the end of a pod; whom it matters to says so.
-            Err(error @ MonitorError::NotRunning { .. }) => {
-                tracing::debug!(dir = %dir.display(), %error, "no monitor to take up");
-                return None;
-            }
+        let listing = async {
+            monitor.greet(&dir).await?;
+            monitor.list().await
+        };
+        match listing.await {
+            Ok(listing) => return Some(listing.containers.into_iter().map(|c| (c.id, c.state)).collect()),
             Err(error) => {
                 tracing::warn!(dir = %dir.display(), %error, "cannot take up a monitor");
                 if !matches!(error, MonitorError::Unresponsive { .. }) {
@@ -198,10 +282,18 @@ pub(super) async fn adopt(dir: &Path) -> Option<Adopted> {
     None
 }
 
-async fn adopt_once(dir: &Path) -> Result<Adopted, MonitorError> {
-    let (monitor, events) = monitor::adopt(dir).await?;
-    let reports = monitor.list().await?.containers.into_iter().map(|c| (c.id, c.state)).collect();
-    Ok((monitor, events, reports))
+/// What is to become of a container of a pod whose monitor has answered after its pod was taken up; None: nothing.
+pub(super) fn late(
+    node: &Node,
+    pod: &SandboxId,
+    container: &Container,
+    reports: &Reports,
+) -> Option<ContainerState> {
+    let seen = observe(node, pod, &container.spec.id, Some(reports));
+    match decide_container(Some(&container.state), &seen, node.clock.now()) {
+        Decision::Keep(state) => (state != container.state).then_some(state),
+        Decision::Undo => None,
+    }
 }
 
 async fn recover_container(
@@ -209,7 +301,7 @@ async fn recover_container(
     index: &Index,
     pod: &mut Pod,
     stored: StoredContainer,
-    reports: &Reports,
+    reports: Option<&Reports>,
 ) {
     let spec = Arc::new(stored.spec);
     let seen = observe(node, &pod.spec.id, &spec.id, reports);
@@ -244,22 +336,26 @@ async fn recover_container(
 }
 
 /// Ends what the monitor runs without a record, since nobody could ever stop it.
-async fn end_strangers(node: &Node, pod: &Pod, known: &[StoredContainer], reports: &Reports) {
-    let Some(monitor) = &pod.monitor else { return };
-    for id in reports.keys().filter(|id| !known.iter().any(|c| c.spec.id.as_str() == id.as_str())) {
-        tracing::warn!(sandbox = %pod.spec.id, container = %id, "ending a container that no record knows");
-        let Ok(id) = ContainerId::parse(id) else { continue };
-        let ended = match pod.runtime.delete(id.as_str()).await {
-            Ok(()) => node.leaf(&pod.spec, &id).and_then(|leaf| Ok(node.cgroups.remove(&leaf)?)),
-            Err(error) => Err(error.into()),
-        };
-        report(&node.bundle(&id), ended);
-        container::forget(monitor, &id).await;
-    }
+pub(super) async fn end_stranger(
+    node: &Node,
+    pod: &SandboxSpec,
+    runtime: &Runtime,
+    monitor: Option<&Monitor>,
+    id: &str,
+) {
+    tracing::warn!(sandbox = %pod.id, container = %id, "ending a container that no record knows");
+    let (Some(monitor), Ok(id)) = (monitor, ContainerId::parse(id)) else { return };
+    let ended = match runtime.delete(id.as_str()).await {
+        Ok(()) => node.leaf(pod, &id).and_then(|leaf| Ok(node.cgroups.remove(&leaf)?)),
+        Err(error) => Err(error.into()),
+    };
+    report(&node.bundle(&id), ended);
+    container::forget(monitor, &id).await;
 }
 
-fn observe(node: &Node, pod: &SandboxId, id: &ContainerId, reports: &Reports) -> ContainerSeen {
-    match reports.get(id.as_str()) {
+/// `reports` is None while the monitor is there but has not answered.
+fn observe(node: &Node, pod: &SandboxId, id: &ContainerId, reports: Option<&Reports>) -> ContainerSeen {
+    match reports.and_then(|reports| reports.get(id.as_str())) {
         Some(MonitorContainer::Exited(record)) => ContainerSeen::Ended(record.clone()),
         Some(MonitorContainer::Running { pid, start_time }) => {
             ContainerSeen::Running(Init { pid: *pid, start_time: *start_time })
@@ -267,10 +363,11 @@ fn observe(node: &Node, pod: &SandboxId, id: &ContainerId, reports: &Reports) ->
         Some(MonitorContainer::Creating) => ContainerSeen::Starting,
         None => {
             let file = node.exit_dir(pod).join(format!("{id}.json"));
+            let unknown = if reports.is_some() { ContainerSeen::Nothing } else { ContainerSeen::Silent };
             std::fs::read(file)
                 .ok()
                 .and_then(|text| serde_json::from_slice(&text).ok())
-                .map_or(ContainerSeen::Nothing, ContainerSeen::Ended)
+                .map_or(unknown, ContainerSeen::Ended)
         }
     }
 }
@@ -283,18 +380,8 @@ async fn sweep(node: &Arc<Node>, known: &HashSet<String>) {
         let valid: Vec<_> = known.iter().filter_map(|id| SandboxId::parse(id).ok()).collect();
         node.network.collect(&valid).await;
     }
-    for dir in pods {
-        tracing::warn!(dir = %dir.display(), "removing a pod's directory that no record knows");
-        if let Ok((monitor, _events)) = monitor::adopt(&dir).await {
-            let _ = monitor.shutdown(true).await;
-        }
-        let swept = dir.clone();
-        let removed = blocking(move || {
-            rootfs::unmount(&swept.join("shm"))?;
-            remove_tree(&swept)
-        });
-        report(&dir, removed.await);
-    }
+    // Side by side, as above.
+    futures_util::future::join_all(pods.into_iter().map(sweep_pod)).await;
     for parent in [node.config.state.join("containers"), node.config.root.join("containers")] {
         for dir in strangers(&parent, known) {
             // Whichever runtime it was made with: it kills what runs and removes the cgroup that it made.
@@ -314,6 +401,22 @@ async fn sweep(node: &Arc<Node>, known: &HashSet<String>) {
             }
         }
     }
+}
+
+async fn sweep_pod(dir: PathBuf) {
+    tracing::warn!(dir = %dir.display(), "removing a pod's directory that no record knows");
+    match tokio::time::timeout(ANSWER_WITHIN, monitor::adopt(&dir)).await {
+        Ok(Ok((monitor, _events))) => drop(monitor.shutdown(true).await),
+        Ok(Err(error)) => tracing::debug!(dir = %dir.display(), %error, "no monitor to end"),
+        // Nobody knows its pod, so that nobody would wait for it either.
+        Err(_) => monitor::kill(&dir),
+    }
+    let swept = dir.clone();
+    let removed = blocking(move || {
+        rootfs::unmount(&swept.join("shm"))?;
+        remove_tree(&swept)
+    });
+    report(&dir, removed.await);
 }
 
 fn strangers(parent: &Path, known: &HashSet<String>) -> Vec<std::path::PathBuf> {
@@ -416,6 +519,19 @@ mod tests {
                 (255, ExitReason::Unknown, ExitSource::Assumed)
             );
         }
+    }
+
+    #[test]
+    fn of_a_silent_monitor_everything_is_kept_as_recorded() {
+        for recorded in [
+            ContainerState::Created,
+            ContainerState::Starting,
+            ContainerState::Running { init: init(), since: Timestamp(2) },
+        ] {
+            let decision = decide_container(Some(&recorded), &ContainerSeen::Silent, NOW);
+            assert_eq!(decision, Decision::Keep(recorded));
+        }
+        assert_eq!(decide_container(None, &ContainerSeen::Silent, NOW), Decision::Undo);
     }
 
     #[test]

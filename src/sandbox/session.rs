@@ -13,7 +13,7 @@ use super::state::ContainerState;
 use crate::host::monitor::{
     ExecRequest, Leash, Monitor, MonitorError, Session, SessionEnd, StdioFlags, Target,
 };
-use crate::model::{ContainerId, SandboxId};
+use crate::model::{ContainerId, SandboxId, TerminalSize};
 use podwright_sys::tty;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -44,15 +44,6 @@ pub struct AttachStream {
     pub stdout: bool,
     /// Connect stderr; there is none with a terminal.
     pub stderr: bool,
-}
-
-/// In characters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TerminalSize {
-    /// Width.
-    pub columns: u16,
-    /// Height.
-    pub rows: u16,
 }
 
 /// How a process ended.

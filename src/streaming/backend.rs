@@ -1,6 +1,7 @@
 //! What the streaming server wants of the pods: processes as descriptors, ports as sockets. The seam at which tests put
 //! a stand-in.
 
+use crate::model::TerminalSize;
 use crate::sandbox::SandboxError;
 use std::future::Future;
 use std::os::fd::OwnedFd;
@@ -47,15 +48,6 @@ pub struct Stdio {
     pub stdout: bool,
     /// Process to client; not with a terminal.
     pub stderr: bool,
-}
-
-/// In characters, none of them 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TerminalSize {
-    /// Width.
-    pub columns: u16,
-    /// Height.
-    pub rows: u16,
 }
 
 /// How a session's process ended.

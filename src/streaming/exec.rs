@@ -2,6 +2,7 @@
 
 use super::backend::{Backend, Stdio};
 use super::protocol::Channels;
+use super::registry::Meter;
 use super::server::{Context, LINGER};
 use super::session::{Ends, Outputs, Wanted, Wires, run};
 use super::socket::Socket;
@@ -29,6 +30,7 @@ pub(super) async fn over_spdy<B: Backend>(
     early: Bytes,
     wanted: Wanted,
     channels: Channels,
+    meter: &Meter,
 ) {
     let limits = Limits {
         streams: MAX_STREAMS,
@@ -53,8 +55,7 @@ pub(super) async fn over_spdy<B: Backend>(
         },
         ending: context.ending(),
     };
-    let meter = context.meter(&wanted);
-    let verdict = run(&*context.backend, wanted, wires, &outputs, ends, context.settings.quiet, &meter).await;
+    let verdict = run(&*context.backend, wanted, wires, &outputs, ends, context.settings.quiet, meter).await;
     let Some(verdict) = verdict else { return };
     let last = async {
         for output in [&outputs.stdout, &outputs.stderr].into_iter().flatten() {
@@ -132,6 +133,7 @@ pub(super) async fn over_websocket<B: Backend>(
     early: Bytes,
     wanted: Wanted,
     channels: Channels,
+    meter: &Meter,
 ) {
     let stdio = wanted.stdio();
     let hangup = socket.hangup();
@@ -154,9 +156,8 @@ pub(super) async fn over_websocket<B: Backend>(
         stderr: stdio.stderr.then_some(Output::WebSocket(stderr)),
     };
     let ends = Ends { gone: multiplex.gone(), ending: context.ending() };
-    let meter = context.meter(&wanted);
     let wires = Wires { stdin, resize };
-    let verdict = run(&*context.backend, wanted, wires, &outputs, ends, context.settings.quiet, &meter).await;
+    let verdict = run(&*context.backend, wanted, wires, &outputs, ends, context.settings.quiet, meter).await;
     let Some(verdict) = verdict else { return };
     let (error, words) = (Output::WebSocket(error), verdict.bytes(channels.status));
     let told = tokio::select! {

@@ -2,7 +2,7 @@
 //! pair; a connection may have thousands of them one after the other.
 
 use super::backend::Backend;
-use super::metrics::Meter;
+use super::registry::Meter;
 use super::server::{Context, LINGER};
 use super::socket::Socket;
 use super::spdy::{self, Headers, Limits, Reading, SpdyError, Stream, StreamReader, StreamWriter, Writing};
@@ -27,10 +27,16 @@ const STREAM_BYTES: usize = 256 << 10;
 const HELD_BYTES: usize = 4 << 20;
 
 /// Serves a client over its socket.
-pub(super) async fn over_spdy<B: Backend>(context: &Context<B>, socket: Socket, early: Bytes, sandbox: &str) {
+pub(super) async fn over_spdy<B: Backend>(
+    context: &Context<B>,
+    socket: Socket,
+    early: Bytes,
+    sandbox: &str,
+    meter: &Meter,
+) {
     let hangup = socket.hangup();
     let (reading, writing) = socket.into_halves();
-    serve(context, (reading, writing), early, hangup, sandbox).await;
+    serve(context, (reading, writing), early, hangup, sandbox, meter).await;
 }
 
 /// Serves a client over SPDY inside of a WebSocket.
@@ -39,11 +45,12 @@ pub(super) async fn over_tunnel<B: Backend>(
     socket: Socket,
     early: Bytes,
     sandbox: &str,
+    meter: &Meter,
 ) {
     let hangup = socket.hangup();
     let tunnel = Tunnel::new(websocket::accept(socket, &early).await);
     let (reading, writing) = tokio::io::split(tunnel);
-    serve(context, (Box::new(reading), Box::new(writing)), Bytes::new(), hangup, sandbox).await;
+    serve(context, (Box::new(reading), Box::new(writing).into()), Bytes::new(), hangup, sandbox, meter).await;
 }
 
 /// Whether a stream can be half of a pair; it is refused otherwise.
@@ -91,11 +98,11 @@ async fn serve<B: Backend>(
     early: Bytes,
     hangup: Option<spdy::Hangup>,
     sandbox: &str,
+    meter: &Meter,
 ) {
     let idle = context.settings.idle;
     let limits = Limits { streams: MAX_STREAMS, stream_bytes: STREAM_BYTES, held_bytes: HELD_BYTES, idle };
     let mut connection = spdy::open(reading, writing, early, limits, hangup, acceptable);
-    let meter = context.metrics.meter("portforward");
     let mut waiting: HashMap<String, Waiting> = HashMap::new();
     // Everything that runs here ends with this function.
     let mut pairs = JoinSet::new();
@@ -220,7 +227,7 @@ async fn carry_out(tcp: &OwnedReadHalf, writer: &StreamWriter, meter: &Meter) ->
             ready = tcp.readable() => ready?,
             () = writer.until_reset() => return Err(SpdyError::Reset),
         }
-        match writer.send_from(|buffer| tcp.try_read(buffer)).await? {
+        match writer.send_spliced(tcp.as_ref()).await? {
             Ok(0) => return writer.finish().await,
             Ok(n) => meter.sent(n),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}

@@ -1,9 +1,9 @@
 //! Port-forward over WebSocket channels: two a port, of the ports that the CRI call named; one TCP connection for each. What
 //! old clients speak.
 
-use super::backend::Backend;
-use super::metrics::Meter;
+use super::backend::{Backend, PortForwardRequest};
 use super::protocol::Channels;
+use super::registry::Meter;
 use super::server::{Context, LINGER};
 use super::socket::Socket;
 use super::spdy::InboxReader;
@@ -22,21 +22,21 @@ pub(super) async fn over_websocket<B: Backend>(
     context: &Context<B>,
     socket: Socket,
     early: Bytes,
-    sandbox: &str,
-    ports: &[u16],
+    request: &PortForwardRequest,
     channels: Channels,
+    meter: &Meter,
 ) {
+    let PortForwardRequest { sandbox, ports } = request;
     let hangup = socket.hangup();
     let stream = websocket::accept(socket, &early).await;
     let mut incoming = Incoming::new();
     let numbered: Vec<_> = ports.iter().copied().zip((0..=u8::MAX).step_by(2)).take(MAX_PORTS).collect();
     let inputs: Vec<_> = numbered.iter().map(|(_, number)| incoming.channel(*number)).collect();
     let mut multiplex = Multiplex::new(stream, incoming, channels, hangup, context.settings.idle);
-    let meter = context.metrics.meter("portforward");
     let mut forwards = Vec::new();
     for ((port, number), input) in numbered.into_iter().zip(inputs) {
         let (data, error) = (multiplex.channel(number), multiplex.channel(number + 1));
-        forwards.push(forward(context, sandbox, port, (data, error), input, &meter));
+        forwards.push(forward(context, sandbox, port, (data, error), input, meter));
     }
     let ended = tokio::select! {
         _ = join_all(forwards) => true,

@@ -1,9 +1,9 @@
 //! The streaming server's metrics.
 
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
-use std::time::Instant;
+use std::time::Duration;
 
 /// Upper bounds in seconds: a command's moment to a day of port-forward.
 const BUCKETS: [f64; 9] = [0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 14_400.0, 86_400.0];
@@ -17,19 +17,13 @@ pub struct StreamingMetrics {
     refused: IntCounterVec,
 }
 
-/// Counts one session's bytes.
+/// Those of one kind of session.
 #[derive(Debug, Clone)]
-pub(super) struct Meter {
-    received: IntCounter,
-    sent: IntCounter,
-}
-
-/// An open session; its drop is the end.
-#[derive(Debug)]
-pub(super) struct OpenSession {
+pub(super) struct KindMetrics {
     open: IntGauge,
-    seconds: prometheus::Histogram,
-    begun: Instant,
+    seconds: Histogram,
+    from_client: IntCounter,
+    to_client: IntCounter,
 }
 
 impl StreamingMetrics {
@@ -65,17 +59,13 @@ impl StreamingMetrics {
         Ok(Self { open, seconds, bytes, refused })
     }
 
-    pub(super) fn meter(&self, kind: &str) -> Meter {
-        Meter {
-            received: self.bytes.with_label_values(&[kind, "sent"]),
-            sent: self.bytes.with_label_values(&[kind, "received"]),
+    pub(super) fn of(&self, kind: &str) -> KindMetrics {
+        KindMetrics {
+            open: self.open.with_label_values(&[kind]),
+            seconds: self.seconds.with_label_values(&[kind]),
+            from_client: self.bytes.with_label_values(&[kind, "sent"]),
+            to_client: self.bytes.with_label_values(&[kind, "received"]),
         }
-    }
-
-    pub(super) fn session(&self, kind: &str) -> OpenSession {
-        let open = self.open.with_label_values(&[kind]);
-        open.inc();
-        OpenSession { open, seconds: self.seconds.with_label_values(&[kind]), begun: Instant::now() }
     }
 
     pub(super) fn refused(&self, reason: &str) {
@@ -83,21 +73,21 @@ impl StreamingMetrics {
     }
 }
 
-impl Meter {
-    /// To the client.
-    pub(super) fn sent(&self, bytes: usize) {
-        self.sent.inc_by(bytes as u64);
+impl KindMetrics {
+    pub(super) fn begin(&self) {
+        self.open.inc();
     }
 
-    /// From the client.
-    pub(super) fn received(&self, bytes: usize) {
-        self.received.inc_by(bytes as u64);
-    }
-}
-
-impl Drop for OpenSession {
-    fn drop(&mut self) {
+    pub(super) fn end(&self, after: Duration) {
         self.open.dec();
-        self.seconds.observe(self.begun.elapsed().as_secs_f64());
+        self.seconds.observe(after.as_secs_f64());
+    }
+
+    pub(super) fn came(&self, bytes: u64) {
+        self.from_client.inc_by(bytes);
+    }
+
+    pub(super) fn went(&self, bytes: u64) {
+        self.to_client.inc_by(bytes);
     }
 }

@@ -1,15 +1,12 @@
 //! The pods as a [`Backend`].
 
-use super::backend::{AttachRequest, Backend, Boxed, Control, Ended, ExecRequest, Process, TerminalSize};
+use super::backend::{AttachRequest, Backend, Boxed, Control, Ended, ExecRequest, Process};
+use crate::model::TerminalSize;
 use crate::sandbox::{
-    self, AttachEnd, AttachSession, AttachStream, ExecSession, ExecStream, Manager, SandboxError,
+    AttachEnd, AttachSession, AttachStream, ExecSession, ExecStream, Manager, SandboxError,
 };
 use std::path::Path;
 use tokio::net::TcpStream;
-
-fn cells(size: TerminalSize) -> sandbox::TerminalSize {
-    sandbox::TerminalSize { columns: size.columns, rows: size.rows }
-}
 
 impl Backend for Manager {
     async fn exec(&self, request: ExecRequest, size: Option<TerminalSize>) -> Result<Process, SandboxError> {
@@ -20,7 +17,7 @@ impl Backend for Manager {
             stdin: stdio.stdin,
             stdout: stdio.stdout,
             stderr: stdio.stderr,
-            size: size.map(cells),
+            size,
         };
         let mut session = self.exec_stream(&container, ask).await?;
         Ok(Process {
@@ -50,7 +47,7 @@ impl Backend for Manager {
 
 impl Control for ExecSession {
     fn resize(&self, size: TerminalSize) -> Boxed<'_, Result<(), SandboxError>> {
-        let outcome = ExecSession::resize(self, cells(size)).map_err(|source| SandboxError::Io {
+        let outcome = ExecSession::resize(self, size).map_err(|source| SandboxError::Io {
             operation: "resize",
             path: Path::new("a terminal").into(),
             source,
@@ -65,7 +62,7 @@ impl Control for ExecSession {
 
 impl Control for AttachSession {
     fn resize(&self, size: TerminalSize) -> Boxed<'_, Result<(), SandboxError>> {
-        Box::pin(AttachSession::resize(self, cells(size)))
+        Box::pin(AttachSession::resize(self, size))
     }
 
     fn ended(&self) -> Boxed<'_, Result<Ended, SandboxError>> {

@@ -2,12 +2,13 @@
 //! connection, which owns everything of it.
 
 use super::backend::{AttachRequest, Backend, ExecRequest, PortForwardRequest};
-use super::metrics::{Meter, OpenSession, StreamingMetrics};
+use super::metrics::StreamingMetrics;
 use super::protocol::{self, Channels, Mismatch};
+use super::registry::{OpenSession, Sessions};
 use super::session::Wanted;
 use super::socket::Socket;
-use super::tls::{Certificates, TlsError};
-use super::tokens::{Ticket, TokenError, Tokens};
+use super::tls::{self, Certificates, TlsError};
+use super::tokens::{self, Ticket, TokenError, Tokens};
 use super::{exec, forward, forward_channels};
 use crate::config;
 use bytes::Bytes;
@@ -67,12 +68,31 @@ pub(super) struct Settings {
     pub(super) handshake: Duration,
     pub(super) creation: Duration,
     pub(super) quiet: Duration,
+    /// Of a token.
+    pub(super) lifetime: Duration,
+    /// Between looks at the files of the certificate.
+    pub(super) look: Duration,
+}
+
+impl Settings {
+    /// As configured.
+    pub(super) fn of(config: &config::Streaming, quiet: Duration) -> Self {
+        Self {
+            idle: Duration::from_secs(config.idle_timeout_seconds),
+            handshake: Duration::from_secs(config.handshake_timeout_seconds),
+            creation: Duration::from_secs(config.creation_timeout_seconds),
+            quiet,
+            lifetime: tokens::LIFETIME,
+            look: tls::LOOK_INTERVAL,
+        }
+    }
 }
 
 /// What every connection is given.
 pub(super) struct Context<B> {
     pub(super) backend: Arc<B>,
-    pub(super) metrics: StreamingMetrics,
+    metrics: StreamingMetrics,
+    sessions: Sessions,
     pub(super) settings: Settings,
     tokens: Tokens,
     places: Arc<Semaphore>,
@@ -86,13 +106,6 @@ impl<B> Context<B> {
         async move {
             // An owner that is gone ends the sessions too.
             let _ = ending.wait_for(|ending| *ending).await;
-        }
-    }
-
-    pub(super) fn meter(&self, wanted: &Wanted) -> Meter {
-        match wanted {
-            Wanted::Exec(_) => self.metrics.meter("exec"),
-            Wanted::Attach(_) => self.metrics.meter("attach"),
         }
     }
 }
@@ -139,6 +152,7 @@ impl Urls {
 #[derive(Debug)]
 pub struct Server {
     urls: Urls,
+    sessions: Sessions,
     address: SocketAddr,
     ending: watch::Sender<bool>,
     task: tokio::task::JoinHandle<()>,
@@ -152,6 +166,16 @@ impl Server {
     pub async fn start<B: Backend>(
         config: &config::Streaming,
         quiet: Duration,
+        backend: B,
+        metrics: StreamingMetrics,
+    ) -> Result<Self, StreamingError> {
+        Self::start_with(config, Settings::of(config, quiet), backend, metrics).await
+    }
+
+    /// The same with other durations.
+    pub(super) async fn start_with<B: Backend>(
+        config: &config::Streaming,
+        settings: Settings,
         backend: B,
         metrics: StreamingMetrics,
     ) -> Result<Self, StreamingError> {
@@ -170,34 +194,38 @@ impl Server {
                 let files = (config.cert_file.clone(), config.key_file.clone());
                 let files = Some(files).filter(|(cert, _): &(PathBuf, PathBuf)| !cert.as_os_str().is_empty());
                 let names = vec!["localhost".to_owned(), ip.to_string()];
-                Some(Arc::new(Certificates::new(files, names)?))
+                Some(Arc::new(Certificates::new(files, names, settings.look)?))
             }
             false => None,
         };
         let scheme = if certificates.is_some() { "https" } else { "http" };
-        let urls = Urls { base: format!("{scheme}://{address}").into(), tokens: Tokens::default() };
+        let urls =
+            Urls { base: format!("{scheme}://{address}").into(), tokens: Tokens::new(settings.lifetime) };
+        let sessions = Sessions::default();
         let (ending, watch) = watch::channel(false);
         let context = Arc::new(Context {
             backend: Arc::new(backend),
             metrics,
-            settings: Settings {
-                idle: Duration::from_secs(config.idle_timeout_seconds),
-                handshake: Duration::from_secs(config.handshake_timeout_seconds),
-                creation: Duration::from_secs(config.creation_timeout_seconds),
-                quiet,
-            },
+            sessions: sessions.clone(),
+            settings,
             tokens: urls.tokens.clone(),
             places: Arc::new(Semaphore::new(config.max_sessions)),
             ending: watch,
         });
         let task = tokio::spawn(accept(context, listener, certificates));
-        Ok(Self { urls, address, ending, task })
+        Ok(Self { urls, sessions, address, ending, task })
     }
 
     /// What gives out URLs.
     #[must_use]
     pub fn urls(&self) -> Urls {
         self.urls.clone()
+    }
+
+    /// What is open.
+    #[must_use]
+    pub fn sessions(&self) -> Sessions {
+        self.sessions.clone()
     }
 
     /// Where it listens.
@@ -277,17 +305,19 @@ async fn serve<B: Backend>(
     let shaken = tokio::time::timeout(context.settings.handshake, shake(&context, stream, certificates));
     let Ok(Some((plan, socket, early))) = shaken.await else { return };
     drop(handshake);
-    let Plan { what, place: _place, open: _open, .. } = plan;
-    let context = &*context;
+    let Plan { what, place: _place, open, .. } = plan;
+    let (context, meter) = (&*context, open.meter());
     match what {
-        What::ExecSpdy(wanted, channels) => exec::over_spdy(context, socket, early, wanted, channels).await,
-        What::ExecWebSocket(wanted, channels) => {
-            exec::over_websocket(context, socket, early, wanted, channels).await;
+        What::ExecSpdy(wanted, channels) => {
+            exec::over_spdy(context, socket, early, wanted, channels, &meter).await
         }
-        What::ForwardSpdy(sandbox) => forward::over_spdy(context, socket, early, &sandbox).await,
-        What::ForwardTunnel(sandbox) => forward::over_tunnel(context, socket, early, &sandbox).await,
-        What::ForwardChannels(PortForwardRequest { sandbox, ports }, channels) => {
-            forward_channels::over_websocket(context, socket, early, &sandbox, &ports, channels).await;
+        What::ExecWebSocket(wanted, channels) => {
+            exec::over_websocket(context, socket, early, wanted, channels, &meter).await;
+        }
+        What::ForwardSpdy(sandbox) => forward::over_spdy(context, socket, early, &sandbox, &meter).await,
+        What::ForwardTunnel(sandbox) => forward::over_tunnel(context, socket, early, &sandbox, &meter).await,
+        What::ForwardChannels(request, channels) => {
+            forward_channels::over_websocket(context, socket, early, &request, channels, &meter).await;
         }
     }
 }
@@ -349,7 +379,6 @@ fn answer<B: Backend>(
         return Err(refuse("full", StatusCode::SERVICE_UNAVAILABLE, words));
     };
     let ticket = context.tokens.take(kind, token).ok_or_else(unknown)?;
-    let kind = ticket.kind();
     let websocket = protocol::wants_websocket(request.headers());
     let known = match (&ticket, websocket) {
         (Ticket::PortForward(_), false) => &[protocol::PORT_FORWARD][..],
@@ -381,6 +410,9 @@ fn answer<B: Backend>(
     };
     let response = response.map_err(|words| refuse("upgrade", StatusCode::BAD_REQUEST, words))?;
     let channels = Channels::of(chosen);
+    let carried = if websocket { "websocket" } else { protocol::SPDY };
+    let open =
+        context.sessions.open(&context.metrics, &ticket, format!("{carried} {chosen}").trim_end().to_owned());
     let what = match (ticket, websocket) {
         (Ticket::Exec(exec), false) => What::ExecSpdy(Wanted::Exec(exec), channels),
         (Ticket::Exec(exec), true) => What::ExecWebSocket(Wanted::Exec(exec), channels),
@@ -393,7 +425,7 @@ fn answer<B: Backend>(
         (Ticket::PortForward(forward), true) => What::ForwardChannels(forward, channels),
     };
     let upgrade = hyper::upgrade::on(&mut request);
-    Ok((Plan { upgrade, what, place, open: context.metrics.session(kind) }, response))
+    Ok((Plan { upgrade, what, place, open }, response))
 }
 
 fn switching(upgrade: &'static str) -> Answer {

@@ -2,7 +2,7 @@
 //! before its status is told.
 
 use super::backend::{AttachRequest, Backend, ExecRequest, Process, Stdio};
-use super::metrics::Meter;
+use super::registry::Meter;
 use super::status::{ENDING, Verdict};
 use super::wires::{Input, Output, Progress, Resizes, carry_in, carry_out, carry_sizes};
 use crate::sandbox::SandboxError;

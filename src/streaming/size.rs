@@ -1,6 +1,6 @@
 //! Sizes of a terminal as clients send them: JSON objects one after the other, `{"Width":80,"Height":24}`.
 
-use super::backend::TerminalSize;
+use crate::model::TerminalSize;
 
 /// Longest object that is waited for; longer ones are no size.
 const MAX_BYTES: usize = 1 << 10;

@@ -30,11 +30,11 @@ impl Socket {
             // Halves without a lock between them.
             Self::Plain(tcp) => {
                 let (reading, writing) = tcp.into_split();
-                (Box::new(reading), Box::new(writing))
+                (Box::new(reading), Writing::Tcp(writing))
             }
             Self::Tls(tls) => {
                 let (reading, writing) = tokio::io::split(*tls);
-                (Box::new(reading), Box::new(writing))
+                (Box::new(reading), Box::new(writing).into())
             }
         }
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio_rustls::TlsAcceptor;
 
 /// How often the files are looked at, at most.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +36,7 @@ pub enum TlsError {
 #[derive(Debug)]
 pub(super) struct Certificates {
     files: Option<(PathBuf, PathBuf)>,
+    look: Duration,
     state: Mutex<State>,
 }
 
@@ -49,8 +50,12 @@ struct State {
 type Times = (Option<SystemTime>, Option<SystemTime>);
 
 impl Certificates {
-    /// From two PEM files, or without them a new one for `names`.
-    pub(super) fn new(files: Option<(PathBuf, PathBuf)>, names: Vec<String>) -> Result<Self, TlsError> {
+    /// From two PEM files, looked at no more often than every `look`, or without them a new one for `names`.
+    pub(super) fn new(
+        files: Option<(PathBuf, PathBuf)>,
+        names: Vec<String>,
+        look: Duration,
+    ) -> Result<Self, TlsError> {
         let (config, times) = match &files {
             Some((cert, key)) => {
                 // Before they are read, so that a change in between is seen later.
@@ -59,14 +64,14 @@ impl Certificates {
             }
             None => (generate(names)?, (None, None)),
         };
-        Ok(Self { files, state: Mutex::new(State { config, times, looked: Instant::now() }) })
+        Ok(Self { files, look, state: Mutex::new(State { config, times, looked: Instant::now() }) })
     }
 
     /// For the next connection.
     pub(super) fn acceptor(&self) -> TlsAcceptor {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((cert, key)) = &self.files
-            && state.looked.elapsed() >= LOOK_INTERVAL
+            && state.looked.elapsed() >= self.look
         {
             state.looked = Instant::now();
             let now = times(cert, key);

@@ -1,11 +1,12 @@
 //! A session's streams whatever carries them, and the pumps between them and a process's descriptors. Bytes going out are
 //! read straight into the carrier's frame buffer.
 
-use super::backend::{Control, TerminalSize};
-use super::metrics::Meter;
+use super::backend::Control;
+use super::registry::Meter;
 use super::size::Sizes;
 use super::spdy::{InboxReader, StreamReader, StreamWriter};
 use super::websocket::Channel;
+use crate::model::TerminalSize;
 use bytes::Bytes;
 use std::io;
 use std::os::fd::OwnedFd;

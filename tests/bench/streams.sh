@@ -1,6 +1,9 @@
 #!/bin/bash
-# Measures streams of podwright against Debian's containerd with the same client,
-# crictl over SPDY: time of a session, 1 GiB of output, 512 MiB through a port.
+# Measures streams of podwright against Debian's containerd with the same clients
+# over SPDY. crictl: time of a session, 1 GiB of output, 512 MiB through a port to
+# curl. tests/streaming-client, which is one process with client-go in it and so
+# without a start of its own in the times: a session from the CRI call to its
+# status, and 512 MiB through a port to the client itself.
 # Both daemons are up at the same time, everything is on tmpfs; the runs alternate.
 #
 # usage: tests/bench/streams.sh [ROUNDS]
@@ -65,6 +68,9 @@ for round in $(seq "$rounds"); do
         else
             ENDPOINT=$theirs pod=$their_pod container=$their_container
         fi
+        client="$bin/streaming-client -cri $ENDPOINT -container $container -pod $pod -port 8080"
+        $client -sessions 20 times >>"$work/$who.times"
+        $client -file /big -megabytes 512 throughput >>"$work/$who.direct"
         for _ in 1 2 3 4; do timed session >>"$work/$who.session"; done
         timed crictl version >>"$work/$who.client"
         timed output >>"$work/$who.output"
@@ -77,9 +83,9 @@ for round in $(seq "$rounds"); do
         wait $forward 2>/dev/null || true
     done
 done
-printf '\n%-44s %12s %12s\n' "median, ms" containerd podwright
-for what in "client:crictl version (the client's own share)" "session:crictl exec true" "output:1 GiB of output" "forward:512 MiB through a port"; do
-    printf '%-44s %12s %12s\n' "${what#*:}" "$(median <"$work/containerd.${what%%:*}")" "$(median <"$work/podwright.${what%%:*}")"
+printf '\n%-52s %12s %12s\n' "median, ms" containerd podwright
+for what in "client:crictl version (the client's own share)" "session:crictl exec true" "times:a session of true, client-go in one process" "output:1 GiB of output" "forward:512 MiB through a port, crictl and curl" "direct:512 MiB through a port, client-go"; do
+    printf '%-52s %12s %12s\n' "${what#*:}" "$(median <"$work/containerd.${what%%:*}")" "$(median <"$work/podwright.${what%%:*}")"
 done
 echo "load after: $(cut -d' ' -f1-3 /proc/loadavg)"
 ENDPOINT=$ours

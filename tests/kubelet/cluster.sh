@@ -42,7 +42,8 @@ subjectAltName = IP:127.0.0.1, IP:10.97.0.1, DNS:kubernetes.default.svc"
         --kubelet-client-certificate "$PKI/admin.crt" --kubelet-client-key "$PKI/admin.key" \
         --service-account-key-file "$PKI/accounts.key" --service-account-signing-key-file "$PKI/accounts.key" \
         --service-account-issuer https://kubernetes.default.svc --authorization-mode Node,RBAC \
-        --enable-admission-plugins NodeRestriction --allow-privileged
+        --enable-admission-plugins NodeRestriction --allow-privileged \
+        --kubelet-preferred-address-types InternalIP
     until_true 120 "the API server is ready" kubectl get --raw /readyz >/dev/null 2>&1
     component kube-controller-manager --kubeconfig "$PKI/manager.conf" --leader-elect=false \
         --service-account-private-key-file "$PKI/accounts.key" --root-ca-file "$PKI/ca.crt" \

@@ -26,6 +26,7 @@ failSwapOn: false
 oomScoreAdj: 0
 makeIPTablesUtilChains: false
 resolvConf: /run/resolv.conf
+clusterDomain: cluster.local
 volumePluginDir: /var/lib/kubelet/volume-plugins
 staticPodPath: /var/lib/kubelet/manifests
 fileCheckFrequency: 1s

@@ -66,8 +66,8 @@ containers:
   resources: { requests: { cpu: 10m, memory: 8Mi }, limits: { memory: 32Mi } }
 YAML
     until_true 60 "the pod is ready" static_pod_ready web
-    curl -sS --fail --max-time 5 "http://$(static_pod web .status.podIP)/" | grep -q Welcome
-    curl -sS --fail --max-time 5 "http://$NODE_IP:8088/" | grep -q Welcome
+    grep -q Welcome <<<"$(curl -sS --fail --max-time 5 "http://$(static_pod web .status.podIP)/")"
+    grep -q Welcome <<<"$(curl -sS --fail --max-time 5 "http://$NODE_IP:8088/")"
     [ "$(kubelet_api "/containerLogs/default/web-$NODE_NAME/beside")" = started ]
     [ "$(kubelet_api "/run/default/web-$NODE_NAME/beside?cmd=hostname" -X POST)" = "web-$NODE_NAME" ]
     [ "$(static_pod web .status.qosClass)" = Burstable ]
@@ -83,7 +83,7 @@ YAML
     until_true 60 "it was restarted twice" restarted restarts 2
     [ "$(static_pod restarts '.status.containerStatuses[0].lastState.terminated.exitCode')" = 3 ]
     [ "$(static_pod restarts '.status.containerStatuses[0].lastState.terminated.reason')" = Error ]
-    kubelet_api "/containerLogs/default/restarts-$NODE_NAME/ends?previous=true" | grep -q try
+    grep -q try <<<"$(kubelet_api "/containerLogs/default/restarts-$NODE_NAME/ends?previous=true")"
     rm /var/lib/kubelet/manifests/restarts.yaml
     until_true 60 "it is gone" static_pod_gone restarts
 }
@@ -121,7 +121,7 @@ containers:
   command: [sleep, "1000"]
 YAML
     until_true 60 "the pod is ready" static_pod_ready host
-    kubelet_api "/run/default/host-$NODE_NAME/shell?cmd=ip%20address" -X POST | grep -q node0
+    grep -q node0 <<<"$(kubelet_api "/run/default/host-$NODE_NAME/shell?cmd=ip%20address" -X POST)"
 }
 
 stats_case() {
@@ -155,7 +155,7 @@ daemon_case() {
 same_containers() {
     until_true 60 "the pod is ready" static_pod_ready web
     [ "$(crictl ps -q | sort)" = "$1" ]
-    kubelet_api "/containerLogs/default/web-$NODE_NAME/beside" | grep -q started
+    grep -q started <<<"$(kubelet_api "/containerLogs/default/web-$NODE_NAME/beside")"
     [ "$(kubelet_api "/run/default/web-$NODE_NAME/beside?cmd=hostname" -X POST)" = "web-$NODE_NAME" ]
     [ "$(static_pod web '[.status.containerStatuses[].restartCount] | add')" = 0 ]
 }

@@ -89,6 +89,37 @@ async fn a_stopped_monitor_holds_up_nobody_and_its_pod_can_be_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn monitors_that_say_nothing_hold_up_no_start_and_are_believed_later() {
+    let mut node = Node::with_busybox().await;
+    let (pod, goes_on) = node.running("goes-on", &[]).await;
+    let (ending_pod, ends) = node.running("ends", &[]).await;
+    let (_, healthy) = node.running("healthy", &[]).await;
+    let monitors = [node.monitor_pid(&pod).await, node.monitor_pid(&ending_pod).await];
+    let init = node.init_pid(&ends).await;
+    for monitor in monitors {
+        signal(monitor, Signal::STOP);
+    }
+    node.daemon.kill().unwrap();
+    signal(init, Signal::KILL);
+    node.daemon.launch().unwrap();
+    // As recorded, since nobody says anything else.
+    for (pod, id) in [(&pod, &goes_on), (&ending_pod, &ends)] {
+        assert_eq!(node.pod_status(pod).await.unwrap().state(), pb::PodSandboxState::SandboxReady);
+        assert_eq!(node.status(id).await.unwrap().state(), pb::ContainerState::ContainerRunning);
+    }
+    assert_eq!(node.output(&healthy, &["echo", "alive"]).await, "alive");
+    for monitor in monitors {
+        signal(monitor, Signal::CONT);
+    }
+    let ended = node.exited(&ends).await;
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (137, "Error"));
+    assert_eq!(node.output(&goes_on, &["echo", "alive"]).await, "alive");
+    node.stop(&goes_on, 0).await.unwrap();
+    assert_eq!(node.status(&goes_on).await.unwrap().exit_code, 137);
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn containers_whose_monitor_was_lost_beside_the_daemon_are_ended() {
     let mut node = Node::with_busybox().await;
     let (pod, id) = node.running("both", &[]).await;

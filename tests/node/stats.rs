@@ -91,7 +91,8 @@ async fn a_pods_stats_tell_all_that_it_uses() {
     // The pod's own cgroup has at least what the container's has.
     let (pod_memory, memory) = (linux.memory.unwrap(), container.memory.unwrap());
     assert!(number(pod_memory.usage_bytes) > 0 && number(memory.usage_bytes) > 0);
-    let pressure = std::path::Path::new("/sys/fs/cgroup/cpu.pressure").exists();
+    let pressure = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+        && std::fs::read_to_string("/proc/pressure/cpu").is_ok();
     assert_eq!((cpu.psi.is_some(), container.cpu.unwrap().psi.is_some()), (pressure, pressure));
 
     let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<BTreeSet<_>>();

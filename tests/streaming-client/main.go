@@ -1,5 +1,7 @@
 // Command streaming-client speaks to a streaming server as kubectl and the API
-// server do: with the executors of k8s.io/client-go. One call, one session.
+// server do: with the executors of k8s.io/client-go. `stream` and `forward` have
+// one session; `soak`, `hold`, `times` and `throughput` have many and ask a CRI
+// runtime for their URLs.
 package main
 
 import (
@@ -14,11 +16,10 @@ import (
 	"strings"
 	"time"
 
-	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
-	"k8s.io/client-go/transport/spdy"
 	"k8s.io/client-go/util/exec"
+	"k8s.io/klog/v2"
 )
 
 var (
@@ -32,16 +33,33 @@ var (
 
 func main() {
 	flag.Usage = func() {
-		fmt.Fprintf(os.Stderr, "usage: streaming-client [flags] stream URL\n       streaming-client [flags] forward URL PORT\n")
+		fmt.Fprint(os.Stderr, "usage: streaming-client [flags] stream URL\n       streaming-client [flags] forward URL PORT\n"+
+			"       streaming-client -cri SOCKET [flags] soak | hold | times | throughput\n")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
+	switch flag.Arg(0) {
+	case "soak", "hold":
+		// What the library has to say of sessions that are broken off is no news.
+		log := flag.NewFlagSet("klog", flag.PanicOnError)
+		klog.InitFlags(log)
+		log.Parse([]string{"-logtostderr=false", "-stderrthreshold=FATAL"})
+		klog.SetOutput(io.Discard)
+	}
 	var err error
 	switch {
 	case flag.Arg(0) == "stream" && flag.NArg() == 2:
 		err = stream(flag.Arg(1))
 	case flag.Arg(0) == "forward" && flag.NArg() == 3:
 		err = forward(flag.Arg(1), flag.Arg(2))
+	case flag.Arg(0) == "soak" && flag.NArg() == 1:
+		err = soak()
+	case flag.Arg(0) == "hold" && flag.NArg() == 1:
+		err = hold()
+	case flag.Arg(0) == "times" && flag.NArg() == 1:
+		err = times()
+	case flag.Arg(0) == "throughput" && flag.NArg() == 1:
+		err = throughput()
 	default:
 		flag.Usage()
 		os.Exit(64)
@@ -54,10 +72,6 @@ func main() {
 		fmt.Fprintln(os.Stderr, "streaming-client:", err)
 		os.Exit(255)
 	}
-}
-
-func config() *rest.Config {
-	return &rest.Config{TLSClientConfig: rest.TLSClientConfig{Insecure: true}}
 }
 
 // queue hands out the sizes of the -sizes flag, the first at once.
@@ -79,16 +93,7 @@ func (q *queue) Next() *remotecommand.TerminalSize {
 }
 
 func stream(address string) error {
-	target, err := url.Parse(address)
-	if err != nil {
-		return err
-	}
-	var executor remotecommand.Executor
-	if *transport == "websocket" {
-		executor, err = remotecommand.NewWebSocketExecutor(config(), http.MethodGet, address)
-	} else {
-		executor, err = remotecommand.NewSPDYExecutor(config(), http.MethodPost, target)
-	}
+	executor, err := executor(*transport, address)
 	if err != nil {
 		return err
 	}
@@ -119,15 +124,9 @@ func forward(address, port string) error {
 	if err != nil {
 		return err
 	}
-	roundTripper, upgrader, err := spdy.RoundTripperFor(config())
+	dialer, err := dialer(*transport, target)
 	if err != nil {
 		return err
-	}
-	dialer := spdy.NewDialer(upgrader, &http.Client{Transport: roundTripper}, http.MethodPost, target)
-	if *transport == "websocket" {
-		if dialer, err = portforward.NewSPDYOverWebsocketDialer(target, config()); err != nil {
-			return err
-		}
 	}
 	stop, ready := make(chan struct{}), make(chan struct{})
 	forwarder, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{"0:" + port}, stop, ready, io.Discard, os.Stderr)

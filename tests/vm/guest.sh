@@ -14,6 +14,8 @@ ip link set lo up
 # critest loads its AppArmor profiles by sudo; here everybody is root.
 printf '#!/bin/sh\nexec "$@"\n' >/usr/local/bin/sudo
 chmod 755 /usr/local/bin/sudo
+# crun speaks to systemd by way of it; runc does not need it.
+systemctl start dbus.socket
 
 echo "guest: kernel $(uname -r), cgroups $(stat -f -c %T /sys/fs/cgroup), process 1 $(cat /proc/1/comm)"
 echo "guest: controllers $(cat /sys/fs/cgroup/cgroup.controllers), security $(cat /sys/kernel/security/lsm)"
@@ -21,9 +23,19 @@ echo "guest: $(runc --version | head -1), $(crun --version | head -1), / is $(fi
 
 results=()
 failed=0
+# After a reboot in the middle of the steps: what is left of them, and how the others went.
+saved=/var/lib/podwright-vm.saved
+if [ -e "$saved" ]; then
+    . "$saved"
+    rm -f "$saved"
+fi
+left=$STEPS
 for step in $STEPS; do
+    left=${left#*"$step"}
     started=$SECONDS
-    runtime=${step#*:}
+    # WHAT:RUNTIME, and perhaps :DRIVER.
+    IFS=: read -r _ runtime driver <<<"$step"
+    export PODWRIGHT_TEST_CGROUP_DRIVER=${driver:-cgroupfs}
     echo "guest: $step"
     case $step in
     node:*)
@@ -33,6 +45,17 @@ for step in $STEPS; do
     critest:*)
         RUNTIME=$runtime "$root/tests/critest/suite.sh" ${FOCUS:+"-ginkgo.focus=$FOCUS"} 2>&1
         ;;
+    deb)
+        "$root/tests/vm/deb.sh" before 2>&1 && {
+            results+=("deb, before the reboot: exit 0, $((SECONDS - started)) s")
+            { declare -p results failed; printf 'STEPS=%q\n' "deb-after$left"; } >"$saved"
+            sync
+            # By force: however this unit ended, it would switch the machine off.
+            systemctl reboot --force
+            sleep infinity
+        }
+        ;;
+    deb-after) "$root/tests/vm/deb.sh" after 2>&1 ;;
     script:*) bash -x "$root/tests/vm/${step#script:}" 2>&1 ;;
     *) echo "no such step"; false ;;
     esac

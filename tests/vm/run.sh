@@ -3,11 +3,13 @@
 # Debian's kernel, systemd as process 1, cgroup v2 alone. It is a QEMU guest
 # (emulated: no KVM is needed), made of Debian's packages only, without network.
 #
-# usage: tests/vm/run.sh             everything: the suite of tests/node with runc
-#                                    and with crun, then critest with runc
+# usage: tests/vm/run.sh             everything: the suite of tests/node with runc and systemd's
+#                                    cgroups and with crun and plain ones, then critest with runc
 #        STEPS='node:crun' tests/vm/run.sh      only these steps, in this order;
-#                                    a step is node:RUNTIME, critest:RUNTIME, or
-#                                    script:FILE, a script beside this one to look into something
+#                                    a step is node:RUNTIME[:DRIVER], critest:RUNTIME[:DRIVER]
+#                                    (cgroupfs or systemd), deb (the Debian package of build/dist, with
+#                                    a reboot), or script:FILE, a script beside this one to look into
+#                                    something
 #        FILTER='oom exec_sync'      only tests of tests/node with one of these in their names
 #        FOCUS=Security              only critest's specs that match
 #        VM_ACCEL=kvm                on a machine that has KVM
@@ -121,19 +123,34 @@ base=$vm/base-$version-$({ declare -f make_base; echo "$packages $suite"; } | sh
 [ -e "$base.ext4" ] || make_base
 
 # The programs under test and what drives them, at the paths that are compiled into them.
-tests=$(cargo test --locked --no-run --message-format=json --test node 2>"$work/cargo.log" |
-    jq -r 'select(.reason == "compiler-artifact" and .target.name == "node" and .executable != null) | .executable') ||
-    { cat "$work/cargo.log" >&2; exit 1; }
+reboot=-no-reboot
+tests=
+case "${STEPS:-node:}" in
+*node:*)
+    tests=$(cargo test --locked --no-run --message-format=json --test node 2>"$work/cargo.log" |
+        jq -r 'select(.reason == "compiler-artifact" and .target.name == "node" and .executable != null) | .executable') ||
+        { cat "$work/cargo.log" >&2; exit 1; }
+    ;;
+esac
 payload=$work/payload
 mkdir -p "$payload$root/build/bin" "$payload$root/build/images" "$payload/etc/podwright-vm"
 cp "$root"/build/bin/{podwright,podwright-monitor,podwright-testkit,crictl,critest} "$payload$root/build/bin/"
-strip -o "$payload$root/build/bin/node-tests" "$tests"
+[ -z "$tests" ] || strip -o "$payload$root/build/bin/node-tests" "$tests"
 cp -a "$root/build/images/." "$payload$root/build/images/"
+case " ${STEPS:-} " in
+*' deb '*)
+    mkdir -p "$payload$root/build/dist"
+    cp "$root"/build/dist/podwright_*.deb "$payload$root/build/dist/"
+    # A kubelet, where somebody has built one.
+    [ ! -x "$root/build/kube/kubelet" ] || install -D -t "$payload$root/build/kube" "$root/build/kube/kubelet"
+    reboot=
+    ;;
+esac
 mkdir "$payload$root/tests"
 cp -a "$root"/tests/{critest,e2e,images,vm} "$payload$root/tests/"
 {
     printf '#!/bin/bash\n'
-    printf 'export STEPS=%q FILTER=%q FOCUS=%q\n' "${STEPS:-node:runc node:crun critest:runc}" "${FILTER:-}" "${FOCUS:-}"
+    printf 'export STEPS=%q FILTER=%q FOCUS=%q\n' "${STEPS:-node:runc:systemd node:crun critest:runc:systemd}" "${FILTER:-}" "${FOCUS:-}"
     printf 'exec %q\n' "$here/guest.sh"
 } >"$payload/etc/podwright-vm/start"
 chmod 755 "$payload/etc/podwright-vm/start"
@@ -146,7 +163,7 @@ if [ "$accel" = tcg ]; then accel=tcg,thread=multi cpu=max,la57=off; else cpu=ho
 : >"$vm/console.log"
 : >"$vm/tests.log"
 echo "test-vm: booting $version ($accel)"
-setpriv --pdeathsig KILL qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
+setpriv --pdeathsig KILL qemu-system-x86_64 -nodefaults -no-user-config $reboot -display none \
     -machine pc -accel "$accel" -cpu "$cpu" -smp 2 -m 4096 \
     -kernel "$base.vmlinuz" -initrd "$base.initrd" \
     -append "console=ttyS0 panic=-1 mitigations=off random.trust_cpu=on systemd.unit=podwright-test.service systemd.mask=apt-daily.timer systemd.mask=apt-daily-upgrade.timer systemd.mask=systemd-networkd-wait-online.service quiet" \

@@ -77,12 +77,14 @@ impl JobFiles {
     }
 }
 
-/// runc, crun and youki write one JSON object a line, with `level` and `msg`.
+/// One JSON object a line: runc and crun have `level` in small letters and `msg`, youki in capitals and `message`.
 fn last_error(log: &str) -> Option<String> {
     log.lines().rev().find_map(|line| {
         let entry: serde_json::Value = serde_json::from_str(line).ok()?;
-        let is_error = matches!(entry.get("level")?.as_str()?, "error" | "fatal");
-        is_error.then(|| shorten(entry.get("msg").and_then(|text| text.as_str()).unwrap_or_default().trim()))
+        let level = entry.get("level")?.as_str()?;
+        let text = entry.get("msg").or_else(|| entry.get("message")).and_then(|text| text.as_str());
+        let is_error = ["error", "fatal"].iter().any(|name| level.eq_ignore_ascii_case(name));
+        is_error.then(|| shorten(text.unwrap_or_default().trim()))
     })
 }
 
@@ -179,6 +181,9 @@ mod tests {
             "garbage\n"
         );
         assert_eq!(last_error(log).unwrap(), "second \"x\"");
+        let youki =
+            "{\"timestamp\":\"t\",\"level\":\"ERROR\",\"message\":\"no such file\",\"target\":\"youki\"}";
+        assert_eq!(last_error(youki), Some("no such file".into()));
         assert_eq!(last_error("{\"level\":\"info\",\"msg\":\"fine\"}"), None);
         let long = format!("{{\"level\":\"error\",\"msg\":\"{}\"}}", "ä".repeat(5000));
         assert!(last_error(&long).unwrap().len() <= ERROR_BYTES);

@@ -3,8 +3,10 @@
 //! Owns: all `unsafe` of the workspace. Never owns policy: no paths of ours, no retries, no state.
 //! All errors are the kernel's, as [`std::io::Error`]; the caller adds what it was doing and to what.
 
+pub mod clock;
 pub mod fdpass;
 pub mod memory;
+pub mod names;
 pub mod namespace;
 pub mod path;
 pub mod pidfd;

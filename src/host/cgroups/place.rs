@@ -4,7 +4,7 @@
 //! was changed is still found. systemd itself is spoken to by the OCI runtime only, never by us.
 
 use super::CgroupError;
-use crate::config::CgroupDriver;
+use crate::config::{self, CgroupDriver};
 use crate::model::ContainerId;
 use std::path::{Component, Path, PathBuf};
 
@@ -62,6 +62,20 @@ impl Driver {
             Self::Cgroupfs => "/podwright",
             Self::Systemd => "podwright.slice",
         }
+    }
+
+    /// The driver, and the parent of pods that name none.
+    ///
+    /// # Errors
+    /// When the configured parent is of the other driver's form, or malformed.
+    pub fn settle(config: &config::Cgroups) -> Result<(Self, String), CgroupError> {
+        let driver = Self::choose(config.driver);
+        let parent = match config.default_parent.as_str() {
+            "" => driver.default_parent(),
+            configured => configured,
+        };
+        driver.check(parent)?;
+        Ok((driver, parent.to_owned()))
     }
 
     /// Whether containers can be put below `parent`.

@@ -1,13 +1,14 @@
 //! The calls that a monitor takes, each with its deadline.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use podwright_monitor_proto::{
-    ContainerStatus, Create, Exec, ExecStatus, ExecStdio as StdioFlags, MonitorRecord, ProcessId, Reply,
-    Request, RequestFrame, Runtime, SESSIONS_REVISION, Target, encode,
+    ContainerStatus, Create, Exec, ExecStatus, ExecStdio as StdioFlags, MonitorRecord, PROTOCOL_VERSION,
+    ProcessId, Reply, Request, RequestFrame, Runtime, SESSIONS_REVISION, Target, encode,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -114,6 +115,19 @@ impl Monitor {
     #[must_use]
     pub fn info(&self) -> &MonitorRecord {
         &self.info
+    }
+
+    /// Says hello, which a monitor that was found wants first. To be repeated where it did not answer.
+    ///
+    /// # Errors
+    /// `Version` when it speaks another protocol; `dir` is for the message.
+    pub async fn greet(&self, dir: &Path) -> Result<(), MonitorError> {
+        let hello = Request::Hello { version: PROTOCOL_VERSION };
+        match self.link.call("hello", hello, vec![], CALL_DEADLINE).await?.0 {
+            Reply::Hello { version: PROTOCOL_VERSION, .. } => Ok(()),
+            Reply::Hello { version: theirs, .. } => Err(MonitorError::Version { dir: dir.into(), theirs }),
+            _ => Err(self.link.mismatch("hello")),
+        }
     }
 
     /// Creates a container; it waits for the runtime's start. The runtime is killed after `deadline_ms` (a minute if

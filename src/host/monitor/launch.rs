@@ -14,7 +14,7 @@ use podwright_monitor_proto::{
 use podwright_sys::{proc, socket};
 use tokio::net::UnixStream;
 
-use super::calls::{CALL_DEADLINE, Link, Monitor};
+use super::calls::{Link, Monitor};
 use super::{Events, MonitorError, connection};
 
 /// For making namespaces; the kernel takes milliseconds for a network namespace, but serialises them under load.
@@ -86,11 +86,22 @@ pub async fn launch(request: LaunchRequest) -> Result<(Monitor, Events), Monitor
     }
 }
 
-/// Finds the monitor whose directory this is.
+/// Finds the monitor whose directory this is and has it answer.
 ///
 /// # Errors
 /// `NotRunning` when there is none any more, at once; `Unresponsive` when it is there but does not answer.
 pub async fn adopt(dir: &Path) -> Result<(Monitor, Events), MonitorError> {
+    let (monitor, events) = find(dir)?;
+    monitor.greet(dir).await?;
+    Ok((monitor, events))
+}
+
+/// Connects to the monitor whose directory this is, without a word yet: [`Monitor::greet`] is to be the first call.
+/// Never waits. Must be called within a tokio runtime.
+///
+/// # Errors
+/// `NotRunning` when there is none any more.
+pub fn find(dir: &Path) -> Result<(Monitor, Events), MonitorError> {
     let record = read_record(dir)?;
     let not_running = |reason: String| MonitorError::NotRunning { dir: dir.into(), reason };
     check_alive(&record).map_err(not_running)?;
@@ -108,12 +119,7 @@ pub async fn adopt(dir: &Path) -> Result<(Monitor, Events), MonitorError> {
     let socket = UnixStream::from_std(socket.into()).map_err(connect)?;
     let (commands, events) = connection::start(socket);
     let link = Link::new(&record.sandbox_id, commands);
-    let hello = Request::Hello { version: PROTOCOL_VERSION };
-    match link.call("hello", hello, vec![], CALL_DEADLINE).await?.0 {
-        Reply::Hello { version: PROTOCOL_VERSION, record } => Ok((Monitor::new(*record, link), events)),
-        Reply::Hello { version: theirs, .. } => Err(MonitorError::Version { dir: dir.into(), theirs }),
-        _ => Err(link.mismatch("hello")),
-    }
+    Ok((Monitor::new(record, link), events))
 }
 
 fn read_record(dir: &Path) -> Result<MonitorRecord, MonitorError> {

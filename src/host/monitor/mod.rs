@@ -4,6 +4,7 @@
 //! connection closes and the pod does not notice. Every call has a deadline; a monitor that does not answer
 //! ([`MonitorError::Unresponsive`]) holds up nobody but its caller.
 
+mod binary;
 mod calls;
 mod connection;
 mod error;
@@ -13,9 +14,10 @@ mod sweep;
 
 use tokio::sync::mpsc;
 
+pub use binary::{BinaryError, binary};
 pub use calls::{ExecRequest, ExecStarted, ExecStdio, Listing, Monitor, SignalOutcome};
 pub use error::MonitorError;
-pub use launch::{LaunchRequest, adopt, launch};
+pub use launch::{LaunchRequest, adopt, find, launch};
 pub use podwright_monitor_proto::{
     ContainerState, ContainerStatus, Create as CreateRequest, ErrorKind, ExecStatus, ExecStdio as StdioFlags,
     ExitRecord, MonitorRecord as MonitorInfo, NamespacePaths, NamespaceRequest, ProcessId, Runtime,

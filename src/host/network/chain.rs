@@ -148,6 +148,7 @@ impl Inner {
     }
 
     pub(super) async fn detach(&self, request: &Attachment) -> Result<Duration, NetworkError> {
+        let _bar = self.checkups.bar(&request.sandbox).await;
         let _shared = self.gate.read().await;
         let netns = live_netns(request.netns.as_deref());
         let pod = request.pod.to_string();
@@ -252,7 +253,7 @@ impl Inner {
         failures
     }
 
-    fn target<'a>(
+    pub(super) fn target<'a>(
         &self,
         list: &'a NetworkList,
         entry: &'a Entry,
@@ -261,7 +262,7 @@ impl Inner {
         args: &'a str,
         pod: &'a str,
     ) -> Target<'a> {
-        let deadline = if verb == Verb::Add { self.add_timeout } else { self.del_timeout };
+        let deadline = if verb == Verb::Del { self.del_timeout } else { self.add_timeout };
         Target {
             network: &list.name,
             verb,

@@ -120,6 +120,7 @@ impl Plugin {
 pub(super) struct NetworkList {
     pub(super) name: String,
     pub(super) version: Version,
+    pub(super) disable_check: bool,
     pub(super) disable_gc: bool,
     pub(super) plugins: Vec<Plugin>,
     /// The list as one self-contained document, base64, as the cache stores it.
@@ -180,6 +181,7 @@ impl Draft {
         push_field(&mut document, "plugins", &format!("[{}]", whole.join(",")));
         document.push('}');
         Ok(NetworkList {
+            disable_check: self.object.flag("disableCheck")?,
             disable_gc: self.object.flag("disableGC")?,
             name: self.name,
             version: self.version,

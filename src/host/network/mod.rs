@@ -7,10 +7,13 @@
 mod args;
 mod cache;
 mod chain;
+mod checkup;
 mod directory;
 mod error;
+mod examine;
 mod health;
 mod list;
+mod orphans;
 mod plugin;
 mod result;
 mod version;
@@ -23,7 +26,9 @@ mod fixture;
 #[cfg(test)]
 mod tests;
 
+pub use checkup::Checkup;
 pub use error::{Call, Failures, Fault, NetworkError};
+pub use examine::{Configured, Examination, examine};
 pub use health::Readiness;
 pub use plugin::{CallOutcome, PluginCall, Verb};
 
@@ -103,6 +108,8 @@ struct Inner {
     health: Mutex<Health>,
     /// Sandboxes attached by this process: valid whatever a caller of collect knows.
     attached: Mutex<HashSet<SandboxId>>,
+    /// CHECKs that run: DEL of the same sandbox ends one.
+    checkups: checkup::Checkups,
     /// ADD and DEL share it; GC has it alone.
     gate: tokio::sync::RwLock<()>,
     /// Reloads the configuration; None: no watch could be had, each readiness check reloads instead.
@@ -128,18 +135,7 @@ impl Network {
     /// None today: without configuration the network is not ready, without a watch the directory is read again with
     /// each readiness check.
     pub fn start(config: &config::Network) -> Result<Self, NetworkError> {
-        let inner = Arc::new(Inner {
-            conf_dir: config.conf_dir.clone(),
-            cache: Cache::new(&config.cache_dir),
-            plugins: Plugins::new(&config.bin_dirs),
-            add_timeout: Duration::from_secs(config.add_timeout_seconds),
-            del_timeout: Duration::from_secs(config.del_timeout_seconds),
-            runtime: Handle::current(),
-            health: Mutex::new(Health::new()),
-            attached: Mutex::default(),
-            gate: tokio::sync::RwLock::new(()),
-            watcher: Mutex::default(),
-        });
+        let inner = Arc::new(Inner::new(config));
         // The watch comes first, so that no change falls between it and the load.
         match Watch::new(&config.conf_dir) {
             Ok(watch) => {
@@ -200,6 +196,21 @@ impl Network {
         self.inner.detach(request).await
     }
 
+    /// Ends the plugins that an earlier daemon called for these sandboxes; to be called before any other call for
+    /// them. Blocking.
+    pub fn end_orphans(sandboxes: &HashSet<&str>) {
+        orphans::end(sandboxes);
+    }
+
+    /// Asks the plugins whether a pod is still attached as it was (CHECK). A detach of the same sandbox ends this
+    /// early, and then nothing is wrong.
+    ///
+    /// # Errors
+    /// What the first plugin says that finds something amiss.
+    pub async fn check(&self, sandbox: &SandboxId, netns: &Path) -> Result<Checkup, NetworkError> {
+        self.inner.check(sandbox, netns).await
+    }
+
     /// Detaches what this daemon attached for sandboxes that no longer exist, then has the plugins collect (GC, CNI
     /// 1.1). What other runtimes cached in the same directory stays valid. Failures are logged, the next call goes on.
     pub async fn collect(&self, valid: &[SandboxId]) {
@@ -228,6 +239,22 @@ impl Network {
 }
 
 impl Inner {
+    fn new(config: &config::Network) -> Self {
+        Self {
+            conf_dir: config.conf_dir.clone(),
+            cache: Cache::new(&config.cache_dir),
+            plugins: Plugins::new(&config.bin_dirs),
+            add_timeout: Duration::from_secs(config.add_timeout_seconds),
+            del_timeout: Duration::from_secs(config.del_timeout_seconds),
+            runtime: Handle::current(),
+            health: Mutex::new(Health::new()),
+            attached: Mutex::default(),
+            checkups: checkup::Checkups::default(),
+            gate: tokio::sync::RwLock::new(()),
+            watcher: Mutex::default(),
+        }
+    }
+
     fn reload(&self, watch: Option<&Watch>) {
         let mut loaded = directory::load(&self.conf_dir);
         if let (Some(watch), directory::Loaded::Network { list, .. }) = (watch, &loaded)

@@ -28,6 +28,8 @@ pub enum Verb {
     Add,
     /// Detach a pod.
     Del,
+    /// Say whether a pod is still attached as ADD left it.
+    Check,
     /// Say whether ADD could work.
     Status,
     /// Collect what belongs to no valid attachment.
@@ -41,6 +43,7 @@ impl Verb {
         match self {
             Self::Add => "ADD",
             Self::Del => "DEL",
+            Self::Check => "CHECK",
             Self::Status => "STATUS",
             Self::Gc => "GC",
         }
@@ -62,6 +65,18 @@ pub enum CallOutcome {
     Failed,
     /// It was killed at its deadline.
     TimedOut,
+}
+
+impl CallOutcome {
+    /// The label in metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::TimedOut => "timed_out",
+        }
+    }
 }
 
 /// A finished plugin call, for metrics.

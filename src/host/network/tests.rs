@@ -410,6 +410,57 @@ async fn collection_takes_only_what_is_ours_and_stale() {
 }
 
 #[tokio::test]
+async fn a_check_asks_each_plugin_in_order_with_what_add_gave() {
+    let world = World::new("1.0.0");
+    let network = world.start();
+    let request = with_port();
+    let netns = Path::new("/proc/self/ns/net");
+    assert_eq!(network.check(&request.sandbox, netns).await.unwrap(), Checkup::Unasked);
+    network.attach(&request).await.unwrap();
+    world.forget_calls();
+    assert_eq!(network.check(&request.sandbox, netns).await.unwrap(), Checkup::Well);
+    assert_eq!(world.calls(), ["CHECK a", "CHECK b", "CHECK c"]);
+    for n in 1..=3 {
+        assert_eq!(world.stdin(n)["prevResult"]["by"], "c");
+    }
+    assert_eq!(world.stdin(2)["runtimeConfig"]["portMappings"][0]["hostPort"], 8080);
+    assert_eq!(world.env(1)["CNI_NETNS"], "/proc/self/ns/net");
+    world.hook("CHECK-b", r#"echo '{"code":101,"msg":"eth0 is gone"}'; exit 1"#);
+    let error = network.check(&request.sandbox, netns).await.unwrap_err().to_string();
+    assert_eq!(error, "CNI plugin b of network n: CHECK for pod ns/web: eth0 is gone (code 101)");
+    network.detach(&request).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_check_that_hangs_gives_way_to_the_detach() {
+    let world = World::new("1.0.0");
+    world.hook("CHECK-a", "echo $$ > $d/pid; exec sleep 1000");
+    let network = world.start();
+    let request = attachment();
+    network.attach(&request).await.unwrap();
+    let check = tokio::spawn({
+        let (network, sandbox) = (network.clone(), request.sandbox.clone());
+        async move { network.check(&sandbox, Path::new("")).await }
+    });
+    until("CHECK a", || world.path("pid").exists()).await;
+    network.detach(&request).await.unwrap();
+    assert_eq!(check.await.unwrap().unwrap(), Checkup::Overtaken);
+    assert!(world.cached().is_empty());
+}
+
+#[tokio::test]
+async fn what_wants_no_check_is_not_asked() {
+    for top in [r#""cniVersion":"1.0.0","disableCheck":true"#, r#""cniVersion":"0.3.1""#] {
+        let world = World::bare("0.3.1");
+        world.conf("n.conflist", &format!(r#"{{{top},"name":"n","plugins":[{{"type":"a"}}]}}"#));
+        let (network, request) = (world.start(), attachment());
+        network.attach(&request).await.unwrap();
+        assert_eq!(network.check(&request.sandbox, Path::new("")).await.unwrap(), Checkup::Unasked);
+        assert_eq!(world.calls(), ["ADD a"]);
+    }
+}
+
+#[tokio::test]
 async fn disabled_or_older_networks_are_not_asked_to_collect() {
     for top in [r#""cniVersion":"1.1.0","disableGC":true"#, r#""cniVersion":"1.0.0""#] {
         let world = World::bare("1.0.0");

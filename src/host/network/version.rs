@@ -21,6 +21,8 @@ impl Version {
     pub(super) const IP_LISTS: Self = Self::V0_3_0;
     /// From here on DEL is given `prevResult`.
     pub(super) const DEL_WITH_RESULT: Self = Self::V0_4_0;
+    /// From here on there is CHECK.
+    pub(super) const CHECK: Self = Self::V0_4_0;
     /// From here on an address no longer says its family.
     pub(super) const NO_FAMILY: Self = Self::V1_0_0;
     /// From here on there are STATUS, GC and plugin drop-ins.

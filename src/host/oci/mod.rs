@@ -4,12 +4,14 @@
 //! daemon (create, run, exec) is the monitor's. Decides nothing about containers.
 
 mod error;
+mod features;
 mod probe;
 mod runtimes;
 mod signals;
 
 pub use error::OciError;
-pub use runtimes::{Runtimes, Surroundings};
+pub use features::Features;
+pub use runtimes::{PREFERENCE, Runtimes, Surroundings, Trial, try_all};
 pub use signals::{signal_name, signal_number};
 
 use super::command::{Command, CommandError};
@@ -26,6 +28,7 @@ pub struct Runtime {
     path: PathBuf,
     args: Vec<String>,
     deadline: Duration,
+    features: Features,
 }
 
 impl Runtime {
@@ -34,7 +37,7 @@ impl Runtime {
     pub fn new(name: &str, path: PathBuf, root: &Path, extra: &[String], deadline: Duration) -> Self {
         let mut args = vec!["--root".to_owned(), root.to_string_lossy().into_owned()];
         args.extend(extra.iter().cloned());
-        Self { name: name.to_owned(), path, args, deadline }
+        Self { name: name.to_owned(), path, args, deadline, features: Features::default() }
     }
 
     /// The handler's name.
@@ -47,6 +50,12 @@ impl Runtime {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What it can do, as far as is known.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        self.features
     }
 
     /// Whether the program is there.
@@ -85,6 +94,13 @@ impl Runtime {
     pub async fn update(&self, id: &str, resources: &serde_json::Value) -> Result<(), OciError> {
         let stdin = Some(resources.to_string().into_bytes());
         self.call("update", id, &["update", "--resources", "-", id], stdin).await.map(|_| ())
+    }
+
+    /// The first line of what it says of its version; empty where it says nothing.
+    async fn version(&self) -> String {
+        let output = Command::new(&self.path, self.deadline).args(["--version"]).run().await;
+        let said = output.map(|output| output.stdout).unwrap_or_default();
+        String::from_utf8_lossy(&said).lines().next().unwrap_or_default().trim().to_owned()
     }
 
     async fn call(

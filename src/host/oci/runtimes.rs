@@ -1,6 +1,6 @@
 //! The configured handlers and the default among them.
 
-use super::{OciError, Runtime, probe};
+use super::{OciError, Runtime, features, probe};
 use crate::config;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Handlers tried as the default, in this order: crun is the faster.
-const PREFERENCE: [&str; 2] = ["crun", "runc"];
+pub const PREFERENCE: [&str; 2] = ["crun", "runc"];
 
 /// Gives the `cgroupsPath` of a container by its name.
 pub(super) type CgroupPath<'a> = &'a (dyn Fn(&str) -> PathBuf + Sync);
@@ -40,18 +40,19 @@ pub struct Runtimes {
 }
 
 impl Runtimes {
-    /// Finds the handlers' programs; without a configured default, the first of crun and runc that runs a container
-    /// becomes it.
+    /// Finds the handlers' programs and what they can do; without a configured default, the first of crun and runc that
+    /// runs a container becomes it.
     ///
     /// # Errors
     /// When no runtime can be the default.
     pub async fn find(config: &config::Runtime, around: Surroundings<'_>) -> Result<Self, OciError> {
         let deadline = Duration::from_secs(config.timeout_seconds);
-        let by_name: BTreeMap<_, _> = config
-            .handlers
-            .iter()
-            .map(|(name, handler)| (name.clone(), Arc::new(runtime(name, handler, around, deadline))))
-            .collect();
+        let found = config.handlers.iter().map(async |(name, handler)| {
+            let mut runtime = runtime(name, handler, around, deadline);
+            runtime.features = features::of(&runtime, around).await;
+            (name.clone(), Arc::new(runtime))
+        });
+        let by_name: BTreeMap<_, _> = futures_util::future::join_all(found).await.into_iter().collect();
         let default = match by_name.get(&config.default) {
             Some(default) => default.clone(),
             None => first_that_works(&by_name, around).await?,
@@ -71,6 +72,35 @@ impl Runtimes {
     pub fn names(&self) -> Vec<String> {
         self.by_name.keys().cloned().collect()
     }
+}
+
+/// What one handler's runtime is good for.
+#[derive(Debug)]
+pub struct Trial {
+    /// The handler.
+    pub handler: String,
+    /// Its program.
+    pub path: PathBuf,
+    /// The first line of what `--version` prints; empty where it prints nothing.
+    pub version: String,
+    /// Whether it ran a container.
+    pub outcome: Result<(), OciError>,
+}
+
+/// Has every handler's runtime run a container, one after the other.
+pub async fn try_all(config: &config::Runtime, around: Surroundings<'_>) -> Vec<Trial> {
+    let deadline = Duration::from_secs(config.timeout_seconds);
+    let mut trials = Vec::new();
+    for (name, handler) in &config.handlers {
+        let runtime = runtime(name, handler, around, deadline);
+        let outcome = match runtime.present() {
+            Ok(()) => probe::works(&runtime, around.state, around.probe_cgroup).await,
+            Err(error) => Err(error),
+        };
+        let version = if outcome.is_ok() { runtime.version().await } else { String::new() };
+        trials.push(Trial { handler: name.clone(), path: runtime.path().to_owned(), version, outcome });
+    }
+    trials
 }
 
 fn runtime(name: &str, handler: &config::Handler, around: Surroundings<'_>, deadline: Duration) -> Runtime {

@@ -188,12 +188,15 @@ fn mount_by_page(
         detail: String::new(),
     })?;
     rustix::mount::mount("overlay", target, "overlay", flags, Some(data.as_c_str())).map_err(|e| {
+        // The kernel does not say which one it refuses.
+        let detail =
+            if options.is_empty() { String::new() } else { format!(" (options {})", options.join(",")) };
         RootfsError::Mount {
             fstype: "overlay",
             step: "mount",
             target: target.to_owned(),
             cause: e.into(),
-            detail: String::new(),
+            detail,
         }
     })
 }

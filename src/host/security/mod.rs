@@ -41,6 +41,8 @@ pub struct HostSecurity {
     /// Lowest oom_score_adj that a container may get: without CAP_SYS_RESOURCE a process cannot go below the
     /// daemon's own value.
     pub oom_score_adj_floor: i64,
+    /// AppArmor can confine containers.
+    pub apparmor: bool,
     /// SELinux is enabled.
     pub selinux: bool,
 }
@@ -65,6 +67,7 @@ impl HostSecurity {
         Ok(Self {
             bounding,
             oom_score_adj_floor: oom_floor(effective, own_adj),
+            apparmor: apparmor::AppArmor::detect().is_enabled(),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         })
     }

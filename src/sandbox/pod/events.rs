@@ -1,10 +1,10 @@
 //! What happens by itself: containers end, the monitor tells, falls silent or dies.
 
-use super::{Finished, Phase, Pod};
+use super::{Container, Finished, Phase, Pod};
 use crate::host::monitor::{Events, MonitorEvent};
 use crate::model::ContainerId;
 use crate::sandbox::container;
-use crate::sandbox::machine::SandboxActivity;
+use crate::sandbox::machine::{Activity, SandboxActivity};
 use crate::sandbox::recover;
 use crate::sandbox::state::{ContainerState, Exit, Holdings, NotReadyCause, SandboxState};
 use podwright_monitor_proto::{ContainerState as MonitorContainer, ExitRecord};
@@ -91,6 +91,48 @@ impl Pod {
         }
         self.publish();
         Some(events)
+    }
+
+    /// Takes up what a monitor says that was silent when the daemon started.
+    pub(super) fn answered(&mut self, reports: Option<recover::Reports>) {
+        let Some(reports) = reports else { return self.monitor_lost() };
+        // None: the tear-down was through first, or its connection broke and it is adopted anew.
+        let Some(monitor) = self.monitor.clone() else { return };
+        tracing::info!(sandbox = %self.spec.id, "the pod's monitor answers");
+        for id in reports.keys().filter(|id| !self.containers.contains_key(id.as_str())) {
+            let id = id.clone();
+            let (node, pod, runtime) = (self.node.clone(), self.spec.clone(), self.runtime.clone());
+            let monitor = monitor.clone();
+            self.jobs.spawn(async move {
+                recover::end_stranger(&node, &pod, &runtime, Some(&monitor), &id).await;
+                Finished::StrangerEnded
+            });
+        }
+        // Not those that are being worked on: whoever does hears of them.
+        let due = |c: &Container| match c.state {
+            ContainerState::Running { .. } => true,
+            ContainerState::Created => c.activity == Activity::Idle,
+            ContainerState::Creating | ContainerState::Starting | ContainerState::Exited { .. } => false,
+        };
+        let changed: Vec<_> = self
+            .containers
+            .iter()
+            .filter(|(_, c)| due(c))
+            .filter_map(|(id, c)| Some((id.clone(), recover::late(&self.node, &self.spec.id, c, &reports)?)))
+            .collect();
+        for (id, state) in changed {
+            let ended = matches!(state, ContainerState::Exited { .. });
+            if let (Some(container), false) = (self.containers.get(&id), ended) {
+                container.phase.send_replace(Phase::Alive);
+            }
+            if let ContainerState::Exited { exit, .. } = &state {
+                self.node.metrics.exited(exit.reason.as_str());
+            }
+            self.set_container_state(&id, state);
+            if ended {
+                self.clean(&id);
+            }
+        }
     }
 
     pub(super) fn monitor_lost(&mut self) {

@@ -130,7 +130,13 @@ impl Container {
 enum Finished {
     Up(Box<Result<BroughtUp, SandboxError>>),
     Adopted(Option<recover::Adopted>),
-    Undone { cause: SandboxError, undo: Result<(), SandboxError> },
+    /// The monitor that was silent at start has answered; None: it was given up.
+    Answered(Option<recover::Reports>),
+    StrangerEnded,
+    Undone {
+        cause: SandboxError,
+        undo: Result<(), SandboxError>,
+    },
     Down(Result<(), SandboxError>),
     PodRemoved(Result<(), SandboxError>),
     Created(ContainerId, Box<Result<Prepared, SandboxError>>),
@@ -218,8 +224,12 @@ impl Pod {
         self.spawn(None)
     }
 
-    /// Starts the task of a sandbox found at start-up.
-    pub(super) fn spawn_recovered(mut self, events: Option<Events>) -> PodHandle {
+    /// Starts the task of a sandbox found at start-up. `answer` is what its monitor still owes.
+    pub(super) fn spawn_recovered(
+        mut self,
+        events: Option<Events>,
+        answer: Option<recover::Answer>,
+    ) -> PodHandle {
         self.up.send_replace(Some(Ok(())));
         // What ended while no daemon watched has not been cleaned up after.
         let ended = |c: &Container| matches!(c.state, ContainerState::Exited { .. });
@@ -229,6 +239,9 @@ impl Pod {
             self.clean(&id);
         }
         self.await_starts();
+        if let Some(answer) = answer {
+            self.work(Finished::Answered(None), async move { Finished::Answered(answer.await) });
+        }
         self.publish();
         self.spawn(events)
     }
@@ -291,6 +304,8 @@ impl Pod {
         match finished {
             // Handled where the events can be taken over.
             Finished::Up(_) | Finished::Adopted(_) => {}
+            Finished::Answered(reports) => self.answered(reports),
+            Finished::StrangerEnded => {}
             Finished::Undone { cause, undo } => self.undone(cause, undo),
             Finished::Down(result) => self.down(result),
             Finished::PodRemoved(result) => self.pod_removed(result),

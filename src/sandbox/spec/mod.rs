@@ -122,7 +122,7 @@ pub struct HostFacts {
     pub page_sizes: Vec<String>,
     /// Names of cgroup controllers.
     pub controllers: Vec<String>,
-    /// Kernel and runtime can make a mount read-only with all below it.
+    /// The kernel, and the runtime where one is meant, can make a mount read-only with all below it.
     pub recursive_read_only: bool,
     /// AppArmor is enabled.
     pub apparmor: bool,

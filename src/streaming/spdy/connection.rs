@@ -43,14 +43,14 @@ pub type Hangup = Box<dyn Fn() -> bool + Send + Sync>;
 #[must_use]
 pub fn open(
     reading: Reading,
-    writing: Writing,
+    writing: impl Into<Writing>,
     early: Bytes,
     limits: Limits,
     hangup: Option<Hangup>,
     accept: fn(&Headers) -> bool,
 ) -> Connection {
     let shared = Arc::new(Shared {
-        outbound: Outbound::new(writing),
+        outbound: Outbound::new(writing.into()),
         budget: Budget::new(limits.held_bytes),
         streams: Mutex::default(),
         last: AtomicU32::new(0),

@@ -73,7 +73,7 @@ impl Inflater {
     }
 }
 
-fn parse(mut block: &[u8]) -> Result<Headers, SpdyError> {
+pub(super) fn parse(mut block: &[u8]) -> Result<Headers, SpdyError> {
     let count = number(&mut block)?;
     if count > MAX_HEADERS {
         return Err(SpdyError::Headers("more than 64 headers"));

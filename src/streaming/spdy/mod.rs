@@ -15,6 +15,7 @@ mod headers;
 mod inbox;
 mod outbound;
 mod reader;
+mod splice;
 mod stream;
 
 pub(crate) use activity::Activity;
@@ -56,7 +57,11 @@ pub enum SpdyError {
     Gone,
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(fuzzing, allow(dead_code))]
+#[allow(clippy::unwrap_used, reason = "only tests have it")]
 pub(super) mod client;
+#[cfg(fuzzing)]
+pub(super) mod fuzz;
 #[cfg(test)]
 mod tests;

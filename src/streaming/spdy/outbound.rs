@@ -4,18 +4,47 @@
 use super::activity::Activity;
 use super::frame::{self, HEADER_BYTES};
 use super::inbox::{End, Inbox};
+use super::splice::Splice;
 use super::{FRAME_BYTES, SpdyError};
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
 
 /// Control frames that wait to be sent, bytes: beyond it nothing more is read from a client that takes no answers.
 const MAX_CONTROL_BYTES: usize = 64 << 10;
 
 /// The half that is written.
-pub type Writing = Box<dyn AsyncWrite + Send + Unpin>;
+pub enum Writing {
+    /// A socket as it is: what another socket has can go there within the kernel.
+    Tcp(OwnedWriteHalf),
+    /// Anything else.
+    Other(Box<dyn AsyncWrite + Send + Unpin>),
+}
+
+impl std::fmt::Debug for Writing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writing").finish_non_exhaustive()
+    }
+}
+
+impl<W: AsyncWrite + Send + Unpin + 'static> From<Box<W>> for Writing {
+    fn from(writer: Box<W>) -> Self {
+        Self::Other(writer)
+    }
+}
+
+impl Writing {
+    fn writer(&mut self) -> &mut (dyn AsyncWrite + Send + Unpin) {
+        match self {
+            Self::Tcp(tcp) => tcp,
+            Self::Other(other) => other,
+        }
+    }
+}
 
 pub(super) struct Outbound {
     socket: tokio::sync::Mutex<Socket>,
@@ -35,6 +64,8 @@ struct Socket {
     writer: Writing,
     /// Made at the first data; room for a header and [`FRAME_BYTES`].
     frame: Vec<u8>,
+    /// Made at the first data that comes from a socket and goes to one.
+    splice: Option<Splice>,
     /// A frame was begun and not ended: its sender was dropped half-way, or the socket failed.
     torn: bool,
 }
@@ -45,11 +76,56 @@ impl Socket {
             return Err(SpdyError::Gone);
         }
         self.torn = true;
-        self.writer.write_all(bytes).await?;
+        let writer = self.writer.writer();
+        writer.write_all(bytes).await?;
         // TLS and tunnels may hold back what the socket did not take at once.
-        self.writer.flush().await?;
+        writer.flush().await?;
         self.torn = false;
         Ok(())
+    }
+
+    /// Sends what `fill` puts into the frame buffer, as a frame.
+    async fn write_from(
+        &mut self,
+        stream: u32,
+        fill: impl FnOnce(&mut [u8]) -> io::Result<usize>,
+    ) -> Result<io::Result<usize>, SpdyError> {
+        if self.frame.is_empty() {
+            self.frame = vec![0; HEADER_BYTES + FRAME_BYTES];
+        }
+        let length = match fill(&mut self.frame[HEADER_BYTES..]) {
+            Ok(length @ 1..) => length,
+            other => return Ok(other),
+        };
+        self.frame[..HEADER_BYTES].copy_from_slice(&frame::data(stream, 0, length));
+        self.write_frame(length).await?;
+        Ok(Ok(length))
+    }
+
+    /// Sends what `source` has now, as a frame, without a copy where both ends allow that.
+    async fn write_spliced(
+        &mut self,
+        stream: u32,
+        source: &TcpStream,
+    ) -> Result<io::Result<usize>, SpdyError> {
+        if self.torn {
+            return Err(SpdyError::Gone);
+        }
+        if self.splice.is_none() && matches!(self.writer, Writing::Tcp(_)) {
+            // Without, as when descriptors have run out, it is copied.
+            self.splice = Splice::new().ok();
+        }
+        let (Writing::Tcp(sink), Some(splice)) = (&self.writer, &self.splice) else {
+            return self.write_from(stream, |buffer| source.try_read(buffer)).await;
+        };
+        let length = match splice.take(source) {
+            Ok(length @ 1..) => length,
+            other => return Ok(other),
+        };
+        self.torn = true;
+        splice.give(sink.as_ref(), &frame::data(stream, 0, length), length).await?;
+        self.torn = false;
+        Ok(Ok(length))
     }
 
     async fn write_frame(&mut self, length: usize) -> Result<(), SpdyError> {
@@ -62,8 +138,9 @@ impl Socket {
 
 impl Outbound {
     pub(super) fn new(writer: Writing) -> Self {
+        let socket = Socket { writer, frame: Vec::new(), splice: None, torn: false };
         Self {
-            socket: tokio::sync::Mutex::new(Socket { writer, frame: Vec::new(), torn: false }),
+            socket: tokio::sync::Mutex::new(socket),
             control: Mutex::default(),
             pending: Notify::new(),
             drained: Notify::new(),
@@ -130,17 +207,26 @@ impl Outbound {
             return Err(SpdyError::Reset);
         }
         self.flush(&mut socket).await?;
-        if socket.frame.is_empty() {
-            socket.frame = vec![0; HEADER_BYTES + FRAME_BYTES];
-        }
-        let length = match fill(&mut socket.frame[HEADER_BYTES..]) {
-            Ok(length @ 1..) => length,
-            other => return Ok(other),
-        };
-        socket.frame[..HEADER_BYTES].copy_from_slice(&frame::data(stream, 0, length));
-        socket.write_frame(length).await?;
+        let sent = socket.write_from(stream, fill).await?;
         self.touch();
-        Ok(Ok(length))
+        Ok(sent)
+    }
+
+    /// The same with what a socket has.
+    pub(super) async fn send_spliced(
+        &self,
+        stream: u32,
+        inbox: &Inbox,
+        source: &TcpStream,
+    ) -> Result<io::Result<usize>, SpdyError> {
+        let mut socket = self.socket.lock().await;
+        if inbox.ended() == Some(End::Reset) {
+            return Err(SpdyError::Reset);
+        }
+        self.flush(&mut socket).await?;
+        let sent = socket.write_spliced(stream, source).await?;
+        self.touch();
+        Ok(sent)
     }
 
     /// Tells that nothing more comes on this stream.
@@ -156,7 +242,7 @@ impl Outbound {
     pub(super) async fn shut_down(&self) -> Result<(), SpdyError> {
         let mut socket = self.socket.lock().await;
         self.flush(&mut socket).await?;
-        Ok(socket.writer.shutdown().await?)
+        Ok(socket.writer.writer().shutdown().await?)
     }
 
     /// Something came or went.

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::net::TcpStream;
 
 /// A stream that the client opened and that was answered.
 #[derive(Debug)]
@@ -83,6 +84,14 @@ impl StreamWriter {
         fill: impl FnOnce(&mut [u8]) -> io::Result<usize>,
     ) -> Result<io::Result<usize>, SpdyError> {
         self.open.shared.outbound.send_from(self.open.id, &self.open.inbox, fill).await
+    }
+
+    /// Sends what a socket has now, as [`Self::send_from`] does, but without a copy where the connection is a socket, too.
+    ///
+    /// # Errors
+    /// When the stream or the connection is gone.
+    pub async fn send_spliced(&self, source: &TcpStream) -> Result<io::Result<usize>, SpdyError> {
+        self.open.shared.outbound.send_spliced(self.open.id, &self.open.inbox, source).await
     }
 
     /// Sends these bytes.

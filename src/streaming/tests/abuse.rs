@@ -1,4 +1,5 @@
 use super::support::*;
+use crate::streaming::server::Settings;
 use futures_util::SinkExt as _;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -50,7 +51,7 @@ async fn a_client_may_vanish_at_every_stage() {
 
 #[tokio::test]
 async fn streams_that_do_not_come_end_the_session() {
-    let node = node().await;
+    let node = node_with(Default::default(), Settings { creation: SOON, ..durations() }).await;
     let mut client = node.spdy(&node.exec(&["deaf"], PLAIN), V4).await;
     client.syn(ERROR, &[("streamtype", "error")]).await;
     client.syn(3, &[("streamtype", "resize")]).await;
@@ -123,6 +124,44 @@ async fn floods_of_small_frames_do_not_disturb_the_session() {
 }
 
 #[tokio::test]
+async fn a_flood_of_streams_is_refused_and_does_not_disturb_the_session() {
+    let node = node().await;
+    let mut client = node.spdy(&node.exec(&["cat"], PLAIN), V4).await;
+    open(&mut client, PLAIN, false).await;
+    let mut refused = 0;
+    for id in (9..20_009).step_by(2) {
+        client.syn(id, &[("streamtype", "stdin")]).await;
+        match client.next().await {
+            Got::Rst(got, 3) if got == id => refused += 1,
+            // The first four find room; nobody wants them.
+            Got::Reply(got) if got == id => assert!(id < 17),
+            Got::Rst(got, 5) if got < 17 => assert_eq!(client.next().await, Got::Reply(id)),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(refused > 9_000, "{refused}");
+    client.data(STDIN, 1, b"hello").await;
+    assert_eq!(finish(&mut client).await.stdout, b"hello");
+}
+
+#[tokio::test]
+async fn a_data_frame_of_the_greatest_length_is_carried_in_pieces() {
+    let node = node().await;
+    let mut client = node.spdy(&node.exec(&["cat"], PLAIN), V4).await;
+    open(&mut client, PLAIN, false).await;
+    let (reading, mut writing) = client.socket.into_split();
+    let sending = tokio::spawn(async move {
+        writing.write_all(&[0, 0, 0, 3, 1, 0xff, 0xff, 0xff]).await.unwrap();
+        writing.write_all(&vec![7; 0xff_ffff]).await.unwrap();
+        writing
+    });
+    let mut client = Client::over(tokio::io::join(reading, tokio::io::sink()));
+    let result = finish(&mut client).await;
+    assert!(result.stdout.len() == 0xff_ffff && result.stdout.iter().all(|byte| *byte == 7));
+    sending.await.unwrap();
+}
+
+#[tokio::test]
 async fn oversize_messages_and_wrong_closes_end_a_websocket() {
     let node = node().await;
     for message in [
@@ -145,7 +184,9 @@ async fn oversize_messages_and_wrong_closes_end_a_websocket() {
 
 #[tokio::test]
 async fn an_idle_session_ends() {
-    let node = node_with(crate::config::Streaming { idle_timeout_seconds: 1, ..settings() }).await;
+    // Long enough for both to begin, on a busy machine too.
+    let idle = Duration::from_millis(700);
+    let node = node_with(Default::default(), Settings { idle, ..durations() }).await;
     let mut client = node.spdy(&node.exec(&["deaf"], PLAIN), V4).await;
     open(&mut client, PLAIN, false).await;
     let _socket = node.websocket(&node.exec(&["deaf"], PLAIN), "v5.channel.k8s.io").await;

@@ -1,5 +1,6 @@
 use super::support::*;
 use crate::streaming::Stdio;
+use crate::streaming::server::Settings;
 use futures_util::SinkExt as _;
 use std::time::Duration;
 use tokio_tungstenite::tungstenite::Message;
@@ -225,9 +226,13 @@ async fn tls_carries_the_same() {
         made.cert.der().to_vec()
     };
     let first = write();
-    let config =
-        crate::config::Streaming { tls: true, cert_file: cert.clone(), key_file: key.clone(), ..settings() };
-    let node = node_with(config).await;
+    let config = crate::config::Streaming {
+        tls: true,
+        cert_file: cert.clone(),
+        key_file: key.clone(),
+        ..Default::default()
+    };
+    let node = node_with(config, Settings { look: Duration::ZERO, ..durations() }).await;
     let url =
         node.server.urls().attach(crate::streaming::AttachRequest { container: "c".into(), stdio: PLAIN });
     let url = url.unwrap();
@@ -244,10 +249,8 @@ async fn tls_carries_the_same() {
     assert_eq!(finish(&mut client).await.stdout, b"hello");
     // A new certificate is served without a restart, half a one is not.
     std::fs::write(&cert, "half").unwrap();
-    tokio::time::sleep(Duration::from_millis(1100)).await;
     assert!(tls(&node, &first).await.is_some());
     let second = write();
-    tokio::time::sleep(Duration::from_millis(1100)).await;
     assert!(tls(&node, &second).await.is_some());
 }
 

@@ -1,4 +1,6 @@
 use super::support::*;
+use crate::streaming::server::Settings;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 fn get(path: &str, lines: &str) -> String {
@@ -65,7 +67,7 @@ async fn the_answer_names_the_protocol() {
 
 #[tokio::test]
 async fn a_slow_handshake_is_cut_off() {
-    let node = node().await;
+    let node = node_with(Default::default(), Settings { handshake: SOON, ..durations() }).await;
     let mut silent = node.connect().await;
     let mut half = node.connect().await;
     half.write_all(b"POST /exec/x HTTP/1.1\r\nHost:").await.unwrap();
@@ -76,6 +78,49 @@ async fn a_slow_handshake_is_cut_off() {
     })
     .await
     .unwrap();
+}
+
+#[tokio::test]
+async fn a_slow_tls_handshake_is_cut_off() {
+    let config = crate::config::Streaming { tls: true, ..Default::default() };
+    let node = node_with(config, Settings { handshake: SOON, ..durations() }).await;
+    let mut silent = node.connect().await;
+    let mut half = node.connect().await;
+    // The beginning of a client's hello.
+    half.write_all(&[0x16, 3, 1, 2, 0, 1]).await.unwrap();
+    let mut buffer = Vec::new();
+    tokio::time::timeout(PATIENCE, async {
+        let _ = silent.read_to_end(&mut buffer).await;
+        let _ = half.read_to_end(&mut buffer).await;
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn guesses_find_nothing_and_leave_the_true_token_alone() {
+    let node = node().await;
+    let path = node.exec(&["cat"], PLAIN);
+    let (base, token) = path.rsplit_once('/').unwrap();
+    let v4 = ["v4.channel.k8s.io"];
+    for n in 0..300u32 {
+        // One character of the true one is wrong, or all of them.
+        let at = usize::try_from(n).unwrap() % token.len();
+        let wrong = if token.as_bytes()[at] == b'A' { "B" } else { "A" };
+        let near = format!("{}{wrong}{}", &token[..at], &token[at + 1..]);
+        let guess = if n % 2 == 0 { near } else { format!("{n:032}") };
+        let (head, _) = node.ask(&upgrade(&format!("{base}/{guess}"), &v4)).await;
+        assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
+    }
+    assert!((node.metric("podwright_streaming_refused_total", "token") - 300.0).abs() < 0.5);
+    drop(node.spdy(&path, &v4).await);
+}
+
+#[tokio::test]
+async fn a_token_that_nobody_came_for_in_time_is_unknown() {
+    let node = node_with(Default::default(), Settings { lifetime: Duration::ZERO, ..durations() }).await;
+    let (head, _) = node.ask(&upgrade(&node.exec(&["cat"], PLAIN), &["v4.channel.k8s.io"])).await;
+    assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
 }
 
 #[tokio::test]
@@ -93,7 +138,8 @@ async fn frames_that_come_with_the_handshake_count() {
 
 #[tokio::test]
 async fn more_sessions_than_allowed_are_told_to_come_later() {
-    let node = node_with(crate::config::Streaming { max_sessions: 2, ..settings() }).await;
+    let node =
+        node_with(crate::config::Streaming { max_sessions: 2, ..Default::default() }, durations()).await;
     let mut open_ones = Vec::new();
     for _ in 0..2 {
         let mut client = node.spdy(&node.exec(&["deaf"], PLAIN), &["v4.channel.k8s.io"]).await;

@@ -1,5 +1,6 @@
 //! Pods that are made of tasks and pipes.
 
+use crate::model::TerminalSize;
 use crate::sandbox::SandboxError;
 use crate::streaming::backend::*;
 use std::io;

@@ -2,6 +2,7 @@
 
 use super::stand_in::StandIn;
 use crate::config;
+use crate::streaming::server::Settings;
 pub(super) use crate::streaming::spdy::client::{Client, Got};
 use crate::streaming::{AttachRequest, ExecRequest, PortForwardRequest, Server, Stdio, StreamingMetrics};
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -20,22 +21,27 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) struct Node {
     pub(super) server: Server,
     pub(super) pods: StandIn,
+    registry: prometheus::Registry,
 }
 
-pub(super) fn settings() -> config::Streaming {
-    config::Streaming { creation_timeout_seconds: 1, handshake_timeout_seconds: 1, ..Default::default() }
+/// For what a test waits to pass: long enough to see that it does not pass at once.
+pub(super) const SOON: Duration = Duration::from_millis(100);
+
+/// Those of the daemon, but for output that is held open.
+pub(super) fn durations() -> Settings {
+    Settings::of(&config::Streaming::default(), Duration::from_millis(50))
 }
 
 pub(super) async fn node() -> Node {
-    node_with(settings()).await
+    node_with(config::Streaming::default(), durations()).await
 }
 
-pub(super) async fn node_with(config: config::Streaming) -> Node {
+pub(super) async fn node_with(config: config::Streaming, durations: Settings) -> Node {
     let pods = StandIn::default();
-    let metrics = StreamingMetrics::register(&prometheus::Registry::new()).unwrap();
-    let quiet = Duration::from_millis(50);
-    let server = Server::start(&config, quiet, pods.clone(), metrics).await.unwrap();
-    Node { server, pods }
+    let registry = prometheus::Registry::new();
+    let metrics = StreamingMetrics::register(&registry).unwrap();
+    let server = Server::start_with(&config, durations, pods.clone(), metrics).await.unwrap();
+    Node { server, pods, registry }
 }
 
 impl Node {
@@ -90,6 +96,15 @@ impl Node {
         let chosen = response.headers().get("sec-websocket-protocol").map(|v| v.to_str().unwrap());
         assert_eq!(chosen.unwrap_or_default(), protocol);
         socket
+    }
+
+    /// What a counter or gauge has in all, or with this label.
+    pub(super) fn metric(&self, name: &str, label: &str) -> f64 {
+        let families = self.registry.gather();
+        let samples = families.iter().filter(|family| family.name() == name).flat_map(|f| f.get_metric());
+        let labelled =
+            samples.filter(|m| label.is_empty() || m.get_label().iter().any(|l| l.value() == label));
+        labelled.map(|m| m.get_counter().get_value() + m.get_gauge().get_value()).sum()
     }
 
     /// Waits until no process is left.

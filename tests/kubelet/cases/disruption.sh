@@ -1,7 +1,7 @@
 # What happens to pods when something else ends or fills up. One at a time. Sourced by cluster.sh.
 
 disruptions=(kubelet-restart daemon-killed-idle daemon-killed-under-load daemon-down monitor-killed
-    drain image-collection disk-pressure)
+    drain stats-from-cri image-collection disk-pressure)
 
 kubelet_restart_case() {
     k create deployment web --image "$REPO/web:latest" --replicas 3 >/dev/null
@@ -109,6 +109,22 @@ drain_case() {
     kubectl drain "$NODE_NAME" --timeout 60s --ignore-daemonsets --delete-emptydir-data --force
     kubectl uncordon "$NODE_NAME" >/dev/null
     k rollout status deployment/web --timeout 60s
+}
+
+# With this gate the kubelet takes all figures of pods from the runtime: network and processes, too, which cAdvisor
+# has for containerd's and CRI-O's pods only.
+stats_from_cri_case() {
+    shell_pod counted
+    reconfigure 'featureGates: { PodAndContainerStatsFromCRI: true }'
+    until_true 60 "the runtime's figures are there" cri_summary_complete
+    reconfigure ''
+}
+
+cri_summary_complete() {
+    kubectl get --raw "/api/v1/nodes/$NODE_NAME/proxy/stats/summary" >"$OUT/summary-cri.json"
+    jq -e --arg ns "$NS" '.pods[] | select(.podRef.namespace == $ns) | .network.interfaces[0].name == "eth0"
+        and .network.rxBytes > 0 and .process_stats.process_count > 0 and .memory.workingSetBytes > 0
+        and .cpu.usageCoreNanoSeconds > 0 and .containers[0].memory.workingSetBytes > 0' "$OUT/summary-cri.json" >/dev/null
 }
 
 image_collection_case() {

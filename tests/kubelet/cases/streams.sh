@@ -19,9 +19,9 @@ YAML
     timeout 30 kubectl -n "$NS" logs -f logs | sort >"$SCRATCH/followed"
     [ "$(cat "$SCRATCH/followed")" = $'err\nlate\nout 1\nout 2\nout 3' ]
     until_true 30 "it was restarted" pod_is logs '.status.containerStatuses[0].restartCount >= 1' true
-    k logs logs --previous | grep -q late
+    grep -q late <<<"$(k logs logs --previous)"
     [ "$(k logs logs --previous --tail 1)" = late ]
-    k logs logs --previous --timestamps | grep -q '^20..-..-..T.*Z out 1'
+    grep -q '^20..-..-..T.*Z out 1' <<<"$(k logs logs --previous --timestamps)"
     [ -z "$(k logs logs --previous --since-time 2999-01-01T00:00:00Z)" ]
 }
 
@@ -34,7 +34,7 @@ log_rotation_case() {
     [ "$(wc -l <"$SCRATCH/rotated")" = 6000 ]
     awk '$2 != NR - 1 { exit 1 }' "$SCRATCH/rotated"
     [ "$(find /var/log/pods/"${NS}"_talks_*/ -type f | wc -l)" = 3 ]
-    find /var/log/pods/"${NS}"_talks_*/ -name '*.gz' | grep -q .
+    grep -q . <<<"$(find /var/log/pods/"${NS}"_talks_*/ -name '*.gz')"
 }
 
 exec_case() {
@@ -47,7 +47,7 @@ exec_case() {
     code=0
     k exec exec -- /does/not/exist || code=$?
     [ $code != 0 ]
-    script -qec "kubectl -n $NS exec -it exec -- tty" /dev/null </dev/null | grep -q /dev/pts/
+    [[ "$(script -qec "kubectl -n $NS exec -it exec -- tty" /dev/null </dev/null)" == /dev/pts/* ]]
     head -c 8388608 /dev/urandom >"$SCRATCH/random"
     k exec -i exec -- cat <"$SCRATCH/random" | cmp - "$SCRATCH/random"
 }
@@ -68,7 +68,7 @@ attach_case() {
     { echo one; sleep 1; echo two; sleep 1; } | timeout 30 kubectl -n "$NS" attach -i cat >"$SCRATCH/attached" || true
     grep -q 'got one' "$SCRATCH/attached"
     grep -q 'got two' "$SCRATCH/attached"
-    k logs cat | grep -q 'got two'
+    grep -q 'got two' <<<"$(k logs cat)"
     # run -i: attaches to a pod that begins with its input, and ends with its code.
     [ "$(echo through | timeout 60 kubectl -n "$NS" run once --image "$REPO/busybox:latest" -i --rm -q --restart Never --command -- cat)" = through ]
 }
@@ -80,7 +80,7 @@ port_forward_case() {
     local forward=$!
     until_true 20 "it listens" grep -q 'Forwarding from 127.0.0.1' "$SCRATCH/forward.log"
     for _ in 1 2 3; do
-        curl -sS --fail --max-time 5 http://127.0.0.1:8123/ | grep -q Welcome
+        grep -q Welcome <<<"$(curl -sS --fail --max-time 5 http://127.0.0.1:8123/)"
     done
     kill $forward
     wait $forward || true
@@ -102,6 +102,6 @@ debug_node_case() {
     local pod
     pod=$(k get pods -o name | head -1)
     k wait --for=jsonpath='{.status.phase}'=Succeeded --timeout=60s "$pod" >/dev/null
-    k logs "$pod" | grep -q machine.sh
-    k logs "$pod" | grep -q debian_version
+    grep -q machine.sh <<<"$(k logs "$pod")"
+    grep -q debian_version <<<"$(k logs "$pod")"
 }

@@ -108,7 +108,7 @@ fs_group_case() {
   volumes: [{ name: work, emptyDir: {} }]' '    volumeMounts: [{ name: work, mountPath: /work }]'
     k exec group -- touch /work/file
     [ "$(k exec group -- stat -c %u:%g /work/file)" = 1000:2345 ]
-    k exec group -- id -G | grep -qw 2345
+    grep -qw 2345 <<<"$(k exec group -- id -G)"
 }
 
 mount_propagation_case() {

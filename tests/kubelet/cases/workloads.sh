@@ -15,7 +15,7 @@ deployment_case() {
     after=$(k get pods -l app=web -o jsonpath='{.items[*].status.podIP}')
     [ "$(wc -w <<<"$after")" = 3 ]
     for address in $after; do
-        curl -sS --fail --max-time 5 "http://$address/" | grep -q Welcome
+        grep -q Welcome <<<"$(curl -sS --fail --max-time 5 "http://$address/")"
     done
     k scale deployment/web --replicas 0 >/dev/null
     k wait --for=delete pods -l app=web --timeout 60s >/dev/null
@@ -77,7 +77,7 @@ spec:
 YAML
     phase Succeeded side
     until_true 30 "the sidecar has ended" pod_is side '.status.initContainerStatuses[0].state.terminated.exitCode' 0
-    k logs side -c sidecar | grep -q bye
+    grep -q bye <<<"$(k logs side -c sidecar)"
     pod_is side '.status.initContainerStatuses[0].started' false
 }
 
@@ -108,9 +108,19 @@ YAML
     until_true 30 "it is an endpoint" endpoint_ready true
     k exec web -- rm /tmp/ready
     until_true 30 "it is no endpoint" endpoint_ready false
-    # A server that stops answering is restarted.
-    k exec web -- sh -c 'touch /tmp/ready; kill -STOP $(cat /var/run/nginx.pid)' || true
-    until_true 60 "it was restarted" pod_is web '.status.containerStatuses[0].restartCount >= 1' true
+    k apply -f - <<YAML >/dev/null
+apiVersion: v1
+kind: Pod
+metadata: { name: silent }
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: c
+    image: $REPO/busybox:latest
+    command: [sleep, "1000"]
+    livenessProbe: { httpGet: { port: 80 }, periodSeconds: 1, failureThreshold: 2 }
+YAML
+    until_true 60 "what does not answer is restarted" pod_is silent '.status.containerStatuses[0].restartCount >= 1' true
 }
 
 endpoint_ready() {
@@ -227,9 +237,10 @@ YAML
 bad_images_case() {
     k run missing --image "$REPO/missing:1" --restart Never >/dev/null
     k run policy --image "$REPO/busybox:nothing" --image-pull-policy Never >/dev/null
-    k run name --image 'Not_A_Name:1:2' >/dev/null 2>&1 || true
+    # kubectl itself refuses such a name.
+    k run name --image x --overrides '{"spec":{"containers":[{"name":"name","image":"Not_A_Name:1:2"}]}}' >/dev/null
     until_true 60 "a pull fails" waits_for missing 'ErrImagePull|ImagePullBackOff'
-    has_event Failed 'not found'
+    has_event Failed missing:1
     until_true 60 "no pull" waits_for policy ErrImageNeverPull
     until_true 60 "a bad name" waits_for name InvalidImageName
 }
@@ -246,7 +257,7 @@ bad_commands_case() {
     phase Failed directory
     phase Failed signal
     pod_is nothing '.status.containerStatuses[0].state.terminated | "\(.exitCode) \(.reason)"' "128 StartError"
-    pod_get nothing '.status.containerStatuses[0].state.terminated.message' | grep -q 'no such file'
+    grep -q 'no such file' <<<"$(pod_get nothing '.status.containerStatuses[0].state.terminated.message')"
     pod_is directory '.status.containerStatuses[0].state.terminated.reason' StartError
     # The shell is process 1 of its namespace, which a signal of its own does not end.
     pod_get signal '.status.containerStatuses[0].state.terminated.exitCode'
@@ -306,7 +317,7 @@ names_case() {
   dnsPolicy: None
   dnsConfig: { nameservers: [10.9.8.7], searches: [a.example, b.example], options: [{ name: ndots, value: '3' }] }"
     [ "$(k exec names -- hostname)" = "host.sub.$NS.svc.cluster.local" ]
-    k exec names -- cat /etc/hosts | grep -q '10.1.2.3.*alias.example'
+    grep -q '10.1.2.3.*alias.example' <<<"$(k exec names -- cat /etc/hosts)"
     [ "$(k exec names -- cat /etc/resolv.conf | sort)" = $'nameserver 10.9.8.7\noptions ndots:3\nsearch a.example b.example' ]
 }
 
@@ -323,8 +334,8 @@ spec:
   - { name: shell, image: "$REPO/busybox:latest", command: [sleep, "1000"], securityContext: { capabilities: { add: [SYS_PTRACE] } } }
 YAML
     ready pod/shared
-    k exec shared -c shell -- sh -c 'pgrep -f nginx >/dev/null && cat /proc/$(pgrep -f nginx | head -1)/root/usr/share/nginx/html/index.html' | grep -q Welcome
-    k exec shared -c shell -- sh -c 'kill $(pgrep -f "nginx: master")'
+    grep -q Welcome <<<"$(k exec shared -c shell -- sh -c 'pgrep -f nginx >/dev/null && cat /proc/$(pgrep -f nginx | head -1)/root/usr/share/nginx/html/index.html')"
+    k exec shared -c shell -- sh -c 'kill $(pgrep nginx)'
     until_true 30 "the server was restarted" pod_is shared '.status.containerStatuses[] | select(.name == "web") | .restartCount' 1
     ready pod/shared
 }
@@ -336,7 +347,7 @@ host_namespaces_case() {
     pod_is host .status.podIP "$NODE_IP"
     pod_is host .status.hostIP "$NODE_IP"
     [ "$(k exec host -- hostname)" = "$NODE_NAME" ]
-    k exec host -- ip -o link | grep -q node0
+    grep -q node0 <<<"$(k exec host -- ip -o link)"
     k exec host -- pgrep -f kube-apiserver >/dev/null
 }
 

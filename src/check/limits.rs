@@ -1,0 +1,103 @@
+//! Limits of the kernel and of the daemon's process that a node runs into, and the clock.
+
+use super::kernel::set;
+use super::{Finding, Subject};
+use crate::host::kernel;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Descriptors of the daemon: two a pod, and those of images that are unpacked.
+const OPEN_FILES: u64 = 65536;
+/// The kernel's default for small machines is 32768, which some hundred pods of threads exhaust.
+const PIDS: u64 = 65536;
+/// The kernel's default of 128 is used up by kubelet, cAdvisor and a few pods that watch files.
+const INOTIFY_INSTANCES: u64 = 1024;
+/// Kernels from 5.11 on count a share of the memory; older ones 8192.
+const INOTIFY_WATCHES: u64 = 65536;
+/// 2025-01-01, before the first release: a clock that says less is wrong.
+const RELEASED: u64 = 1_735_689_600;
+
+pub(super) fn all(subject: &Subject<'_>) -> Vec<Finding> {
+    let daemon = subject.daemon().map(|owner| owner.pid);
+    vec![
+        open_files(daemon, kernel::open_files_limit(daemon).unwrap_or(u64::MAX)),
+        at_least("processes", "kernel.pid_max", PIDS, "4194304"),
+        at_least("inotify instances", "fs.inotify.max_user_instances", INOTIFY_INSTANCES, "8192"),
+        at_least("inotify watches", "fs.inotify.max_user_watches", INOTIFY_WATCHES, "524288"),
+        clock(now(), podwright_sys::clock::synchronized().unwrap_or(false)),
+    ]
+}
+
+/// Only the daemon's own limit counts; a shell's says nothing of what its unit gives it.
+fn open_files(daemon: Option<u32>, limit: u64) -> Finding {
+    let name = "open files";
+    match daemon {
+        None => Finding::ok(name, "known when the daemon runs; its unit gives it 1048576"),
+        Some(_) if limit >= OPEN_FILES => Finding::ok(name, format!("the daemon may have {limit}")),
+        Some(_) => Finding::warn(
+            name,
+            format!("the daemon may have {limit} only"),
+            "start it by its unit, which has LimitNOFILE, or after: ulimit -n 1048576",
+        ),
+    }
+}
+
+fn at_least(name: &str, key: &'static str, wanted: u64, better: &str) -> Finding {
+    match kernel::setting(key) {
+        Some(value) => judge(name, key, &value, wanted, better),
+        None => Finding::ok(name, format!("this kernel has no {key}")),
+    }
+}
+
+fn judge(name: &str, key: &str, value: &str, wanted: u64, better: &str) -> Finding {
+    if value.parse::<u64>().is_ok_and(|number| number < wanted) {
+        return Finding::warn(name, format!("{key} is {value}: full nodes run into it"), set(key, better));
+    }
+    Finding::ok(name, value)
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn clock(now: u64, synchronized: bool) -> Finding {
+    let name = "clock";
+    if now < RELEASED {
+        return Finding::fail(
+            name,
+            "far in the past: no registry's certificate is valid yet",
+            "timedatectl set-ntp true\nor: date -s '2030-01-31 12:00:00'",
+        );
+    }
+    if synchronized {
+        return Finding::ok(name, "kept by a time service");
+    }
+    Finding::warn(
+        name,
+        "kept by nobody: certificates and tokens fail when it drifts",
+        "timedatectl set-ntp true\nor: apt-get install chrony",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Verdict;
+
+    #[test]
+    fn small_limits_are_told_with_what_to_set() {
+        let finding = judge("processes", "kernel.pid_max", "32768", PIDS, "4194304");
+        let Verdict::Warn { mend } = finding.verdict else { panic!("{finding:?}") };
+        assert!(mend.starts_with("sysctl -w kernel.pid_max=4194304\n"), "{mend}");
+        assert_eq!(judge("x", "k", "65536", PIDS, "").verdict, Verdict::Ok);
+        assert!(matches!(open_files(Some(1), 1024).verdict, Verdict::Warn { .. }));
+        assert_eq!(open_files(Some(1), 1 << 20).verdict, Verdict::Ok);
+        assert_eq!(open_files(None, 1024).verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn a_clock_is_wrong_or_kept() {
+        assert!(matches!(clock(0, true).verdict, Verdict::Fail { .. }));
+        assert!(matches!(clock(RELEASED, false).verdict, Verdict::Warn { .. }));
+        assert_eq!(clock(RELEASED, true).verdict, Verdict::Ok);
+    }
+}

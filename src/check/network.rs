@@ -1,0 +1,108 @@
+//! The pod network: CNI configuration and plugins.
+
+use super::Finding;
+use crate::config;
+use crate::host::network::{self, Configured, Examination};
+use std::path::Path;
+
+const CONFIGURATION: &str = "CNI configuration";
+const PLUGINS: &str = "CNI plugins";
+
+pub(super) async fn all(config: &config::Network) -> Vec<Finding> {
+    findings(config, network::examine(config).await)
+}
+
+fn findings(config: &config::Network, examined: Examination) -> Vec<Finding> {
+    let mut found = Vec::new();
+    match examined.configured {
+        Err(reason) => found.push(none(&config.conf_dir, &reason)),
+        Ok(configured) => {
+            found.push(Finding::ok(
+                CONFIGURATION,
+                format!(
+                    "network {} of CNI {} in {}",
+                    configured.network,
+                    configured.version,
+                    configured.file.display()
+                ),
+            ));
+            found.push(plugins(config, &configured));
+        }
+    }
+    for error in examined.skipped {
+        let file = error.split(':').next().unwrap_or_default();
+        let path = config.conf_dir.join(file).display().to_string();
+        let mend = format!("correct {path}, or move it away: mv {path} {path}.off");
+        found.push(Finding::warn(format!("CNI file {file}"), format!("skipped: {error}"), mend));
+    }
+    found
+}
+
+fn none(dir: &Path, reason: &str) -> Finding {
+    Finding::fail(
+        CONFIGURATION,
+        format!(
+            "none in {}: {reason}; the node is NotReady, and only pods on its own network run",
+            dir.display()
+        ),
+        format!(
+            "install the cluster's network plugin, which writes one (before that, this is to be expected)\nor, for a node by itself: cp /usr/share/doc/podwright/examples/10-podwright.conflist {}/",
+            dir.display()
+        ),
+    )
+}
+
+fn plugins(config: &config::Network, configured: &Configured) -> Finding {
+    if !configured.missing.is_empty() {
+        let dirs: Vec<_> = config.bin_dirs.iter().map(|dir| dir.display().to_string()).collect();
+        return Finding::fail(
+            PLUGINS,
+            format!("no executable {} in {}", configured.missing.join(", "), dirs.join(", ")),
+            "apt-get install containernetworking-plugins\nor add their directory to network.bin_dirs",
+        );
+    }
+    match &configured.problem {
+        Some(problem) => Finding::fail(
+            PLUGINS,
+            problem,
+            "ask the network plugin's own pods and logs: it says itself that it is not ready",
+        ),
+        None => Finding::ok(PLUGINS, configured.plugins.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Verdict;
+
+    fn configured() -> Configured {
+        Configured {
+            network: "n".into(),
+            version: "1.0.0",
+            file: "/etc/cni/net.d/10-n.conflist".into(),
+            plugins: vec!["bridge".into()],
+            missing: Vec::new(),
+            problem: None,
+        }
+    }
+
+    fn look(configured: Result<Configured, String>, skipped: &[&str]) -> Vec<Finding> {
+        let skipped = skipped.iter().map(|text| (*text).to_owned()).collect();
+        findings(&config::Network::default(), Examination { configured, skipped })
+    }
+
+    #[test]
+    fn verdicts() {
+        assert!(look(Ok(configured()), &[]).iter().all(|finding| finding.verdict == Verdict::Ok));
+        assert!(matches!(look(Err("empty".into()), &[])[0].verdict, Verdict::Fail { .. }));
+        let missing = look(Ok(Configured { missing: vec!["bridge".into()], ..configured() }), &[]);
+        let Verdict::Fail { mend } = &missing[1].verdict else { panic!("{missing:?}") };
+        assert!(mend.contains("containernetworking-plugins"));
+        let refused = look(Ok(Configured { problem: Some("code 50".into()), ..configured() }), &[]);
+        assert!(matches!(refused[1].verdict, Verdict::Fail { .. }));
+        let skipped = look(Ok(configured()), &["05-x.conflist: expected value"]);
+        let Verdict::Warn { mend } = &skipped[2].verdict else { panic!("{skipped:?}") };
+        assert!(mend.contains("mv /etc/cni/net.d/05-x.conflist"), "{mend}");
+    }
+}

@@ -1,0 +1,132 @@
+//! The monitor and the OCI runtimes.
+
+use super::Finding;
+use super::scratch::Scratch;
+use crate::config::Config;
+use crate::host::cgroups::Driver;
+use crate::host::monitor;
+use crate::host::oci::{self, OciError, Surroundings, Trial};
+
+pub(super) async fn all(config: &Config) -> Vec<Finding> {
+    let mut found = vec![monitor_binary(config)];
+    match Scratch::near(&config.state) {
+        Ok(scratch) => {
+            match Driver::settle(&config.cgroups) {
+                Ok((driver, parent)) => {
+                    let around = Surroundings {
+                        state: scratch.path(),
+                        systemd: driver == Driver::Systemd,
+                        probe_cgroup: &|name| driver.oci_path(&parent, name),
+                    };
+                    let trials = oci::try_all(&config.runtime, around).await;
+                    found.extend(runtimes(&config.runtime.default, &trials));
+                }
+                // That the keys do not fit has been told beside the driver.
+                Err(error) => found.push(Finding::fail(
+                    "OCI runtimes",
+                    format!("not tried: {error}"),
+                    "mend cgroups.default_parent first",
+                )),
+            }
+        }
+        // That `state` cannot be written has been told.
+        Err(_) => found.push(Finding::fail(
+            "OCI runtimes",
+            format!("not tried, for want of a directory at {}", config.state.display()),
+            "mend state first",
+        )),
+    }
+    found
+}
+
+fn monitor_binary(config: &Config) -> Finding {
+    match monitor::binary(&config.monitor.binary) {
+        Ok(path) => Finding::ok("monitor", path.display().to_string()),
+        Err(error) => Finding::fail(
+            "monitor",
+            error.to_string(),
+            "install -D -m 0755 podwright-monitor /usr/libexec/podwright/podwright-monitor",
+        ),
+    }
+}
+
+/// A runtime that nobody has to use may be missing; the default may not.
+fn runtimes(default: &str, trials: &[Trial]) -> Vec<Finding> {
+    let works = |name: &str| trials.iter().any(|t| t.handler == name && t.outcome.is_ok());
+    let chosen =
+        if default.is_empty() { oci::PREFERENCE.into_iter().find(|name| works(name)) } else { Some(default) };
+    let mut found: Vec<_> = trials.iter().map(|trial| runtime(trial, chosen)).collect();
+    if chosen.is_none() {
+        found.push(Finding::fail(
+            "default OCI runtime",
+            "none: neither crun nor runc runs a container here",
+            install("runc"),
+        ));
+    }
+    found
+}
+
+fn install(program: &str) -> String {
+    format!("apt-get install {program}\nor set runtime.handlers.{program}.path to where it is")
+}
+
+fn runtime(trial: &Trial, chosen: Option<&str>) -> Finding {
+    let name = format!("OCI runtime {}", trial.handler);
+    let is_default = chosen == Some(&trial.handler);
+    let path = trial.path.display();
+    match &trial.outcome {
+        Ok(()) => {
+            let default = if is_default { ", the default" } else { "" };
+            Finding::ok(name, format!("{path} ran a container{default} ({})", trial.version))
+        }
+        Err(error) if is_default => Finding::fail(name, error.to_string(), install(&trial.handler)),
+        // crun and runc are there for whichever is installed.
+        Err(OciError::Missing { .. })
+            if oci::PREFERENCE.contains(&trial.handler.as_str()) && chosen.is_some() =>
+        {
+            Finding::ok(name, "not installed, and not needed")
+        }
+        Err(error) => Finding::warn(
+            name,
+            format!("{error}: pods that ask for it do not start"),
+            match error {
+                OciError::Missing { .. } => install(&trial.handler),
+                _ => format!(
+                    "{path} --version\nor take [runtime.handlers.{}] out of the configuration",
+                    trial.handler
+                ),
+            },
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Verdict;
+
+    fn trial(handler: &str, works: bool) -> Trial {
+        let missing = || OciError::Missing { runtime: handler.into(), path: handler.into() };
+        let outcome = if works { Ok(()) } else { Err(missing()) };
+        Trial { handler: handler.into(), path: handler.into(), version: "1.0".into(), outcome }
+    }
+
+    #[test]
+    fn one_runtime_that_works_is_enough() {
+        let found = runtimes("", &[trial("crun", false), trial("runc", true)]);
+        assert!(found.iter().all(|finding| finding.verdict == Verdict::Ok), "{found:?}");
+        assert!(found[1].found.contains("the default"));
+    }
+
+    #[test]
+    fn none_and_a_missing_default_are_failures() {
+        let none = runtimes("", &[trial("crun", false), trial("runc", false)]);
+        let last = none.last().unwrap();
+        let Verdict::Fail { mend } = &last.verdict else { panic!("{last:?}") };
+        assert!(mend.contains("apt-get install runc"), "{mend}");
+        let found = runtimes("kata", &[trial("kata", false), trial("runc", true)]);
+        assert!(matches!(found[0].verdict, Verdict::Fail { .. }));
+        let found = runtimes("", &[trial("kata", false), trial("runc", true)]);
+        assert!(matches!(found[0].verdict, Verdict::Warn { .. }));
+    }
+}

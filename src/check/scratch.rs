@@ -1,0 +1,58 @@
+//! A directory for trying things on the file system where a configured directory is or will be. Gone when dropped.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+/// A private directory.
+#[derive(Debug)]
+pub(super) struct Scratch(PathBuf);
+
+/// The nearest directory above a path, or the path itself, that is there.
+pub(super) fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"))
+}
+
+impl Scratch {
+    /// Makes one in `wanted`, or in the nearest directory above it that is there.
+    pub(super) fn near(wanted: &Path) -> io::Result<Self> {
+        let path = existing(wanted).join(format!(".podwright-check-{}", std::process::id()));
+        DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Self(path))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// A directory in it.
+    pub(super) fn make(&self, name: &str) -> io::Result<PathBuf> {
+        let path = self.0.join(name);
+        DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!(directory = %self.0.display(), %error, "cannot be removed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_stands_beside_what_is_there_and_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let scratch = Scratch::near(&dir.path().join("not/there/yet")).unwrap();
+        assert_eq!(scratch.path().parent(), Some(dir.path()));
+        assert!(scratch.make("in").unwrap().is_dir());
+        drop(scratch);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,116 @@
+//! CHECK: whether a pod is still attached as ADD left it. Changes nothing and gives way to DEL at once.
+
+use super::error::NetworkError;
+use super::list::NetworkList;
+use super::plugin::Verb;
+use super::version::Version;
+use super::{Inner, lock, result};
+use crate::model::SandboxId;
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// What came of a CHECK that found nothing amiss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checkup {
+    /// All plugins agree.
+    Well,
+    /// There was nobody to ask: no attachment is known, or its configuration is older than 0.4.0 or wants no CHECK.
+    Unasked,
+    /// DEL came first.
+    Overtaken,
+}
+
+/// Keeps CHECK and DEL of one sandbox apart: operations on one must come one after the other.
+#[derive(Debug, Default)]
+pub(super) struct Checkups(Mutex<Sandboxes>);
+
+#[derive(Debug, Default)]
+struct Sandboxes {
+    /// Those that are being looked at.
+    running: HashMap<SandboxId, Running>,
+    /// Those that are being detached.
+    barred: HashSet<SandboxId>,
+}
+
+#[derive(Debug)]
+struct Running {
+    /// Dropped to end it.
+    go_on: oneshot::Sender<()>,
+    /// Closed when it has ended.
+    ended: oneshot::Receiver<()>,
+}
+
+/// While it lives, nobody looks at the sandbox.
+#[derive(Debug)]
+pub(super) struct Bar<'a> {
+    checkups: &'a Checkups,
+    sandbox: SandboxId,
+}
+
+impl Drop for Bar<'_> {
+    fn drop(&mut self) {
+        lock(&self.checkups.0).barred.remove(&self.sandbox);
+    }
+}
+
+impl Checkups {
+    /// Ends the CHECK of a sandbox, waits until its plugin is killed and lets no other begin.
+    pub(super) async fn bar(&self, sandbox: &SandboxId) -> Bar<'_> {
+        let running = {
+            let mut sandboxes = lock(&self.0);
+            sandboxes.barred.insert(sandbox.clone());
+            sandboxes.running.remove(sandbox)
+        };
+        let bar = Bar { checkups: self, sandbox: sandbox.clone() };
+        if let Some(Running { go_on, ended }) = running {
+            drop(go_on);
+            // Closed without a word.
+            let _ = ended.await;
+        }
+        bar
+    }
+}
+
+impl Inner {
+    pub(super) async fn check(&self, sandbox: &SandboxId, netns: &Path) -> Result<Checkup, NetworkError> {
+        let (go_on, overtaken) = oneshot::channel();
+        let (_open, ended) = oneshot::channel();
+        {
+            let mut sandboxes = lock(&self.checkups.0);
+            if sandboxes.barred.contains(sandbox) {
+                return Ok(Checkup::Overtaken);
+            }
+            sandboxes.running.insert(sandbox.clone(), Running { go_on, ended });
+        }
+        let outcome = tokio::select! {
+            outcome = self.check_all(sandbox, netns) => outcome,
+            _ = overtaken => return Ok(Checkup::Overtaken),
+        };
+        lock(&self.checkups.0).running.remove(sandbox);
+        outcome
+    }
+
+    async fn check_all(&self, sandbox: &SandboxId, netns: &Path) -> Result<Checkup, NetworkError> {
+        let _shared = self.gate.read().await;
+        let Some(entry) = self.cache.find(None, sandbox.as_str()) else { return Ok(Checkup::Unasked) };
+        let (Some(attached), Ok(list)) = (&entry.result, NetworkList::decode(&entry.config)) else {
+            return Ok(Checkup::Unasked);
+        };
+        if list.version < Version::CHECK || list.disable_check {
+            return Ok(Checkup::Unasked);
+        }
+        let Ok(attached) = result::bring_to(attached.clone(), list.version) else {
+            return Ok(Checkup::Unasked);
+        };
+        let (arguments, capability_args, pod) = (entry.args(), entry.capability_args(), entry.pod());
+        let target = self.target(&list, &entry, Verb::Check, netns, &arguments, &pod);
+        for plugin in &list.plugins {
+            let stdin = list.stdin(plugin, &capability_args, Some(&attached), &[]);
+            self.plugins.call(&plugin.kind, &target, stdin, &mut Duration::default()).await?;
+        }
+        Ok(Checkup::Well)
+    }
+}

@@ -1,0 +1,154 @@
+#!/bin/bash
+# In the guest: the Debian package as a user has it, with systemd as process 1.
+# Installed with apt, enabled, a pod by crictl, the daemon restarted below it, ended
+# by the watchdog's signal; then the machine boots anew, and all is back.
+#
+# usage: deb.sh before    up to the reboot, which the caller does
+#        deb.sh after     from there on, to the purge
+#
+# With build/kube/kubelet there, a kubelet is a unit beside it and its static pod
+# has to come back too.
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/../.." && pwd)
+export DEBIAN_FRONTEND=noninteractive CONTAINER_RUNTIME_ENDPOINT=unix:///run/podwright/podwright.sock
+crictl() { "$root/build/bin/crictl" --config /dev/null -t 120s "$@"; }
+say() { echo "deb.sh: $*"; }
+fail() {
+    say "FAILED: $*"
+    journalctl -u podwright -u kubelet -n 40 --no-pager || true
+    exit 1
+}
+# until_ok SECONDS WHAT COMMAND...
+until_ok() {
+    local deadline=$((SECONDS + $1)) what=$2
+    shift 2
+    until "$@" >/dev/null 2>&1; do
+        [ $SECONDS -lt $deadline ] || fail "$what"
+        sleep 0.5
+    done
+}
+work=/var/lib/podwright-vm
+mkdir -p "$work"
+cd "$work"
+
+image() {
+    mkdir -p image/files/bin
+    cp "$root/build/images/busybox" image/files/bin/
+    ln -sf busybox image/files/bin/sleep
+    tar -c -C image/files -f image/layer.tar .
+    printf '{"architecture":"amd64","os":"linux","config":{"Cmd":["/bin/sleep","1000000"]},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' \
+        "$(sha256sum image/layer.tar | cut -d' ' -f1)" >image/config.json
+    printf '[{"Config":"config.json","RepoTags":["example.test/app:1"],"Layers":["layer.tar"]}]' >image/manifest.json
+    tar -c -C image -f image.tar manifest.json config.json layer.tar
+}
+
+# run_pod NAME  a pod with one container on the CNI network; prints the container's id.
+run_pod() {
+    echo '{ "metadata": { "name": "'"$1"'", "namespace": "default", "uid": "'"$1"'" }, "log_directory": "/var/log/pods/'"$1"'", "linux": {} }' >pod.json
+    echo '{ "metadata": { "name": "c" }, "image": { "image": "example.test/app:1" }, "log_path": "c.log", "linux": {} }' >container.json
+    local pod container
+    pod=$(crictl runp pod.json)
+    container=$(crictl create "$pod" container.json pod.json)
+    crictl start "$container" >/dev/null
+    echo "$container"
+}
+running() { [ "$(crictl inspect "$1" | jq -r .status.state)" = CONTAINER_RUNNING ]; }
+
+kubelet_unit() {
+    [ -x "$root/build/kube/kubelet" ] || return 0
+    say "a kubelet as a unit"
+    mkdir -p /etc/kubernetes/manifests /var/lib/kubelet
+    cat >/var/lib/kubelet/config.yaml <<'END'
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+containerRuntimeEndpoint: unix:///run/podwright/podwright.sock
+staticPodPath: /etc/kubernetes/manifests
+cgroupDriver: systemd
+failSwapOn: false
+enableServer: false
+authentication: { anonymous: { enabled: true }, webhook: { enabled: false } }
+authorization: { mode: AlwaysAllow }
+END
+    podwright check -q || fail "podwright check, with a kubelet"
+    cat >/etc/kubernetes/manifests/static.yaml <<'END'
+apiVersion: v1
+kind: Pod
+metadata: { name: static, namespace: default }
+spec:
+  containers:
+    - { name: c, image: "example.test/app:1", imagePullPolicy: Never }
+END
+    cat >/etc/systemd/system/kubelet.service <<END
+[Unit]
+Wants=podwright.service
+After=podwright.service
+[Service]
+ExecStart=$root/build/kube/kubelet --config /var/lib/kubelet/config.yaml
+Restart=always
+[Install]
+WantedBy=multi-user.target
+END
+    systemctl daemon-reload
+    systemctl enable --now kubelet
+    until_ok 300 "the static pod does not run" static_runs
+}
+static_runs() { [ -n "$(crictl ps -q --label io.kubernetes.pod.name=static)" ]; }
+
+case $1 in
+before)
+    say "apt-get install"
+    apt-get -q -y install "$root"/build/dist/podwright_*.deb || fail "apt-get install"
+    ! systemctl is-active -q podwright || fail "the installation started it"
+    ! systemctl is-enabled -q podwright || fail "the installation enabled it"
+    mkdir -p /etc/cni/net.d
+    cp /usr/share/doc/podwright/examples/10-podwright.conflist /etc/cni/net.d/
+    podwright check || fail "podwright check"
+    say "systemctl enable --now"
+    systemctl enable --now podwright || fail "it does not start"
+    [ "$(systemctl show -p WatchdogUSec --value podwright)" != 0 ] || fail "no watchdog"
+    ! systemd-analyze verify /lib/systemd/system/podwright.service 2>&1 | grep podwright || fail "systemd-analyze verify"
+    image
+    podwright images load image.tar
+    container=$(run_pod first)
+    running "$container" || fail "the pod does not run"
+    echo "$container" >container
+    pid=$(crictl inspect "$container" | jq .info.pid)
+    say "systemctl restart"
+    systemctl restart podwright
+    running "$container" && kill -0 "$pid" || fail "the restart ended the container"
+    say "the watchdog's signal"
+    restarts=$(systemctl show -p NRestarts --value podwright)
+    systemctl kill --signal=ABRT --kill-whom=main podwright
+    more() { [ "$(systemctl show -p NRestarts --value podwright)" -gt "$restarts" ] && systemctl is-active -q podwright; }
+    until_ok 120 "it was not started anew" more
+    until_ok 60 "it does not answer" crictl version
+    running "$container" && kill -0 "$pid" || fail "the abort ended the container"
+    kubelet_unit
+    ls -d /run/netns/podwright-* >netns
+    ;;
+after)
+    # The tests' own target is booted; a machine of a user's boots this one.
+    systemctl start --no-block multi-user.target
+    until_ok 300 "podwright is not back" systemctl is-active -q podwright
+    until_ok 60 "it does not answer" crictl version
+    podwright check -q || fail "podwright check"
+    ! running "$(cat container)" || fail "a container of the last boot counts as running"
+    podwright images ls | grep -q example.test/app:1 || fail "the image is gone"
+    say "pods of the last boot can be removed, new ones run"
+    crictl rmp -f "$(crictl pods -q --name first)" >/dev/null || fail "rmp"
+    container=$(run_pod second)
+    running "$container" || fail "the new pod does not run"
+    if [ -x "$root/build/kube/kubelet" ]; then
+        until_ok 300 "the static pod is not back" static_runs
+        systemctl disable --now kubelet
+    fi
+    say "apt-get purge"
+    apt-get -q -y purge podwright || fail "purge"
+    left=$(ls -d /run/podwright /var/lib/podwright /etc/podwright /run/netns/podwright-* 2>/dev/null || true)
+    left+=$(grep podwright/ /proc/self/mountinfo || true)
+    left+=$(pgrep -a podwright || true)
+    [ -z "$left" ] || fail "left: $left"
+    ;;
+esac
+say "$1: passed"

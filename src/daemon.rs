@@ -11,6 +11,7 @@ use crate::host::monitor;
 use crate::host::network::Network;
 use crate::host::oci::{Runtimes, Surroundings};
 use crate::host::security::HostSecurity;
+use crate::host::security::apparmor::{AppArmor, DEFAULT_PROFILE};
 use crate::images::Images;
 use crate::metrics::{self, PullCollector, Registry, Rpcs};
 use crate::model::{Clock, SandboxId};
@@ -161,7 +162,8 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
     let images = open_images(config)?;
     registry.register(Box::new(PullCollector::new(images.stats().clone())?))?;
     let cgroups = Cgroups::detect()?;
-    let facts = facts(&cgroups)?;
+    let apparmor = AppArmor::detect();
+    let facts = facts(&cgroups, &apparmor, &config.containers.apparmor_profile)?;
     let (driver, default_parent) = cgroup_driver(config)?;
     let around = Surroundings {
         state: &config.state,
@@ -184,6 +186,7 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         driver,
         default_parent,
         facts,
+        apparmor,
         monitor_binary: monitor::binary(&config.monitor.binary)?,
         clock: Clock::default(),
         metrics: pod_metrics,
@@ -209,7 +212,7 @@ pub(crate) fn open_images(config: &Config) -> anyhow::Result<Images> {
     Images::open(&config.root.join("images"), &config.images).context("open the image store")
 }
 
-fn facts(cgroups: &Cgroups) -> anyhow::Result<HostFacts> {
+fn facts(cgroups: &Cgroups, apparmor: &AppArmor, profile: &str) -> anyhow::Result<HostFacts> {
     let security = HostSecurity::detect()?;
     if security.oom_score_adj_floor > -1000 {
         tracing::warn!(
@@ -227,8 +230,23 @@ fn facts(cgroups: &Cgroups) -> anyhow::Result<HostFacts> {
         controllers: cgroups.controllers(),
         // mount_setattr(2) with AT_RECURSIVE.
         recursive_read_only: kernel::at_least(5, 12),
-        apparmor: security.apparmor,
-        apparmor_default: None,
+        apparmor: apparmor.is_enabled(),
+        apparmor_default: default_profile(apparmor, profile),
         selinux: security.selinux,
     })
+}
+
+/// The AppArmor profile of containers that ask for none. One of the operator's has to be there when a container needs
+/// it; ours needs a program, without which a host has no AppArmor to speak of, as with both peers.
+fn default_profile(apparmor: &AppArmor, profile: &str) -> Option<String> {
+    if !apparmor.is_enabled() || profile.is_empty() {
+        return None;
+    }
+    if profile == DEFAULT_PROFILE && !apparmor.could_use(profile) {
+        tracing::warn!(
+            "the kernel has AppArmor, but apparmor_parser is not there: containers run without a default profile"
+        );
+        return None;
+    }
+    Some(profile.to_owned())
 }

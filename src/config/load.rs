@@ -146,9 +146,28 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         ("images.registries_conf", &config.images.registries_conf),
         ("images.signature_policy", &config.images.signature_policy),
         ("network.conf_template", &config.network.conf_template),
+        ("containers.blockio_config_file", &config.containers.blockio_config_file),
     ] {
         if !path.as_os_str().is_empty() && !path.is_absolute() {
             return value(key, format!("{} is not an absolute path", path.display()));
+        }
+    }
+    for limit in &config.containers.default_ulimits {
+        if let Err(problem) = super::Ulimit::parse(limit) {
+            return value("containers.default_ulimits", problem);
+        }
+    }
+    for handler in config.runtime.handlers.values() {
+        for (key, patterns) in [
+            ("runtime.handlers.NAME.pod_annotations", &handler.pod_annotations),
+            ("runtime.handlers.NAME.container_annotations", &handler.container_annotations),
+        ] {
+            if let Some(wrong) = patterns.iter().find(|p| !super::limits::is_annotation_pattern(p)) {
+                return value(
+                    key,
+                    format!("{wrong:?} is neither a name nor the start of one with a * at its end"),
+                );
+            }
         }
     }
     if config.containers.log_line_bytes < 512 {
@@ -277,6 +296,8 @@ mod tests {
             ("[images]\nregistries_conf = \"registries.conf\"", "images.registries_conf"),
             ("[images]\nsignature_policy = \"policy.toml\"", "images.signature_policy"),
             ("[images]\nauth_files = [\"auth.json\"]", "images.auth_files"),
+            ("[containers]\ndefault_ulimits = [\"nofile=2:1\"]", "containers.default_ulimits"),
+            ("[runtime.handlers.runc]\npod_annotations = [\"a*b\"]", "pod_annotations"),
             ("[streaming]\naddress = \"localhost\"", "streaming.address"),
             ("[streaming]\ncert_file = \"/c\"", "streaming.cert_file"),
             ("[streaming]\nmax_sessions = 0", "streaming.max_sessions"),

@@ -2,9 +2,11 @@
 //!
 //! Owns the key names, what they mean (docs/configuration.md is made of the comments here) and the loader. Never opens what it names.
 
+mod limits;
 mod load;
 mod reference;
 
+pub use limits::{Ulimit, annotation_fits, bytes};
 pub use load::{ConfigError, load};
 pub use reference::markdown;
 
@@ -131,6 +133,16 @@ pub struct Handler {
     /// Global arguments before the subcommand.
     /// Unit: strings.
     pub args: Vec<String>,
+    /// Annotations of pods that the OCI runtime finds in each of their containers' `config.json`, such as
+    /// `io.katacontainers.*`. A final `*` stands for any rest. Without this it sees the kubelet's own only: others may
+    /// switch features of a runtime on.
+    /// Unit: names.
+    pub pod_annotations: Vec<String>,
+    /// The same for annotations of containers. One of a container wins over one of its pod.
+    /// Unit: names.
+    pub container_annotations: Vec<String>,
+    /// A privileged container gets the devices that it asks for, not all of the host's.
+    pub privileged_without_host_devices: bool,
 }
 
 /// `[cgroups]`
@@ -181,7 +193,8 @@ pub struct Containers {
     /// passes such output on until it was silent for this long.
     /// Unit: seconds.
     pub exec_drain_seconds: u64,
-    /// Size of a pod's /dev/shm.
+    /// Size of a pod's /dev/shm. A pod's annotation `shm-size.crio.io` (`1Gi`) has another one, if its handler's
+    /// `pod_annotations` let it through.
     /// Unit: bytes.
     pub shm_bytes: u64,
     /// Least time between two measurements of a container's writable layer where that takes a walk, see
@@ -202,6 +215,32 @@ pub struct Containers {
     /// How many. 0: project quotas are not used.
     /// Unit: ids.
     pub project_id_count: u32,
+    /// Limits of a container's processes, `name=soft:hard` with the names of setrlimit(2) in small letters:
+    /// `nofile=1024:4096`, `core=0`, `memlock=unlimited`. What is not named is as the daemon has it.
+    /// Unit: limits.
+    pub default_ulimits: Vec<String>,
+    /// Devices that a container asks for belong to its `runAsUser` and `runAsGroup` instead of to their owner on the
+    /// host, so that it can use them without being root.
+    pub device_ownership_from_security_context: bool,
+    /// Classes of block I/O in [goresctrl's form](https://github.com/intel/goresctrl/blob/main/doc/blockio.md), which
+    /// both peers take. Read for each container that asks for a class. `*` and `?` only in a device's last part. Empty:
+    /// a container that asks for a class is refused.
+    /// Unit: absolute path.
+    pub blockio_config_file: PathBuf,
+    /// AppArmor profile of containers that ask for none, and of those that ask for `RuntimeDefault`.
+    /// `podwright-default` is podwright's own: it is loaded when a container first needs it, unless a profile of that
+    /// name is there. Any other has to be loaded by you. Empty: no default, and `RuntimeDefault` is refused. Without
+    /// meaning on a host without AppArmor.
+    /// Unit: profile.
+    pub apparmor_profile: String,
+    /// Directories with CDI specifications, `.json`, `.yaml` or `.yml`. A device of a later directory wins over one of
+    /// the same name in an earlier one. Read for each container that asks for a CDI device.
+    /// Unit: absolute paths.
+    pub cdi_spec_dirs: Vec<PathBuf>,
+    /// A host path that a pod mounts and that is missing becomes a directory of mode 0755. These do not: a pod that
+    /// mounts one of them is refused.
+    /// Unit: absolute paths.
+    pub absent_mount_sources_to_reject: Vec<PathBuf>,
     /// Pods may bind ports below 1024 without a capability (`net.ipv4.ip_unprivileged_port_start=0` in the pod).
     pub unprivileged_ports: bool,
     /// Pods may send ICMP echo without a capability (`net.ipv4.ping_group_range` in the pod).
@@ -428,6 +467,13 @@ impl Default for Containers {
             // Far above those of people's /etc/projid and of the kubelet's volumes, which count from 1048577.
             project_id_first: 2_000_000_000,
             project_id_count: 1_000_000,
+            default_ulimits: Vec::new(),
+            device_ownership_from_security_context: false,
+            blockio_config_file: PathBuf::new(),
+            apparmor_profile: "podwright-default".into(),
+            // As both peers, and what device plugins write to.
+            cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            absent_mount_sources_to_reject: Vec::new(),
             unprivileged_ports: true,
             unprivileged_icmp: true,
         }

@@ -4,6 +4,8 @@
 //! Unimplemented, fall back. Some messages begin with a word that it parses (k8s.io/cri-api `pkg/errors`).
 
 use super::decode::Invalid;
+use crate::host::blockio::BlockIoError;
+use crate::host::cdi::CdiError;
 use crate::host::cgroups::CgroupError;
 use crate::host::command::CommandError;
 use crate::host::criu::CriuError;
@@ -13,6 +15,7 @@ use crate::host::network::{Fault, NetworkError};
 use crate::host::oci::OciError;
 use crate::host::quota::QuotaError;
 use crate::host::rootfs::RootfsError;
+use crate::host::security::apparmor::AppArmorError;
 use crate::host::security::seccomp::SeccompError;
 use crate::host::users::UserError;
 use crate::images::ImageError;
@@ -69,14 +72,17 @@ fn code(error: &SandboxError) -> Code {
     match error {
         SandboxError::SandboxNotFound(_) | SandboxError::ContainerNotFound(_) => Code::NotFound,
         SandboxError::UnknownHandler { .. } => Code::NotFound,
-        SandboxError::AmbiguousId { .. } => Code::InvalidArgument,
+        SandboxError::AmbiguousId { .. } | SandboxError::Annotation { .. } => Code::InvalidArgument,
         SandboxError::SandboxNameTaken { .. } | SandboxError::ContainerNameTaken { .. } => {
             Code::AlreadyExists
         }
         SandboxError::SandboxState { .. } | SandboxError::ContainerState { .. } => Code::FailedPrecondition,
         SandboxError::Target { .. } | SandboxError::NoUserNamespaces { .. } => Code::FailedPrecondition,
         SandboxError::MountSource { source, .. } => match source.kind() {
-            io::ErrorKind::NotFound => Code::InvalidArgument,
+            // Nothing is there and no directory can be, as below a file or at the end of a dead link.
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+                Code::InvalidArgument
+            }
             _ => io_code(source),
         },
         SandboxError::ImageVolume { cause, .. } => volume_code(cause),
@@ -100,7 +106,11 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::Quota(error) => quota_code(error),
         SandboxError::User(error) => user_code(error),
         SandboxError::Seccomp(error) => seccomp_code(error),
+        SandboxError::AppArmor(error) => apparmor_code(error),
         SandboxError::Device(error) => device_code(error),
+        SandboxError::Cdi(error) => cdi_code(error),
+        SandboxError::BlockIo(error) => block_io_code(error),
+        SandboxError::Rdt { .. } => Code::FailedPrecondition,
         SandboxError::Cgroup(error) => cgroup_code(error),
         SandboxError::Checkpoint(error) => checkpoint_code(error),
         SandboxError::Record(error) => match error {
@@ -278,7 +288,7 @@ fn spec_code(error: &SpecError) -> Code {
         SpecError::CapabilityNotAvailable { .. }
         | SpecError::MissingNamespace { .. }
         | SpecError::NoAppArmor { .. } => Code::FailedPrecondition,
-        SpecError::UnresolvedMount { .. } | SpecError::Oci(_) => Code::Internal,
+        SpecError::UnresolvedMount { .. } | SpecError::Ulimit { .. } | SpecError::Oci(_) => Code::Internal,
     }
 }
 
@@ -316,6 +326,34 @@ fn seccomp_code(error: &SeccompError) -> Code {
         | SeccompError::NotRegular { .. }
         | SeccompError::TooLarge { .. }
         | SeccompError::Parse { .. } => Code::InvalidArgument,
+    }
+}
+
+fn apparmor_code(error: &AppArmorError) -> Code {
+    match error {
+        AppArmorError::Absent { .. } | AppArmorError::NotLoaded { .. } | AppArmorError::NoParser => {
+            Code::FailedPrecondition
+        }
+        AppArmorError::Read { cause, .. } => io_code(cause),
+        AppArmorError::Parser(CommandError::Timeout { .. }) => Code::DeadlineExceeded,
+        AppArmorError::Parser(_) | AppArmorError::Vanished { .. } => Code::Internal,
+    }
+}
+
+fn block_io_code(error: &BlockIoError) -> Code {
+    match error {
+        BlockIoError::Unknown { .. } => Code::InvalidArgument,
+        BlockIoError::NotConfigured { .. }
+        | BlockIoError::File { .. }
+        | BlockIoError::NoController { .. } => Code::FailedPrecondition,
+        BlockIoError::Oci(_) => Code::Internal,
+    }
+}
+
+fn cdi_code(error: &CdiError) -> Code {
+    match error {
+        CdiError::Unknown { .. } => Code::InvalidArgument,
+        CdiError::Conflict { .. } | CdiError::Unsupported { .. } => Code::FailedPrecondition,
     }
 }
 

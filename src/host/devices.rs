@@ -38,12 +38,19 @@ pub struct ResolvedDevice {
     pub minor: u32,
     /// Permission bits.
     pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
+    /// Whose it is in the container.
+    pub owner: Owner,
     /// Subset of `rwm` for the device cgroup.
     pub permissions: String,
+}
+
+/// Whose a device is in the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// User; None: who the container runs as.
+    pub uid: Option<u32>,
+    /// Group; None: that of whom the container runs as.
+    pub gid: Option<u32>,
 }
 
 /// Why a device cannot be given.
@@ -99,13 +106,21 @@ pub fn resolve(devices: &[Device]) -> Result<Vec<ResolvedDevice>, DeviceError> {
         if real.is_dir() {
             walk(&real, &device.container_path, permissions, 0, &|_| false, &mut found)?;
         } else {
-            match node(&real, &device.container_path, permissions)? {
-                Some(node) => found.push(node),
-                None => return Err(DeviceError::NotDevice { path: device.host_path.clone() }),
-            }
+            found.push(one(&Device { permissions: permissions.to_owned(), ..device.clone() })?);
         }
     }
     Ok(found)
+}
+
+/// Resolves one device; a directory is none.
+///
+/// # Errors
+/// When the path is missing or no device.
+pub fn one(device: &Device) -> Result<ResolvedDevice, DeviceError> {
+    let failed = |cause| DeviceError::Read { path: device.host_path.clone(), cause };
+    let real = std::fs::canonicalize(&device.host_path).map_err(failed)?;
+    node(&real, &device.container_path, &device.permissions)?
+        .ok_or_else(|| DeviceError::NotDevice { path: device.host_path.clone() })
 }
 
 /// Every device of the host, for a privileged container.
@@ -176,8 +191,7 @@ fn node(host: &Path, container: &Path, permissions: &str) -> Result<Option<Resol
         major,
         minor,
         mode: stat.st_mode & 0o7777,
-        uid: stat.st_uid,
-        gid: stat.st_gid,
+        owner: Owner { uid: Some(stat.st_uid), gid: Some(stat.st_gid) },
         permissions: permissions.to_owned(),
     }))
 }

@@ -2,6 +2,8 @@
 //!
 //! Modules here do not see each other, except `command`, which those that run programs use.
 
+pub mod blockio;
+pub mod cdi;
 pub mod cgroups;
 pub mod command;
 pub mod criu;

@@ -7,6 +7,7 @@ use super::files::PodFiles;
 use super::idmap;
 use super::node::{Node, make_private_dir};
 use super::pod::Phase;
+use crate::config::{annotation_fits, bytes};
 use crate::host::monitor::{self, Events, LaunchRequest, Monitor, MonitorError, NamespaceRequest};
 use crate::host::network::{Attachment, PodNetwork};
 use crate::host::rootfs;
@@ -110,11 +111,31 @@ async fn write_files(node: &Arc<Node>, spec: &Arc<SandboxSpec>) -> Result<(), Sa
         if spec.namespaces.ipc != NamespaceMode::Node {
             make_private_dir(&files.shm)?;
             let owner = spec.namespaces.user.as_ref().and_then(UserNamespace::root);
-            rootfs::mount_shm(&files.shm, node.config.containers.shm_bytes, owner)?;
+            rootfs::mount_shm(&files.shm, shm_bytes(&node, &spec)?, owner)?;
         }
         Ok(())
     })
     .await
+}
+
+/// CRI-O's annotations for the size of a pod's /dev/shm, the newer first.
+const SHM_SIZE: [&str; 2] = ["shm-size.crio.io", "io.kubernetes.cri-o.ShmSize"];
+
+/// Size of the pod's /dev/shm. Memory in it is the pod's, so that it may ask for more only where the handler lets its
+/// annotation through.
+pub(super) fn shm_bytes(node: &Node, spec: &SandboxSpec) -> Result<u64, SandboxError> {
+    let allowed = node.handler(&spec.runtime_handler).pod_annotations;
+    let asked = SHM_SIZE.into_iter().filter_map(|name| Some((name, spec.annotations.get(name)?)));
+    let mut asked = asked.filter(|(name, _)| allowed.iter().any(|pattern| annotation_fits(pattern, name)));
+    match asked.next() {
+        None => Ok(node.config.containers.shm_bytes),
+        Some((name, text)) => {
+            bytes(text).filter(|bytes| *bytes > 0).ok_or_else(|| SandboxError::Annotation {
+                name,
+                problem: format!("{:?} is no size", text.chars().take(80).collect::<String>()),
+            })
+        }
+    }
 }
 
 fn attachment(node: &Node, spec: &SandboxSpec) -> Attachment {

@@ -5,10 +5,11 @@ use super::bring_up::blocking;
 use super::checkpoint;
 use super::error::SandboxError;
 use super::files::PodFiles;
+use super::granted::Granted;
 use super::idmap;
 use super::node::{Node, make_private_dir};
 use super::recover;
-use super::spec::{self, ImageProcess, Inputs, PodNamespaces, Seccomp};
+use super::spec::{self, ImageProcess, Inputs, PodNamespaces};
 use super::state::{ContainerState, Init};
 use super::stop::{kill_cgroup, shares_pid_namespace};
 use super::volumes;
@@ -17,13 +18,10 @@ use crate::host::monitor::{
 };
 use crate::host::oci::Runtime;
 use crate::host::rootfs::IdMap;
-use crate::host::security::seccomp;
 use crate::host::users::{self, User};
 use crate::host::{devices, mountinfo, rootfs};
 use crate::images::Hold;
-use crate::model::{
-    ContainerId, ContainerSpec, Mount, MountSource, NamespaceMode, Profile, Resources, SandboxSpec,
-};
+use crate::model::{ContainerId, ContainerSpec, Mount, MountSource, NamespaceMode, Resources, SandboxSpec};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +44,7 @@ pub(super) struct Request {
     pub(super) spec: Arc<ContainerSpec>,
     pub(super) hold: Arc<Hold>,
     pub(super) volumes: volumes::Holds,
+    pub(super) granted: Granted,
     pub(super) namespaces: NamespacePaths,
     pub(super) target_pid: Option<u32>,
 }
@@ -106,7 +105,7 @@ pub(super) async fn prepare_or_undo(request: Request) -> Result<Prepared, Sandbo
 }
 
 fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
-    let Request { node, pod, spec, hold, volumes, namespaces, target_pid } = request;
+    let Request { node, pod, spec, hold, volumes, granted, namespaces, target_pid } = request;
     let bundle = node.bundle(&spec.id);
     let (root, writable) = (bundle.join("rootfs"), node.writable(&spec.id));
     let (upper, work) = (writable.join("upper"), writable.join("work"));
@@ -115,7 +114,7 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
     if let Some(map) = &map {
         idmap::let_through(&bundle, map)?;
     }
-    let mounts = resolve_mounts(&bundle, spec, volumes, map.as_ref())?;
+    let mounts = resolve_mounts(node, &bundle, spec, volumes, map.as_ref())?;
     make_private_dir(&writable)?;
     node.layers.adopt(&writable)?;
     for dir in [&root, &upper, &work] {
@@ -140,6 +139,9 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
     let user = users::resolve(&root, &image.config.user, &spec.security.run_as)?;
     make_volumes(&root, image.config.volumes.keys(), map.as_ref().and_then(IdMap::root))?;
     let leaf = node.leaf(pod, &spec.id)?;
+    let handler = node.handler(&pod.runtime_handler);
+    let all_devices = spec.security.privileged && !handler.privileged_without_host_devices;
+    let host_devices = all_devices.then(devices::all_of_host).transpose()?;
     let inputs = Inputs {
         sandbox: pod,
         container: spec,
@@ -156,17 +158,16 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
         files: &bound_files(&PodFiles::below(&node.pod_dir(&pod.id)), pod),
         mount_sources: &mounts,
         volumes: &[],
-        devices: &devices::resolve(&spec.devices)?,
-        host_devices: &if spec.security.privileged { devices::all_of_host()? } else { Vec::new() },
+        devices: &granted.devices,
+        cdi: &granted.cdi,
+        host_devices: host_devices.as_deref(),
+        block_io: granted.block_io.as_ref(),
+        rdt_class: granted.rdt_class.as_deref(),
         mounts: &mountinfo::read().map_err(SandboxError::io("read", Path::new("/proc/self/mountinfo")))?,
-        seccomp: match &spec.security.seccomp {
-            Profile::Unconfined => Seccomp::Unconfined,
-            Profile::RuntimeDefault => Seccomp::RuntimeDefault,
-            Profile::Localhost(path) => Seccomp::Profile(Box::new(seccomp::load(Path::new(path))?)),
-        },
+        seccomp: granted.seccomp.clone(),
         rootfs: &root,
         cgroup: leaf.oci(),
-        allowed_annotations: &[],
+        handler: &handler,
     };
     let config = bundle.join("config.json");
     let text = serde_json::to_vec(&spec::build(&inputs)?)
@@ -220,16 +221,18 @@ fn open_to_all(dir: &Path) -> Result<(), SandboxError> {
         .map_err(SandboxError::io("change the mode of", dir))
 }
 
-/// The host side of each mount: symlinks followed. One that is missing is an error; both peers make a directory there.
+/// The host side of each mount: symlinks followed.
 fn resolve_mounts(
+    node: &Node,
     bundle: &Path,
     spec: &ContainerSpec,
     volumes: &volumes::Holds,
     map: Option<&IdMap>,
 ) -> Result<Vec<PathBuf>, SandboxError> {
+    let must_exist = &node.config.containers.absent_mount_sources_to_reject;
     let resolve = |(number, mount): (usize, &Mount)| match &mount.source {
         MountSource::Host(host_path) => {
-            let source = std::fs::canonicalize(host_path).map_err(|source| SandboxError::MountSource {
+            let source = host_source(host_path, must_exist).map_err(|source| SandboxError::MountSource {
                 container_path: mount.container_path.clone(),
                 host_path: host_path.clone(),
                 source,
@@ -239,6 +242,21 @@ fn resolve_mounts(
         MountSource::Image(volume) => volumes::source(bundle, &mount.container_path, volume, volumes, map),
     };
     spec.mounts.iter().enumerate().map(resolve).collect()
+}
+
+/// A host path without symlinks. One that is missing becomes a directory, as with both peers: `hostPath` volumes
+/// without a `type` rely on it. It stays when the container goes, for it is the host's.
+fn host_source(path: &Path, must_exist: &[PathBuf]) -> std::io::Result<PathBuf> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    match std::fs::canonicalize(path) {
+        Err(error)
+            if error.kind() == std::io::ErrorKind::NotFound && !must_exist.iter().any(|m| m == path) =>
+        {
+            std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path)?;
+            std::fs::canonicalize(path)
+        }
+        found => found,
+    }
 }
 
 fn text(path: &Path) -> String {

@@ -5,6 +5,8 @@ use super::checkpoint::CheckpointError;
 use super::record::RecordError;
 use super::spec::SpecError;
 use super::volumes::VolumeError;
+use crate::host::blockio::BlockIoError;
+use crate::host::cdi::CdiError;
 use crate::host::cgroups::CgroupError;
 use crate::host::devices::DeviceError;
 use crate::host::monitor::MonitorError;
@@ -12,6 +14,7 @@ use crate::host::network::NetworkError;
 use crate::host::oci::OciError;
 use crate::host::quota::QuotaError;
 use crate::host::rootfs::RootfsError;
+use crate::host::security::apparmor::AppArmorError;
 use crate::host::security::seccomp::SeccompError;
 use crate::host::users::UserError;
 use crate::images::ImageError;
@@ -105,6 +108,14 @@ pub enum SandboxError {
         target: String,
         /// Why not.
         why: &'static str,
+    },
+    /// An annotation that is obeyed has a value that cannot be.
+    #[error("config.annotations: {name}: {problem}")]
+    Annotation {
+        /// Its name.
+        name: &'static str,
+        /// What is wrong.
+        problem: String,
     },
     /// A mount's source.
     #[error("mount {container_path}: source {host_path}: {source}")]
@@ -222,9 +233,26 @@ pub enum SandboxError {
     /// A seccomp profile of the node.
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
+    /// An AppArmor profile.
+    #[error(transparent)]
+    AppArmor(#[from] AppArmorError),
     /// Devices.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// Devices of CDI.
+    #[error(transparent)]
+    Cdi(#[from] CdiError),
+    /// A class of block I/O.
+    #[error(transparent)]
+    BlockIo(#[from] BlockIoError),
+    /// A class of cache and memory bandwidth.
+    #[error("RDT class {class:?}: {reason}")]
+    Rdt {
+        /// The class.
+        class: String,
+        /// Why not.
+        reason: &'static str,
+    },
     /// Cgroups.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),

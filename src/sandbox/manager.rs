@@ -1,12 +1,13 @@
 //! The index of pods and containers: create, find, list. Holds handles and names, no state; every answer about
 //! state comes from a pod's snapshot.
 
-use super::bring_up::blocking;
+use super::bring_up::{blocking, shm_bytes};
 use super::checkpoint;
 use super::error::SandboxError;
 use super::exec;
+use super::granted;
 use super::node::Node;
-use super::pod::{Command, Outcome, Pod, PodHandle};
+use super::pod::{Command, NewContainer, Outcome, Pod, PodHandle};
 use super::record::PodLimits;
 use super::session::{self, AttachSession, AttachStream, ExecSession, ExecStream};
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
@@ -89,6 +90,7 @@ impl Manager {
     /// When the name is taken by a different sandbox, or a step fails; then everything was undone.
     pub async fn run(&self, mut spec: SandboxSpec) -> Outcome<SandboxId> {
         let runtime = self.node.runtime(&spec.runtime_handler).map_err(Arc::new)?;
+        shm_bytes(&self.node, &spec).map_err(Arc::new)?;
         if spec.cgroup_parent.is_empty() {
             // Recorded, since another configuration would have another default.
             spec.cgroup_parent.clone_from(&self.node.default_parent);
@@ -170,8 +172,11 @@ impl Manager {
         }
         let hold = Arc::new(hold);
         let volumes = volumes::hold(&self.node.images, &mut spec).map_err(Arc::new)?;
+        let pod = handle.snapshots.borrow().spec.clone();
         let gone = Err(Arc::new(SandboxError::SandboxNotFound(spec.sandbox_id.to_string())));
-        ask(&handle, |reply| Command::Create { spec: Box::new(spec), hold, volumes, reply }, gone).await
+        let granted = granted::grant(&self.node, &pod, &spec).await.map_err(Arc::new)?;
+        let new = Box::new(NewContainer { spec, hold, volumes, granted });
+        ask(&handle, |reply| Command::Create { new, reply }, gone).await
     }
 
     /// Starts a created container.

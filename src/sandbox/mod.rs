@@ -11,6 +11,7 @@ mod container;
 mod error;
 mod exec;
 mod files;
+mod granted;
 mod idmap;
 mod machine;
 mod manager;

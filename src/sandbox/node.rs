@@ -8,10 +8,11 @@ use super::record::Records;
 use super::spec::HostFacts;
 use super::user_namespaces::UserNamespaces;
 use super::writable::WritableLayers;
-use crate::config::Config;
+use crate::config::{Config, Handler};
 use crate::host::cgroups::{self, Cgroups, Driver, Leaf};
 use crate::host::network::Network;
 use crate::host::oci::{Runtime, Runtimes};
+use crate::host::security::apparmor::AppArmor;
 use crate::images::Images;
 use crate::model::{Clock, ContainerId, SandboxId, SandboxSpec};
 use std::collections::HashMap;
@@ -40,6 +41,8 @@ pub struct Node {
     pub default_parent: String,
     /// What the kernel and our own privileges allow; what the runtimes can do is not in it.
     pub facts: HostFacts,
+    /// AppArmor profiles.
+    pub apparmor: AppArmor,
     /// The monitor's program.
     pub monitor_binary: PathBuf,
     /// Timestamps.
@@ -144,6 +147,12 @@ impl Node {
             Some(_) => UserNamespaces::require(self, &pod.runtime_handler).await,
             None => Ok(()),
         }
+    }
+
+    /// Settings of a handler; empty: the default one's.
+    pub(super) fn handler(&self, handler: &str) -> Handler {
+        let name = self.runtimes.get(handler).map(|runtime| runtime.name().to_owned()).unwrap_or_default();
+        self.config.runtime.handlers.get(&name).cloned().unwrap_or_default()
     }
 
     /// The runtime of a handler; empty: the default.

@@ -54,13 +54,17 @@ async fn a_sandbox_request_with_a_wrong_field_names_it() {
     node.finish().await;
 }
 
+fn tmp(at: &str) -> pb::Mount {
+    pb::Mount { container_path: at.into(), host_path: "/tmp".into(), ..Default::default() }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_request_with_a_wrong_field_names_it() {
     let mut node = Node::with_busybox().await;
     let config = node.pod("bad");
     let pod = node.run(&config).await.unwrap();
     type Case = (fn(&mut pb::ContainerConfig), Code, &'static str);
-    let cases: [Case; 12] = [
+    let cases: [Case; 19] = [
         (|c| c.metadata = None, Code::InvalidArgument, "metadata"),
         (|c| c.metadata.as_mut().unwrap().name.clear(), Code::InvalidArgument, "metadata.name"),
         (|c| c.image = None, Code::InvalidArgument, "image"),
@@ -89,14 +93,40 @@ async fn a_container_request_with_a_wrong_field_names_it() {
             |c| {
                 c.mounts = vec![pb::Mount {
                     container_path: "/x".into(),
-                    host_path: "/no/such/dir".into(),
+                    // No directory can be made there.
+                    host_path: "/proc/no/such/dir".into(),
                     ..Default::default()
                 }]
             },
             Code::InvalidArgument,
-            "/no/such/dir",
+            "/proc/no/such/dir",
         ),
         (|c| security(c).privileged = true, Code::InvalidArgument, "privileged"),
+        (|c| c.mounts = vec![tmp("/a/b"), tmp("/a//b/")], Code::InvalidArgument, "config.mounts"),
+        (
+            |c| c.mounts = vec![pb::Mount { mount_options: words(&["dev"]), ..tmp("/a") }],
+            Code::InvalidArgument,
+            "mount_options",
+        ),
+        (
+            |c| c.envs = vec![pb::KeyValue { key: "HOME".into(), value: b"/\nroot::0:0".to_vec() }],
+            Code::InvalidArgument,
+            "config.envs",
+        ),
+        (|c| c.command = words(&["sleep\0", "1"]), Code::InvalidArgument, "config.command"),
+        (|c| security(c).masked_paths = words(&["proc"]), Code::InvalidArgument, "masked_paths"),
+        (|c| c.working_dir = "/proc/self/fd/7".into(), Code::InvalidArgument, "config.working_dir"),
+        (
+            |c| {
+                c.devices = vec![pb::Device {
+                    container_path: "/dev/x".into(),
+                    host_path: "/dev/no-such".into(),
+                    permissions: "rw".into(),
+                }]
+            },
+            Code::InvalidArgument,
+            "/dev/no-such",
+        ),
         (
             |c| {
                 security(c).seccomp = Some(pb::SecurityProfile {

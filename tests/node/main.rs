@@ -6,7 +6,9 @@
     reason = "a test fails by panicking; clippy sees only #[test] functions as tests"
 )]
 
+mod apparmor;
 mod bad_input;
+mod cdi;
 mod check;
 mod checkpoint;
 mod churn;
@@ -15,11 +17,13 @@ mod daemon;
 mod events;
 mod faults;
 mod full;
+mod handlers;
 mod host_network;
 mod image_volumes;
 mod images;
 mod images_cli;
 mod lifecycle;
+mod mounts;
 mod network;
 mod pods;
 mod quota;

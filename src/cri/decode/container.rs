@@ -1,9 +1,9 @@
 //! CreateContainer: a ContainerConfig into a [`ContainerSpec`].
 
-use super::mounts::{cdi_devices, device, mount};
+use super::mounts::{cdi_devices, devices, mounts};
 use super::resources::{check_resources, resources};
 use super::security::{check_same_user_namespace, container_security};
-use super::{Checked, invalid, name, relative_path, sorted};
+use super::{Checked, MAX_PATH, invalid, name, relative_path, shown, sorted};
 use crate::cri::proto as pb;
 use crate::model::{ContainerId, ContainerSpec, ImageRequest, SandboxSpec, Timestamp};
 
@@ -35,11 +35,11 @@ pub fn container(
         image,
         command: without_nul("config.command", config.command)?,
         args: without_nul("config.args", config.args)?,
-        working_dir: config.working_dir,
+        working_dir: working_dir(config.working_dir)?,
         envs: envs(config.envs)?,
-        mounts: config.mounts.into_iter().map(mount).collect::<Checked<_>>()?,
-        devices: config.devices.into_iter().map(device).collect::<Checked<_>>()?,
-        cdi_devices: cdi_devices(&config.cdi_devices)?,
+        mounts: mounts(config.mounts)?,
+        devices: devices(config.devices)?,
+        cdi_devices: cdi_devices(&config.cdi_devices, &config.annotations)?,
         labels: sorted(config.labels),
         annotations: sorted(config.annotations),
         log_path,
@@ -53,9 +53,16 @@ pub fn container(
     })
 }
 
+fn working_dir(dir: String) -> Checked<String> {
+    if dir.contains('\0') || dir.len() > MAX_PATH {
+        return invalid("config.working_dir", format!("{:?} has a NUL byte or is too long", shown(&dir)));
+    }
+    Ok(dir)
+}
+
 pub(super) fn without_nul(field: &'static str, words: Vec<String>) -> Checked<Vec<String>> {
     match words.iter().find(|w| w.contains('\0')) {
-        Some(word) => invalid(field, format!("{word:?} has a NUL byte")),
+        Some(word) => invalid(field, format!("{:?} has a NUL byte", shown(word))),
         None => Ok(words),
     }
 }
@@ -69,7 +76,11 @@ fn envs(envs: Vec<pb::KeyValue>) -> Checked<Vec<(String, String)>> {
                 Err(_) => return invalid(FIELD, format!("the value of {:?} is not UTF-8", kv.key)),
             };
             if kv.key.is_empty() || kv.key.contains(['=', '\0', '\n']) || value.contains('\0') {
-                return invalid(FIELD, format!("{:?} is no environment variable", kv.key));
+                return invalid(FIELD, format!("{:?} is no environment variable", shown(&kv.key)));
+            }
+            // Programs write it into passwd files, line by line (CVE-2022-4318).
+            if kv.key == "HOME" && value.contains(['\n', '\r']) {
+                return invalid(FIELD, "HOME has a line break");
             }
             Ok((kv.key, value))
         })

@@ -41,8 +41,8 @@ fn name(field: &'static str, value: &str) -> Checked<String> {
     if value.len() > MAX_NAME {
         return invalid(field, format!("is longer than {MAX_NAME} bytes"));
     }
-    if value.contains(['/', '\0', '\n']) || value == "." || value == ".." {
-        return invalid(field, format!("{value:?} has a slash, a line break or is a dot name"));
+    if value.contains(|c: char| c == '/' || c.is_ascii_control()) || value == "." || value == ".." {
+        return invalid(field, format!("{value:?} has a slash or a control character or is a dot name"));
     }
     Ok(value.to_owned())
 }
@@ -64,28 +64,49 @@ pub fn pod_ranges(pod_cidr: &str) -> Result<Option<PodRanges>, Invalid> {
     PodRanges::parse(pod_cidr).map_err(|problem| Invalid { field, problem })
 }
 
+/// The start of what a client sent, for a message: it may be megabytes.
+fn shown(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
 fn sorted(map: HashMap<String, String>) -> BTreeMap<String, String> {
     map.into_iter().collect()
 }
 
 fn absolute(field: &'static str, path: &str) -> Checked<PathBuf> {
     if !path.starts_with('/') || path.contains('\0') {
-        return invalid(field, format!("{path:?} is not an absolute path"));
+        return invalid(field, format!("{:?} is not an absolute path", shown(path)));
+    }
+    if path.len() > MAX_PATH {
+        return invalid(field, format!("{:?}… is longer than {MAX_PATH} bytes", shown(path)));
     }
     Ok(PathBuf::from(path))
 }
 
-fn optional_path(field: &'static str, path: &str) -> Checked<Option<PathBuf>> {
-    if path.is_empty() { Ok(None) } else { absolute(field, path).map(Some) }
+/// Linux's PATH_MAX: a longer path fails later, in whatever uses it.
+const MAX_PATH: usize = 4096;
+
+/// A path in the container: absolute, without `..`, which would mean something else once the image's links are known.
+fn container_path(field: &'static str, path: &str) -> Checked<PathBuf> {
+    let found = absolute(field, path)?;
+    if found.components().any(|c| c == Component::ParentDir) {
+        return invalid(field, format!("{:?} has \"..\"", shown(path)));
+    }
+    Ok(found)
 }
 
 fn relative_path(field: &'static str, path: &str) -> Checked<PathBuf> {
     let relative = Path::new(path);
-    if relative.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
-        && !path.contains('\0')
+    if !relative.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
+        || path.contains('\0')
     {
-        Ok(relative.to_owned())
-    } else {
-        invalid(field, format!("{path:?} leaves the log directory"))
+        return invalid(field, format!("{path:?} leaves the log directory"));
     }
+    if relative.file_name().is_none() || path.ends_with('/') {
+        return invalid(field, format!("{path:?} names no file"));
+    }
+    Ok(relative.to_owned())
 }
+
+#[cfg(test)]
+mod tests;

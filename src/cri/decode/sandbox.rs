@@ -2,14 +2,14 @@
 
 use super::resources::resources;
 use super::security::{check_user_namespace, namespaces, seccomp, selinux};
-use super::{Checked, invalid, name, optional_path, sorted};
+use super::{Checked, container_path, invalid, name, shown, sorted};
 use crate::cri::proto as pb;
 use crate::model::{
     DnsConfig, NamespaceMode, Namespaces, PodName, PortMapping, Protocol, SandboxId, SandboxSecurity,
     SandboxSpec, Timestamp,
 };
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 /// Linux's limit on a host name.
 const MAX_HOSTNAME: usize = 64;
@@ -47,7 +47,7 @@ pub fn sandbox(
         },
         created_at,
         hostname: hostname(config.hostname, host_network)?,
-        log_directory: optional_path("config.log_directory", &config.log_directory)?,
+        log_directory: log_directory(&config.log_directory)?,
         dns: config.dns_config.map(dns).transpose()?,
         port_mappings: if host_network { Vec::new() } else { ports(config.port_mappings)? },
         labels: sorted(config.labels),
@@ -64,18 +64,24 @@ pub fn sandbox(
                 #[allow(deprecated)]
                 &context.seccomp_profile_path,
             )?,
-            selinux: context.selinux_options.map(selinux),
+            selinux: selinux("config.linux.security_context.selinux_options", context.selinux_options)?,
         },
         overhead: linux.overhead.map(resources),
         resources: linux.resources.map(resources),
     })
 }
 
+fn log_directory(path: &str) -> Checked<Option<PathBuf>> {
+    if path.is_empty() { Ok(None) } else { container_path("config.log_directory", path).map(Some) }
+}
+
 fn hostname(hostname: String, host_network: bool) -> Checked<String> {
     if host_network {
         return Ok(String::new());
     }
-    if hostname.len() > MAX_HOSTNAME || hostname.contains(['\0', '\n', '/', ' ']) {
+    if hostname.len() > MAX_HOSTNAME
+        || hostname.contains(|c: char| c.is_ascii_control() || matches!(c, '/' | ' '))
+    {
         return invalid(
             "config.hostname",
             format!("{hostname:?} is no host name of at most {MAX_HOSTNAME} bytes"),
@@ -87,8 +93,8 @@ fn hostname(hostname: String, host_network: bool) -> Checked<String> {
 fn dns(config: pb::DnsConfig) -> Checked<DnsConfig> {
     let all = config.servers.iter().chain(&config.searches).chain(&config.options);
     for entry in all {
-        if entry.contains(['\n', '\0']) {
-            return invalid("config.dns_config", format!("{entry:?} has a line break"));
+        if entry.contains(|c: char| c.is_ascii_control()) {
+            return invalid("config.dns_config", format!("{entry:?} has a control character"));
         }
     }
     Ok(DnsConfig { servers: config.servers, searches: config.searches, options: config.options })
@@ -142,8 +148,11 @@ fn sysctls(asked: HashMap<String, String>, namespaces: &Namespaces) -> Checked<B
         let well_formed = !dotted.is_empty()
             && dotted.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
             && !dotted.split('.').any(str::is_empty);
-        if !well_formed || value.contains('\0') {
-            return invalid(FIELD, format!("{key:?} is no sysctl name"));
+        if !well_formed {
+            return invalid(FIELD, format!("{:?} is no sysctl name", shown(key)));
+        }
+        if value.contains(|c: char| c.is_ascii_control() && c != '\t') {
+            return invalid(FIELD, format!("the value of {key} has a control character"));
         }
         let of_ipc = dotted.starts_with("kernel.shm")
             || dotted.starts_with("kernel.msg")

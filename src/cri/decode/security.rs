@@ -1,13 +1,17 @@
 //! Security contexts: namespaces, profiles, users.
 
 use super::mounts::id_mappings;
-use super::{Checked, invalid};
+use super::{Checked, container_path, invalid, shown};
 use crate::cri::proto as pb;
+use crate::host::security::Cap;
 use crate::model::{
     Capabilities, ContainerId, ContainerSecurity, GroupsPolicy, IdMapping, NamespaceMode, Namespaces,
     Profile, RunAs, SelinuxOptions, UserNamespace,
 };
 use std::path::PathBuf;
+
+/// Linux's NGROUPS_MAX.
+const MAX_GROUPS: usize = 65536;
 
 pub(super) fn namespaces(options: Option<pb::NamespaceOption>) -> Checked<Namespaces> {
     let options = options.unwrap_or_default();
@@ -113,10 +117,19 @@ pub(super) fn seccomp(
 
 fn security_profile(field: &'static str, profile: pb::SecurityProfile) -> Checked<Profile> {
     use pb::security_profile::ProfileType;
-    Ok(match ProfileType::try_from(profile.profile_type) {
+    if profile.localhost_ref.contains(|c: char| c.is_ascii_control()) {
+        return invalid(field, "localhost_ref has a control character");
+    }
+    let kind = ProfileType::try_from(profile.profile_type);
+    if matches!(kind, Ok(ProfileType::RuntimeDefault | ProfileType::Unconfined))
+        && !profile.localhost_ref.is_empty()
+    {
+        return invalid(field, "localhost_ref is set, but the profile type is not Localhost");
+    }
+    Ok(match kind {
         Ok(ProfileType::RuntimeDefault) => Profile::RuntimeDefault,
         Ok(ProfileType::Unconfined) => Profile::Unconfined,
-        Ok(ProfileType::Localhost) if profile.localhost_ref.is_empty() => {
+        Ok(ProfileType::Localhost) if matches!(profile.localhost_ref.as_str(), "" | "localhost/") => {
             return invalid(field, "a Localhost profile needs localhost_ref");
         }
         Ok(ProfileType::Localhost) => {
@@ -127,8 +140,26 @@ fn security_profile(field: &'static str, profile: pb::SecurityProfile) -> Checke
     })
 }
 
-pub(super) fn selinux(options: pb::SeLinuxOption) -> SelinuxOptions {
-    SelinuxOptions { user: options.user, role: options.role, kind: options.r#type, level: options.level }
+pub(super) fn selinux(
+    field: &'static str,
+    options: Option<pb::SeLinuxOption>,
+) -> Checked<Option<SelinuxOptions>> {
+    let Some(options) = options else { return Ok(None) };
+    // A label is `user:role:type:level`, and only the level has colons of its own.
+    let broken = |part: &str| part.contains(|c: char| c.is_ascii_control() || c == ' ');
+    let parts = [&options.user, &options.role, &options.r#type];
+    if let Some(part) = parts.into_iter().find(|part| broken(part) || part.contains(':')) {
+        return invalid(field, format!("{:?} is no part of a label", shown(part)));
+    }
+    if broken(&options.level) {
+        return invalid(field, format!("{:?} is no level", shown(&options.level)));
+    }
+    Ok(Some(SelinuxOptions {
+        user: options.user,
+        role: options.role,
+        kind: options.r#type,
+        level: options.level,
+    }))
 }
 
 fn uid(field: &'static str, value: Option<pb::Int64Value>) -> Checked<Option<u32>> {
@@ -168,7 +199,42 @@ pub(super) fn container_security(context: pb::LinuxContainerSecurityContext) -> 
             "needs run_as_user or run_as_username beside it",
         );
     }
+    if run_as.uid.is_some() && run_as.username.is_some() {
+        return invalid(
+            "config.linux.security_context.run_as_username",
+            "run_as_user and run_as_username exclude each other",
+        );
+    }
+    if run_as
+        .username
+        .iter()
+        .any(|name| name.contains(|c: char| c == ':' || c == '/' || c.is_ascii_control()))
+    {
+        return invalid(
+            "config.linux.security_context.run_as_username",
+            "has a colon, a slash or a control character",
+        );
+    }
+    if run_as.supplemental_groups.len() > MAX_GROUPS {
+        return invalid(
+            "config.linux.security_context.supplemental_groups",
+            format!("are more than {MAX_GROUPS}"),
+        );
+    }
     let capabilities = context.capabilities.unwrap_or_default();
+    for name in capabilities
+        .add_capabilities
+        .iter()
+        .chain(&capabilities.drop_capabilities)
+        .chain(&capabilities.add_ambient_capabilities)
+    {
+        if Cap::parse(name).is_none() && !name.eq_ignore_ascii_case("ALL") {
+            return invalid(
+                "config.linux.security_context.capabilities",
+                format!("{:?} is no capability of Linux", shown(name)),
+            );
+        }
+    }
     #[allow(deprecated)]
     let (old_seccomp, old_apparmor) = (context.seccomp_profile_path, context.apparmor_profile);
     Ok(ContainerSecurity {
@@ -182,12 +248,16 @@ pub(super) fn container_security(context: pb::LinuxContainerSecurityContext) -> 
         },
         readonly_rootfs: context.readonly_rootfs,
         no_new_privs: context.no_new_privs,
-        masked_paths: context.masked_paths.into_iter().map(PathBuf::from).collect(),
-        readonly_paths: context.readonly_paths.into_iter().map(PathBuf::from).collect(),
+        masked_paths: hidden("config.linux.security_context.masked_paths", &context.masked_paths)?,
+        readonly_paths: hidden("config.linux.security_context.readonly_paths", &context.readonly_paths)?,
         seccomp: seccomp("config.linux.security_context.seccomp", context.seccomp, &old_seccomp)?,
         apparmor: apparmor(context.apparmor, &old_apparmor)?,
-        selinux: context.selinux_options.map(selinux),
+        selinux: selinux("config.linux.security_context.selinux_options", context.selinux_options)?,
     })
+}
+
+fn hidden(field: &'static str, paths: &[String]) -> Checked<Vec<PathBuf>> {
+    paths.iter().map(|path| container_path(field, path)).collect()
 }
 
 fn apparmor(profile: Option<pb::SecurityProfile>, old: &str) -> Checked<Option<Profile>> {
@@ -200,8 +270,10 @@ fn apparmor(profile: Option<pb::SecurityProfile>, old: &str) -> Checked<Option<P
         "runtime/default" => Some(Profile::RuntimeDefault),
         "unconfined" => Some(Profile::Unconfined),
         name => match name.strip_prefix("localhost/") {
-            Some(name) => Some(Profile::Localhost(name.to_owned())),
-            None => return invalid(FIELD, format!("profile {name:?} is of no known kind")),
+            Some(name) if !name.is_empty() && !name.contains(|c: char| c.is_ascii_control()) => {
+                Some(Profile::Localhost(name.to_owned()))
+            }
+            Some(_) | None => return invalid(FIELD, format!("profile {name:?} is of no known kind")),
         },
     })
 }

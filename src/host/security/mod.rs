@@ -1,7 +1,8 @@
 //! What the node's kernel and the daemon's own rights allow: capabilities, oom_score_adj, AppArmor, SELinux, seccomp.
 //!
-//! Owns the reading of these facts, once at start. Never decides what a container gets.
+//! Owns the reading of these facts, and the profiles that the kernel and the node have. Never decides what a container gets.
 
+pub mod apparmor;
 pub mod caps;
 pub mod seccomp;
 
@@ -40,7 +41,7 @@ pub struct HostSecurity {
     /// Lowest oom_score_adj that a container may get: without CAP_SYS_RESOURCE a process cannot go below the
     /// daemon's own value.
     pub oom_score_adj_floor: i64,
-    /// AppArmor is enabled.
+    /// AppArmor can confine containers.
     pub apparmor: bool,
     /// SELinux is enabled.
     pub selinux: bool,
@@ -66,7 +67,7 @@ impl HostSecurity {
         Ok(Self {
             bounding,
             oom_score_adj_floor: oom_floor(effective, own_adj),
-            apparmor: enabled_apparmor(Path::new("/sys/module/apparmor/parameters/enabled")),
+            apparmor: apparmor::AppArmor::detect().is_enabled(),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         })
     }
@@ -76,10 +77,6 @@ impl HostSecurity {
 /// present value is the safe guess.
 fn oom_floor(effective: CapSet, own: i64) -> i64 {
     if effective.contains(Cap::SYS_RESOURCE) { -1000 } else { own }
-}
-
-fn enabled_apparmor(parameter: &Path) -> bool {
-    std::fs::read_to_string(parameter).is_ok_and(|text| text.trim() == "Y")
 }
 
 fn read(path: &Path) -> Result<String, SecurityError> {

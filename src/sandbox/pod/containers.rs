@@ -1,30 +1,25 @@
 //! What happens to the containers at somebody's request: created, started, stopped, updated, removed.
 
 use super::{
-    Command, Container, Finished, Phase, Pod, Reply, answer_all, not_updatable, refuse, send, shorten,
+    Command, Container, Finished, NewContainer, Phase, Pod, Reply, answer_all, not_updatable, refuse, send,
+    shorten,
 };
-use crate::images::Hold;
-use crate::model::{ContainerId, ContainerSpec, Resources};
+use crate::model::{ContainerId, Resources};
 use crate::sandbox::container::{self, Prepared};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::machine::{
     Activity, Admission, ContainerRequest, SandboxActivity, SandboxRequest, admit_container, admit_sandbox,
 };
 use crate::sandbox::state::{ContainerState, Exit, Init};
-use crate::sandbox::{stop, volumes};
+use crate::sandbox::stop;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 impl Pod {
-    pub(super) fn create(
-        &mut self,
-        spec: ContainerSpec,
-        hold: Arc<Hold>,
-        volumes: volumes::Holds,
-        reply: Reply<ContainerId>,
-    ) {
+    pub(super) fn create(&mut self, new: NewContainer, reply: Reply<ContainerId>) {
+        let NewContainer { spec, hold, volumes, granted } = new;
         if admit_sandbox(&self.state, self.activity, SandboxRequest::CreateContainer) != Admission::Do {
             let state = if self.activity == SandboxActivity::Idle { self.state.name() } else { "going down" };
             let id = self.spec.id.to_string();
@@ -83,6 +78,7 @@ impl Pod {
             spec,
             hold,
             volumes,
+            granted,
             namespaces: monitor.info().namespaces.clone(),
             target_pid,
         };

@@ -9,6 +9,7 @@ mod sandbox;
 use super::bring_up::{self, BroughtUp};
 use super::container::Prepared;
 use super::error::SandboxError;
+use super::granted::Granted;
 use super::machine::{Activity, SandboxActivity};
 use super::manager::Index;
 use super::node::Node;
@@ -34,10 +35,19 @@ use tokio::time::Instant;
 pub(super) type Outcome<T> = Result<T, Arc<SandboxError>>;
 type Reply<T> = oneshot::Sender<Outcome<T>>;
 
+/// A container to be made, with what was found for it.
+#[derive(Debug)]
+pub(super) struct NewContainer {
+    pub(super) spec: ContainerSpec,
+    pub(super) hold: Arc<Hold>,
+    pub(super) volumes: volumes::Holds,
+    pub(super) granted: Granted,
+}
+
 /// What may be asked of a pod.
 #[derive(Debug)]
 pub(super) enum Command {
-    Create { spec: Box<ContainerSpec>, hold: Arc<Hold>, volumes: volumes::Holds, reply: Reply<ContainerId> },
+    Create { new: Box<NewContainer>, reply: Reply<ContainerId> },
     Start { id: ContainerId, reply: Reply<()> },
     Stop { id: ContainerId, grace: Duration, reply: Reply<()> },
     Remove { id: ContainerId, reply: Reply<()> },
@@ -279,7 +289,7 @@ impl Pod {
 
     fn handle(&mut self, command: Command) {
         match command {
-            Command::Create { spec, hold, volumes, reply } => self.create(*spec, hold, volumes, reply),
+            Command::Create { new, reply } => self.create(*new, reply),
             Command::Start { id, reply } => self.start(id, reply),
             Command::Stop { id, grace, reply } => self.stop(id, grace, reply),
             Command::Remove { id, reply } => self.remove(id, reply),

@@ -32,11 +32,14 @@ pub fn capabilities(
     let adds_all = asked.add.iter().any(|name| is_all(name));
     let drops_all = asked.drop.iter().any(|name| is_all(name));
     let (add, drop) = (named(&asked.add)?, named(&asked.drop)?);
-    let ambient = named(&asked.add_ambient)?;
+    let mut ambient = named(&asked.add_ambient)?;
     for cap in add.union(ambient).iter() {
         if !bounding.contains(cap) {
             return Err(SpecError::CapabilityNotAvailable { name: cap.name() });
         }
+    }
+    if asked.add_ambient.iter().any(|name| is_all(name)) {
+        ambient = bounding;
     }
     if adds_all {
         given = bounding;

@@ -26,31 +26,31 @@ pub enum SpecError {
         name: String,
     },
     /// A working directory that reaches a descriptor of the runtime (CVE-2024-21626).
-    #[error("working directory {path:?} names a file descriptor")]
+    #[error("config.working_dir: {path:?} names a file descriptor")]
     WorkingDir {
         /// As given.
         path: String,
     },
     /// A capability without a name in Linux.
-    #[error("unknown capability {name:?}")]
+    #[error("config.linux.security_context.capabilities: unknown capability {name:?}")]
     UnknownCapability {
         /// As given.
         name: String,
     },
     /// A capability that the daemon does not have either.
-    #[error("capability {name} is not in the daemon's bounding set")]
+    #[error("config.linux.security_context.capabilities: {name} is not in the daemon's bounding set")]
     CapabilityNotAvailable {
         /// Its name.
         name: &'static str,
     },
     /// A mount path that is relative or has `..`.
-    #[error("mount at {}: the container path must be absolute and without \"..\"", path.display())]
+    #[error("config.mounts: mount at {}: the container path must be absolute and without \"..\"", path.display())]
     MountPath {
         /// Container path.
         path: PathBuf,
     },
     /// Two mounts at one path.
-    #[error("two mounts at {}", path.display())]
+    #[error("config.mounts: two mounts at {}", path.display())]
     DuplicateMount {
         /// Container path.
         path: PathBuf,
@@ -62,7 +62,7 @@ pub enum SpecError {
         path: PathBuf,
     },
     /// Propagation that the source's mount cannot give.
-    #[error("mount at {}: {} is not on a {needed} mount", path.display(), source_path.display())]
+    #[error("config.mounts.propagation: mount at {}: {} is not on a {needed} mount", path.display(), source_path.display())]
     Propagation {
         /// Container path.
         path: PathBuf,
@@ -97,7 +97,7 @@ pub enum SpecError {
         reason: &'static str,
     },
     /// A mount option other than noexec, nodev and nosuid.
-    #[error("mount at {}: unknown option {option:?}", path.display())]
+    #[error("config.mounts.mount_options: mount at {}: unknown option {option:?}", path.display())]
     MountOption {
         /// Container path.
         path: PathBuf,
@@ -111,7 +111,9 @@ pub enum SpecError {
         kind: &'static str,
     },
     /// AppArmor was asked for, the host has none.
-    #[error("AppArmor profile {profile:?} is asked for but the host has no AppArmor or no such profile")]
+    #[error(
+        "config.linux.security_context.apparmor: profile {profile:?} is asked for, but the host has no AppArmor or there is no default profile"
+    )]
     NoAppArmor {
         /// Profile.
         profile: String,
@@ -125,6 +127,14 @@ pub enum SpecError {
         value: String,
         /// Why.
         reason: &'static str,
+    },
+    /// A limit of the configuration; the loader lets none such in.
+    #[error("containers.default_ulimits: {text:?}: {reason}")]
+    Ulimit {
+        /// As configured.
+        text: String,
+        /// Why.
+        reason: String,
     },
     /// The types of the OCI spec refused a value.
     #[error("assemble the OCI spec: {0}")]

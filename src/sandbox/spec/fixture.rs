@@ -1,7 +1,7 @@
 //! A typical request for the tests, to be bent by each.
 
 use super::*;
-use crate::host::mountinfo;
+use crate::host::{cdi, mountinfo};
 use crate::model::{
     ContainerId, ContainerSecurity, ImageId, ImageRequest, Mount, MountSource, NamespaceMode, Namespaces,
     PodName, Propagation, Resources, SandboxId, SandboxSecurity, Timestamp,
@@ -21,12 +21,15 @@ pub(in crate::sandbox) struct Fixture {
     pub(super) sources: Vec<PathBuf>,
     pub(super) volumes: Vec<(PathBuf, PathBuf)>,
     pub(super) devices: Vec<ResolvedDevice>,
+    pub(super) cdi: cdi::Edits,
     pub(super) host_devices: Vec<ResolvedDevice>,
     pub(super) mounts: Vec<MountEntry>,
     pub(super) seccomp: Seccomp,
     pub(super) rootfs: PathBuf,
     pub(super) cgroup: PathBuf,
-    pub(super) allowed: Vec<String>,
+    pub(super) handler: Handler,
+    pub(super) block_io: Option<LinuxBlockIo>,
+    pub(super) rdt_class: Option<String>,
 }
 
 pub(in crate::sandbox) fn fixture() -> Fixture {
@@ -126,6 +129,7 @@ pub(in crate::sandbox) fn fixture() -> Fixture {
         sources: Vec::new(),
         volumes: Vec::new(),
         devices: Vec::new(),
+        cdi: cdi::Edits::default(),
         host_devices: Vec::new(),
         mounts: mountinfo::parse(
             "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n\
@@ -136,7 +140,9 @@ pub(in crate::sandbox) fn fixture() -> Fixture {
         seccomp: Seccomp::Unconfined,
         rootfs: "/bundle/rootfs".into(),
         cgroup: format!("/kubepods/pod1/{id}").into(),
-        allowed: Vec::new(),
+        handler: Handler::default(),
+        block_io: None,
+        rdt_class: None,
     }
 }
 
@@ -154,12 +160,15 @@ impl Fixture {
             mount_sources: &self.sources,
             volumes: &self.volumes,
             devices: &self.devices,
-            host_devices: &self.host_devices,
+            cdi: &self.cdi,
+            host_devices: self.container.security.privileged.then_some(&self.host_devices[..]),
+            block_io: self.block_io.as_ref(),
+            rdt_class: self.rdt_class.as_deref(),
             mounts: &self.mounts,
             seccomp: self.seccomp.clone(),
             rootfs: &self.rootfs,
             cgroup: &self.cgroup,
-            allowed_annotations: &self.allowed,
+            handler: &self.handler,
         })
     }
 

@@ -6,12 +6,13 @@ use super::{Inputs, Seccomp, SpecError, process};
 use crate::host::cgroups::CgroupMode;
 use crate::host::devices::{NodeKind, ResolvedDevice};
 use crate::host::security::seccomp::{SeccompArch, default_profile};
+use crate::host::users::User;
 use crate::model::{IdMapping, NamespaceMode};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Linux, LinuxBuilder, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder,
-    LinuxDeviceType, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespace, LinuxNamespaceBuilder,
-    LinuxNamespaceType,
+    LinuxDeviceType, LinuxIdMapping, LinuxIdMappingBuilder, LinuxIntelRdt, LinuxNamespace,
+    LinuxNamespaceBuilder, LinuxNamespaceType,
 };
 use std::path::{Path, PathBuf};
 
@@ -22,8 +23,10 @@ pub(super) fn build(
 ) -> Result<Linux, SpecError> {
     let security = &inputs.container.security;
     let mut resources = linux_resources(&inputs.container.resources, inputs.config.pids_limit, inputs.host)?;
-    let devices = if security.privileged { inputs.host_devices } else { inputs.devices };
-    resources.set_devices(Some(device_rules(security.privileged, devices)?));
+    let devices = devices(inputs);
+    let devices = devices.as_slice();
+    resources.set_devices(Some(device_rules(inputs.host_devices.is_some(), devices)?));
+    resources.set_block_io(inputs.block_io.cloned());
     let hidden = |paths: &[PathBuf]| -> Vec<String> {
         if security.privileged {
             return Vec::new();
@@ -32,7 +35,7 @@ pub(super) fn build(
     };
     let mut linux = LinuxBuilder::default()
         .namespaces(namespaces(inputs)?)
-        .devices(devices.iter().map(device).collect::<Result<Vec<_>, _>>()?)
+        .devices(devices.iter().map(|d| device(d, inputs.user)).collect::<Result<Vec<_>, _>>()?)
         .resources(resources)
         .cgroups_path(inputs.cgroup)
         .masked_paths(hidden(&security.masked_paths))
@@ -53,8 +56,15 @@ pub(super) fn build(
         .set_rootfs_propagation(propagation.map(str::to_owned))
         .set_uid_mappings(uids)
         .set_gid_mappings(gids)
+        .set_intel_rdt(inputs.rdt_class.map(rdt))
         .set_mount_label(process::selinux_labels(inputs).map(|(_, mount)| mount));
     Ok(linux)
+}
+
+fn rdt(class: &str) -> LinuxIntelRdt {
+    let mut rdt = LinuxIntelRdt::default();
+    rdt.set_clos_id(Some(class.to_owned()));
+    rdt
 }
 
 /// Whether the container gets a cgroup namespace of its own: on v2, unless privileged.
@@ -140,25 +150,32 @@ fn kind(device: &ResolvedDevice) -> LinuxDeviceType {
     }
 }
 
-fn device(device: &ResolvedDevice) -> Result<LinuxDevice, OciSpecError> {
+/// What was asked for, and the host's beside that where the container gets them.
+fn devices(inputs: &Inputs<'_>) -> Vec<ResolvedDevice> {
+    let host = inputs.host_devices.unwrap_or_default();
+    let asked = |path: &Path| inputs.devices.iter().any(|device| device.container_path == path);
+    host.iter().filter(|device| !asked(&device.container_path)).chain(inputs.devices).cloned().collect()
+}
+
+fn device(device: &ResolvedDevice, user: &User) -> Result<LinuxDevice, OciSpecError> {
     LinuxDeviceBuilder::default()
         .path(&device.container_path)
         .typ(kind(device))
         .major(device.major)
         .minor(device.minor)
         .file_mode(device.mode)
-        .uid(device.uid)
-        .gid(device.gid)
+        .uid(device.owner.uid.unwrap_or(user.uid))
+        .gid(device.owner.gid.unwrap_or(user.gid))
         .build()
 }
 
-/// Nothing, then what was asked; the OCI runtime adds its default devices. Privileged: everything.
+/// Nothing, then what was asked; the OCI runtime adds its default devices. With the host's: everything.
 fn device_rules(
-    privileged: bool,
+    all_of_host: bool,
     devices: &[ResolvedDevice],
 ) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
     let everything = |allow| LinuxDeviceCgroupBuilder::default().allow(allow).access("rwm").build();
-    if privileged {
+    if all_of_host {
         return Ok(vec![everything(true)?]);
     }
     let mut rules = vec![everything(false)?];

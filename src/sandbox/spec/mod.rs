@@ -12,16 +12,20 @@ mod resources;
 
 pub use capabilities::{ContainerCapabilities, capabilities};
 pub use error::SpecError;
+pub use process::apparmor;
 pub use resources::{check_resources, linux_resources};
 
-use crate::config::Containers;
+use crate::config::{Containers, Handler, annotation_fits};
+use crate::host::cdi;
 use crate::host::cgroups::CgroupMode;
 use crate::host::devices::ResolvedDevice;
 use crate::host::mountinfo::MountEntry;
 use crate::host::security::CapSet;
 use crate::host::users::User;
 use crate::model::{ContainerSpec, IdMapping, SandboxSpec};
-use oci_spec::runtime::{LinuxSeccomp, RootBuilder, Spec, SpecBuilder};
+use oci_spec::runtime::{
+    Hook, HookBuilder, Hooks, LinuxBlockIo, LinuxSeccomp, RootBuilder, Spec, SpecBuilder,
+};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -55,10 +59,16 @@ pub struct Inputs<'a> {
     pub mount_sources: &'a [PathBuf],
     /// Volumes that the image declares, as (path in the container, host directory).
     pub volumes: &'a [(PathBuf, PathBuf)],
-    /// Devices asked for, resolved.
+    /// Devices asked for, also by CDI, resolved.
     pub devices: &'a [ResolvedDevice],
-    /// Every device of the host; used if the container is privileged.
-    pub host_devices: &'a [ResolvedDevice],
+    /// What CDI devices change besides.
+    pub cdi: &'a cdi::Edits,
+    /// Every device of the host, if the container gets them and whatever appears later: it is privileged.
+    pub host_devices: Option<&'a [ResolvedDevice]>,
+    /// Its class of block I/O.
+    pub block_io: Option<&'a LinuxBlockIo>,
+    /// Its class of cache and memory bandwidth.
+    pub rdt_class: Option<&'a str>,
     /// Mounts of the daemon's namespace, for propagation.
     pub mounts: &'a [MountEntry],
     /// Seccomp, resolved.
@@ -67,8 +77,8 @@ pub struct Inputs<'a> {
     pub rootfs: &'a Path,
     /// The cgroup's path.
     pub cgroup: &'a Path,
-    /// Prefixes of annotations that the handler lets through.
-    pub allowed_annotations: &'a [String],
+    /// Settings of the handler.
+    pub handler: &'a Handler,
 }
 
 /// Seccomp of a container.
@@ -116,7 +126,7 @@ pub struct HostFacts {
     pub recursive_read_only: bool,
     /// AppArmor is enabled.
     pub apparmor: bool,
-    /// Name of the loaded default AppArmor profile, if one is.
+    /// AppArmor profile of containers that ask for none, if there is one.
     pub apparmor_default: Option<String>,
     /// SELinux is enabled.
     pub selinux: bool,
@@ -152,11 +162,33 @@ pub struct PodFiles {
     pub shm: PathBuf,
 }
 
+/// Judges what can be judged before anything is made for the container or looked up for it.
+///
+/// # Errors
+/// As [`build`].
+pub fn check(
+    sandbox: &SandboxSpec,
+    container: &ContainerSpec,
+    host: &HostFacts,
+    config: &Containers,
+) -> Result<(), SpecError> {
+    let security = &container.security;
+    if security.privileged && !sandbox.security.privileged {
+        return Err(SpecError::PrivilegedContainer);
+    }
+    capabilities(&config.capabilities, security, host.bounding)?;
+    mounts::check(container, host)?;
+    process::check(container, host)?;
+    linux_resources(&container.resources, config.pids_limit, host)?;
+    Ok(())
+}
+
 /// Builds the spec.
 ///
 /// # Errors
 /// When what was asked contradicts itself or the host cannot give it. Nothing is weakened in silence.
 pub fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
+    check(inputs.sandbox, inputs.container, inputs.host, inputs.config)?;
     let security = &inputs.container.security;
     if security.privileged && !inputs.sandbox.security.privileged {
         return Err(SpecError::PrivilegedContainer);
@@ -173,7 +205,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
         .annotations(annotations(inputs))
         .linux(linux::build(inputs, &capabilities, propagation)?)
         .build()?;
-    spec.set_hostname(None);
+    spec.set_hostname(None).set_hooks(hooks(inputs.cdi)?);
     Ok(spec)
 }
 
@@ -191,20 +223,59 @@ fn check_mapped(inputs: &Inputs<'_>) -> Result<(), SpecError> {
     }
 }
 
-/// Annotations for runtimes such as Kata and gVisor, under containerd's names, and those of the container that may
-/// pass.
-fn annotations(inputs: &Inputs<'_>) -> HashMap<String, String> {
-    let passes = |name: &str| {
-        PASSED_ANNOTATIONS.iter().any(|prefix| name.starts_with(prefix))
-            || inputs.allowed_annotations.iter().any(|prefix| name.starts_with(prefix.as_str()))
+/// Hooks come from CDI alone.
+fn hooks(edits: &cdi::Edits) -> Result<Option<Hooks>, SpecError> {
+    if edits.hooks.is_empty() {
+        return Ok(None);
+    }
+    let at = |point: cdi::HookPoint| {
+        let hooks = edits.hooks.iter().filter(|hook| hook.hook_name == point).map(hook);
+        hooks.collect::<Result<Vec<_>, _>>().map(|hooks| Some(hooks).filter(|hooks| !hooks.is_empty()))
     };
+    let mut hooks = Hooks::default();
+    #[allow(deprecated)]
+    hooks.set_prestart(at(cdi::HookPoint::Prestart)?);
+    hooks
+        .set_create_runtime(at(cdi::HookPoint::CreateRuntime)?)
+        .set_create_container(at(cdi::HookPoint::CreateContainer)?)
+        .set_start_container(at(cdi::HookPoint::StartContainer)?)
+        .set_poststart(at(cdi::HookPoint::Poststart)?)
+        .set_poststop(at(cdi::HookPoint::Poststop)?);
+    Ok(Some(hooks))
+}
+
+fn hook(hook: &cdi::Hook) -> Result<Hook, SpecError> {
+    let mut built = HookBuilder::default().path(&hook.path).build()?;
+    built.set_args(Some(hook.args.clone()).filter(|args| !args.is_empty()));
+    built.set_env(Some(hook.env.clone()).filter(|env| !env.is_empty()));
+    // 0 would be no time at all to the OCI runtimes; a specification means "no limit".
+    built.set_timeout(hook.timeout.filter(|seconds| *seconds > 0));
+    Ok(built)
+}
+
+/// Annotations that may pass, and on top those for runtimes such as Kata and gVisor, which know the names of both
+/// peers.
+fn annotations(inputs: &Inputs<'_>) -> HashMap<String, String> {
+    let fits =
+        |patterns: &[String], name: &str| patterns.iter().any(|pattern| annotation_fits(pattern, name));
     let (sandbox, container) = (inputs.sandbox, inputs.container);
-    let mut all: HashMap<String, String> = container
-        .annotations
-        .iter()
-        .filter(|(name, _)| passes(name))
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect();
+    let of_pod = sandbox.annotations.iter().filter(|(name, _)| fits(&inputs.handler.pod_annotations, name));
+    let of_container = container.annotations.iter().filter(|(name, _)| {
+        PASSED_ANNOTATIONS.iter().any(|prefix| name.starts_with(prefix))
+            || fits(&inputs.handler.container_annotations, name)
+    });
+    let mut all: HashMap<String, String> =
+        of_pod.chain(of_container).map(|(name, value)| (name.clone(), value.clone())).collect();
+    for (name, value) in [
+        ("ContainerType", "container"),
+        ("ContainerID", container.id.as_str()),
+        ("SandboxID", sandbox.id.as_str()),
+        ("KubeName", &sandbox.name.name),
+        ("Namespace", &sandbox.name.namespace),
+        ("ImageName", &container.image.display),
+    ] {
+        all.insert(format!("io.kubernetes.cri-o.{name}"), value.to_owned());
+    }
     for (name, value) in [
         ("container-type", "container"),
         ("sandbox-id", sandbox.id.as_str()),
@@ -215,6 +286,9 @@ fn annotations(inputs: &Inputs<'_>) -> HashMap<String, String> {
         ("image-name", &container.image.display),
     ] {
         all.insert(format!("io.kubernetes.cri.{name}"), value.to_owned());
+    }
+    if let Some(dir) = &sandbox.log_directory {
+        all.insert("io.kubernetes.cri.sandbox-log-directory".to_owned(), dir.to_string_lossy().into_owned());
     }
     all
 }

@@ -1,10 +1,11 @@
 //! Mounts: the defaults, the pod's files, the image's volumes and what was asked, in the order to mount them.
 
 use super::linux::has_cgroup_namespace;
-use super::{Inputs, SpecError};
+use super::{HostFacts, Inputs, SpecError};
+use crate::host::cdi;
 use crate::host::cgroups::CgroupMode;
 use crate::host::mountinfo::{MountEntry, holding};
-use crate::model::{self, IdMapping, NamespaceMode, Propagation};
+use crate::model::{self, ContainerSpec, IdMapping, NamespaceMode, Propagation};
 use oci_spec::runtime::{Mount, MountBuilder};
 use std::path::{Component, Path, PathBuf};
 
@@ -18,16 +19,31 @@ const TTY_GROUP: u32 = 5;
 const CGROUP2_OPTIONS: [&str; 5] =
     ["nsdelegate", "memory_recursiveprot", "memory_localevents", "favordynmods", "memory_hugetlb_accounting"];
 
-/// The mounts, and `rootfsPropagation` where a mount needs it.
-pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<Mount>, Option<&'static str>), SpecError> {
+/// What of the mounts asked for can be judged before their sources are looked up.
+pub(super) fn check(container: &ContainerSpec, host: &HostFacts) -> Result<(), SpecError> {
+    paths(container)?;
+    for mount in &container.mounts {
+        access(host, mount, &mount.container_path)?;
+    }
+    Ok(())
+}
+
+/// Where the mounts go, each once.
+fn paths(container: &ContainerSpec) -> Result<Vec<PathBuf>, SpecError> {
     let mut asked: Vec<PathBuf> = Vec::new();
-    for mount in &inputs.container.mounts {
+    for mount in &container.mounts {
         let path = clean(&mount.container_path)?;
         if asked.contains(&path) {
             return Err(SpecError::DuplicateMount { path });
         }
         asked.push(path);
     }
+    Ok(asked)
+}
+
+/// The mounts, and `rootfsPropagation` where a mount needs it.
+pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<Mount>, Option<&'static str>), SpecError> {
+    let asked = paths(inputs.container)?;
     let covered = |path: &Path| asked.iter().any(|asked| asked == path);
     let mut mounts = Vec::new();
     for mount in defaults(inputs)? {
@@ -56,6 +72,11 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<Mount>, Option<&'static 
             (Propagation::HostToContainer, None) => Some("rslave"),
             (Propagation::Private | Propagation::HostToContainer, kept) => kept,
         };
+    }
+    for mount in &inputs.cdi.mounts {
+        let path = clean(&mount.container_path)?;
+        mounts.retain(|other| other.destination() != &path);
+        mounts.push(cdi_mount(mount, &path)?);
     }
     if inputs.sandbox.namespaces.user.is_some() {
         keep_locked(&mut mounts, inputs.mounts);
@@ -192,6 +213,24 @@ fn asked_mount(
     source: &Path,
 ) -> Result<Mount, SpecError> {
     let mut options = vec!["rbind", propagation(inputs, mount, path, source)?];
+    options.extend(access(inputs.host, mount, path)?);
+    // Mappings of the mount are the source's already: OCI runtimes differ in what they make of them.
+    make(path, "bind", source, &options)
+}
+
+/// A mount of a CDI device, as its specification says; a driver's own files are the operator's choice.
+fn cdi_mount(mount: &cdi::Mount, path: &Path) -> Result<Mount, SpecError> {
+    let mut options: Vec<&str> = mount.options.iter().map(String::as_str).collect();
+    let kind = mount.kind.as_deref().filter(|kind| !kind.is_empty()).unwrap_or("bind");
+    if kind == "bind" && !options.iter().any(|option| matches!(*option, "bind" | "rbind")) {
+        options.push("rbind");
+    }
+    make(path, kind, &mount.host_path, &options)
+}
+
+/// What may be done through a mount.
+fn access(host: &HostFacts, mount: &model::Mount, path: &Path) -> Result<Vec<&'static str>, SpecError> {
+    let mut options = Vec::new();
     if mount.recursive_read_only {
         let refuse = |reason| SpecError::RecursiveReadOnly { path: path.to_owned(), reason };
         if !mount.readonly {
@@ -200,7 +239,7 @@ fn asked_mount(
         if mount.propagation != Propagation::Private {
             return Err(refuse("recursive_read_only needs private propagation"));
         }
-        if !inputs.host.recursive_read_only {
+        if !host.recursive_read_only {
             return Err(refuse("the kernel or the OCI runtime has no recursive read-only mounts"));
         }
         options.push("rro");
@@ -214,8 +253,7 @@ fn asked_mount(
             option: option.chars().take(80).collect(),
         })?);
     }
-    // Mappings of the mount are the source's already: OCI runtimes differ in what they make of them.
-    make(path, "bind", source, &options)
+    Ok(options)
 }
 
 fn propagation(

@@ -1,9 +1,12 @@
 //! The process: arguments, environment, directory, user, rights.
 
 use super::capabilities::{self, ContainerCapabilities};
-use super::{Inputs, SpecError};
-use crate::model::{Profile, SelinuxOptions};
-use oci_spec::runtime::{Process, ProcessBuilder, UserBuilder};
+use super::{HostFacts, Inputs, SpecError};
+use crate::config::Ulimit;
+use crate::model::{ContainerSecurity, ContainerSpec, Profile, SelinuxOptions};
+use oci_spec::runtime::{
+    PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, UserBuilder,
+};
 use std::path::{Component, Path, PathBuf};
 
 /// PATH of an image that sets none (Docker's default).
@@ -14,7 +17,7 @@ pub(super) fn build(inputs: &Inputs<'_>, caps: &ContainerCapabilities) -> Result
     let user = UserBuilder::default()
         .uid(inputs.user.uid)
         .gid(inputs.user.gid)
-        .additional_gids(inputs.user.additional_gids.clone())
+        .additional_gids(groups(inputs))
         .build()?;
     let mut process = ProcessBuilder::default()
         .terminal(inputs.container.tty)
@@ -27,10 +30,44 @@ pub(super) fn build(inputs: &Inputs<'_>, caps: &ContainerCapabilities) -> Result
         .oom_score_adj(oom_score_adj(inputs)?)
         .build()?;
     process
-        .set_rlimits(None)
-        .set_apparmor_profile(apparmor(inputs)?)
+        .set_rlimits(rlimits(&inputs.config.default_ulimits)?)
+        .set_apparmor_profile(apparmor(security, inputs.host)?)
         .set_selinux_label(selinux_labels(inputs).map(|(process, _)| process));
     Ok(process)
+}
+
+/// What of the process can be judged before its image is looked at.
+pub(super) fn check(container: &ContainerSpec, host: &HostFacts) -> Result<(), SpecError> {
+    apparmor(&container.security, host)?;
+    working_dir(&container.working_dir)?;
+    match container.envs.iter().find(|(name, _)| name.is_empty() || name.contains('=')) {
+        Some((name, _)) => Err(SpecError::EnvName { name: name.chars().take(80).collect() }),
+        None => Ok(()),
+    }
+}
+
+/// None leaves those that the OCI runtime itself has.
+fn rlimits(limits: &[String]) -> Result<Option<Vec<PosixRlimit>>, SpecError> {
+    let one = |text: &String| {
+        let wrong = |reason| SpecError::Ulimit { text: text.clone(), reason };
+        let limit = Ulimit::parse(text).map_err(wrong)?;
+        let kind = serde_json::Value::String(limit.name.clone());
+        let kind: PosixRlimitType = serde_json::from_value(kind).map_err(|e| wrong(e.to_string()))?;
+        Ok(PosixRlimitBuilder::default().typ(kind).soft(limit.soft).hard(limit.hard).build()?)
+    };
+    let limits = limits.iter().map(one).collect::<Result<Vec<_>, SpecError>>()?;
+    Ok(Some(limits).filter(|limits| !limits.is_empty()))
+}
+
+fn groups(inputs: &Inputs<'_>) -> Vec<u32> {
+    let mut groups = inputs.user.additional_gids.clone();
+    for gid in &inputs.cdi.additional_gids {
+        // 0 is no group that a device gives.
+        if *gid != 0 && !groups.contains(gid) {
+            groups.push(*gid);
+        }
+    }
+    groups
 }
 
 /// command and args of the request replace the image's Entrypoint and Cmd; args alone replace Cmd.
@@ -78,6 +115,9 @@ fn env(inputs: &Inputs<'_>) -> Result<Vec<String>, SpecError> {
         }
         put(name, value);
     }
+    for (name, value) in inputs.cdi.env.iter().filter_map(|entry| entry.split_once('=')) {
+        put(name, value);
+    }
     // Only the name is shown: values are secrets.
     match all.iter().find(|(name, value)| name.contains('\0') || value.contains('\0')) {
         Some((name, _)) => Err(SpecError::Nul { what: "environment variable", value: name.clone() }),
@@ -88,9 +128,12 @@ fn env(inputs: &Inputs<'_>) -> Result<Vec<String>, SpecError> {
 fn cwd(inputs: &Inputs<'_>) -> Result<PathBuf, SpecError> {
     let asked =
         [&inputs.container.working_dir, &inputs.image.working_dir].into_iter().find(|dir| !dir.is_empty());
-    let Some(asked) = asked else { return Ok("/".into()) };
+    asked.map_or_else(|| Ok("/".into()), |asked| working_dir(asked))
+}
+
+fn working_dir(asked: &str) -> Result<PathBuf, SpecError> {
     if asked.contains('\0') {
-        return Err(SpecError::Nul { what: "working directory", value: asked.clone() });
+        return Err(SpecError::Nul { what: "working directory", value: asked.to_owned() });
     }
     let mut path = PathBuf::from("/");
     for component in Path::new(asked).components() {
@@ -103,7 +146,7 @@ fn cwd(inputs: &Inputs<'_>) -> Result<PathBuf, SpecError> {
         }
     }
     if path.starts_with("/proc") && path.components().any(|c| c.as_os_str() == "fd") {
-        return Err(SpecError::WorkingDir { path: asked.clone() });
+        return Err(SpecError::WorkingDir { path: asked.to_owned() });
     }
     Ok(path)
 }
@@ -125,9 +168,11 @@ fn oom_score_adj(inputs: &Inputs<'_>) -> Result<i32, SpecError> {
     })
 }
 
-/// What is not asked gets the loaded default; a privileged container gets only what it names.
-fn apparmor(inputs: &Inputs<'_>) -> Result<Option<String>, SpecError> {
-    let (security, host) = (&inputs.container.security, inputs.host);
+/// The AppArmor profile of a container. What is not asked gets the default; a privileged container gets only what it names.
+///
+/// # Errors
+/// When one is asked for by name or as the default, and the host has no AppArmor, or there is no default.
+pub fn apparmor(security: &ContainerSecurity, host: &HostFacts) -> Result<Option<String>, SpecError> {
     match &security.apparmor {
         Some(Profile::Unconfined) => Ok(host.apparmor.then(|| "unconfined".to_owned())),
         Some(Profile::Localhost(name)) if host.apparmor => {

@@ -1,5 +1,5 @@
 use super::fixture::fixture;
-use crate::host::devices::{NodeKind, ResolvedDevice};
+use crate::host::devices::{NodeKind, Owner, ResolvedDevice};
 use crate::host::security::{Cap, CapSet};
 use crate::model::{
     Capabilities, ContainerId, HugepageLimit, NamespaceMode, Profile, Propagation, SelinuxOptions,
@@ -118,6 +118,52 @@ fn ambient_and_inheritable_hold_only_what_was_asked() {
     assert!(strings(&caps["effective"]).contains("CAP_NET_ADMIN"));
 }
 
+#[test]
+fn all_ambient_capabilities_are_all_that_can_be_given() {
+    let mut f = fixture();
+    f.host.bounding = CapSet::ALL.without(Cap::SYS_RESOURCE);
+    f.container.security.capabilities.add_ambient = vec!["all".into()];
+    let caps = &f.json()["process"]["capabilities"];
+    assert_eq!(strings(&caps["ambient"]).len(), 40);
+    assert_eq!(strings(&caps["ambient"]), strings(&caps["effective"]));
+}
+
+#[test]
+fn what_cdi_adds_replaces_what_was_there() {
+    use crate::host::cdi::{Edits, Hook, HookPoint};
+    let mut f = fixture();
+    f.mount("/host", "/opt/driver");
+    let hook = |hook_name, timeout| Hook {
+        hook_name,
+        path: "/hook".into(),
+        args: vec!["hook".into()],
+        env: Vec::new(),
+        timeout,
+    };
+    f.cdi.env = vec!["A=cdi".into(), "NEW=1".into()];
+    f.cdi.mounts = vec![cdi::Mount {
+        host_path: "/driver".into(),
+        container_path: "/opt/driver".into(),
+        kind: None,
+        options: vec!["ro".into()],
+    }];
+    f.cdi.hooks = vec![hook(HookPoint::CreateContainer, Some(5)), hook(HookPoint::Poststop, Some(0))];
+    f.cdi.additional_gids = vec![7, 0, 7];
+    f.devices = vec![ResolvedDevice { owner: Owner { uid: None, gid: None }, ..device("/dev/a", 3) }];
+    f.user.uid = 1000;
+    let spec = f.json();
+    let env = strings(&spec["process"]["env"]);
+    assert!(env.contains("A=cdi") && env.contains("NEW=1") && !env.contains("A=cri"), "{env:?}");
+    assert_eq!(f.options("/opt/driver").unwrap(), "ro,rbind");
+    assert_eq!(spec["process"]["user"]["additionalGids"], json!([0, 7]));
+    assert_eq!(spec["hooks"]["createContainer"][0], json!({"path": "/hook", "args": ["hook"], "timeout": 5}));
+    assert_eq!(spec["hooks"]["poststop"][0], json!({"path": "/hook", "args": ["hook"]}));
+    assert_eq!(spec["hooks"]["prestart"], Value::Null);
+    assert_eq!(spec["linux"]["devices"][0]["uid"], 1000);
+    f.cdi = Edits::default();
+    assert_eq!(f.json()["hooks"], Value::Null);
+}
+
 fn device(path: &str, minor: u32) -> ResolvedDevice {
     ResolvedDevice {
         container_path: path.into(),
@@ -125,8 +171,7 @@ fn device(path: &str, minor: u32) -> ResolvedDevice {
         major: 1,
         minor,
         mode: 0o666,
-        uid: 0,
-        gid: 0,
+        owner: Owner { uid: Some(0), gid: Some(0) },
         permissions: "rw".into(),
     }
 }
@@ -263,6 +308,7 @@ fn mounts_are_sorted_by_depth_and_checked() {
     assert_eq!(f.options("/x").unwrap(), "rbind,rprivate,rw,noexec,nosuid");
     f.container.mounts[0].options = vec!["suid".into()];
     assert!(f.error().contains("suid"));
+    f.container.mounts[0].options.clear();
     f.sources.clear();
     assert!(f.error().contains("not resolved"));
 }
@@ -410,18 +456,48 @@ fn only_known_annotations_reach_the_runtime() {
         "org.systemd.property.ExecStart",
         "run.oci.hooks",
         "io.kubernetes.cri.sandbox-id",
+        "io.kubernetes.cri-o.SandboxID",
         "vendor.example/ok",
+        "vendor.example/exactly",
     ] {
         f.container.annotations.insert(name.into(), "evil".into());
+        f.sandbox.annotations.insert(name.into(), "of the pod".into());
     }
-    f.allowed = vec!["vendor.example/".into()];
+    f.sandbox.log_directory = Some("/var/log/pods/x".into());
+    f.handler.container_annotations = vec!["vendor.example/ok*".into()];
+    f.handler.pod_annotations = vec!["vendor.example/exactly".into(), "vendor.example/ok".into()];
     let found = f.json()["annotations"].clone();
     assert_eq!(found["io.kubernetes.cri.sandbox-id"], "a".repeat(64));
     assert_eq!(found["io.kubernetes.cri.container-type"], "container");
+    assert_eq!(found["io.kubernetes.cri-o.SandboxID"], "a".repeat(64));
+    assert_eq!(found["io.kubernetes.cri.sandbox-log-directory"], "/var/log/pods/x");
     assert_eq!(found["vendor.example/ok"], "evil");
+    assert_eq!(found["vendor.example/exactly"], "of the pod");
     assert_eq!(found["org.systemd.property.ExecStart"], Value::Null);
     assert_eq!(found["run.oci.hooks"], Value::Null);
-    assert_eq!(found.as_object().unwrap().len(), 9);
+    assert_eq!(found.as_object().unwrap().len(), 17);
+}
+
+#[test]
+fn limits_of_processes_and_classes_are_as_configured() {
+    let mut f = fixture();
+    assert_eq!(f.json()["process"]["rlimits"], Value::Null);
+    f.config.default_ulimits = vec!["nofile=1024:4096".into(), "memlock=unlimited".into()];
+    let mut block_io = LinuxBlockIo::default();
+    block_io.set_weight(Some(80));
+    (f.block_io, f.rdt_class) = (Some(block_io), Some("gold".into()));
+    let spec = f.json();
+    assert_eq!(
+        spec["process"]["rlimits"],
+        json!([
+            {"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 4096},
+            {"type": "RLIMIT_MEMLOCK", "soft": u64::MAX, "hard": u64::MAX}
+        ])
+    );
+    assert_eq!(spec["linux"]["resources"]["blockIO"]["weight"], 80);
+    assert_eq!(spec["linux"]["intelRdt"]["closID"], "gold");
+    f.config.default_ulimits = vec!["files=1".into()];
+    assert!(f.error().contains("files"));
 }
 
 #[test]

@@ -315,17 +315,19 @@ pub(super) fn updated(old: &Resources, update: &Resources) -> Resources {
 /// are in force again.
 pub(super) async fn update(
     node: &Arc<Node>,
+    pod: &SandboxSpec,
     id: &ContainerId,
     runtime: &Runtime,
-    (old, limits): (&Resources, &Resources),
+    (old, asked): (&Resources, &Resources),
     live: bool,
 ) -> Result<(), SandboxError> {
     let in_oci_terms = |limits| spec::linux_resources(limits, node.config.containers.pids_limit, &node.facts);
-    let limits = in_oci_terms(limits)?;
+    let limits = in_oci_terms(asked)?;
     let config = node.bundle(id).join("config.json");
     let malformed = |e: serde_json::Error| SandboxError::io("change", &config)(std::io::Error::from(e));
     let limits = serde_json::to_value(limits).map_err(malformed)?;
     if live {
+        spare(node, pod, id, asked)?;
         let Err(cause) = runtime.update(id.as_str(), &limits).await else { return Ok(()) };
         // It may have written some of them before one was refused.
         let old = serde_json::to_value(in_oci_terms(old)?).map_err(malformed)?;
@@ -344,6 +346,19 @@ pub(super) async fn update(
         std::fs::rename(&new, &config).map_err(SandboxError::io("replace", &config))
     })
     .await
+}
+
+/// Refuses a memory limit that could only be kept by killing: of v1 the kernel does so, of v2 runc does, but not where
+/// systemd writes it.
+fn spare(node: &Node, pod: &SandboxSpec, id: &ContainerId, asked: &Resources) -> Result<(), SandboxError> {
+    let used = node.cgroups.stats(node.leaf(pod, id)?.path())?.memory.map_or(0, |memory| memory.working_set);
+    let limit = u64::try_from(asked.memory_limit).unwrap_or(0);
+    if limit == 0 || limit >= used {
+        return Ok(());
+    }
+    let (field, value) = ("memory_limit_in_bytes", format!("{limit} (in use: {used})"));
+    let reason = "is below what the container uses now, and would have it killed";
+    Err(spec::SpecError::Resource { field, value, reason }.into())
 }
 
 /// An OCI configuration with other limits; what they do not name (the device rules) stays.

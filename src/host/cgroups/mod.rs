@@ -25,6 +25,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// In a scope that systemd made for it, crun puts limits and processes into a cgroup of its own, which systemd does not
+/// touch (`run.oci.systemd.subgroup` in crun(1)).
+const CRUN_SUBGROUP: &str = "container";
 /// Where the kernel lists its sizes of huge pages.
 const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
 /// Where cgroup file systems are mounted.
@@ -202,6 +205,18 @@ impl Cgroups {
         Some(root.join(cgroup.strip_prefix("/").unwrap_or(cgroup)))
     }
 
+    /// On v2, the directory that has a cgroup's limits, and with them its figures.
+    fn limited_dir(&self, cgroup: &Path) -> PathBuf {
+        let dir = self.dir("", cgroup).unwrap_or_default();
+        if cgroup.extension().is_some_and(|extension| extension == "scope") {
+            let inner = dir.join(CRUN_SUBGROUP);
+            if inner.is_dir() {
+                return inner;
+            }
+        }
+        dir
+    }
+
     /// Every directory of `leaf` that exists.
     fn dirs(&self, leaf: &Leaf) -> Vec<PathBuf> {
         let path = leaf.path();
@@ -329,7 +344,7 @@ impl Cgroups {
     /// When a file that exists cannot be read.
     pub fn stats(&self, cgroup: &Path) -> Result<CgroupStats, CgroupError> {
         match self.mode {
-            CgroupMode::V2 => stats::read_v2(&self.dir("", cgroup).unwrap_or_default()),
+            CgroupMode::V2 => stats::read_v2(&self.limited_dir(cgroup)),
             CgroupMode::V1 | CgroupMode::Hybrid => stats::read_v1(&|controller| self.dir(controller, cgroup)),
         }
     }
@@ -341,7 +356,7 @@ impl Cgroups {
     pub fn details(&self, cgroup: &Path) -> Result<CgroupDetails, CgroupError> {
         let sizes = &self.page_sizes;
         match self.mode {
-            CgroupMode::V2 => details::read_v2(&self.dir("", cgroup).unwrap_or_default(), sizes),
+            CgroupMode::V2 => details::read_v2(&self.limited_dir(cgroup), sizes),
             CgroupMode::V1 | CgroupMode::Hybrid => {
                 details::read_v1(&|controller| self.dir(controller, cgroup), sizes)
             }

@@ -121,3 +121,32 @@ fn huge_page_sizes_are_named_as_cgroups_name_them() {
     assert_eq!(page_sizes(dir.path()), ["64KB", "2MB", "1GB"]);
     assert!(page_sizes(Path::new("/no/such/dir")).is_empty());
 }
+
+#[test]
+fn a_scopes_limits_may_lie_in_it() {
+    let root = tempfile::tempdir().unwrap();
+    let cgroups = Cgroups {
+        mode: CgroupMode::V2,
+        v1: BTreeMap::new(),
+        v2: Some(root.path().to_owned()),
+        page_sizes: Vec::new(),
+        rates: Arc::default(),
+    };
+    let write = |cgroup: &str, limit: &str| {
+        let dir = root.path().join(cgroup);
+        std::fs::create_dir_all(&dir).unwrap();
+        for (file, text) in [("memory.current", "5"), ("memory.stat", "anon 1"), ("memory.max", limit)] {
+            std::fs::write(dir.join(file), format!("{text}\n")).unwrap();
+        }
+    };
+    let limit = |cgroup: &str| cgroups.stats(Path::new(cgroup)).unwrap().memory.unwrap().limit;
+    write("a.slice/podwright-x.scope", "100");
+    assert_eq!(limit("/a.slice/podwright-x.scope"), Some(100));
+    write("a.slice/podwright-x.scope", "max");
+    write("a.slice/podwright-x.scope/container", "100");
+    assert_eq!(limit("/a.slice/podwright-x.scope"), Some(100));
+    // A container may call its own so.
+    write("plain", "200");
+    write("plain/container", "100");
+    assert_eq!(limit("/plain"), Some(200));
+}

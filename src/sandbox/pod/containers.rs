@@ -328,11 +328,11 @@ impl Pod {
         container.updating = Some(reply);
         let old = container.resources.clone();
         let wanted = container::updated(&old, &resources);
-        let (node, runtime) = (self.node.clone(), self.runtime.clone());
+        let (node, pod, runtime) = (self.node.clone(), self.spec.clone(), self.runtime.clone());
         let failed =
             Finished::Updated(id.clone(), Box::default(), Err(SandboxError::Panicked("an update of limits")));
         self.work(failed, async move {
-            let result = container::update(&node, &id, &runtime, (&old, &wanted), live).await;
+            let result = container::update(&node, &pod, &id, &runtime, (&old, &wanted), live).await;
             Finished::Updated(id, Box::new(wanted), result)
         });
     }

@@ -28,8 +28,9 @@ pub struct Config {
     /// overlayfs accepts for its upper directory, such as ext4 or xfs.
     /// Unit: absolute path.
     pub root: PathBuf,
-    /// State that ends with the machine: bundles, mounts, monitors' sockets, exit records. Made with mode 0700. Put it
-    /// on a tmpfs.
+    /// State that ends with the machine: bundles, mounts, monitors' sockets, exit records. Made with mode 0711, what is
+    /// in it with 0700: root of a pod's user namespace has to get through to its bundle. The directories above it have
+    /// to let it through, too. Put it on a tmpfs.
     /// Unit: absolute path.
     pub state: PathBuf,
     /// The CRI socket.
@@ -243,7 +244,8 @@ pub struct Containers {
     pub absent_mount_sources_to_reject: Vec<PathBuf>,
     /// Pods may bind ports below 1024 without a capability (`net.ipv4.ip_unprivileged_port_start=0` in the pod).
     pub unprivileged_ports: bool,
-    /// Pods may send ICMP echo without a capability (`net.ipv4.ping_group_range` in the pod).
+    /// Pods may send ICMP echo without a capability (`net.ipv4.ping_group_range` in the pod; cut to
+    /// the groups that a user namespace has).
     pub unprivileged_icmp: bool,
 }
 

@@ -242,6 +242,7 @@ mod tests {
             monitor: None,
             runtime: Arc::new(Runtime::new("r", "/r".into(), Path::new("/r"), &[], Duration::ZERO)),
             containers: containers.iter().map(container).collect(),
+            limits: None,
         })
     }
 

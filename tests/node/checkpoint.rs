@@ -21,6 +21,7 @@ const FAILS: &str = "echo 'Error (stand-in): cannot dump' >&2; exit 1";
 const HANGS: &str = ": > \"$0.begun\"; while [ ! -e \"$0.go\" ]; do sleep 0.05; done";
 
 /// Whether real CRIU works here; says so once where not.
+#[allow(clippy::print_stdout)]
 fn criu_works() -> bool {
     let works = Command::new("criu").arg("check").output().is_ok_and(|o| o.status.success());
     if !works {

@@ -103,12 +103,12 @@ pub(in crate::streaming) fn connection(sent: Vec<u8>) {
 
 /// Does with a stream what its id says.
 async fn own(mut stream: Stream) {
-    if stream.id % 3 == 0 {
+    if stream.id.is_multiple_of(3) {
         return;
     }
     while let Ok(Some(data)) = stream.reader.next().await {
         assert!(!data.is_empty() && data.len() <= LIMITS.stream_bytes);
-        if stream.id % 5 != 0 && stream.writer.send(&data).await.is_err() {
+        if !stream.id.is_multiple_of(5) && stream.writer.send(&data).await.is_err() {
             return;
         }
     }

@@ -72,7 +72,11 @@ async fn a_pods_stats_tell_all_that_it_uses() {
         assert_eq!(stats.attributes.as_ref().unwrap().id, pod);
         let linux = stats.linux.unwrap();
         let network = linux.network.clone().unwrap().default_interface.unwrap();
-        let rated = linux.cpu.as_ref().unwrap().usage_nano_cores.is_some();
+        let runs = |cpu: &Option<pb::CpuUsage>| {
+            cpu.as_ref().unwrap().usage_nano_cores.is_some_and(|rate| rate.value > 0)
+        };
+        // The container's window may be a little younger than the pod's.
+        let rated = runs(&linux.cpu) && linux.containers.iter().all(|container| runs(&container.cpu));
         if rated && number(network.tx_bytes) > 0 && number(linux.process.unwrap().process_count) >= 2 {
             break linux;
         }

@@ -160,7 +160,7 @@ pub fn parent_path(parent: &str) -> Result<PathBuf, CgroupError> {
 
 /// The kubelet sends a whole path of slices, and one may lie below a plain directory: the last component tells.
 fn is_slice(parent: &Path) -> bool {
-    parent.extension().is_some_and(|extension| extension == "slice")
+    base(parent).ends_with(SLICE)
 }
 
 fn base(path: &Path) -> &str {

@@ -271,22 +271,32 @@ fn set_up(
     if kinds.contains(&Namespace::Net) {
         namespace::loopback_up().map_err(step("bring loopback up".into()))?;
     }
+    let mut denied = Vec::new();
     for (key, value) in &request.sysctls {
         let path = sysctl_path(key, kinds).map_err(|reason| format!("sysctl {key:?}: {reason}"))?;
-        let mut file = std::fs::OpenOptions::new();
-        let written = file.write(true).open(&path).and_then(|mut file| file.write_all(value.as_bytes()));
-        written.map_err(step(format!("write sysctl {key:?}")))?;
+        match write_setting(&path, value) {
+            Err(error) if user.is_some() && error.kind() == io::ErrorKind::PermissionDenied => {
+                denied.push((key, value, path));
+            }
+            written => written.map_err(step(format!("write sysctl {key:?}")))?,
+        }
+    }
+    // Settings of an IPC namespace are its user namespace's root's from 6.9 on, and the host's root's before.
+    if user.is_some() && (!denied.is_empty() || kinds.contains(&Namespace::Pid)) {
+        userns::become_root().map_err(step("become root of the user namespace".into()))?;
+    }
+    for (key, value, path) in denied {
+        write_setting(&path, value).map_err(step(format!("write sysctl {key:?}")))?;
     }
     if kinds.contains(&Namespace::Pid) {
-        // Not before: settings of the IPC namespace ask for the host's root on kernels before 6.9, and the namespace's
-        // own rights are there without.
-        if user.is_some() {
-            userns::become_root().map_err(step("become root of the user namespace".into()))?;
-        }
         namespace::unshare(Namespace::Pid).map_err(step("make pid namespace".into()))?;
         return process::fork_child(|| podinit::run(leash)).map_err(step("start pod init".into()));
     }
     Ok(0)
+}
+
+fn write_setting(path: &Path, value: &str) -> io::Result<()> {
+    std::fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
 }
 
 /// As sysctl(8): the first separator found, `.` or `/`, separates; the other one is part of a name. Only settings of

@@ -94,9 +94,9 @@ pod_runs() {
 }
 
 left() {
-    # The checkout is beneath the copy too; logs of apt and dpkg are the machine's.
-    find / -xdev -name '*podwright*' -not -path "$root/*" -not -path '/tmp/*' -not -path '/proc/*' -not -path '/sys/*' \
-        -not -path /var/lib/podwright 2>/dev/null | grep -v '^/work/\|^/root/' || true
+    # What lies beside the checkout and in the home is beneath the copy too; logs of apt and dpkg are the machine's.
+    find / -xdev -name '*podwright*' -not -path "${root%/*}/*" -not -path "${HOME:-/root}/*" -not -path '/tmp/*' -not -path '/proc/*' -not -path '/sys/*' \
+        -not -path /var/lib/podwright 2>/dev/null || true
     find /run /var/lib/podwright -mindepth 1 -name '*podwright*' 2>/dev/null || true
     find /var/lib/podwright -mindepth 1 -maxdepth 1 || true
     grep -o '/run/podwright[^ ]*\|/run/netns/podwright[^ ]*' /proc/self/mountinfo || true

@@ -93,6 +93,7 @@ fn a_node_that_can_serve_has_no_failure() {
         ("overlay on root", "mounted"),
         ("monitor", "podwright-monitor"),
         ("OCI runtime runc", "ran a container, the default (runc version"),
+        ("user namespaces with runc", "ran a container in one"),
         ("CNI configuration", scratch.id()),
         ("CNI plugins", "bridge, portmap"),
         ("grpc.socket", "free"),

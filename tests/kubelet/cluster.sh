@@ -1,20 +1,6 @@
 # A control plane of one node on loopback, and the cases on it. Sourced.
 
-PKI=/run/pki
-APISERVER=https://127.0.0.1:6443
-
-# certificate NAME SUBJECT [EXTENSIONS]
-certificate() {
-    openssl req -new -newkey rsa:2048 -nodes -keyout "$PKI/$1.key" -subj "$2" 2>/dev/null |
-        openssl x509 -req -days 2 -CA "$PKI/ca.crt" -CAkey "$PKI/ca.key" -CAcreateserial -out "$PKI/$1.crt" \
-            -extfile <(echo "${3:-extendedKeyUsage = clientAuth}") 2>/dev/null
-    kubectl config --kubeconfig "$PKI/$1.conf" set-cluster here --server "$APISERVER" \
-        --certificate-authority "$PKI/ca.crt" >/dev/null
-    kubectl config --kubeconfig "$PKI/$1.conf" set-credentials "$1" \
-        --client-certificate "$PKI/$1.crt" --client-key "$PKI/$1.key" >/dev/null
-    kubectl config --kubeconfig "$PKI/$1.conf" set-context here --cluster here --user "$1" >/dev/null
-    kubectl config --kubeconfig "$PKI/$1.conf" use-context here >/dev/null
-}
+source "$here/control-plane.sh"
 
 component() {
     local name=$1
@@ -23,32 +9,11 @@ component() {
 }
 
 control_plane() {
-    mkdir -p "$PKI"
-    openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout "$PKI/ca.key" -out "$PKI/ca.crt" -subj /CN=ca 2>/dev/null
-    openssl genrsa -out "$PKI/accounts.key" 2048 2>/dev/null
-    certificate apiserver /CN=apiserver "extendedKeyUsage = serverAuth
-subjectAltName = IP:127.0.0.1, IP:10.97.0.1, DNS:kubernetes.default.svc"
-    certificate admin /O=system:masters/CN=admin
-    certificate manager /CN=system:kube-controller-manager
-    certificate scheduler /CN=system:kube-scheduler
-    certificate kubelet "/O=system:nodes/CN=system:node:$NODE_NAME"
+    certificates
     export KUBECONFIG=$PKI/admin.conf
-
-    component etcd --data-dir /run/etcd --unsafe-no-fsync --listen-client-urls http://127.0.0.1:2379 \
-        --advertise-client-urls http://127.0.0.1:2379 --listen-peer-urls http://127.0.0.1:2380
-    component kube-apiserver --etcd-servers http://127.0.0.1:2379 --bind-address 127.0.0.1 \
-        --advertise-address "$NODE_IP" --service-cluster-ip-range 10.97.0.0/24 \
-        --tls-cert-file "$PKI/apiserver.crt" --tls-private-key-file "$PKI/apiserver.key" --client-ca-file "$PKI/ca.crt" \
-        --kubelet-client-certificate "$PKI/admin.crt" --kubelet-client-key "$PKI/admin.key" \
-        --service-account-key-file "$PKI/accounts.key" --service-account-signing-key-file "$PKI/accounts.key" \
-        --service-account-issuer https://kubernetes.default.svc --authorization-mode Node,RBAC \
-        --enable-admission-plugins NodeRestriction --allow-privileged \
-        --kubelet-preferred-address-types InternalIP
+    servers
     until_true 120 "the API server is ready" kubectl get --raw /readyz >/dev/null 2>&1
-    component kube-controller-manager --kubeconfig "$PKI/manager.conf" --leader-elect=false \
-        --service-account-private-key-file "$PKI/accounts.key" --root-ca-file "$PKI/ca.crt" \
-        --use-service-account-credentials
-    component kube-scheduler --kubeconfig "$PKI/scheduler.conf" --leader-elect=false
+    controllers
     cluster_kubelet_config
     kubelet_start --kubeconfig "$PKI/kubelet.conf"
     until_true 60 "the node is registered" kubectl get node "$NODE_NAME" >/dev/null 2>&1

@@ -6,8 +6,8 @@
 # usage: deb.sh before    up to the reboot, which the caller does
 #        deb.sh after     from there on, to the purge
 #
-# With build/kube/kubelet there, a kubelet is a unit beside it and its static pod
-# has to come back too.
+# With build/kube there, a kubelet and a control plane are units beside it: a static
+# pod and a Deployment have to come back too.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -44,23 +44,58 @@ run_pod() {
 }
 running() { [ "$(crictl inspect "$1" | jq -r .status.state)" = CONTAINER_RUNNING ]; }
 
-kubelet_unit() {
+NODE_NAME=$(hostname) NODE_IP=10.99.0.1 PKI=/etc/podwright-vm/pki ETCD_DATA=/var/lib/etcd
+export KUBECONFIG=$PKI/admin.conf PATH=$PATH:$root/build/kube
+source "$root/tests/kubelet/control-plane.sh"
+
+# unit NAME COMMAND...  a unit that is enabled and started
+unit() {
+    cat >"/etc/systemd/system/$1.service" <<END
+[Unit]
+After=node-address.service podwright.service
+Wants=podwright.service
+StartLimitIntervalSec=0
+[Service]
+ExecStart=${*:2}
+Restart=always
+RestartSec=1
+[Install]
+WantedBy=multi-user.target
+END
+    systemctl daemon-reload
+    systemctl enable -q --now "$1"
+}
+component() { unit "$1" "$root/build/kube/$1" "${@:2}"; }
+
+kubernetes() {
     [ -x "$root/build/kube/kubelet" ] || return 0
-    say "a kubelet as a unit"
+    say "a control plane and a kubelet as units"
+    # The guest has no network: an address and a way for everything, which lead nowhere.
+    cat >/etc/systemd/system/node-address.service <<END
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -ec 'ip link add node0 type dummy; ip addr add $NODE_IP/24 dev node0; ip link set node0 up; ip route add default dev node0'
+[Install]
+WantedBy=multi-user.target
+END
+    systemctl enable -q --now node-address
+    servers
+    until_ok 600 "the API server is not ready" kubectl get --raw /readyz
+    controllers
     mkdir -p /etc/kubernetes/manifests /var/lib/kubelet
-    cat >/var/lib/kubelet/config.yaml <<'END'
+    cat >/var/lib/kubelet/config.yaml <<END
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 containerRuntimeEndpoint: unix:///run/podwright/podwright.sock
 staticPodPath: /etc/kubernetes/manifests
 cgroupDriver: systemd
 failSwapOn: false
-enableServer: false
-authentication: { anonymous: { enabled: true }, webhook: { enabled: false } }
+authentication: { x509: { clientCAFile: $PKI/ca.crt }, anonymous: { enabled: false } }
 authorization: { mode: AlwaysAllow }
 END
     podwright check -q || fail "podwright check, with a kubelet"
-    cat >/etc/kubernetes/manifests/static.yaml <<'END'
+    cat >/etc/kubernetes/manifests/static.yaml <<END
 apiVersion: v1
 kind: Pod
 metadata: { name: static, namespace: default }
@@ -68,21 +103,20 @@ spec:
   containers:
     - { name: c, image: "example.test/app:1", imagePullPolicy: Never }
 END
-    cat >/etc/systemd/system/kubelet.service <<END
-[Unit]
-Wants=podwright.service
-After=podwright.service
-[Service]
-ExecStart=$root/build/kube/kubelet --config /var/lib/kubelet/config.yaml
-Restart=always
-[Install]
-WantedBy=multi-user.target
-END
-    systemctl daemon-reload
-    systemctl enable --now kubelet
+    component kubelet --config /var/lib/kubelet/config.yaml --kubeconfig "$PKI/kubelet.conf" \
+        --hostname-override "$NODE_NAME" --node-ip "$NODE_IP"
     until_ok 300 "the static pod does not run" static_runs
+    until_ok 300 "there is no account for pods" kubectl get serviceaccount default
+    kubectl create deployment app --image example.test/app:1 --replicas 2
+    until_ok 600 "the Deployment is not up" deployment_is_up 0
 }
-static_runs() { [ -n "$(crictl ps -q --label io.kubernetes.pod.name=static)" ]; }
+static_runs() { [ -n "$(crictl ps -q --label "io.kubernetes.pod.name=static-$NODE_NAME")" ]; }
+# deployment_is_up RESTARTS  as the API server and as the runtime tell it
+deployment_is_up() {
+    [ "$(crictl ps -q --label io.kubernetes.container.name=app | wc -l)" = 2 ] &&
+        kubectl get pods -l app=app -o json |
+        jq -e '[.items[].status.containerStatuses[]? | select(.ready and .restartCount >= '"$1"')] | length == 2'
+}
 
 case $1 in
 before)
@@ -113,7 +147,7 @@ before)
     until_ok 120 "it was not started anew" more
     until_ok 60 "it does not answer" crictl version
     running "$container" && kill -0 "$pid" || fail "the abort ended the container"
-    kubelet_unit
+    kubernetes
     ls -d /run/netns/podwright-* >netns
     ;;
 after)
@@ -129,7 +163,9 @@ after)
     container=$(run_pod second)
     running "$container" || fail "the new pod does not run"
     if [ -x "$root/build/kube/kubelet" ]; then
-        until_ok 300 "the static pod is not back" static_runs
+        until_ok 600 "the static pod is not back" static_runs
+        until_ok 600 "the Deployment is not back" deployment_is_up 1
+        kubectl get nodes,pods -o wide
         systemctl disable --now kubelet
     fi
     say "apt-get purge"

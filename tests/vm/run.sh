@@ -141,13 +141,20 @@ case " ${STEPS:-} " in
 *' deb '*)
     mkdir -p "$payload$root/build/dist"
     cp "$root"/build/dist/podwright_*.deb "$payload$root/build/dist/"
-    # A kubelet, where somebody has built one.
-    [ ! -x "$root/build/kube/kubelet" ] || install -D -t "$payload$root/build/kube" "$root/build/kube/kubelet"
+    # Kubernetes, where somebody has built it.
+    if [ -x "$root/build/kube/kubelet" ]; then
+        cp -a "$root/build/kube" "$payload$root/build/"
+        (
+            PATH=$root/build/kube:$PATH PKI=$payload/etc/podwright-vm/pki NODE_NAME=podwright-vm
+            source "$root/tests/kubelet/control-plane.sh"
+            certificates
+        )
+    fi
     reboot=
     ;;
 esac
 mkdir "$payload$root/tests"
-cp -a "$root"/tests/{critest,e2e,images,vm} "$payload$root/tests/"
+cp -a "$root"/tests/{critest,e2e,images,kubelet,vm} "$payload$root/tests/"
 {
     printf '#!/bin/bash\n'
     printf 'export STEPS=%q FILTER=%q FOCUS=%q\n' "${STEPS:-node:runc:systemd node:crun critest:runc:systemd}" "${FILTER:-}" "${FOCUS:-}"

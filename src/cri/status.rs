@@ -129,6 +129,9 @@ fn checkpoint_code(error: &CheckpointError) -> Code {
         CheckpointError::Busy(_) => Code::Aborted,
         CheckpointError::Mismatch { .. } => Code::FailedPrecondition,
         CheckpointError::Malformed { .. } => Code::DataLoss,
+        CheckpointError::NoRoom { .. } => Code::ResourceExhausted,
+        CheckpointError::Image { cause, .. } => image_code(cause).0,
+        CheckpointError::ImagesOff(_) => Code::FailedPrecondition,
         CheckpointError::StillFrozen { .. } => Code::Internal,
     }
 }

@@ -35,13 +35,26 @@ fn script(path: &Path, text: &str) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// A node whose CRIU always works, and whose OCI runtime makes up what it would write.
+/// A node whose CRIU always works, and whose OCI runtime makes up what it would write. A restore runs the container anew.
 async fn stand_in(before: &str) -> (Node, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let runtime = dir.path().join("runtime");
     let text = format!(
-        r#"for word; do [ "$word" = checkpoint ] && found=1; [ "$last" = --image-path ] && images=$word
+        r#"for word; do [ "$word" = checkpoint ] && found=1; [ "$word" = restore ] && restored=1; [ "$last" = --image-path ] && images=$word
 [ "$last" = --work-path ] && work=$word; last=$word; done
+if [ -n "$restored" ]; then
+  n=$#
+  while [ $n -gt 0 ]; do
+    word=$1; shift; n=$((n-1))
+    case $word in
+      restore) word=run;;
+      --file-locks) continue;;
+      --image-path|--work-path) shift; n=$((n-1)); continue;;
+    esac
+    set -- "$@" "$word"
+  done
+  ls "$images" > "$0.restored"
+fi
 [ -z "$found" ] && exec runc "$@"
 {before}
 mkdir -p "$images" "$work" && echo pages > "$images/pages-1.img" && echo said > "$work/dump.log" && : > "$work/stats-dump""#
@@ -357,8 +370,7 @@ async fn what_does_not_fit_a_checkpoint_is_not_restored_and_nothing_stays() {
         let status = node.status(&restored.container_id).await.unwrap();
         assert_eq!(status.state(), pb::ContainerState::ContainerCreated);
     }
-    // There are no processes in the stand-in's images.
-    assert!(node.start(&made.restored_containers[0].container_id).await.is_err());
+    node.start(&made.restored_containers[0].container_id).await.unwrap();
     node.finish().await;
 }
 

@@ -10,20 +10,24 @@ mod capture;
 mod changes;
 mod describe;
 mod error;
+mod fits;
 mod frozen;
 mod restore;
+mod source;
 
 pub use error::CheckpointError;
 pub(super) use frozen::{Leftovers, thaw};
-pub(super) use restore::{check, fetch, forget_images, images};
+pub(super) use restore::{fetch, forget_images, images};
 
 use super::error::SandboxError;
 use super::node::Node;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::ContainerState;
 use crate::host::criu::Criu;
-use crate::model::{ContainerId, ContainerSpec};
+use crate::images::{Image, ImageError};
+use crate::model::{ContainerId, ContainerSpec, Restore};
 use capture::{Budget, Subject};
+use describe::ConfigDump;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -98,6 +102,52 @@ impl Drop for Claim {
 /// Whether checkpoints can be made and restored here.
 pub(super) async fn available(node: &Node) -> Result<(), SandboxError> {
     Ok(node.checkpoints.criu.check().await.map_err(CheckpointError::from)?)
+}
+
+/// Whether a container can continue from a checkpoint here.
+pub(super) async fn check_container(node: &Arc<Node>, spec: &ContainerSpec) -> Result<(), SandboxError> {
+    let Some(from) = spec.restore.clone() else { return Ok(()) };
+    available(node).await?;
+    let (node, spec) = (node.clone(), spec.clone());
+    super::bring_up::blocking(move || fits::container(&from, &spec, &node.images, &node.config.root)).await
+}
+
+/// Whether these containers can continue from a pod's checkpoint here.
+pub(super) async fn check_pod(
+    node: &Arc<Node>,
+    from: &Path,
+    containers: &[ContainerSpec],
+) -> Result<(), SandboxError> {
+    available(node).await?;
+    let (node, from, containers) = (node.clone(), from.to_owned(), containers.to_vec());
+    super::bring_up::blocking(move || fits::pod(&from, &containers, &node.images, &node.config.root)).await
+}
+
+/// The image of a checkpoint's container. One that is not here is pulled where the checkpoint says exactly which it was,
+/// with the node's own credentials.
+pub(super) async fn base(node: &Arc<Node>, from: &Restore) -> Result<Arc<Image>, SandboxError> {
+    if let Restore::Image(id) = from
+        && !node.config.runtime.restore_images
+    {
+        return Err(CheckpointError::ImagesOff(id.clone()).into());
+    }
+    available(node).await?;
+    let (images, from) = (node.images.clone(), from.clone());
+    let dump: ConfigDump = super::bring_up::blocking(move || {
+        source::Source::open(&from, &images)?.json(Path::new(CONFIG_DUMP))
+    })
+    .await?;
+    if let Some(image) = dump.names().find_map(|name| node.images.status(name)) {
+        return Ok(image);
+    }
+    let name = dump.names().last().unwrap_or_default();
+    let failed = |cause| CheckpointError::Image { image: name.to_owned(), cause };
+    let missing = || failed(ImageError::NotFound { name: name.to_owned() }).into();
+    if !name.contains('@') {
+        return Err(missing());
+    }
+    let id = node.images.pull(name, None).await.map_err(failed)?;
+    node.images.status(id.as_str()).ok_or_else(missing)
 }
 
 fn running(container: &ContainerSnapshot) -> Result<(), SandboxError> {

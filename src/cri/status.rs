@@ -130,7 +130,8 @@ fn checkpoint_code(error: &CheckpointError) -> Code {
         CheckpointError::Mismatch { .. } => Code::FailedPrecondition,
         CheckpointError::Malformed { .. } => Code::DataLoss,
         CheckpointError::NoRoom { .. } => Code::ResourceExhausted,
-        CheckpointError::Image { cause, .. } => image_code(cause).0,
+        CheckpointError::Image { .. } => Code::NotFound,
+        CheckpointError::Start { error, .. } => monitor_code(error),
         CheckpointError::ImagesOff(_) => Code::FailedPrecondition,
         CheckpointError::StillFrozen { .. } => Code::Internal,
     }

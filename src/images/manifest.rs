@@ -446,9 +446,8 @@ mod tests {
             (r#"{"io.kubernetes.cri-o.annotations.checkpoint.name":"counter"}"#, true),
             (r#"{"org.criu.checkpoint.container.name":"counter"}"#, true),
         ] {
-            let body = format!(
-                r#"{{"schemaVersion":2,"config":{config},"layers":[],"annotations":{annotations}}}"#
-            );
+            let body =
+                format!(r#"{{"schemaVersion":2,"config":{config},"layers":[],"annotations":{annotations}}}"#);
             let Document::Manifest { is_checkpoint, .. } = parse("t", body.as_bytes()).unwrap() else {
                 panic!("a manifest")
             };

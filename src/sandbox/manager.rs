@@ -172,10 +172,10 @@ impl Manager {
             let error = ImageError::Unsupported { what: spec.image.display, reason };
             return Err(Arc::new(error.into()));
         }
-        checkpoint::check_container(&self.node, &spec).await.map_err(Arc::new)?;
         let hold = Arc::new(hold);
         let volumes = volumes::hold(&self.node.images, &mut spec).map_err(Arc::new)?;
         let pod = handle.snapshots.borrow().spec.clone();
+        checkpoint::check_container(&self.node, &pod, &spec).await.map_err(Arc::new)?;
         let gone = Err(Arc::new(SandboxError::SandboxNotFound(spec.sandbox_id.to_string())));
         let granted = granted::grant(&self.node, &pod, &spec).await.map_err(Arc::new)?;
         let new = Box::new(NewContainer { spec, hold, volumes, granted });
@@ -348,7 +348,7 @@ impl Manager {
         containers: Vec<ContainerSpec>,
         from: &Path,
     ) -> Outcome<(SandboxId, Vec<ContainerId>)> {
-        checkpoint::check_pod(&self.node, from, &containers).await.map_err(Arc::new)?;
+        checkpoint::check_pod(&self.node, from, &spec, &containers).await.map_err(Arc::new)?;
         let ours = spec.id.clone();
         let id = self.run(spec).await?;
         let mut made = Vec::new();

@@ -98,9 +98,8 @@ impl Images {
 
     fn item(&self, name: &str) -> Result<Item, ImageError> {
         let hold = self.hold(name)?;
-        let refuse = |reason: &str| {
-            Err(ImageError::Unsupported { what: name.to_owned(), reason: reason.to_owned() })
-        };
+        let refuse =
+            |reason: &str| Err(ImageError::Unsupported { what: name.to_owned(), reason: reason.to_owned() });
         match hold.image().kind {
             ImageKind::Image => {}
             ImageKind::Artifact { .. } => {

@@ -1,6 +1,7 @@
 //! What can go wrong with checkpoints.
 
 use crate::host::criu::CriuError;
+use crate::host::monitor::MonitorError;
 use crate::images::ImageError;
 use crate::model::{ContainerId, ImageId};
 use std::path::PathBuf;
@@ -49,12 +50,22 @@ pub enum CheckpointError {
         free: u64,
     },
     /// The image of its container is not here.
-    #[error("the checkpointed container was of image {image}, which is not on this node and cannot be pulled; pull it first: {cause}")]
+    #[error(
+        "the checkpointed container was of image {image}, which is not on this node and cannot be pulled; pull it first: {cause}"
+    )]
     Image {
         /// How the checkpoint calls it.
         image: String,
         /// What the pull said.
         cause: ImageError,
+    },
+    /// It could not be continued.
+    #[error("{error}: {said}")]
+    Start {
+        /// What the monitor said.
+        error: Box<MonitorError>,
+        /// The cause in CRIU's log.
+        said: String,
     },
     /// Images are not to be restored.
     #[error("image {0} is a checkpoint, and restoring those is switched off (runtime.restore_images)")]

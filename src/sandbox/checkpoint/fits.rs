@@ -56,7 +56,8 @@ pub(in crate::sandbox) fn container(
     for path in images.chain([PathBuf::from(CHANGES)]) {
         bytes = bytes.saturating_add(source.file(&path)?.map_or(0, |file| file.bytes));
     }
-    let disk = rustix::fs::statvfs(root).map_err(|e| SandboxError::io("look at the disk of", root)(e.into()))?;
+    let disk =
+        rustix::fs::statvfs(root).map_err(|e| SandboxError::io("look at the disk of", root)(e.into()))?;
     room(&source, bytes, disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
@@ -96,13 +97,18 @@ fn mounts(dumped: &[DumpedMount], asked: &[Mount]) -> Option<String> {
     let missing: Vec<_> =
         binds.keys().copied().filter(|path| !asked.contains_key(path) && !of_pod(path)).collect();
     if !missing.is_empty() {
-        return Some(format!("config.mounts: the checkpointed container had mounts at {}, too", list(missing)));
+        return Some(format!(
+            "config.mounts: the checkpointed container had mounts at {}, too",
+            list(missing)
+        ));
     }
     let more: Vec<_> =
         asked.keys().copied().filter(|path| !binds.contains_key(path) && !of_pod(path)).collect();
     if !more.is_empty() {
         let more = list(more);
-        return Some(format!("config.mounts: the checkpointed container had no mounts at {more}, and gets none"));
+        return Some(format!(
+            "config.mounts: the checkpointed container had no mounts at {more}, and gets none"
+        ));
     }
     // CRIU sets the flags that the mounts had.
     let looser = asked.iter().find(|(path, mount)| {
@@ -110,7 +116,10 @@ fn mounts(dumped: &[DumpedMount], asked: &[Mount]) -> Option<String> {
         dumped && (mount.readonly || mount.recursive_read_only)
     });
     looser.map(|(path, _)| {
-        format!("config.mounts: {} is to be read-only, and was writable in the checkpointed container", path.display())
+        format!(
+            "config.mounts: {} is to be read-only, and was writable in the checkpointed container",
+            path.display()
+        )
     })
 }
 
@@ -133,9 +142,9 @@ pub(in crate::sandbox) fn pod(
         let why = format!("it has the containers {there:?}, container_configs {asked:?}");
         return Err(source.mismatch(why));
     }
-    containers.iter().try_for_each(|spec| {
-        container(&Restore::Directory(checkpoint.join(&spec.name)), spec, store, root)
-    })
+    containers
+        .iter()
+        .try_for_each(|spec| container(&Restore::Directory(checkpoint.join(&spec.name)), spec, store, root))
 }
 
 #[cfg(test)]
@@ -189,7 +198,8 @@ mod tests {
             assert!(error.to_string().contains(word), "{error}");
         }
         // A peer's names the image in another way.
-        check(checkpoint(&[&name], "docker.io/library/busybox:1").path(), std::slice::from_ref(&container)).unwrap();
+        check(checkpoint(&[&name], "docker.io/library/busybox:1").path(), std::slice::from_ref(&container))
+            .unwrap();
         let dir = checkpoint(&[&name], &full);
         std::fs::write(dir.path().join(POD_OPTIONS), r#"{"version": 2, "containers": []}"#).unwrap();
         assert!(check(dir.path(), &[container]).unwrap_err().to_string().contains("version 2"));
@@ -225,7 +235,11 @@ mod tests {
         assert_eq!(wrong(&[data.clone(), token.clone(), mount("/etc/hosts", false)]), None);
         let missing = wrong(&[]).unwrap();
         assert!(missing.contains("/data, /token") && !missing.contains("hosts"), "{missing}");
-        assert!(wrong(&[data.clone(), token.clone(), mount("/more", false)]).unwrap().contains("no mounts at /more"));
+        assert!(
+            wrong(&[data.clone(), token.clone(), mount("/more", false)])
+                .unwrap()
+                .contains("no mounts at /more")
+        );
         assert!(wrong(&[mount("/data", true), token]).unwrap().contains("/data is to be read-only"));
         // The other way round it stays as strict as it was.
         assert_eq!(wrong(&[data, mount("/token", false)]), None);

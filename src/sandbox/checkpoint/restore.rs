@@ -3,7 +3,9 @@
 
 use super::error::CheckpointError;
 use super::source::Source;
-use super::{CHANGES, DELETED, IMAGES, changes};
+use super::{CHANGES, DELETED, IMAGES, changes, pod_images};
+use crate::host::monitor::NamespacePaths;
+use crate::host::settings;
 use crate::images::Images;
 use crate::model::Restore;
 use crate::sandbox::error::SandboxError;
@@ -57,10 +59,11 @@ pub(super) fn empty(dir: &Path) {
     }
 }
 
-/// Copies what a container starts from into `writable`. Blocking.
+/// Copies what a container starts from in a pod with these namespaces into `writable`. Blocking.
 pub(in crate::sandbox) fn fetch(
     from: &Restore,
     writable: &Path,
+    namespaces: &NamespacePaths,
     store: &Images,
 ) -> Result<Restored, SandboxError> {
     let source = Source::open(from, store)?;
@@ -70,6 +73,11 @@ pub(in crate::sandbox) fn fetch(
         std::fs::create_dir_all(dir).map_err(SandboxError::io("make directory", dir))?;
     }
     copy_images(&source, &copies)?;
+    let path = |path: &Option<String>| path.as_ref().map(PathBuf::from);
+    let (ipc, uts) = (path(&namespaces.ipc), path(&namespaces.uts));
+    let of_pod = settings::read(ipc.as_deref(), uts.as_deref(), &pod_images::settings())
+        .map_err(SandboxError::io("read the settings of the pod in", Path::new("/proc/sys")))?;
+    pod_images::adapt(&copies, &of_pod)?;
     let deleted: Vec<String> = source.maybe_json(Path::new(DELETED))?.unwrap_or_default();
     let whiteouts = changes::whiteouts(&deleted).map_err(|e| source.malformed(Path::new(DELETED), e))?;
     // Peers leave it out where nothing was changed.

@@ -146,7 +146,9 @@ impl Source {
             }
             Files::Archive(archive) => {
                 let below = archive.below(IMAGES).into_iter();
-                below.filter_map(|path| Some(path.strip_prefix(IMAGES)?.trim_start_matches('/').to_owned())).collect()
+                below
+                    .filter_map(|path| Some(path.strip_prefix(IMAGES)?.trim_start_matches('/').to_owned()))
+                    .collect()
             }
         };
         if names.is_empty() {
@@ -193,6 +195,7 @@ fn list(tree: BorrowedFd<'_>, inside: &Path, names: &mut BTreeSet<String>) -> io
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::monitor::NamespacePaths;
     use crate::sandbox::checkpoint::{CHANGES, CONFIG_DUMP, SPEC_DUMP, restore};
     use std::io::Write as _;
 
@@ -238,7 +241,8 @@ mod tests {
             let whole = builder.into_inner().unwrap();
             std::fs::write(&path, if packed { gzip(&whole) } else { whole }).unwrap();
         };
-        for (packed, changes) in [(false, Some(changes.clone())), (true, Some(gzip(&changes))), (false, None)] {
+        for (packed, changes) in [(false, Some(changes.clone())), (true, Some(gzip(&changes))), (false, None)]
+        {
             write(changes.as_deref(), packed);
             let from = Restore::Archive(path.clone());
             let source = Source::open(&from, &store).unwrap();
@@ -246,7 +250,7 @@ mod tests {
             assert_eq!(config["rootfsImageRef"], "x");
             assert!(source.maybe_json::<serde_json::Value>(Path::new(SPEC_DUMP)).unwrap().is_none());
             let to = tempfile::tempdir().unwrap();
-            let layer = restore::fetch(&from, to.path(), &store).unwrap().layer;
+            let layer = restore::fetch(&from, to.path(), &NamespacePaths::default(), &store).unwrap().layer;
             assert_eq!(layer.join("made").exists(), changes.is_some());
             assert_eq!(std::fs::symlink_metadata(layer.join("gone")).is_ok(), changes.is_some());
             let image = restore::images(to.path()).join("inventory.img");
@@ -261,7 +265,13 @@ mod tests {
         let fetch = |bytes: &[u8]| {
             std::fs::write(&path, bytes).unwrap();
             let to = tempfile::tempdir_in(dir.path()).unwrap();
-            let error = restore::fetch(&Restore::Archive(path.clone()), to.path(), &store).unwrap_err();
+            let error = restore::fetch(
+                &Restore::Archive(path.clone()),
+                to.path(),
+                &NamespacePaths::default(),
+                &store,
+            )
+            .unwrap_err();
             assert!(std::fs::read_dir(dir.path()).unwrap().all(|entry| {
                 let name = entry.unwrap().file_name();
                 name == "images" || name == "c.tar" || name == to.path().file_name().unwrap()
@@ -278,7 +288,9 @@ mod tests {
         let text = String::from_utf8(evil).unwrap();
         std::fs::write(&path, tar(&[image, (CHANGES, &text)])).unwrap();
         let to = tempfile::tempdir_in(dir.path()).unwrap();
-        let made = restore::fetch(&Restore::Archive(path.clone()), to.path(), &store).unwrap();
+        let made =
+            restore::fetch(&Restore::Archive(path.clone()), to.path(), &NamespacePaths::default(), &store)
+                .unwrap();
         assert!(made.layer.join("evil").exists() && !dir.path().join("evil").exists());
         drop(to);
         // Larger than it is, or endless.
@@ -298,7 +310,9 @@ mod tests {
         assert!(fetch(&builder.into_inner().unwrap()).contains("inventory.img"));
         let long = "1".repeat(usize::try_from(MAX_JSON).unwrap() + 1);
         assert!(fetch(&tar(&[image, ("deleted.files", &long)])).contains("larger than"));
-        for (place, word) in [("/no/such.tar", "config.image.image"), ("/dev/null", "plain file"), ("/", "plain file")] {
+        for (place, word) in
+            [("/no/such.tar", "config.image.image"), ("/dev/null", "plain file"), ("/", "plain file")]
+        {
             let from = Restore::Archive(place.into());
             let error = Source::open(&from, &store).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");

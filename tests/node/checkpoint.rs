@@ -53,7 +53,8 @@ if [ -n "$restored" ]; then
     esac
     set -- "$@" "$word"
   done
-  ls "$images" > "$0.restored"
+  ls "$images" > "$0.new" && mv "$0.new" "$0.restored"
+  while [ -e "$0.hold" ]; do sleep 0.05; done
 fi
 [ -z "$found" ] && exec runc "$@"
 {before}

@@ -96,14 +96,21 @@ async fn a_container_is_what_its_request_says_and_continues_from_the_archive() {
     node.daemon.kill().unwrap();
     node.daemon.launch().unwrap();
     assert_eq!(node.status(&id).await.unwrap().state(), pb::ContainerState::ContainerCreated);
-    node.start(&id).await.unwrap();
-    let images = std::fs::read_to_string(dir.path().join("runtime.restored")).unwrap();
-    assert_eq!(images, "pages-1.img\n");
+    // So does one that is killed while the container is being restored.
+    let (hold, restored) = (dir.path().join("runtime.hold"), dir.path().join("runtime.restored"));
+    std::fs::write(&hold, "").unwrap();
+    let (mut client, request) =
+        (node.runtime.clone(), pb::StartContainerRequest { container_id: id.clone() });
+    let start = tokio::spawn(async move { client.start_container(request).await });
+    wait_for("the restore begins", Duration::from_secs(20), || restored.exists().then_some(())).unwrap();
+    assert_eq!(std::fs::read_to_string(&restored).unwrap(), "pages-1.img\n");
+    node.daemon.kill().unwrap();
+    assert!(start.await.unwrap().is_err());
+    std::fs::remove_file(&hold).unwrap();
+    node.daemon.launch().unwrap();
     goes_on(&node, "new", "other");
     assert_eq!(node.output(&id, &["cat", "/made"]).await, "kept");
     assert_eq!(node.output(&id, &["sh", "-c", "ls /etc/group 2>/dev/null || echo gone"]).await, "gone");
-    let copies = node.scratch.root().join("root/containers").join(&id).join("restore/checkpoint");
-    wait_for("CRIU's images are gone", Duration::from_secs(20), || (!copies.exists()).then_some(())).unwrap();
     node.finish().await;
 }
 
@@ -197,6 +204,8 @@ async fn an_image_that_is_a_checkpoint_is_restored_where_that_is_switched_on() {
     node.start(&id).await.unwrap();
     assert_eq!(node.output(&id, &["cat", "/made"]).await, "kept");
     assert_eq!(node.status(&id).await.unwrap().image.unwrap().image, BUSYBOX);
+    let copies = node.scratch.root().join("root/containers").join(&id).join("restore/checkpoint");
+    wait_for("CRIU's images are gone", Duration::from_secs(20), || (!copies.exists()).then_some(())).unwrap();
     node.finish().await;
 
     // By default nobody's image decides what CRIU does.

@@ -57,7 +57,7 @@ pub enum CheckpointError {
         /// How the checkpoint calls it.
         image: String,
         /// What the pull said.
-        cause: ImageError,
+        cause: Box<ImageError>,
     },
     /// It could not be continued.
     #[error("{error}: {said}")]

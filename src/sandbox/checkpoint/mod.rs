@@ -162,7 +162,7 @@ pub(super) async fn base(node: &Arc<Node>, from: &Restore) -> Result<Arc<Image>,
         return Ok(image);
     }
     let name = dump.names().last().unwrap_or_default();
-    let failed = |cause| CheckpointError::Image { image: name.to_owned(), cause };
+    let failed = |cause| CheckpointError::Image { image: name.to_owned(), cause: Box::new(cause) };
     let missing = || failed(ImageError::NotFound { name: name.to_owned() }).into();
     if !name.contains('@') {
         return Err(missing());

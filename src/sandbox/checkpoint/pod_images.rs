@@ -48,16 +48,15 @@ pub(super) fn adapt(dir: &Path, of_pod: &Settings) -> Result<(), SandboxError> {
     for entry in std::fs::read_dir(dir).map_err(SandboxError::io("read", dir))? {
         let path = entry.map_err(SandboxError::io("read", dir))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (magic, change): (_, fn(&[u8], &Settings) -> io::Result<Vec<u8>>) =
-            match (name.starts_with(UTS_NAME), name.starts_with(IPC_VAR_NAME)) {
-                (true, _) => (UTS, |_, of_pod| Ok(uts(of_pod))),
-                (_, true) => (IPC_VAR, ipc),
-                _ => continue,
-            };
+        let magic = match (name.starts_with(UTS_NAME), name.starts_with(IPC_VAR_NAME)) {
+            (true, _) => UTS,
+            (_, true) => IPC_VAR,
+            _ => continue,
+        };
         let failed = |e| SandboxError::io("change CRIU's image", &path)(e);
         let old = std::fs::read(&path).map_err(failed)?;
         let (head, message) = split(&old, magic).ok_or_else(|| failed(bad("it is not of a known form")))?;
-        let message = change(message, of_pod).map_err(failed)?;
+        let message = if magic == UTS { uts(of_pod) } else { ipc(message, of_pod).map_err(failed)? };
         let length = u32::try_from(message.len()).map_err(|_| failed(bad("it is too large")))?;
         let new = [head, &length.to_le_bytes(), &message].concat();
         std::fs::write(&path, new).map_err(failed)?;

@@ -38,8 +38,8 @@ pub(in crate::sandbox) fn check(from: &Restore, config: &Value, store: &Images) 
 fn elsewhere(dumped: &Value, asked: &Value) -> Option<String> {
     // That of PIDs may be the container's own or one that others have, too; the others are always the pod's.
     let of = |config: &Value, kind: &str| {
-        let all = config.pointer("/linux/namespaces").and_then(Value::as_array).into_iter().flatten();
-        let found = all.filter(|n| n["type"] == kind).next_back();
+        let mut all = config.pointer("/linux/namespaces").and_then(Value::as_array).into_iter().flatten();
+        let found = all.rfind(|n| n["type"] == kind);
         found.map(|n| kind == "pid" && n["path"].as_str().is_some_and(|path| !path.is_empty()))
     };
     let kind = NAMESPACES.iter().find(|kind| of(dumped, kind) != of(asked, kind))?;

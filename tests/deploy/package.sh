@@ -68,18 +68,6 @@ stop() {
     wait "$daemon" || true
 }
 
-# image  an archive with busybox in it, as docker save writes them.
-image() {
-    mkdir -p image/files/bin
-    cp "$root/build/images/busybox" image/files/bin/
-    ln -sf busybox image/files/bin/sleep
-    tar -c -C image/files -f image/layer.tar .
-    printf '{"architecture":"amd64","os":"linux","config":{"Cmd":["/bin/sleep","1000000"]},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' \
-        "$(sha256sum image/layer.tar | cut -d' ' -f1)" >image/config.json
-    printf '[{"Config":"config.json","RepoTags":["example.test/app:1"],"Layers":["layer.tar"]}]' >image/manifest.json
-    tar -c -C image -f image.tar manifest.json config.json layer.tar
-}
-
 # pod_runs  a pod with one container; sets pid to the container's process.
 pod_runs() {
     echo '{ "metadata": { "name": "p", "namespace": "default", "uid": "1" }, "log_directory": "/tmp/logs", "linux": {} }' >pod.json
@@ -104,7 +92,7 @@ left() {
 }
 
 say "the Debian package"
-image
+"$root/tests/images/archive.sh" image.tar example.test/app:1
 apt-get -qq -y install /tmp/podwright.deb >apt.log 2>&1 || { cat apt.log; fail "apt-get install"; }
 grep -q 'installed, not started' apt.log || fail "no word on what is next: $(cat apt.log)"
 unit=$(dpkg -L podwright | grep '/podwright.service$')

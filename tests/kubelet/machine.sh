@@ -55,9 +55,18 @@ node_up web
 echo "$NODE_ID" >"$SCRATCH/node-id"
 echo "$DAEMON_PID" >/run/daemon.pid
 : >"$OUT/kubelet.log"
-if [ "${PEER:-}" = containerd ]; then
+OURS=$ENDPOINT
+if [ "${PEER:-}" = containerd ] || [ "$mode" = migration ]; then
     "$testkit" certs.d --dir "$SCRATCH/certs.d" --registry "$REGISTRY"
     ENDPOINT=unix://$("$root/tests/bench/containerd.sh" start /run/peer "$SCRATCH/certs.d")
+    THEIRS=$ENDPOINT
+fi
+if [ "$mode" = migration ]; then
+    source "$here/cluster.sh"
+    source "$here/migration.sh"
+    migration
+    sums
+    exit
 fi
 if [ "$mode" != cluster ]; then
     source "$here/standalone.sh"

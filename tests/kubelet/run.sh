@@ -4,6 +4,7 @@
 # usage: tests/kubelet/run.sh                  everything
 #        tests/kubelet/run.sh standalone       a kubelet alone, with static pods
 #        tests/kubelet/run.sh cluster [NAME..] a one-node cluster; only these cases
+#        tests/kubelet/run.sh migration        a node that moves from containerd to podwright, and back
 #        PEER=containerd  the same cases on Debian's containerd, to tell whose fault a failure is
 #        JOBS=4      cases at once
 #        OUT=DIR     where the components' logs go (build/kubelet)

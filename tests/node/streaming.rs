@@ -5,8 +5,8 @@ use podwright::cri::proto as pb;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
-use tokio::io::AsyncWriteExt as _;
-use tokio::process::Command;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::{Child, Command};
 use tonic::Code;
 
 /// What kubectl speaks to old and to new servers.
@@ -14,10 +14,10 @@ const TRANSPORTS: [&str; 2] = ["spdy", "websocket"];
 /// For a client to end that must end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs the client to its end with this on its standard input.
-pub(crate) async fn client(transport: &str, flags: &[&str], input: &[u8]) -> Output {
+/// Starts the client, with pipes for its three streams.
+fn begin_client(transport: &str, flags: &[&str]) -> Child {
     let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("build/bin/streaming-client");
-    let mut child = Command::new(&program)
+    Command::new(&program)
         .args(["-transport", transport])
         .args(flags)
         .stdin(Stdio::piped())
@@ -25,7 +25,12 @@ pub(crate) async fn client(transport: &str, flags: &[&str], input: &[u8]) -> Out
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .unwrap_or_else(|error| panic!("{}: {error}; `make streaming-client` builds it", program.display()));
+        .unwrap_or_else(|error| panic!("{}: {error}; `make streaming-client` builds it", program.display()))
+}
+
+/// Runs the client to its end with this on its standard input.
+pub(crate) async fn client(transport: &str, flags: &[&str], input: &[u8]) -> Output {
+    let mut child = begin_client(transport, flags);
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_vec();
     // A client that does not read its input closes it.
@@ -185,22 +190,20 @@ async fn what_cannot_be_streamed_is_refused_with_a_code() {
 async fn a_restart_is_told_and_hurts_neither_container_nor_command() {
     let mut node = Node::with_busybox().await;
     let (_, id) = node.running("restart", &["sleep", "1000"]).await;
-    let script = "echo begun; for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 1; done; touch /tmp/done";
+    let script = "echo begun; while [ ! -e /tmp/go ]; do sleep 0.05; done; touch /tmp/done";
     let url = node.exec_url(&id, &["sh", "-c", script], false, false).await;
-    let flags = ["stream", &url];
-    let session = client("spdy", &flags, b"");
-    let restart = async {
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        node.daemon.restart().unwrap();
-    };
-    let (output, ()) = tokio::join!(session, restart);
-    assert!(text(&output.stdout).starts_with("begun\n"));
+    let mut session = begin_client("spdy", &["stream", &url]);
+    let mut begun = [0; 6];
+    session.stdout.as_mut().unwrap().read_exact(&mut begun).await.unwrap();
+    assert_eq!(text(&begun), "begun\n");
+    node.daemon.restart().unwrap();
+    let output =
+        tokio::time::timeout(PATIENCE, session.wait_with_output()).await.expect("the client ends").unwrap();
     assert!(text(&output.stderr).contains("being stopped or restarted"), "{}", text(&output.stderr));
     let done = async {
         // The first calls may still go to the daemon that ended.
-        while !matches!(node.exec(&id, &["test", "-e", "/tmp/done"]).await, Ok(test) if test.exit_code == 0) {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
+        while node.exec(&id, &["touch", "/tmp/go"]).await.is_err() {}
+        while node.exec(&id, &["test", "-e", "/tmp/done"]).await.unwrap().exit_code != 0 {}
     };
     tokio::time::timeout(PATIENCE, done).await.expect("the command runs on");
     node.finish().await;

@@ -32,17 +32,6 @@ work=/var/lib/podwright-vm
 mkdir -p "$work"
 cd "$work"
 
-image() {
-    mkdir -p image/files/bin
-    cp "$root/build/images/busybox" image/files/bin/
-    ln -sf busybox image/files/bin/sleep
-    tar -c -C image/files -f image/layer.tar .
-    printf '{"architecture":"amd64","os":"linux","config":{"Cmd":["/bin/sleep","1000000"]},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' \
-        "$(sha256sum image/layer.tar | cut -d' ' -f1)" >image/config.json
-    printf '[{"Config":"config.json","RepoTags":["example.test/app:1"],"Layers":["layer.tar"]}]' >image/manifest.json
-    tar -c -C image -f image.tar manifest.json config.json layer.tar
-}
-
 # run_pod NAME  a pod with one container on the CNI network; prints the container's id.
 run_pod() {
     echo '{ "metadata": { "name": "'"$1"'", "namespace": "default", "uid": "'"$1"'" }, "log_directory": "/var/log/pods/'"$1"'", "linux": {} }' >pod.json
@@ -108,7 +97,7 @@ before)
     systemctl enable --now podwright || fail "it does not start"
     [ "$(systemctl show -p WatchdogUSec --value podwright)" != 0 ] || fail "no watchdog"
     ! systemd-analyze verify /lib/systemd/system/podwright.service 2>&1 | grep podwright || fail "systemd-analyze verify"
-    image
+    "$root/tests/images/archive.sh" image.tar example.test/app:1
     podwright images load image.tar
     container=$(run_pod first)
     running "$container" || fail "the pod does not run"

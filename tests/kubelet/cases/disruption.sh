@@ -143,10 +143,10 @@ image_collection_case() {
     k run web --image "$REPO/web:latest" >/dev/null
     ready pod/web
     crictl pull "$REPO/busybox:latest" >/dev/null
-    # Any use is too much, and an image is never too young.
+    # Any use is too much, and an image is soon old enough; 0s would be the default of two minutes.
     reconfigure 'imageGCHighThresholdPercent: 1
 imageGCLowThresholdPercent: 0
-imageMinimumGCAge: 0s'
+imageMinimumGCAge: 1s'
     until_true 400 "the unused image is gone" image_gone "$REPO/busybox"
     fails image_gone "$REPO/web"
     reconfigure ''
@@ -162,16 +162,18 @@ reconfigure() {
 }
 
 disk_pressure_case() {
-    reconfigure 'imageMinimumGCAge: 0s
+    reconfigure 'imageMinimumGCAge: 1s
 evictionHard: { imagefs.available: 20% }
 evictionMinimumReclaim: { imagefs.available: 1Mi }
 evictionPressureTransitionPeriod: 5s'
     shell_pod small
+    crictl pull "$REPO/web:latest" >/dev/null
     # Somebody else fills the images' disk.
     local free
     free=$(df -k --output=avail /run/podwright-test | tail -1)
     fallocate -l "$((free * 9 / 10))K" /run/podwright-test/ballast
     until_true 90 "the node tells of it" kubectl wait --for=condition=DiskPressure "node/$NODE_NAME" --timeout=5s >/dev/null 2>&1
+    until_true 90 "the image that nothing uses is gone" image_gone "$REPO/web"
     rm /run/podwright-test/ballast
     until_true 90 "it is over" kubectl wait --for=condition=DiskPressure=False "node/$NODE_NAME" --timeout=5s >/dev/null 2>&1
     reconfigure ''

@@ -6,6 +6,7 @@ use crate::checkpoint::{
 };
 use crate::support::*;
 use podwright::cri::proto as pb;
+use podwright::cri::proto::runtime_service_client::RuntimeServiceClient;
 use podwright_testkit::image::sha256;
 use podwright_testkit::{Options, wait_for};
 use std::path::{Path, PathBuf};
@@ -34,6 +35,12 @@ fn on_disk(node: &Node) -> usize {
         .iter()
         .map(|dir| std::fs::read_dir(root.join(dir)).map_or(0, Iterator::count))
         .sum()
+}
+
+/// Starts the daemon again; a call that the old one did not answer may have left its connection half closed.
+fn relaunch(node: &mut Node) {
+    node.daemon.launch().unwrap();
+    node.runtime = RuntimeServiceClient::new(connect(&node.scratch.socket()));
 }
 
 /// Makes an image of an archive, as `buildah` does of checkpoints, and pulls it.
@@ -94,7 +101,7 @@ async fn a_container_is_what_its_request_says_and_continues_from_the_archive() {
     // It has its own copy of all that it needs, also after a daemon that was killed.
     std::fs::remove_file(&archive).unwrap();
     node.daemon.kill().unwrap();
-    node.daemon.launch().unwrap();
+    relaunch(&mut node);
     assert_eq!(node.status(&id).await.unwrap().state(), pb::ContainerState::ContainerCreated);
     // So does one that is killed while the container is being restored.
     let (hold, restored) = (dir.path().join("runtime.hold"), dir.path().join("runtime.restored"));
@@ -107,7 +114,12 @@ async fn a_container_is_what_its_request_says_and_continues_from_the_archive() {
     node.daemon.kill().unwrap();
     assert!(start.await.unwrap().is_err());
     std::fs::remove_file(&hold).unwrap();
-    node.daemon.launch().unwrap();
+    relaunch(&mut node);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while node.status(&id).await.unwrap().state() == pb::ContainerState::ContainerCreated {
+        assert!(tokio::time::Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     goes_on(&node, "new", "other");
     assert_eq!(node.output(&id, &["cat", "/made"]).await, "kept");
     assert_eq!(node.output(&id, &["sh", "-c", "ls /etc/group 2>/dev/null || echo gone"]).await, "gone");

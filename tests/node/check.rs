@@ -95,6 +95,7 @@ fn a_node_that_can_serve_has_no_failure() {
         ("overlay on root", "mounted"),
         ("monitor", "podwright-monitor"),
         (&format!("OCI runtime {runtime}"), &format!("ran a container, the default ({runtime} version")),
+        (&format!("user namespaces with {runtime}"), "ran a container in one"),
         ("CNI configuration", scratch.id()),
         ("CNI plugins", "bridge, portmap"),
         ("grpc.socket", "free"),

@@ -48,7 +48,7 @@ fn image(details: &Details) -> pb::Image {
         manifest_digest: image.manifest_digest.clone(),
         artifact_type: match &image.kind {
             ImageKind::Artifact { config_type } => config_type.clone(),
-            ImageKind::Image => String::new(),
+            ImageKind::Image | ImageKind::Checkpoint => String::new(),
         },
     }
 }

@@ -117,6 +117,10 @@ pub struct Runtime {
     /// Let containers be checkpointed and restored. Needs CRIU that works on the kernel (`criu check`), and an OCI runtime
     /// that can use it. `false`: these calls answer Unimplemented.
     pub criu: bool,
+    /// Let CreateContainer continue containers from images that are checkpoints. Whoever makes such an image decides what
+    /// CRIU does as root, and with which rights the processes come back. Only where all who may run pods, and all registries
+    /// that these may name, are trusted like root; archives in files of the node need no such trust in others.
+    pub restore_images: bool,
     /// RuntimeClass handlers by name.
     pub handlers: BTreeMap<String, Handler>,
 }
@@ -430,7 +434,7 @@ impl Default for Runtime {
         let handlers =
             ["crun", "runc"].into_iter().map(|name| (name.to_owned(), Handler::default())).collect();
         // Two minutes is the kubelet's own limit for CreateContainer and StartContainer.
-        Self { default: String::new(), timeout_seconds: 120, criu: true, handlers }
+        Self { default: String::new(), timeout_seconds: 120, criu: true, restore_images: false, handlers }
     }
 }
 

@@ -4,7 +4,8 @@ use super::proto as pb;
 use super::runtime::image_request;
 use super::status::status;
 use super::{deadline, decode};
-use crate::model::{ContainerId, ContainerSpec, SandboxId};
+use crate::images::ImageKind;
+use crate::model::{ContainerId, ContainerSpec, ImageRequest, Restore, SandboxId};
 use crate::sandbox::{Manager, SandboxError};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -29,6 +30,32 @@ fn no_options(options: &HashMap<String, String>) -> Checked<()> {
 fn required_deadline<T>(request: &Request<T>) -> Checked<Duration> {
     deadline::of(request.metadata())
         .ok_or_else(|| Status::invalid_argument("grpc-timeout: the caller has to set a deadline"))
+}
+
+/// The image of a new container, and the checkpoint from which it continues: where its image is an archive's path, or an
+/// image that is a checkpoint, its image is that of the checkpointed container.
+pub(super) async fn image(
+    pods: &Manager,
+    spec: Option<&pb::ImageSpec>,
+) -> Checked<(ImageRequest, Option<Restore>)> {
+    let requested = spec.map(|s| s.image.as_str()).unwrap_or_default();
+    let restore = if requested.starts_with('/') {
+        Restore::Archive(decode::path("config.image.image", requested)?)
+    } else {
+        match pods.node().images.status(requested) {
+            Some(image) if image.kind == ImageKind::Checkpoint => Restore::Image(image.id.clone()),
+            _ => return Ok((image_request(pods, spec)?, None)),
+        }
+    };
+    let base = pods.base_image(&restore).await.map_err(failed)?;
+    let request = ImageRequest {
+        requested: requested.to_owned(),
+        user_specified: String::new(),
+        id: base.id.clone(),
+        reference: base.repo_digests.first().cloned().unwrap_or_else(|| base.id.to_string()),
+        display: base.repo_tags.first().cloned().unwrap_or_else(|| base.id.to_string()),
+    };
+    Ok((request, Some(restore)))
 }
 
 pub(super) async fn container(

@@ -61,11 +61,12 @@ pub(super) fn container(node: &Node, pod: &PodSnapshot, container: &ContainerSna
 pub(super) fn image(image: &Image) -> Info {
     let config = &image.config;
     let artifact_type = match &image.kind {
-        ImageKind::Image => None,
+        ImageKind::Image | ImageKind::Checkpoint => None,
         ImageKind::Artifact { config_type } => Some(config_type),
     };
     info(&json!({
         "artifactConfigType": artifact_type,
+        "isCheckpoint": image.kind == ImageKind::Checkpoint,
         "chainID": image.chain_id,
         "imageSpec": { "config": config, "rootfs": { "type": "layers", "diff_ids": image.diff_ids } },
     }))

@@ -168,10 +168,11 @@ impl RuntimeService for Runtime {
             required("pod_sandbox_id", &r.pod_sandbox_id)?;
             let Some(config) = r.config else { return Err(Status::invalid_argument("config: is missing")) };
             let pod = own(self.pods.pod(&r.pod_sandbox_id))?;
-            let image = image_request(&self.pods, config.image.as_ref())?;
+            let (image, restore) = checkpoint::image(&self.pods, config.image.as_ref()).await?;
             let id = new_id(ContainerId::random())?;
             let now = self.pods.node().clock.now();
-            let spec = decode::container(config, &pod.spec, image, id, now)?;
+            let mut spec = decode::container(config, &pod.spec, image, id, now)?;
+            spec.restore = restore;
             let id = shared(self.pods.create_container(spec).await)?;
             Ok(pb::CreateContainerResponse { container_id: id.to_string() })
         };

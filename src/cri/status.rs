@@ -129,6 +129,10 @@ fn checkpoint_code(error: &CheckpointError) -> Code {
         CheckpointError::Busy(_) => Code::Aborted,
         CheckpointError::Mismatch { .. } => Code::FailedPrecondition,
         CheckpointError::Malformed { .. } => Code::DataLoss,
+        CheckpointError::NoRoom { .. } => Code::ResourceExhausted,
+        CheckpointError::Image { .. } => Code::NotFound,
+        CheckpointError::Start { error, .. } => monitor_code(error),
+        CheckpointError::ImagesOff(_) => Code::FailedPrecondition,
         CheckpointError::StillFrozen { .. } => Code::Internal,
     }
 }

@@ -57,7 +57,7 @@ pub async fn counters(namespaces: Vec<PathBuf>) -> Vec<io::Result<Vec<Counters>>
 
 fn read_in(namespace: &PathBuf) -> io::Result<Vec<Counters>> {
     use std::os::fd::AsFd as _;
-    namespace::enter_network(std::fs::File::open(namespace)?.as_fd())?;
+    namespace::enter(namespace::Namespace::Net, std::fs::File::open(namespace)?.as_fd())?;
     Ok(parse(&std::fs::read_to_string(DEVICES)?))
 }
 

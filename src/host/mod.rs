@@ -20,6 +20,7 @@ pub mod processes;
 pub mod quota;
 pub mod rootfs;
 pub mod security;
+pub mod settings;
 pub mod space;
 pub mod usage;
 pub mod users;

@@ -47,7 +47,8 @@ async fn socket_in(netns: std::fs::File, address: SocketAddr) -> io::Result<TcpS
     let (tell, told) = oneshot::channel();
     std::thread::Builder::new().name("netns-socket".to_owned()).spawn(move || {
         use std::os::fd::AsFd as _;
-        let made = namespace::enter_network(netns.as_fd()).and_then(|()| new_socket(address));
+        let made =
+            namespace::enter(namespace::Namespace::Net, netns.as_fd()).and_then(|()| new_socket(address));
         // Whoever asked may be gone.
         let _ = tell.send(made);
     })?;

@@ -53,7 +53,7 @@ pub(super) async fn bring_watched(
     progress: &PullProgress,
 ) -> Result<ImageId, ImageError> {
     let Wanted { what, top, document, names } = wanted;
-    let (manifest, config, layers) = descend(source, &what, top, document).await?;
+    let Found { manifest, config, layers, is_checkpoint } = descend(source, &what, top, document).await?;
     let config_body = source.small_blob(&config, MAX_CONFIG).await?;
     let (digest, diff_ids, layers, artifact) = if is_artifact(&config, &layers) {
         let (keys, files) = artifact::files(&what, layers)?;
@@ -87,6 +87,7 @@ pub(super) async fn bring_watched(
         blobs: layers.clone(),
         directories: None,
         artifact,
+        is_checkpoint,
     };
     // From here on no sweep takes a layer away.
     let _lease = inner.store.lease(super::state::keys(&record));
@@ -110,13 +111,22 @@ pub(super) async fn bring_watched(
     Ok(ImageId::from_digest(&id))
 }
 
+/// A manifest and what it says.
+#[derive(Debug)]
+pub(super) struct Found {
+    manifest: Descriptor,
+    pub(super) config: Descriptor,
+    layers: Vec<Descriptor>,
+    is_checkpoint: bool,
+}
+
 /// Follows indexes down to a manifest.
 pub(super) async fn descend(
     source: &Source,
     what: &str,
     top: Descriptor,
     document: Option<Vec<u8>>,
-) -> Result<(Descriptor, Descriptor, Vec<Descriptor>), ImageError> {
+) -> Result<Found, ImageError> {
     let (mut at, mut body) = (top, document);
     for _ in 0..=MAX_INDEX_DEPTH {
         let bytes = match body.take() {
@@ -124,7 +134,9 @@ pub(super) async fn descend(
             None => source.manifest(&at).await?,
         };
         match parse_manifest(what, &bytes)? {
-            Document::Manifest { config, layers } => return Ok((at, config, layers)),
+            Document::Manifest { config, layers, is_checkpoint } => {
+                return Ok(Found { manifest: at, config, layers, is_checkpoint });
+            }
             Document::Index(entries) => at = choose(what, &entries, Node::here())?,
         }
     }

@@ -36,6 +36,8 @@ pub struct Image {
 pub enum ImageKind {
     /// Containers and volumes.
     Image,
+    /// Containers that continue: its files are those of a container's checkpoint.
+    Checkpoint,
     /// Volumes only: an OCI artifact.
     Artifact {
         /// Media type of its config, which says what it is.

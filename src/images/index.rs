@@ -53,6 +53,9 @@ pub(crate) struct ImageRecord {
     /// None: a container image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) artifact: Option<Descriptor>,
+    /// Its files are those of a container's checkpoint.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_checkpoint: bool,
 }
 
 impl ImageRecord {

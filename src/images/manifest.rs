@@ -11,6 +11,10 @@ pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
 pub(crate) const MAX_CONFIG: u64 = 4 << 20;
 /// Layers of an image: overlayfs takes 500 lower layers (OVL_MAX_STACK); one is kept for directories.
 pub(crate) const MAX_LAYERS: usize = 499;
+/// Annotations of a manifest by which an image is a container's checkpoint: CRI-O's and checkpointctl's, which containerd
+/// reads. Their values are names for people.
+const CHECKPOINT: [&str; 2] =
+    ["io.kubernetes.cri-o.annotations.checkpoint.name", "org.criu.checkpoint.container.name"];
 /// Indexes within indexes. Real ones nest once.
 pub(crate) const MAX_INDEX_DEPTH: usize = 4;
 
@@ -71,7 +75,12 @@ pub(crate) enum Document {
     /// Entries for platforms.
     Index(Vec<Descriptor>),
     /// One image or artifact.
-    Manifest { config: Descriptor, layers: Vec<Descriptor> },
+    Manifest {
+        config: Descriptor,
+        layers: Vec<Descriptor>,
+        /// Whether its layers are a container's checkpoint.
+        is_checkpoint: bool,
+    },
 }
 
 #[derive(Deserialize)]
@@ -85,6 +94,7 @@ struct Raw {
     artifact_type: String,
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
+    annotations: Option<BTreeMap<String, serde_json::Value>>,
     fs_layers: Option<serde::de::IgnoredAny>,
     signatures: Option<serde::de::IgnoredAny>,
 }
@@ -118,7 +128,9 @@ pub(crate) fn parse(what: &str, body: &[u8]) -> Result<Document, ImageError> {
                 return Err(bad(format!("a manifest that says it is {}", raw.media_type)));
             }
             check_layers(what, &raw.artifact_type, &config, &layers)?;
-            Ok(Document::Manifest { config, layers })
+            let annotations = raw.annotations.unwrap_or_default();
+            let is_checkpoint = CHECKPOINT.iter().any(|name| annotations.contains_key(*name));
+            Ok(Document::Manifest { config, layers, is_checkpoint })
         }
         (None, None, _) => Err(bad("it has no config".into())),
         (None, Some(_), None) => Err(bad("it has no layers".into())),
@@ -422,6 +434,24 @@ mod tests {
         ] {
             let error = parse("t", body.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(part), "{body}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_is_told_by_the_peers_annotations() {
+        let config = format!(r#"{{"digest":"{}","size":1}}"#, digest('a'));
+        for (annotations, expected) in [
+            ("null", false),
+            (r#"{"org.opencontainers.image.title":"x"}"#, false),
+            (r#"{"io.kubernetes.cri-o.annotations.checkpoint.name":"counter"}"#, true),
+            (r#"{"org.criu.checkpoint.container.name":"counter"}"#, true),
+        ] {
+            let body =
+                format!(r#"{{"schemaVersion":2,"config":{config},"layers":[],"annotations":{annotations}}}"#);
+            let Document::Manifest { is_checkpoint, .. } = parse("t", body.as_bytes()).unwrap() else {
+                panic!("a manifest")
+            };
+            assert_eq!(is_checkpoint, expected, "{annotations}");
         }
     }
 

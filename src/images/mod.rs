@@ -54,7 +54,7 @@ pub use progress::{LayerProgress, LayerState, PullProgress};
 pub use reference::{Reference, Target};
 pub use registry::{Credentials, Endpoint, LookedAt, Probe};
 pub use stats::{PullStats, Stage};
-pub use transfer::{ExportOptions, Format, Imported, LoadOptions, Loaded, Peer};
+pub use transfer::{Archive, ExportOptions, Format, Imported, LoadOptions, Loaded, Peer};
 pub use verify::{Damage, Depth, Finding, Repair, Subject, VerifyEvent, VerifySummary};
 
 use crate::config;
@@ -257,17 +257,21 @@ impl Images {
     }
 
     /// Unpacks the tar of a container's changes into `<to>/fs` as a layer, by the rules for layers of others: it is no
-    /// more trusted. `<to>/fs` and `<to>/replaced` are there; `name` stands for it in errors. Blocking.
+    /// more trusted. It may be compressed with gzip or zstd; `first` are entries before its own. `<to>/fs` and
+    /// `<to>/replaced` are there; `name` stands for it in errors. Blocking.
     ///
     /// # Errors
     /// When it is hostile, corrupt or too large.
     pub fn unpack_changes(
         &self,
-        tar: impl std::io::BufRead,
+        first: Vec<u8>,
+        tar: impl std::io::Read + 'static,
         to: &Path,
         name: &str,
     ) -> Result<(), ImageError> {
-        unpack::unrecorded(tar, to, name, self.inner.limits).map(|_| ())
+        let tar = transfer::plain(tar, name)?;
+        let whole = std::io::BufReader::new(std::io::Read::chain(std::io::Cursor::new(first), tar));
+        unpack::unrecorded(whole, to, name, self.inner.limits).map(|_| ())
     }
 
     /// Counters of pulls.

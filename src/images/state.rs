@@ -64,6 +64,7 @@ impl State {
             manifest_digest: record.manifest.to_string(),
             kind: match &record.artifact {
                 Some(config) => ImageKind::Artifact { config_type: config.media_type.clone() },
+                None if record.is_checkpoint => ImageKind::Checkpoint,
                 None => ImageKind::Image,
             },
         });
@@ -157,6 +158,7 @@ mod tests {
                 blobs: Vec::new(),
                 directories: None,
                 artifact: None,
+                is_checkpoint: false,
             };
             let file = ConfigFile::read("t", br#"{"rootfs":{}}"#).unwrap();
             state.put(id, Arc::new(record), file, &BTreeSet::new());
@@ -193,6 +195,7 @@ mod tests {
             blobs: Vec::new(),
             directories: Some("dirs".into()),
             artifact: None,
+            is_checkpoint: false,
         };
         assert_eq!(keys(&record), [d('b').hex(), d('a').hex(), "dirs"]);
     }

@@ -54,7 +54,19 @@ pub struct ContainerSpec {
     pub stop_signal: Option<i32>,
     /// The checkpoint from which it continues; None: it begins.
     #[serde(default)]
-    pub restore: Option<PathBuf>,
+    pub restore: Option<Restore>,
+}
+
+/// The checkpoint of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Restore {
+    /// Its directory in a pod's checkpoint.
+    Directory(PathBuf),
+    /// An archive.
+    Archive(PathBuf),
+    /// An image that has its files.
+    Image(ImageId),
 }
 
 /// The image of a container.

@@ -13,7 +13,7 @@ mod time;
 
 pub use container::{
     ContainerSpec, Device, IdMapping, ImageRequest, ImageVolume, Mount, MountSource, Propagation,
-    ResolvedImage,
+    ResolvedImage, Restore,
 };
 pub use id::{ContainerId, IdError, ImageId, SandboxId};
 pub use resources::{HugepageLimit, Resources};

@@ -2,7 +2,7 @@
 //! idempotent or undone. Decides nothing about states: that is `pod`.
 
 use super::bring_up::blocking;
-use super::checkpoint;
+use super::checkpoint::{self, CheckpointError};
 use super::error::SandboxError;
 use super::files::PodFiles;
 use super::granted::Granted;
@@ -16,7 +16,7 @@ use super::volumes;
 use crate::host::monitor::{
     ContainerState as MonitorContainer, CreateRequest, Monitor, MonitorError, NamespacePaths, RestoreRequest,
 };
-use crate::host::oci::Runtime;
+use crate::host::oci::{Runtime, criu_words};
 use crate::host::rootfs::IdMap;
 use crate::host::users::{self, User};
 use crate::host::{devices, mountinfo, rootfs};
@@ -124,7 +124,7 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
     open_to_all(&upper)?;
     let mut lowers = hold.layers().to_vec();
     if let Some(from) = &spec.restore {
-        lowers.push(checkpoint::fetch(from, &writable, &node.images)?.layer);
+        lowers.push(checkpoint::fetch(from, &writable, namespaces, &node.images)?.layer);
     }
     rootfs::mount(&rootfs::Overlay {
         lowers: &lowers,
@@ -170,8 +170,12 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
         handler: &handler,
     };
     let config = bundle.join("config.json");
-    let text = serde_json::to_vec(&spec::build(&inputs)?)
-        .map_err(|e| SandboxError::io("encode", &config)(std::io::Error::from(e)))?;
+    let encode = |e| SandboxError::io("encode", &config)(std::io::Error::from(e));
+    let oci = spec::build(&inputs)?;
+    if let Some(from) = &spec.restore {
+        checkpoint::check_rights(from, &serde_json::to_value(&oci).map_err(encode)?, &node.images)?;
+    }
+    let text = serde_json::to_vec(&oci).map_err(encode)?;
     std::fs::write(&config, text).map_err(SandboxError::io("write", &config))?;
     node.layers.begin(&spec.id);
     Ok(Prepared { user })
@@ -296,7 +300,16 @@ pub(super) async fn start(
     }
     match created {
         Ok(created) => Ok(Init { pid: created.pid, start_time: created.start_time }),
-        Err(error) => Err(error.into()),
+        Err(error) => {
+            if spec.restore.is_none() {
+                return Err(error.into());
+            }
+            let log = node.bundle(&spec.id).join("restore.log");
+            match blocking(move || Ok(criu_words(&log))).await? {
+                Some(said) => Err(CheckpointError::Start { error: Box::new(error), said }.into()),
+                None => Err(error.into()),
+            }
+        }
     }
 }
 

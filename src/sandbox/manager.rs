@@ -16,8 +16,10 @@ use super::state::SandboxState;
 use super::volumes;
 use crate::host::netns;
 use crate::host::network::PodRanges;
-use crate::images::{ImageError, ImageKind};
-use crate::model::{ContainerId, ContainerSpec, NamespaceMode, PodName, Resources, SandboxId, SandboxSpec};
+use crate::images::{Image, ImageError, ImageKind};
+use crate::model::{
+    ContainerId, ContainerSpec, NamespaceMode, PodName, Resources, Restore, SandboxId, SandboxSpec,
+};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -173,10 +175,19 @@ impl Manager {
         let hold = Arc::new(hold);
         let volumes = volumes::hold(&self.node.images, &mut spec).map_err(Arc::new)?;
         let pod = handle.snapshots.borrow().spec.clone();
+        checkpoint::check_container(&self.node, &pod, &spec).await.map_err(Arc::new)?;
         let gone = Err(Arc::new(SandboxError::SandboxNotFound(spec.sandbox_id.to_string())));
         let granted = granted::grant(&self.node, &pod, &spec).await.map_err(Arc::new)?;
         let new = Box::new(NewContainer { spec, hold, volumes, granted });
         ask(&handle, |reply| Command::Create { new, reply }, gone).await
+    }
+
+    /// The image of the container whose checkpoint this is: what a container that continues from it is of.
+    ///
+    /// # Errors
+    /// When the checkpoint cannot be read or restored here, or its image is absent and cannot be pulled.
+    pub async fn base_image(&self, from: &Restore) -> Result<Arc<Image>, SandboxError> {
+        checkpoint::base(&self.node, from).await
     }
 
     /// Starts a created container.
@@ -337,15 +348,13 @@ impl Manager {
         containers: Vec<ContainerSpec>,
         from: &Path,
     ) -> Outcome<(SandboxId, Vec<ContainerId>)> {
-        checkpoint::available(&self.node).await.map_err(Arc::new)?;
-        let (asked, path) = (containers.clone(), from.to_owned());
-        blocking(move || checkpoint::check(&path, &asked)).await.map_err(Arc::new)?;
+        checkpoint::check_pod(&self.node, from, &spec, &containers).await.map_err(Arc::new)?;
         let ours = spec.id.clone();
         let id = self.run(spec).await?;
         let mut made = Vec::new();
         for mut container in containers {
             container.sandbox_id = id.clone();
-            container.restore = Some(from.join(&container.name));
+            container.restore = Some(Restore::Directory(from.join(&container.name)));
             match self.create_container(container).await {
                 Ok(container) => made.push(container),
                 Err(error) if id == ours => {

@@ -124,20 +124,6 @@ async fn listeners_are_bounded_and_one_that_left_makes_room() {
     node.finish().await;
 }
 
-/// All items of a stream, and how many messages they came in.
-macro_rules! streamed {
-    ($client:expr, $call:ident, $request:expr, $items:ident) => {{
-        let mut stream = $client.$call($request).await.unwrap().into_inner();
-        let (mut items, mut messages) = (Vec::new(), 0);
-        while let Some(message) = stream.message().await.unwrap() {
-            assert!(!message.$items.is_empty());
-            items.extend(message.$items);
-            messages += 1;
-        }
-        (items, messages)
-    }};
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn lists_come_as_streams_with_every_item_once() {
     let mut node = Node::with_busybox().await;

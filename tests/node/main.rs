@@ -28,6 +28,7 @@ mod network;
 mod pods;
 mod quota;
 mod races;
+mod restore;
 mod settings;
 mod signatures;
 mod stats;

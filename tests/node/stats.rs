@@ -169,3 +169,52 @@ async fn metrics_agree_with_their_descriptors() {
     assert!(missing.iter().all(|name| excused.iter().any(|e| name.starts_with(e))), "{missing:?}");
     node.finish_with_parents(&["metrics"]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stats_and_metrics_of_pods_come_as_streams_with_every_pod_once() {
+    let mut node = Node::with_busybox().await;
+    let request = pb::StreamPodSandboxStatsRequest::default();
+    let (stats, messages) = streamed!(node.runtime, stream_pod_sandbox_stats, request, pod_sandbox_stats);
+    assert_eq!((stats.len(), messages), (0, 0));
+    let request = pb::StreamPodSandboxMetricsRequest::default();
+    let (metrics, messages) =
+        streamed!(node.runtime, stream_pod_sandbox_metrics, request, pod_sandbox_metrics);
+    assert_eq!((metrics.len(), messages), (0, 0));
+
+    let mut ids = BTreeMap::new();
+    for name in ["one", "two"] {
+        let mut config = node.pod(name);
+        config.labels = map(&[("app", name)]);
+        // So large that one message does not hold both.
+        config.annotations = map(&[("large", &"x".repeat(700 << 10))]);
+        let pod = node.run(&config).await.unwrap();
+        let id = node.create(&pod, &config, container("main", &["sleep", "1000"])).await.unwrap();
+        node.start(&id).await.unwrap();
+        ids.insert(pod, id);
+    }
+    let request = pb::StreamPodSandboxStatsRequest::default();
+    let (stats, messages) = streamed!(node.runtime, stream_pod_sandbox_stats, request, pod_sandbox_stats);
+    assert_eq!(messages, 2);
+    let of_pod = |stats: &pb::PodSandboxStats| {
+        let [container] = &stats.linux.as_ref().unwrap().containers[..] else { panic!("{stats:?}") };
+        assert!(number(container.memory.unwrap().usage_bytes) > 0);
+        (stats.attributes.as_ref().unwrap().id.clone(), container.attributes.as_ref().unwrap().id.clone())
+    };
+    assert_eq!((stats.len(), stats.iter().map(of_pod).collect::<BTreeMap<_, _>>()), (2, ids.clone()));
+    let filter = pb::PodSandboxStatsFilter { label_selector: map(&[("app", "two")]), ..Default::default() };
+    let request = pb::StreamPodSandboxStatsRequest { filter: Some(filter) };
+    let (stats, _) = streamed!(node.runtime, stream_pod_sandbox_stats, request, pod_sandbox_stats);
+    let [two] = &stats[..] else { panic!("{} pods", stats.len()) };
+    assert_eq!(two.attributes.as_ref().unwrap().metadata.as_ref().unwrap().name, "two");
+
+    let request = pb::StreamPodSandboxMetricsRequest::default();
+    let (metrics, _) = streamed!(node.runtime, stream_pod_sandbox_metrics, request, pod_sandbox_metrics);
+    let of_pod = |metrics: &pb::PodSandboxMetrics| {
+        let [container] = &metrics.container_metrics[..] else { panic!("{metrics:?}") };
+        let memory = container.metrics.iter().find(|m| m.name == "container_memory_usage_bytes");
+        assert!(memory.unwrap().value.unwrap().value > 0);
+        (metrics.pod_sandbox_id.clone(), container.container_id.clone())
+    };
+    assert_eq!((metrics.len(), metrics.iter().map(of_pod).collect::<BTreeMap<_, _>>()), (2, ids));
+    node.finish().await;
+}

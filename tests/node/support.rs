@@ -346,3 +346,18 @@ pub(crate) fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code,
         assert!(status.message().contains(word), "{word:?} is not in: {}", status.message());
     }
 }
+
+/// All items of a stream, and how many messages they came in.
+macro_rules! streamed {
+    ($client:expr, $call:ident, $request:expr, $items:ident) => {{
+        let mut stream = $client.$call($request).await.unwrap().into_inner();
+        let (mut items, mut messages) = (Vec::new(), 0);
+        while let Some(message) = stream.message().await.unwrap() {
+            assert!(!message.$items.is_empty());
+            items.extend(message.$items);
+            messages += 1;
+        }
+        (items, messages)
+    }};
+}
+pub(crate) use streamed;

@@ -47,13 +47,18 @@ pub fn unshare(kind: Namespace) -> io::Result<()> {
     Ok(nix::sched::unshare(flag)?)
 }
 
-/// Moves the calling thread into a network namespace. It is for threads that end afterwards: nothing moves it back.
+/// Moves the calling thread into a namespace of this kind. It is for threads that end afterwards: nothing moves it back.
 ///
 /// # Errors
-/// The kernel's; `InvalidInput` when this is no network namespace.
-pub fn enter_network(namespace: BorrowedFd<'_>) -> io::Result<()> {
-    let network = Some(LinkNameSpaceType::Network);
-    Ok(rustix::thread::move_into_link_name_space(namespace, network)?)
+/// The kernel's; `InvalidInput` when it is one of another kind.
+pub fn enter(kind: Namespace, namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let kind = match kind {
+        Namespace::Net => LinkNameSpaceType::Network,
+        Namespace::Ipc => LinkNameSpaceType::InterProcessCommunication,
+        Namespace::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
+        Namespace::Pid => LinkNameSpaceType::ProcessID,
+    };
+    Ok(rustix::thread::move_into_link_name_space(namespace, Some(kind))?)
 }
 
 /// Sets the host name of the caller's UTS namespace.

@@ -6,15 +6,18 @@ use crate::host::command::Command;
 use std::path::Path;
 use std::time::Duration;
 
-/// CRIU's line that says that it gives up, which is never the cause.
-const GIVES_UP: &str = "Dumping FAILED";
+/// CRIU's lines that say that it gives up, which are never the cause.
+const GIVES_UP: [&str; 2] = ["Dumping FAILED", "Restoring FAILED"];
 /// Characters of its log that go into an error message.
 const WORDS: usize = 512;
 
-/// The last error in CRIU's log: the runtimes say no more than where that is.
-fn criu_words(log: &Path) -> Option<String> {
+/// The last error in CRIU's log: the runtimes say no more than where that is. Blocking.
+#[must_use]
+pub fn criu_words(log: &Path) -> Option<String> {
     let text = String::from_utf8_lossy(&std::fs::read(log).ok()?).into_owned();
-    let line = text.lines().rfind(|line| line.contains("Error") && !line.contains(GIVES_UP))?;
+    // What comes after that are consequences.
+    let before = text.lines().take_while(|line| !GIVES_UP.iter().any(|end| line.contains(end)));
+    let line = before.filter(|line| line.contains("Error")).last()?;
     Some(line.chars().take(WORDS).collect())
 }
 
@@ -81,7 +84,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("dump.log");
         assert_eq!(criu_words(&log), None);
-        let said = "(0.1) Error (a.c:1): rlimit\n(0.2) Error (b.c:2): tcp\n(0.3) fine\n(0.4) Error (c.c:3): Dumping FAILED.\n";
+        let said = "(0.1) Error (a.c:1): rlimit\n(0.2) Error (b.c:2): tcp\n(0.3) fine\n(0.4) Error (c.c:3): Dumping FAILED.\n(0.5) Error (d.c:4): gone\n";
         std::fs::write(&log, said).unwrap();
         assert_eq!(criu_words(&log).unwrap(), "(0.2) Error (b.c:2): tcp");
     }

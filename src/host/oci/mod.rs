@@ -10,6 +10,7 @@ mod probe;
 mod runtimes;
 mod signals;
 
+pub use checkpoint::criu_words;
 pub use error::OciError;
 pub use features::Features;
 pub use probe::UserNamespace;

@@ -210,6 +210,9 @@ pub(super) fn directory(operation: &'static str, path: &Path) -> impl FnOnce(std
 /// Ids of the probe: any that are not 0 will do.
 const PROBE: IdRange = IdRange { inside: 0, outside: 1_000_000, count: 1 };
 
+/// Name of its directory; the process' id follows. Of one that was killed meanwhile it is left to the next to remove.
+const PROBE_PREFIX: &str = "idmap-probe-";
+
 /// Tries whether overlays of layers below `parent`, and a tmpfs as volumes are, can be mounted with mapped ids; the error
 /// tells why not. Makes a directory there and removes it.
 ///
@@ -217,11 +220,22 @@ const PROBE: IdRange = IdRange { inside: 0, outside: 1_000_000, count: 1 };
 /// What a mount would answer.
 pub fn supports_idmap(parent: &Path) -> Result<(), RootfsError> {
     super::volume::supports_tmpfs(&IdMap::new(vec![PROBE], vec![PROBE])?)?;
-    let scratch = parent.join(format!("idmap-probe-{}", std::process::id()));
+    for entry in std::fs::read_dir(parent).map_err(directory("read", parent))?.flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(PROBE_PREFIX));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            remove_probe(&entry.path())?;
+        }
+    }
+    let scratch = parent.join(format!("{PROBE_PREFIX}{}", std::process::id()));
     let made = try_in(&scratch);
+    made.and(remove_probe(&scratch))
+}
+
+fn remove_probe(scratch: &Path) -> Result<(), RootfsError> {
     let unmounted = super::unmount(&scratch.join("merged"));
-    let removed = std::fs::remove_dir_all(&scratch).map_err(directory("remove", &scratch));
-    made.and(unmounted).and(removed)
+    let removed = std::fs::remove_dir_all(scratch).map_err(directory("remove", scratch));
+    unmounted.and(removed)
 }
 
 fn try_in(scratch: &Path) -> Result<(), RootfsError> {
@@ -422,7 +436,13 @@ mod tests {
     #[test]
     fn the_probe_says_yes_here_and_leaves_nothing() {
         let root = tempfile::tempdir().unwrap();
+        // What one that was killed has left goes, what one that lives is using stays.
+        let (dead, alive) = (root.path().join("idmap-probe-99999999"), root.path().join("idmap-probe-1"));
+        fs::create_dir_all(dead.join("merged")).unwrap();
+        fs::create_dir(&alive).unwrap();
         supports_idmap(root.path()).unwrap();
+        assert!(!dead.exists());
+        fs::remove_dir(&alive).unwrap();
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
         assert!(supports_idmap(Path::new("/proc")).is_err());
     }

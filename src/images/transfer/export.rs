@@ -98,11 +98,16 @@ impl Images {
 
     fn item(&self, name: &str) -> Result<Item, ImageError> {
         let hold = self.hold(name)?;
-        if hold.image().kind != ImageKind::Image {
-            return Err(ImageError::Unsupported {
-                what: name.to_owned(),
-                reason: "an artifact cannot be exported, its blobs are not kept".into(),
-            });
+        let refuse =
+            |reason: &str| Err(ImageError::Unsupported { what: name.to_owned(), reason: reason.to_owned() });
+        match hold.image().kind {
+            ImageKind::Image => {}
+            ImageKind::Artifact { .. } => {
+                return refuse("an artifact cannot be exported, its blobs are not kept");
+            }
+            ImageKind::Checkpoint => {
+                return refuse("a checkpoint cannot be exported, the manifest that says so is not kept");
+            }
         }
         // What `hold` found by something that reads as a tag and is one of the image's.
         let named = Reference::parse(name).ok().map(|r| (r.to_string(), matches!(r.target(), Named::Tag(_))));

@@ -17,7 +17,7 @@ const MAX_ENTRIES: usize = 128 << 10;
 /// Links in a row. `docker save` wrote one, to the layer of another image.
 const MAX_LINKS: usize = 8;
 /// Documents that must not occur twice in a tar: which of them counts would be a matter of taste.
-const ONCE: [&str; 3] = ["oci-layout", "index.json", "manifest.json"];
+const ONCE: [&str; 5] = ["oci-layout", "index.json", "manifest.json", "config.dump", "spec.dump"];
 
 /// Bytes of a file.
 #[derive(Debug, Clone)]
@@ -148,6 +148,15 @@ impl Files {
                 Err(self.bad(entry, format!("more than {MAX_LINKS} links in a row")))
             }
         }
+    }
+
+    /// Paths of a tar's entries below a directory, sorted; none of a directory of the host.
+    pub(super) fn below(&self, dir: &str) -> Vec<String> {
+        let Self::Tar { entries, .. } = self else { return Vec::new() };
+        let prefix = format!("{dir}/");
+        let mut found: Vec<String> = entries.keys().filter(|k| k.starts_with(&prefix)).cloned().collect();
+        found.sort();
+        found
     }
 
     /// A file small enough for memory.

@@ -9,6 +9,7 @@
 //! Owns what these formats look like and which names they give. Everything that comes goes through the pipeline of pulls and
 //! is verified there; nothing is ever extracted by the names in an archive.
 
+mod archive;
 mod docker;
 mod export;
 mod files;
@@ -24,6 +25,7 @@ mod export_tests;
 #[cfg(test)]
 mod tests;
 
+pub use archive::Archive;
 pub use export::{ExportOptions, Format};
 pub use peers::{Imported, Peer};
 
@@ -34,7 +36,8 @@ use super::reference::Reference;
 use crate::model::ImageId;
 use files::Files;
 use offer::Offer;
-use spool::Cancel;
+use spool::{Cancel, Form};
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -87,6 +90,14 @@ impl Images {
             loaded.push(offer.bring(&self.inner).await?);
         }
         Ok(loaded)
+    }
+}
+
+/// A tar as it is, or decompressed; `name` stands for it in errors.
+pub(super) fn plain(tar: impl Read + 'static, name: &str) -> Result<Box<dyn Read>, ImageError> {
+    match spool::decoder(std::io::BufReader::new(tar), name)? {
+        Form::Plain(source) => Ok(Box::new(source)),
+        Form::Compressed(decoded) => Ok(decoded),
     }
 }
 

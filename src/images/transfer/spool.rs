@@ -67,6 +67,32 @@ impl Read for Input {
     }
 }
 
+/// A stream, and what it was found to be.
+pub(super) enum Form<R> {
+    Plain(R),
+    /// Decompressed as it is read.
+    Compressed(Box<dyn Read>),
+}
+
+/// Looks at how a stream begins; `name` stands for it in errors.
+pub(super) fn decoder<R: BufRead + 'static>(mut source: R, name: &str) -> Result<Form<R>, ImageError> {
+    let failed = |e| ImageError::io("read", Path::new(name), e);
+    let start = source.fill_buf().map_err(failed)?;
+    if start.starts_with(&[0x1f, 0x8b]) {
+        return Ok(Form::Compressed(Box::new(flate2::bufread::MultiGzDecoder::new(source))));
+    }
+    if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        let mut decoder = zstd::stream::read::Decoder::with_buffer(source).map_err(failed)?;
+        decoder.window_log_max(MAX_ZSTD_WINDOW_LOG).map_err(failed)?;
+        return Ok(Form::Compressed(Box::new(decoder)));
+    }
+    if start.starts_with(b"BZh") || start.starts_with(b"\xfd7zXZ\0") {
+        let reason = "compressed with bzip2 or xz; decompress it first".to_owned();
+        return Err(ImageError::BadArchive { archive: name.to_owned(), entry: String::new(), reason });
+    }
+    Ok(Form::Plain(source))
+}
+
 /// A file that holds the archive uncompressed: the given one, or a copy in `dir` of at most `limit` bytes. Blocking.
 pub(super) fn spool(
     file: File,
@@ -86,20 +112,11 @@ pub(super) fn spool(
     }
     let is_pipe = kind.is_fifo();
     let original = file.try_clone().map_err(failed)?;
-    let mut source = BufReader::with_capacity(PIECE, Input { file, is_pipe, cancel: cancel.clone() });
-    let start = source.fill_buf().map_err(failed)?;
-    let mut from: Box<dyn Read> = if start.starts_with(&[0x1f, 0x8b]) {
-        Box::new(flate2::bufread::MultiGzDecoder::new(source))
-    } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        let mut decoder = zstd::stream::read::Decoder::with_buffer(source).map_err(failed)?;
-        decoder.window_log_max(MAX_ZSTD_WINDOW_LOG).map_err(failed)?;
-        Box::new(decoder)
-    } else if start.starts_with(b"BZh") || start.starts_with(b"\xfd7zXZ\0") {
-        return Err(bad("compressed with bzip2 or xz; decompress it first".into()));
-    } else if is_pipe {
-        Box::new(source)
-    } else {
-        return Ok(original);
+    let source = BufReader::with_capacity(PIECE, Input { file, is_pipe, cancel: cancel.clone() });
+    let mut from: Box<dyn Read> = match decoder(source, name)? {
+        Form::Compressed(decoded) => decoded,
+        Form::Plain(source) if is_pipe => Box::new(source),
+        Form::Plain(_) => return Ok(original),
     };
     let (mut to, mut piece, mut total) = (nameless(dir)?, vec![0; PIECE], 0u64);
     loop {

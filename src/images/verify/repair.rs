@@ -1,7 +1,7 @@
 //! Brings what is damaged anew, from where the images that need it came. Owns which sources are asked, never how.
 
 use crate::images::Shared;
-use crate::images::bring::{descend, stage};
+use crate::images::bring::{Found, descend, stage};
 use crate::images::digest::Digest;
 use crate::images::directories as made;
 use crate::images::error::ImageError;
@@ -125,7 +125,7 @@ async fn fetch_config(inner: &Shared, wanted: &str, reference: &Reference) -> Re
     let session = session(inner, reference).await?;
     let (top, document) = session.resolve().await?;
     let source = Source::Registry(Arc::new(session));
-    let (_, config, _) = descend(&source, &reference.to_string(), top, document).await?;
+    let Found { config, .. } = descend(&source, &reference.to_string(), top, document).await?;
     if config.digest.as_str() != wanted {
         return Err(ImageError::DigestMismatch {
             what: format!("the config of {reference}"),

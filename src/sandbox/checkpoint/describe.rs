@@ -24,9 +24,29 @@ pub(super) struct Description(Vec<(&'static str, Value)>, Option<PathBuf>);
 /// What a restore reads of `config.dump`.
 #[derive(Debug, Deserialize)]
 pub(super) struct ConfigDump {
-    /// The image's id.
-    #[serde(rename = "rootfsImage")]
-    pub(super) image: String,
+    /// Our image's id; with peers a name.
+    #[serde(default, rename = "rootfsImage")]
+    image: String,
+    /// A name with a digest, or an image's id.
+    #[serde(default, rename = "rootfsImageRef")]
+    reference: String,
+    /// A name, for what has no reference: it may be another image's by now.
+    #[serde(default, rename = "rootfsImageName")]
+    name: String,
+}
+
+impl ConfigDump {
+    /// The id of its image, where it is known.
+    pub(super) fn id(&self) -> Option<&str> {
+        let is_id = |text: &&str| text.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64);
+        Some(self.image.as_str()).filter(is_id)
+    }
+
+    /// Names of its image, the surest first.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        let named = if self.reference.is_empty() { &self.name } else { &self.reference };
+        self.id().into_iter().chain([named.as_str()]).filter(|name| !name.is_empty())
+    }
 }
 
 /// `pod.options`.

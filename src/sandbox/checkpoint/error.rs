@@ -1,7 +1,9 @@
 //! What can go wrong with checkpoints.
 
 use crate::host::criu::CriuError;
-use crate::model::ContainerId;
+use crate::host::monitor::MonitorError;
+use crate::images::ImageError;
+use crate::model::{ContainerId, ImageId};
 use std::path::PathBuf;
 
 /// An error of a checkpoint or a restore.
@@ -37,6 +39,37 @@ pub enum CheckpointError {
         /// What is wrong.
         why: String,
     },
+    /// There is no room for its files.
+    #[error("checkpoint {path} needs {bytes} bytes, {free} are free")]
+    NoRoom {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What its files take.
+        bytes: u64,
+        /// What the disk has.
+        free: u64,
+    },
+    /// The image of its container is not here.
+    #[error(
+        "the checkpointed container was of image {image}, which is not on this node and cannot be pulled; pull it first: {cause}"
+    )]
+    Image {
+        /// How the checkpoint calls it.
+        image: String,
+        /// What the pull said.
+        cause: Box<ImageError>,
+    },
+    /// It could not be continued.
+    #[error("{error}: {said}")]
+    Start {
+        /// What the monitor said.
+        error: Box<MonitorError>,
+        /// The cause in CRIU's log.
+        said: String,
+    },
+    /// Images are not to be restored.
+    #[error("image {0} is a checkpoint, and restoring those is switched off (runtime.restore_images)")]
+    ImagesOff(ImageId),
     /// A container could not be set free.
     #[error("container {id} is still frozen, a restart of podwright tries again: {why}")]
     StillFrozen {

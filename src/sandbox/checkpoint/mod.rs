@@ -2,28 +2,36 @@
 //! back from such files to containers that StartContainer lets continue.
 //!
 //! Owns who is being checkpointed and the layout of the files, which is the peers' and checkpointctl's. CRIU itself is
-//! run by the OCI runtime. What a checkpoint says about mounts, devices, names or rights is never used: a restored
-//! container is what its own request asks for, with the processes and changed files of the checkpoint.
+//! run by the OCI runtime. What a checkpoint says about mounts, devices, names or rights is never used, but to refuse a
+//! request that it does not fit: a restored container is what its own request asks for, with the processes and changed
+//! files of the checkpoint.
 
 mod archive;
 mod capture;
 mod changes;
 mod describe;
 mod error;
+mod fits;
 mod frozen;
+mod pod_images;
 mod restore;
+mod rights;
+mod source;
 
 pub use error::CheckpointError;
 pub(super) use frozen::{Leftovers, thaw};
-pub(super) use restore::{check, fetch, forget_images, images};
+pub(super) use restore::{fetch, forget_images, images};
+pub(super) use rights::check as check_rights;
 
 use super::error::SandboxError;
 use super::node::Node;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::ContainerState;
 use crate::host::criu::Criu;
-use crate::model::{ContainerId, ContainerSpec};
+use crate::images::{Image, ImageError};
+use crate::model::{ContainerId, ContainerSpec, Restore, SandboxSpec};
 use capture::{Budget, Subject};
+use describe::ConfigDump;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,6 +53,8 @@ const STATUS_DUMP: &str = "status.dump";
 const LOG: &str = "container.log";
 /// Who the pod was.
 const POD_DUMP: &str = "pod.dump";
+/// The field of a request that asks for a user namespace.
+const USERNS_OPTIONS: &str = "config.linux.security_context.namespace_options.userns_options";
 /// Version of a pod's checkpoint and the names of its containers.
 const POD_OPTIONS: &str = "pod.options";
 
@@ -98,6 +108,67 @@ impl Drop for Claim {
 /// Whether checkpoints can be made and restored here.
 pub(super) async fn available(node: &Node) -> Result<(), SandboxError> {
     Ok(node.checkpoints.criu.check().await.map_err(CheckpointError::from)?)
+}
+
+/// CRIU is not let into the other namespaces of a pod that has a user namespace.
+fn check_namespaces(pod: &SandboxSpec) -> Result<(), SandboxError> {
+    if pod.namespaces.user.is_none() {
+        return Ok(());
+    }
+    let why = "CRIU cannot restore a container in a pod with a user namespace".to_owned();
+    Err(CheckpointError::Request { field: USERNS_OPTIONS, why }.into())
+}
+
+/// Whether a container can continue from a checkpoint here.
+pub(super) async fn check_container(
+    node: &Arc<Node>,
+    pod: &SandboxSpec,
+    spec: &ContainerSpec,
+) -> Result<(), SandboxError> {
+    let Some(from) = spec.restore.clone() else { return Ok(()) };
+    check_namespaces(pod)?;
+    available(node).await?;
+    let (node, spec) = (node.clone(), spec.clone());
+    super::bring_up::blocking(move || fits::container(&from, &spec, &node.images, &node.config.root)).await
+}
+
+/// Whether these containers can continue from a pod's checkpoint here.
+pub(super) async fn check_pod(
+    node: &Arc<Node>,
+    from: &Path,
+    pod: &SandboxSpec,
+    containers: &[ContainerSpec],
+) -> Result<(), SandboxError> {
+    check_namespaces(pod)?;
+    available(node).await?;
+    let (node, from, containers) = (node.clone(), from.to_owned(), containers.to_vec());
+    super::bring_up::blocking(move || fits::pod(&from, &containers, &node.images, &node.config.root)).await
+}
+
+/// The image of a checkpoint's container. One that is not here is pulled where the checkpoint says exactly which it was,
+/// with the node's own credentials.
+pub(super) async fn base(node: &Arc<Node>, from: &Restore) -> Result<Arc<Image>, SandboxError> {
+    if let Restore::Image(id) = from
+        && !node.config.runtime.restore_images
+    {
+        return Err(CheckpointError::ImagesOff(id.clone()).into());
+    }
+    available(node).await?;
+    let (images, from) = (node.images.clone(), from.clone());
+    let dump: ConfigDump =
+        super::bring_up::blocking(move || source::Source::open(&from, &images)?.json(Path::new(CONFIG_DUMP)))
+            .await?;
+    if let Some(image) = dump.names().find_map(|name| node.images.status(name)) {
+        return Ok(image);
+    }
+    let name = dump.names().last().unwrap_or_default();
+    let failed = |cause| CheckpointError::Image { image: name.to_owned(), cause: Box::new(cause) };
+    let missing = || failed(ImageError::NotFound { name: name.to_owned() }).into();
+    if !name.contains('@') {
+        return Err(missing());
+    }
+    let id = node.images.pull(name, None).await.map_err(failed)?;
+    node.images.status(id.as_str()).ok_or_else(missing)
 }
 
 fn running(container: &ContainerSnapshot) -> Result<(), SandboxError> {

@@ -1,27 +1,20 @@
-//! From the files of a pod's checkpoint to what a new container starts from. The files are only read, through descriptors
-//! below their directory, and copied when the container is created: whoever owns them may change them afterwards.
+//! From the files of a checkpoint to what a new container starts from. They are copied when the container is created:
+//! whoever owns them may change them afterwards.
 
-use super::describe::{ConfigDump, POD_VERSION, PodOptions};
 use super::error::CheckpointError;
-use super::{CHANGES, CONFIG_DUMP, DELETED, IMAGES, POD_OPTIONS, changes};
+use super::source::Source;
+use super::{CHANGES, DELETED, IMAGES, changes, pod_images};
+use crate::host::monitor::NamespacePaths;
+use crate::host::settings;
 use crate::images::Images;
-use crate::model::ContainerSpec;
+use crate::model::Restore;
 use crate::sandbox::error::SandboxError;
-use podwright_sys::path::{open_beneath, open_root};
-use rustix::fs::{Dir, Mode, OFlags};
-use serde::de::DeserializeOwned;
-use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{BufReader, Read as _};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Where a restored container's copies lie, in its directory for writable layers.
 const DIRECTORY: &str = "restore";
-/// Bytes of a JSON file of a checkpoint.
-const MAX_JSON: u64 = 16 << 20;
-/// Files that CRIU may have written: a few for each process.
-const MAX_IMAGES: usize = 1 << 20;
 
 /// What a restored container has beside its image.
 #[derive(Debug)]
@@ -66,118 +59,44 @@ pub(super) fn empty(dir: &Path) {
     }
 }
 
-struct Source {
-    dir: OwnedFd,
-    path: PathBuf,
-}
-
-impl Source {
-    fn open(path: &Path, field: &'static str) -> Result<Self, SandboxError> {
-        let bad = |e: std::io::Error| CheckpointError::Request {
-            field,
-            why: format!("open {}: {e}", path.display()),
-        };
-        Ok(Self { dir: open_root(path).map_err(bad)?, path: path.to_owned() })
-    }
-
-    fn malformed(&self, inside: &Path, why: impl ToString) -> SandboxError {
-        CheckpointError::Malformed { path: self.path.join(inside), why: why.to_string() }.into()
-    }
-
-    fn file(&self, inside: &Path) -> Result<File, SandboxError> {
-        regular(self.dir.as_fd(), inside).map_err(|e| self.malformed(inside, e))
-    }
-
-    fn json<T: DeserializeOwned>(&self, inside: &Path) -> Result<T, SandboxError> {
-        serde_json::from_reader(self.file(inside)?.take(MAX_JSON)).map_err(|e| self.malformed(inside, e))
-    }
-}
-
-/// Opens a plain file below `dir`; a link there is followed only to what is below, too.
-fn regular(dir: BorrowedFd<'_>, inside: &Path) -> std::io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW;
-    let file = File::from(open_beneath(dir, inside, flags, Mode::empty())?);
-    if !file.metadata()?.is_file() {
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "is no plain file"));
-    }
-    Ok(file)
-}
-
-/// Whether these containers are those of the checkpoint: the same names, each of the same image. Blocking.
-pub(in crate::sandbox) fn check(checkpoint: &Path, containers: &[ContainerSpec]) -> Result<(), SandboxError> {
-    let source = Source::open(checkpoint, "checkpoint_path")?;
-    let options: PodOptions = source.json(Path::new(POD_OPTIONS))?;
-    if options.version != POD_VERSION {
-        let why = format!("version {} is not known, only {POD_VERSION}", options.version);
-        return Err(source.malformed(Path::new(POD_OPTIONS), why));
-    }
-    let mismatch = |why| CheckpointError::Mismatch { path: checkpoint.to_owned(), why };
-    let asked: BTreeSet<&str> = containers.iter().map(|c| c.name.as_str()).collect();
-    let there: BTreeSet<&str> = options.containers.iter().map(String::as_str).collect();
-    if asked != there || asked.len() != containers.len() {
-        let why = format!("it has the containers {there:?}, container_configs {asked:?}");
-        return Err(mismatch(why).into());
-    }
-    for container in containers {
-        let dump: ConfigDump = source.json(&Path::new(&container.name).join(CONFIG_DUMP))?;
-        if dump.image != container.image.id.as_str() {
-            let (name, id) = (&container.name, &container.image.id);
-            let why = format!(
-                "container {name} was of image {}, not of {id} ({})",
-                dump.image, container.image.display
-            );
-            return Err(mismatch(why).into());
-        }
-    }
-    Ok(())
-}
-
-/// Copies what a container starts from into `writable`. Blocking.
+/// Copies what a container starts from in a pod with these namespaces into `writable`. Blocking.
 pub(in crate::sandbox) fn fetch(
-    from: &Path,
+    from: &Restore,
     writable: &Path,
+    namespaces: &NamespacePaths,
     store: &Images,
 ) -> Result<Restored, SandboxError> {
-    let source = Source::open(from, "checkpoint_path")?;
+    let source = Source::open(from, store)?;
     let to = writable.join(DIRECTORY);
     let copies = to.join(IMAGES);
     for dir in [&copies, &to.join("fs"), &to.join("replaced")] {
         std::fs::create_dir_all(dir).map_err(SandboxError::io("make directory", dir))?;
     }
     copy_images(&source, &copies)?;
-    let deleted: Vec<String> = match regular(source.dir.as_fd(), Path::new(DELETED)) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        _ => source.json(Path::new(DELETED))?,
-    };
+    let path = |path: &Option<String>| path.as_ref().map(PathBuf::from);
+    let (ipc, uts) = (path(&namespaces.ipc), path(&namespaces.uts));
+    let of_pod = settings::read(ipc.as_deref(), uts.as_deref(), &pod_images::settings())
+        .map_err(SandboxError::io("read the settings of the pod in", Path::new("/proc/sys")))?;
+    pod_images::adapt(&copies, &of_pod)?;
+    let deleted: Vec<String> = source.maybe_json(Path::new(DELETED))?.unwrap_or_default();
     let whiteouts = changes::whiteouts(&deleted).map_err(|e| source.malformed(Path::new(DELETED), e))?;
-    let changed = source.file(Path::new(CHANGES))?;
-    let name = source.path.join(CHANGES).display().to_string();
-    store.unpack_changes(BufReader::new(std::io::Cursor::new(whiteouts).chain(changed)), &to, &name)?;
+    // Peers leave it out where nothing was changed.
+    let changed: Box<dyn Read> = match source.file(Path::new(CHANGES))? {
+        Some(file) => file.content,
+        None => Box::new(std::io::empty()),
+    };
+    store.unpack_changes(whiteouts, changed, &to, &source.shown(CHANGES))?;
     Ok(Restored { layer: to.join("fs") })
 }
 
 fn copy_images(source: &Source, to: &Path) -> Result<(), SandboxError> {
-    let bad = |e: std::io::Error| source.malformed(Path::new(IMAGES), e);
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-    let dir = open_beneath(source.dir.as_fd(), Path::new(IMAGES), flags, Mode::empty()).map_err(bad)?;
-    let mut count = 0;
-    for entry in Dir::read_from(&dir).map_err(|e| bad(e.into()))? {
-        let entry = entry.map_err(|e| bad(e.into()))?;
-        let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") {
-            continue;
-        }
-        count += 1;
-        if count > MAX_IMAGES {
-            return Err(source.malformed(Path::new(IMAGES), format!("has more than {MAX_IMAGES} files")));
-        }
-        let name = Path::new(std::ffi::OsStr::new(
-            name.to_str().map_err(|e| source.malformed(Path::new(IMAGES), e))?,
-        ));
-        let mut from =
-            regular(dir.as_fd(), name).map_err(|e| source.malformed(&Path::new(IMAGES).join(name), e))?;
-        let copy = to.join(name);
-        let copied = File::create_new(&copy).and_then(|mut copy| std::io::copy(&mut from, &mut copy));
+    for name in source.images()? {
+        let inside = Path::new(IMAGES).join(&name);
+        let Some(mut from) = source.file(&inside)? else {
+            return Err(source.malformed(&inside, "is gone"));
+        };
+        let copy = to.join(&name);
+        let copied = File::create_new(&copy).and_then(|mut copy| std::io::copy(&mut from.content, &mut copy));
         copied.map_err(SandboxError::io("copy a checkpoint to", &copy))?;
     }
     Ok(())
@@ -186,49 +105,17 @@ fn copy_images(source: &Source, to: &Path) -> Result<(), SandboxError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::spec::fixture::fixture;
-
-    fn checkpoint(names: &[&str], image: &str) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        let options = serde_json::json!({"version": 1, "containers": names});
-        std::fs::write(dir.path().join(POD_OPTIONS), options.to_string()).unwrap();
-        for name in names {
-            std::fs::create_dir_all(dir.path().join(name).join(IMAGES)).unwrap();
-            let dump = serde_json::json!({"id": "x", "rootfsImage": image});
-            std::fs::write(dir.path().join(name).join(CONFIG_DUMP), dump.to_string()).unwrap();
-        }
-        dir
-    }
-
-    #[test]
-    fn names_and_images_must_be_those_of_the_checkpoint() {
-        let container = fixture().container;
-        let (name, image) = (container.name.clone(), container.image.id.to_string());
-        let ok = checkpoint(&[&name], &image);
-        check(ok.path(), std::slice::from_ref(&container)).unwrap();
-        check(ok.path(), &[container.clone(), container.clone()]).unwrap_err();
-        check(ok.path(), &[]).unwrap_err();
-        for (names, image, word) in [
-            (vec![name.as_str(), "more"], image.as_str(), "more"),
-            (vec!["other"], image.as_str(), "other"),
-            (vec![name.as_str()], "sha256:ff", "sha256:ff"),
-        ] {
-            let dir = checkpoint(&names, image);
-            let error = check(dir.path(), std::slice::from_ref(&container)).unwrap_err();
-            assert!(matches!(error, SandboxError::Checkpoint(CheckpointError::Mismatch { .. })), "{error}");
-            assert!(error.to_string().contains(word), "{error}");
-        }
-        let dir = checkpoint(&[&name], &image);
-        std::fs::write(dir.path().join(POD_OPTIONS), r#"{"version": 2, "containers": []}"#).unwrap();
-        assert!(check(dir.path(), &[container]).unwrap_err().to_string().contains("version 2"));
-    }
+    use crate::sandbox::checkpoint::CONFIG_DUMP;
+    use rustix::fs::Mode;
 
     #[test]
     fn links_out_of_the_checkpoint_are_not_read() {
-        let (dir, out) = (checkpoint(&["a"], "i"), tempfile::tempdir().unwrap());
-        let images = dir.path().join("a").join(IMAGES);
+        let (dir, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let images = dir.path().join(IMAGES);
+        std::fs::create_dir(&images).unwrap();
+        let source = Source::directory(dir.path(), "checkpoint_path").unwrap();
+        assert!(copy_images(&source, out.path()).unwrap_err().to_string().contains("no images"));
         std::fs::write(images.join("pages-1.img"), "pages").unwrap();
-        let source = Source::open(&dir.path().join("a"), "checkpoint_path").unwrap();
         copy_images(&source, out.path()).unwrap();
         assert_eq!(std::fs::read_to_string(out.path().join("pages-1.img")).unwrap(), "pages");
         for (name, target) in [("link.img", "/etc/passwd"), ("up.img", "../config.dump")] {
@@ -242,16 +129,9 @@ mod tests {
         std::os::unix::fs::symlink("/etc", &images).unwrap();
         copy_images(&source, out.path()).unwrap_err();
         // Nor is a fifo waited for.
-        let fifo = dir.path().join("a").join(CONFIG_DUMP);
-        std::fs::remove_file(&fifo).unwrap();
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &fifo,
-            rustix::fs::FileType::Fifo,
-            Mode::from_raw_mode(0o600),
-            0,
-        )
-        .unwrap();
-        assert!(source.file(Path::new(CONFIG_DUMP)).unwrap_err().to_string().contains("no plain file"));
+        let (fifo, mode) = (dir.path().join(CONFIG_DUMP), Mode::from_raw_mode(0o600));
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let error = source.json::<serde_json::Value>(Path::new(CONFIG_DUMP)).unwrap_err().to_string();
+        assert!(error.contains("no plain file"), "{error}");
     }
 }

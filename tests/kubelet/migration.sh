@@ -36,12 +36,15 @@ migration_case() {
     k patch deployment web -p '{"spec":{"template":{"spec":{"containers":[{"name":"web","imagePullPolicy":"IfNotPresent"}]}}}}' >/dev/null
     k rollout status deployment/web --timeout 90s
     runtime_is containerd
+    local since
+    # Events tell whole seconds.
+    since=$(date -u -d '+1 second' +%FT%TZ)
     move "$THEIRS" "$OURS"
     runtime_is podwright
     k rollout status deployment/web --timeout 90s
     k exec deployment/web -- true
     # Nothing was pulled twice.
-    k get events -o json | jq -e --arg since "$(date -u -d "-30 seconds" +%FT%TZ)" \
+    k get events -o json | jq -e --arg since "$since" \
         '[.items[] | select(.reason == "Pulled" and .lastTimestamp > $since) | .message]
          | length > 0 and all(contains("already present"))' >/dev/null
     move "$OURS" "$THEIRS"

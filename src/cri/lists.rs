@@ -114,7 +114,7 @@ mod tests {
             ..Default::default()
         };
         let containers = vec![container("a"), pb::Container::default(), container("b")];
-        let encoded: Vec<u8> = containers.iter().flat_map(|container| entry(container)).collect();
+        let encoded: Vec<u8> = containers.iter().flat_map(entry).collect();
         let answer = ListContainersResponse { containers: Vec::new(), encoded };
         let bytes = answer.encode_to_vec();
         assert_eq!(bytes.len(), answer.encoded_len());

@@ -11,6 +11,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .build_client(true)
         .build_server(true)
+        // Written by hand: their entries are not encoded anew for each answer.
+        .extern_path(".runtime.v1.ListContainersResponse", "crate::cri::lists::ListContainersResponse")
+        .extern_path(".runtime.v1.ListPodSandboxResponse", "crate::cri::lists::ListPodSandboxResponse")
         // Written by hand in `cri::proto`: it must not print secrets.
         .skip_debug([".runtime.v1.AuthConfig"])
         .compile_fds(compiler.file_descriptor_set())?;

@@ -9,6 +9,7 @@ mod encode;
 mod events;
 mod image;
 mod info;
+mod lists;
 mod pod_metrics;
 pub mod proto;
 mod runtime;

@@ -2,6 +2,7 @@
 #![allow(missing_debug_implementations, unreachable_pub, clippy::all, clippy::pedantic)]
 
 tonic::include_proto!("runtime.v1");
+pub use super::lists::{ListContainersResponse, ListPodSandboxResponse};
 
 impl std::fmt::Debug for AuthConfig {
     /// Whose credentials they are, never the credentials.

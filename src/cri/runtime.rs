@@ -152,10 +152,7 @@ impl RuntimeService for Runtime {
         &self,
         r: Request<pb::ListPodSandboxRequest>,
     ) -> Answer<pb::ListPodSandboxResponse> {
-        let answer = async {
-            let items = self.wanted_pods(r.into_inner().filter);
-            Ok(pb::ListPodSandboxResponse { items: items.map(|pod| encode::sandbox(&pod)).collect() })
-        };
+        let answer = async { Ok(pb::ListPodSandboxResponse::of(self.wanted_pods(r.into_inner().filter))) };
         self.rpcs.observe("ListPodSandbox", answer).await
     }
 
@@ -223,10 +220,8 @@ impl RuntimeService for Runtime {
         &self,
         r: Request<pb::ListContainersRequest>,
     ) -> Answer<pb::ListContainersResponse> {
-        let answer = async {
-            let wanted = self.wanted_containers(r.into_inner().filter);
-            Ok(pb::ListContainersResponse { containers: wanted.map(|c| encode::container(&c)).collect() })
-        };
+        let answer =
+            async { Ok(pb::ListContainersResponse::of(self.wanted_containers(r.into_inner().filter))) };
         self.rpcs.observe("ListContainers", answer).await
     }
 

@@ -220,6 +220,7 @@ fn ran(container: &ContainerSnapshot) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::snapshot::Encoded;
     use super::super::spec::fixture::fixture;
     use super::super::state::{Exit, Holdings, Init, NotReadyCause};
     use super::*;
@@ -234,7 +235,13 @@ mod tests {
             let mut spec = fixture.container.clone();
             spec.id = ContainerId::parse(&id.to_string().repeat(64)).unwrap();
             let resources = spec.resources.clone();
-            Arc::new(ContainerSnapshot { spec: Arc::new(spec), state: state.clone(), resources, user: None })
+            Arc::new(ContainerSnapshot {
+                spec: Arc::new(spec),
+                state: state.clone(),
+                resources,
+                user: None,
+                list_entry: Encoded::default(),
+            })
         };
         Arc::new(PodSnapshot {
             spec: Arc::new(fixture.sandbox.clone()),
@@ -243,6 +250,7 @@ mod tests {
             runtime: Arc::new(Runtime::new("r", "/r".into(), Path::new("/r"), &[], Duration::ZERO)),
             containers: containers.iter().map(container).collect(),
             limits: None,
+            list_entry: Encoded::default(),
         })
     }
 

@@ -7,7 +7,7 @@ use crate::host::monitor::Monitor;
 use crate::host::oci::Runtime;
 use crate::host::users::User;
 use crate::model::{ContainerId, ContainerSpec, Resources, SandboxSpec};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A pod at one moment.
 #[derive(Debug, Clone)]
@@ -24,6 +24,8 @@ pub struct PodSnapshot {
     pub runtime: Arc<Runtime>,
     /// Containers that are listed.
     pub containers: Vec<Arc<ContainerSnapshot>>,
+    /// What a list has of it.
+    pub list_entry: Encoded,
 }
 
 /// A container at one moment.
@@ -37,6 +39,26 @@ pub struct ContainerSnapshot {
     pub resources: Resources,
     /// The user that its init runs as; None before the bundle was made.
     pub user: Option<User>,
+    /// What a list has of it.
+    pub list_entry: Encoded,
+}
+
+/// Bytes that a reader has made of a snapshot, so that nobody makes them again. A copy of the snapshot begins without:
+/// it may be changed.
+#[derive(Debug, Default)]
+pub struct Encoded(OnceLock<Box<[u8]>>);
+
+impl Clone for Encoded {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl Encoded {
+    /// The bytes; the first call makes them.
+    pub fn get_or_make(&self, make: impl FnOnce() -> Vec<u8>) -> &[u8] {
+        self.0.get_or_init(|| make().into())
+    }
 }
 
 impl PodSnapshot {
@@ -59,5 +81,18 @@ impl PodSnapshot {
     #[must_use]
     pub fn listed(&self) -> bool {
         self.state != SandboxState::Preparing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_made_once_and_a_copy_makes_its_own() {
+        let encoded = Encoded::default();
+        assert_eq!(encoded.get_or_make(|| vec![1]), [1]);
+        assert_eq!(encoded.get_or_make(|| panic!("again")), [1]);
+        assert_eq!(encoded.clone().get_or_make(|| vec![2]), [2]);
     }
 }

@@ -15,7 +15,7 @@ use super::manager::Index;
 use super::node::Node;
 use super::record::{ContainerRecord, PodLimits};
 use super::recover;
-use super::snapshot::{ContainerSnapshot, PodSnapshot};
+use super::snapshot::{ContainerSnapshot, Encoded, PodSnapshot};
 use super::state::{ContainerState, Init, SandboxState};
 use super::volumes;
 use crate::host::monitor::{Events, Monitor, MonitorEvent};
@@ -195,6 +195,7 @@ impl Pod {
             limits: None,
             runtime: runtime.clone(),
             containers: Vec::new(),
+            list_entry: Encoded::default(),
         };
         Self {
             node,
@@ -333,6 +334,7 @@ impl Pod {
                     state: c.state.clone(),
                     resources: c.resources.clone(),
                     user: c.user.clone(),
+                    list_entry: Encoded::default(),
                 })
             })
             .collect();
@@ -343,6 +345,7 @@ impl Pod {
             limits: self.limits.clone(),
             runtime: self.runtime.clone(),
             containers,
+            list_entry: Encoded::default(),
         });
         let before = self.snapshots.send_replace(after.clone());
         self.node.announcer.compare(&self.node.clock, &before, &after);

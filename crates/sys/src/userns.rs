@@ -67,10 +67,13 @@ fn clone_into_user_namespace() -> io::Result<nix::unistd::Pid> {
     }
 }
 
-/// The child: waits to be killed, also when the thread that made it ends without doing so.
+/// The child: waits to be killed, also when the thread that made it ends without doing so. It keeps no descriptor: a
+/// daemon's lock, for one, is to be free the moment that the daemon is gone.
 fn idle(parent: i32) -> ! {
     // SAFETY: prctl takes integers here.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    // SAFETY: close_range takes integers; this process uses no descriptor, and its parent's are its parent's own.
+    unsafe { libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, 0u32) };
     loop {
         // SAFETY: getppid takes nothing.
         if unsafe { libc::getppid() } != parent {

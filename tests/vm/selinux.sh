@@ -55,7 +55,6 @@ refused() {
 node_up critest
 work=$NODE_TMP/selinux
 mkdir -p "$work"
-image=registry.k8s.io/e2e-test-images/busybox:1.29-4
 image=$(grep -m1 busybox "$NODE_TMP/images" | awk '{print $1}') || true
 [ -n "$image" ] || fail "no busybox in $(cat "$NODE_TMP/images")"
 crictl pull "$image" >/dev/null

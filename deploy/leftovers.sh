@@ -2,7 +2,7 @@
 # Ends what podwright left running and removes all that it wrote: pods and their
 # processes, mounts, network namespaces, cgroups, images, records. For the end of
 # an uninstallation, when the daemon is gone; it knows the default directories.
-# What CNI plugins keep (addresses in /var/lib/cni, a bridge) is theirs.
+# What CNI plugins keep (addresses in /var/lib/cni/networks, a bridge) is theirs.
 #
 # usage: leftovers.sh [STATE [ROOT]]
 set -eu
@@ -39,6 +39,11 @@ for record in "$state"/pods/*/monitor.json; do
     for process in $(descendants "$pid") "$pid"; do
         kill -KILL "$process" 2>/dev/null || true
     done
+done
+
+# What podwright noted of its networks for plugins and other programs, where libcni does.
+for pod in "$state"/pods/*; do
+    rm -f /var/lib/cni/results/*-"${pod##*/}"-*
 done
 
 unmount_below "$state/"

@@ -3,6 +3,7 @@
 use super::Finding;
 use crate::config;
 use crate::host::network::{self, Configured, Examination};
+use std::fmt::Write as _;
 use std::path::Path;
 
 const CONFIGURATION: &str = "CNI configuration";
@@ -16,17 +17,25 @@ fn findings(config: &config::Network, examined: Examination) -> Vec<Finding> {
     let mut found = Vec::new();
     match examined.configured {
         Err(reason) => found.push(none(&config.conf_dir, &reason)),
-        Ok(configured) => {
-            found.push(Finding::ok(
-                CONFIGURATION,
-                format!(
-                    "network {} of CNI {} in {}",
-                    configured.network,
-                    configured.version,
-                    configured.file.display()
-                ),
-            ));
-            found.push(plugins(config, &configured));
+        Ok(networks) => {
+            for (place, network) in networks.iter().enumerate() {
+                let mut text = format!(
+                    "network {} of CNI {} in {}, as {} of each pod",
+                    network.network,
+                    network.version,
+                    network.file.display(),
+                    network.interface
+                );
+                if place + 1 == networks.len() && examined.unread > 0 {
+                    let _infallible = write!(
+                        text,
+                        "; files after it are not used: {} (network.max_conf_num is {})",
+                        examined.unread, config.max_conf_num
+                    );
+                }
+                found.push(Finding::ok(CONFIGURATION, text));
+                found.push(plugins(config, network));
+            }
         }
     }
     for error in examined.skipped {
@@ -79,6 +88,7 @@ mod tests {
     fn configured() -> Configured {
         Configured {
             network: "n".into(),
+            interface: "eth0".into(),
             version: "1.0.0",
             file: "/etc/cni/net.d/10-n.conflist".into(),
             plugins: vec!["bridge".into()],
@@ -89,7 +99,25 @@ mod tests {
 
     fn look(configured: Result<Configured, String>, skipped: &[&str]) -> Vec<Finding> {
         let skipped = skipped.iter().map(|text| (*text).to_owned()).collect();
-        findings(&config::Network::default(), Examination { configured, skipped })
+        let configured = configured.map(|one| vec![one]);
+        findings(&config::Network::default(), Examination { configured, skipped, unread: 0 })
+    }
+
+    #[test]
+    fn each_network_is_told_and_so_is_what_is_not_used() {
+        let second = Configured { network: "m".into(), interface: "eth1".into(), ..configured() };
+        let examined =
+            Examination { configured: Ok(vec![configured(), second]), skipped: Vec::new(), unread: 3 };
+        let config = config::Network { max_conf_num: 2, ..config::Network::default() };
+        let found = findings(&config, examined);
+        let texts: Vec<_> = found.iter().map(|finding| finding.found.as_str()).collect();
+        assert_eq!(texts.len(), 4);
+        assert!(
+            texts[0].starts_with("network n of") && texts[0].ends_with("as eth0 of each pod"),
+            "{texts:?}"
+        );
+        assert!(texts[2].starts_with("network m of") && texts[2].contains("as eth1"), "{texts:?}");
+        assert!(texts[2].ends_with("not used: 3 (network.max_conf_num is 2)"), "{texts:?}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::host::cgroups::Driver;
 use crate::host::monitor;
 use crate::host::oci::{self, OciError, Surroundings, Trial};
+use crate::sandbox::TrialNamespace;
 
 pub(super) async fn all(config: &Config) -> Vec<Finding> {
     let mut found = vec![monitor_binary(config)];
@@ -18,7 +19,11 @@ pub(super) async fn all(config: &Config) -> Vec<Finding> {
                         systemd: driver == Driver::Systemd,
                         probe_cgroup: &|name| driver.oci_path(&parent, name),
                     };
-                    let trials = oci::try_all(&config.runtime, around).await;
+                    // Why there is none stands beside the kernel's limit of them.
+                    let namespace = tokio::task::spawn_blocking(TrialNamespace::make).await.ok();
+                    let namespace = namespace.and_then(Result::ok);
+                    let user = namespace.as_ref().map(TrialNamespace::user);
+                    let trials = oci::try_all(&config.runtime, around, user).await;
                     found.extend(runtimes(&config.runtime.default, &trials));
                 }
                 // That the keys do not fit has been told beside the driver.
@@ -55,7 +60,11 @@ fn runtimes(default: &str, trials: &[Trial]) -> Vec<Finding> {
     let works = |name: &str| trials.iter().any(|t| t.handler == name && t.outcome.is_ok());
     let chosen =
         if default.is_empty() { oci::PREFERENCE.into_iter().find(|name| works(name)) } else { Some(default) };
-    let mut found: Vec<_> = trials.iter().map(|trial| runtime(trial, chosen)).collect();
+    let mut found: Vec<_> = trials
+        .iter()
+        .flat_map(|trial| [Some(runtime(trial, chosen)), in_user_namespace(trial)])
+        .flatten()
+        .collect();
     if chosen.is_none() {
         found.push(Finding::fail(
             "default OCI runtime",
@@ -100,6 +109,22 @@ fn runtime(trial: &Trial, chosen: Option<&str>) -> Finding {
     }
 }
 
+/// As the daemon's Status tells it of the handler.
+fn in_user_namespace(trial: &Trial) -> Option<Finding> {
+    let name = format!("user namespaces with {}", trial.handler);
+    let path = trial.path.display();
+    Some(match trial.in_user_namespace.as_ref()? {
+        Ok(()) => Finding::ok(name, "ran a container in one"),
+        Err(error) => Finding::warn(
+            name,
+            format!("{error}: pods with hostUsers: false are refused"),
+            format!(
+                "{path} --version\ninstall a newer {path}, or give such pods a RuntimeClass whose handler can do it"
+            ),
+        ),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,14 +133,39 @@ mod tests {
     fn trial(handler: &str, works: bool) -> Trial {
         let missing = || OciError::Missing { runtime: handler.into(), path: handler.into() };
         let outcome = if works { Ok(()) } else { Err(missing()) };
-        Trial { handler: handler.into(), path: handler.into(), version: "1.0".into(), outcome }
+        let in_user_namespace = works.then_some(Ok(()));
+        Trial {
+            handler: handler.into(),
+            path: handler.into(),
+            version: "1.0".into(),
+            outcome,
+            in_user_namespace,
+        }
+    }
+
+    #[test]
+    fn each_runtime_that_works_tells_of_user_namespaces() {
+        let refuses = OciError::Missing { runtime: "crun".into(), path: "crun".into() };
+        let without = Trial { in_user_namespace: Some(Err(refuses)), ..trial("crun", true) };
+        let found = runtimes("", &[without, trial("runc", true), trial("youki", false)]);
+        let names: Vec<_> = found.iter().map(|finding| finding.name.as_str()).collect();
+        let both = [
+            "OCI runtime crun",
+            "user namespaces with crun",
+            "OCI runtime runc",
+            "user namespaces with runc",
+        ];
+        assert_eq!(names, [&both[..], &["OCI runtime youki"]].concat());
+        let Verdict::Warn { mend } = &found[1].verdict else { panic!("{found:?}") };
+        assert!(found[1].found.contains("hostUsers: false") && mend.contains("RuntimeClass"), "{found:?}");
+        assert_eq!(found[3].verdict, Verdict::Ok);
     }
 
     #[test]
     fn one_runtime_that_works_is_enough() {
         let found = runtimes("", &[trial("crun", false), trial("runc", true)]);
         assert!(found.iter().all(|finding| finding.verdict == Verdict::Ok), "{found:?}");
-        assert!(found[1].found.contains("the default"));
+        assert!(found[1].found.contains("the default"), "{found:?}");
     }
 
     #[test]

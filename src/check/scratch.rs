@@ -2,10 +2,10 @@
 
 use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-/// A private directory.
+/// A directory that others cannot look into.
 #[derive(Debug)]
 pub(super) struct Scratch(PathBuf);
 
@@ -19,7 +19,10 @@ impl Scratch {
     pub(super) fn near(wanted: &Path) -> io::Result<Self> {
         let path = existing(wanted).join(format!(".podwright-check-{}", std::process::id()));
         DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Self(path))
+        let made = Self(path);
+        // As the daemon's own: a container in a user namespace passes through it as nobody of the host's.
+        std::fs::set_permissions(&made.0, std::fs::Permissions::from_mode(0o711))?;
+        Ok(made)
     }
 
     pub(super) fn path(&self) -> &Path {

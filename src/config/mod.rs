@@ -258,9 +258,14 @@ pub struct Containers {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Network {
-    /// CNI configuration. The first valid `.conflist`, `.conf` or `.json` by name counts. Watched.
+    /// CNI configuration. The first valid `.conflist`, `.conf` or `.json` by name counts, or the first
+    /// `max_conf_num`. Watched.
     /// Unit: absolute path.
     pub conf_dir: PathBuf,
+    /// How many CNI configurations each pod is attached to, in the order of their files: the first as `eth0`, the next as
+    /// `eth1`. Only the first gives the pod's addresses. As containerd's `max_conf_num`, which is 1 too. 0: all.
+    /// Unit: configurations.
+    pub max_conf_num: usize,
     /// Template of a CNI configuration, for nodes whose network is made from the pod CIDR that the kubelet tells. It may
     /// name `{{.PodCIDR}}`, `{{.PodCIDRRanges}}` and `{{.Routes}}`, with `range`, `if`, `else` and `end`, as containerd's
     /// `conf_template` does. Written as `10-podwright-net.conflist` while `conf_dir` has no valid configuration, never over
@@ -492,6 +497,7 @@ impl Default for Network {
     fn default() -> Self {
         Self {
             conf_dir: "/etc/cni/net.d".into(),
+            max_conf_num: 1,
             conf_template: PathBuf::new(),
             bin_dirs: vec!["/opt/cni/bin".into(), "/usr/libexec/cni".into(), "/usr/lib/cni".into()],
             cache_dir: "/var/lib/cni".into(),

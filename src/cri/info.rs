@@ -19,15 +19,18 @@ pub(super) fn sandbox(pod: &PodSnapshot) -> Info {
         let info = m.info();
         json!({ "pid": info.process.pid, "namespaces": info.namespaces })
     });
-    let (state, cause) = match &pod.state {
-        SandboxState::NotReady { why, .. } => (pod.state.name(), json!(why)),
-        SandboxState::Preparing | SandboxState::Ready { .. } => (pod.state.name(), Value::Null),
+    let (cause, network) = match &pod.state {
+        SandboxState::NotReady { why, .. } => (json!(why), Value::Null),
+        SandboxState::Preparing => (Value::Null, Value::Null),
+        SandboxState::Ready { network } => (Value::Null, json!(network)),
     };
     info(&json!({
         // There is no pause process: the monitor stands for the sandbox.
         "pid": pod.monitor.as_ref().map(|m| m.info().process.pid),
-        "state": state,
+        "state": pod.state.name(),
         "cause": cause,
+        // With the interfaces that are not told as the pod's addresses.
+        "network": network,
         "monitor": monitor,
         "runtimeHandler": pod.runtime.name(),
         "limits": pod.limits(),

@@ -230,6 +230,7 @@ fn network_code(error: &NetworkError) -> Code {
         NetworkError::Cache { source, .. } | NetworkError::Generate { source, .. } => io_code(source),
         NetworkError::Template { .. } => Code::FailedPrecondition,
         NetworkError::NotUndone { error, .. } => network_code(error),
+        NetworkError::NotDetached(failures) => failures.0.first().map_or(Code::Internal, network_code),
     }
 }
 

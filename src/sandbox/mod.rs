@@ -43,6 +43,6 @@ pub use recover::recover;
 pub use session::{AttachEnd, AttachSession, AttachStream, ExecSession, ExecStream, ExitStatus};
 pub use snapshot::{ContainerSnapshot, PodSnapshot};
 pub use state::{ContainerState, Exit, ExitReason, SandboxState};
-pub use user_namespaces::UserNamespaces;
+pub use user_namespaces::{TrialNamespace, UserNamespaces};
 pub use volumes::VolumeError;
 pub use writable::{Measured, WritableLayers};

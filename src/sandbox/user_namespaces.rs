@@ -18,6 +18,33 @@ const TRIAL: IdRange = IdRange { inside: 0, outside: 4_000_000_000, count: 65_53
 /// For one runtime's trial, which takes tens of milliseconds; Status waits for the first.
 const TRIAL_LIMIT: Duration = Duration::from_secs(10);
 
+/// A user namespace to try OCI runtimes with; there while this is.
+#[derive(Debug)]
+pub struct TrialNamespace {
+    /// Holds it.
+    _map: IdMap,
+    path: String,
+}
+
+impl TrialNamespace {
+    /// Makes one. Blocking.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn make() -> Result<Self, RootfsError> {
+        let map = IdMap::new(vec![TRIAL], vec![TRIAL])?;
+        let path = format!("/proc/{}/fd/{}", std::process::id(), map.namespace().as_raw_fd());
+        Ok(Self { _map: map, path })
+    }
+
+    /// For a runtime.
+    #[must_use]
+    pub fn user(&self) -> oci::UserNamespace<'_> {
+        let owner = (TRIAL.outside, TRIAL.outside);
+        oci::UserNamespace { path: &self.path, owner, count: TRIAL.count }
+    }
+}
+
 /// What was found out.
 #[derive(Debug, Clone, Default)]
 pub struct UserNamespaces(OnceCell<Arc<Found>>);
@@ -61,15 +88,15 @@ async fn found(node: &Arc<Node>) -> Option<Arc<Found>> {
 async fn try_all(node: &Node) -> Found {
     let root = node.config.root.clone();
     let kernel = tokio::task::spawn_blocking(move || try_kernel(&root)).await;
-    let map = match kernel {
-        Ok(Ok(map)) => Ok(map),
+    let namespace = match kernel {
+        Ok(Ok(namespace)) => Ok(namespace),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("the trial was ended".to_owned()),
     };
     let mut found = Found::new();
     for name in node.runtimes.names() {
-        let why = match &map {
-            Ok(map) => try_runtime(node, &name, map).await.err(),
+        let why = match &namespace {
+            Ok(namespace) => try_runtime(node, &name, namespace).await.err(),
             Err(why) => Some(why.clone()),
         };
         match &why {
@@ -86,23 +113,20 @@ async fn try_all(node: &Node) -> Found {
 }
 
 /// Blocking.
-fn try_kernel(root: &Path) -> Result<IdMap, RootfsError> {
+fn try_kernel(root: &Path) -> Result<TrialNamespace, RootfsError> {
     rootfs::supports_idmap(root)?;
-    IdMap::new(vec![TRIAL], vec![TRIAL])
+    TrialNamespace::make()
 }
 
-async fn try_runtime(node: &Node, name: &str, map: &IdMap) -> Result<(), String> {
+async fn try_runtime(node: &Node, name: &str, namespace: &TrialNamespace) -> Result<(), String> {
     let runtime = node.runtimes.get(name).ok_or("it is not configured")?;
     runtime.present().map_err(|error| error.to_string())?;
-    let path = format!("/proc/{}/fd/{}", std::process::id(), map.namespace().as_raw_fd());
-    let owner = (TRIAL.outside, TRIAL.outside);
-    let user = oci::UserNamespace { path: &path, owner, count: TRIAL.count };
     let around = Surroundings {
         state: &node.config.state,
         systemd: node.driver == Driver::Systemd,
         probe_cgroup: &|name| node.driver.oci_path(&node.default_parent, name),
     };
-    let trial = runtime.try_user_namespace(around, user);
+    let trial = runtime.try_user_namespace(around, namespace.user());
     match tokio::time::timeout(TRIAL_LIMIT, trial).await {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err(format!("its trial took more than {TRIAL_LIMIT:?}")),

@@ -82,9 +82,10 @@ pod_runs() {
 }
 
 left() {
+    # The CNI configuration is the user's, the addresses are the plugin's.
     # What lies beside the checkout and in the home is beneath the copy too; logs of apt and dpkg are the machine's.
     find / -xdev -name '*podwright*' -not -path "${root%/*}/*" -not -path "${HOME:-/root}/*" -not -path '/tmp/*' -not -path '/proc/*' -not -path '/sys/*' \
-        -not -path /var/lib/podwright 2>/dev/null || true
+        -not -path /var/lib/podwright -not -path /var/lib/cni/networks/podwright -not -path /etc/cni/net.d/10-podwright.conflist 2>/dev/null || true
     find /run /var/lib/podwright -mindepth 1 -name '*podwright*' 2>/dev/null || true
     find /var/lib/podwright -mindepth 1 -maxdepth 1 || true
     grep -o '/run/podwright[^ ]*\|/run/netns/podwright[^ ]*' /proc/self/mountinfo || true
@@ -127,6 +128,8 @@ say "purged; nothing is left"
 
 [ -e podwright.tar.gz ] || { say "passed, without a tarball"; exit 0; }
 say "the tarball"
+# The shell remembers where the package had it.
+hash -r
 tar -x -f podwright.tar.gz
 cd podwright-*/
 make -s install

@@ -2,7 +2,7 @@
 //! with what to type.
 
 use podwright_testkit::daemon::default_binary;
-use podwright_testkit::{Options, Scratch};
+use podwright_testkit::{CgroupDriver, Options, Scratch};
 use serde_json::Value;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -83,7 +83,9 @@ fn serve(scratch: &Scratch) -> String {
 #[test]
 fn a_node_that_can_serve_has_no_failure() {
     let scratch = Scratch::new().unwrap();
-    let file = kubelet(&scratch, "cgroupDriver: cgroupfs\nfailSwapOn: false\n");
+    let driver = scratch.cgroup_driver().name();
+    let file = kubelet(&scratch, &format!("cgroupDriver: {driver}\nfailSwapOn: false\n"));
+    let runtime = Options::default().runtime;
     let before = std::fs::read_dir(scratch.root()).unwrap().count();
     let (json, code) = as_json(check(&scratch).arg("--kubelet-config").arg(&file));
     assert_eq!((failures(&json), code), (Vec::new(), Some(0)), "{json:#}");
@@ -92,12 +94,13 @@ fn a_node_that_can_serve_has_no_failure() {
         ("cgroups", ""),
         ("overlay on root", "mounted"),
         ("monitor", "podwright-monitor"),
-        ("OCI runtime runc", "ran a container, the default (runc version"),
+        (&format!("OCI runtime {runtime}"), &format!("ran a container, the default ({runtime} version")),
+        (&format!("user namespaces with {runtime}"), "ran a container in one"),
         ("CNI configuration", scratch.id()),
         ("CNI plugins", "bridge, portmap"),
         ("grpc.socket", "free"),
         ("metrics.address", "free"),
-        ("cgroup driver", "cgroupfs"),
+        ("cgroup driver", driver),
         ("swap", ""),
         ("clock", ""),
         ("open files", ""),
@@ -128,13 +131,18 @@ async fn a_daemon_that_serves_already_is_no_failure() {
 #[test]
 fn a_kubelet_with_another_cgroup_driver_is_told_what_to_write() {
     let scratch = Scratch::new().unwrap();
-    let file = kubelet(&scratch, "cgroupDriver: systemd\n");
+    let (other, ours) = match scratch.cgroup_driver() {
+        CgroupDriver::Cgroupfs => ("systemd", "cgroupfs"),
+        CgroupDriver::Systemd => ("cgroupfs", "systemd"),
+    };
+    let file = kubelet(&scratch, &format!("cgroupDriver: {other}\n"));
     let command = || {
         let mut command = check(&scratch);
         command.arg("--kubelet-config").arg(&file);
         command
     };
-    fails(command, "cgroup driver", &["cgroupfs", "systemd", "kubelet.yaml"], "set cgroupDriver: cgroupfs");
+    let mend = format!("set cgroupDriver: {ours}");
+    fails(command, "cgroup driver", &["cgroupfs", "systemd", "kubelet.yaml"], &mend);
     let missing = scratch.root().join("none.yaml");
     let command = || {
         let mut command = check(&scratch);

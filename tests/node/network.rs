@@ -273,6 +273,83 @@ async fn a_change_of_the_configuration_is_for_new_pods_alone() {
     node.finish().await;
 }
 
+/// Two bridges for each pod; the second has two addresses to give, one of which is the bridge's own.
+async fn two_networks() -> (Node, HostNetwork) {
+    let extra_config = "[network]\nmax_conf_num = 2\n".to_owned();
+    let (mut node, host) = isolated(Options { extra_config, ..Default::default() }).await;
+    let first = conflist(&node, "first", &[&format!("{}0/24", node.scratch.subnet_prefix())], &[portmap()]);
+    install(&node, "05-first.conflist", &first);
+    let mut second = conflist(&node, "second", &["10.203.0.0/30"], &[]);
+    // The pod has one default route.
+    second["plugins"][0]["ipam"].as_object_mut().unwrap().remove("routes");
+    install(&node, "06-second.conflist", &second);
+    node.network_becomes("both", |ready, config| {
+        ready.status && config["network"] == "first" && config["furtherNetworks"][0]["network"] == "second"
+    })
+    .await;
+    (node, host)
+}
+
+/// Addresses of a pod's interface.
+fn addresses(netns: &Path, interface: &'static str) -> String {
+    inside(netns, move || crate::host_network::tool("ip", &["-o", "-4", "address", "show", "dev", interface]))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_of_two_networks_has_an_interface_of_each() {
+    let (mut node, host) = two_networks().await;
+    let mut config = node.pod("both");
+    config.port_mappings = vec![mapping(pb::Protocol::Tcp, 30070, 8080, "")];
+    let pod = node.run(&config).await.unwrap();
+    let ips = node.ips(&pod).await;
+    assert!(ips.len() == 1 && ips[0].to_string().starts_with(&node.scratch.subnet_prefix()), "{ips:?}");
+    let netns = node.netns(&pod);
+    assert!(addresses(&netns, "eth0").contains(&format!("inet {}/24", ips[0])));
+    assert!(addresses(&netns, "eth1").contains("inet 10.203.0.2/30"));
+    let listener = inside(&netns, || TcpListener::bind("0.0.0.0:8080").unwrap());
+    comes("the port leads into the pod", || connects(&host, "127.0.0.1", 30070));
+    assert!(connects(&host, "10.203.0.2", 8080));
+    drop(listener);
+
+    // A daemon that knows neither network by now tells the same of the pod, and detaches it from both.
+    std::fs::remove_file(node.scratch.cni_conf_dir().join("05-first.conflist")).unwrap();
+    std::fs::remove_file(node.scratch.cni_conf_dir().join("06-second.conflist")).unwrap();
+    node.daemon.crash().unwrap();
+    assert_eq!(node.ips(&pod).await, ips);
+    let request = pb::PodSandboxStatusRequest { pod_sandbox_id: pod.clone(), verbose: true };
+    let answer = node.runtime.pod_sandbox_status(request).await.unwrap().into_inner();
+    let info: Value = serde_json::from_str(&answer.info["info"]).unwrap();
+    let told = &info["network"]["further"][0];
+    assert_eq!((&told["interface"], &told["ips"][0]), (&json!("eth1"), &json!("10.203.0.2")));
+    let stats = node.pod_stats(&pod).await.unwrap();
+    let usage = stats.linux.unwrap().network.unwrap();
+    assert_eq!(usage.default_interface.unwrap().name, "eth0");
+    assert_eq!(usage.interfaces.iter().map(|device| device.name.as_str()).collect::<Vec<_>>(), ["eth1"]);
+    assert_eq!((node.leases("first").len(), node.leases("second").len()), (1, 1));
+    node.gone(&pod).await;
+    assert_eq!((node.leases("first").len(), node.leases("second").len()), (0, 0));
+    assert!(!host.tool("iptables-save", &["-t", "nat"]).contains("30070"));
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_the_second_network_refuses_is_in_neither() {
+    let (mut node, host) = two_networks().await;
+    let first = node.run(&node.pod("first")).await.unwrap();
+    let mut config = node.pod("second");
+    config.port_mappings = vec![mapping(pb::Protocol::Tcp, 30071, 8080, "")];
+    let says = ["CNI plugin bridge of network second: ADD", "no IP addresses available"];
+    refused(node.run(&config).await, Code::Unavailable, &says);
+    assert_eq!(node.list_pods().await.len(), 1);
+    assert_eq!((node.leases("first").len(), node.leases("second").len()), (1, 1));
+    assert!(!host.tool("iptables-save", &["-t", "nat"]).contains("30071"));
+    node.gone(&first).await;
+    let second = node.run(&config).await.unwrap();
+    assert!(addresses(&node.netns(&second), "eth1").contains("10.203.0.2/30"));
+    node.gone(&second).await;
+    node.finish().await;
+}
+
 /// A directory before that of the real plugins, with a program in it.
 fn plugin(name: &str, script: &str) -> (tempfile::TempDir, Options) {
     let dir = tempfile::tempdir().unwrap();
@@ -388,15 +465,33 @@ esac
 exec @PLUGINS@/bridge
 "#;
 
+type Answer<T> = Result<tonic::Response<T>, tonic::Status>;
+
+/// A node with that bridge, and the call that waits for it.
+struct Waiting {
+    node: Node,
+    call: tokio::task::JoinHandle<Answer<pb::RunPodSandboxResponse>>,
+    /// Of the plugin.
+    pid: String,
+    dir: tempfile::TempDir,
+}
+
+impl Waiting {
+    async fn new() -> Self {
+        let (dir, options) = plugin("bridge", WAITING_BRIDGE);
+        let node = Node::new(options).await;
+        let mut client = node.runtime.clone();
+        let request = pb::RunPodSandboxRequest { config: Some(node.pod("waits")), ..Default::default() };
+        let call = tokio::spawn(async move { client.run_pod_sandbox(request).await });
+        let pid = || std::fs::read_to_string(dir.path().join("pid")).ok().filter(|text| text.ends_with('\n'));
+        let pid = wait_for("the plugin waits", PATIENCE, pid).unwrap();
+        Self { node, call, pid, dir }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plugin_that_hangs_costs_its_own_pod_alone() {
-    let (dir, options) = plugin("bridge", WAITING_BRIDGE);
-    let mut node = Node::new(options).await;
-    let mut client = node.runtime.clone();
-    let request = pb::RunPodSandboxRequest { config: Some(node.pod("waits")), ..Default::default() };
-    let waiting = tokio::spawn(async move { client.run_pod_sandbox(request).await });
-    let pid = dir.path().join("pid");
-    comes("the plugin hangs", || std::fs::read_to_string(&pid).is_ok_and(|text| text.ends_with('\n')));
+    let Waiting { mut node, call: waiting, dir: _dir, .. } = Waiting::new().await;
     let other = node.run(&node.pod("other")).await.unwrap();
     assert!(!waiting.is_finished());
     node.gone(&other).await;
@@ -409,14 +504,8 @@ async fn a_plugin_that_hangs_costs_its_own_pod_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plugin_does_not_outlive_its_daemon() {
-    let (dir, options) = plugin("bridge", WAITING_BRIDGE);
-    let mut node = Node::new(options).await;
-    let mut client = node.runtime.clone();
-    let request = pb::RunPodSandboxRequest { config: Some(node.pod("waits")), ..Default::default() };
-    let waiting = tokio::spawn(async move { client.run_pod_sandbox(request).await });
-    let pid = dir.path().join("pid");
-    comes("the plugin waits", || std::fs::read_to_string(&pid).is_ok_and(|text| text.ends_with('\n')));
-    let process = PathBuf::from(format!("/proc/{}", std::fs::read_to_string(&pid).unwrap().trim()));
+    let Waiting { mut node, call: waiting, pid, dir } = Waiting::new().await;
+    let process = PathBuf::from(format!("/proc/{}", pid.trim()));
     node.daemon.kill().unwrap();
     assert!(waiting.await.unwrap().is_err());
     assert!(process.exists());

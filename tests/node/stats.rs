@@ -41,7 +41,7 @@ impl Node {
         self.finish().await;
     }
 
-    async fn pod_stats(&mut self, id: &str) -> Result<pb::PodSandboxStats, tonic::Status> {
+    pub(crate) async fn pod_stats(&mut self, id: &str) -> Result<pb::PodSandboxStats, tonic::Status> {
         let request = pb::PodSandboxStatsRequest { pod_sandbox_id: id.to_owned() };
         Ok(self.runtime.pod_sandbox_stats(request).await?.into_inner().stats.unwrap())
     }

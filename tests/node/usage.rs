@@ -29,6 +29,11 @@ impl Node {
         }
     }
 
+    async fn stats_of_all(&mut self) -> Vec<pb::ContainerStats> {
+        let request = pb::ListContainerStatsRequest::default();
+        self.runtime.list_container_stats(request).await.unwrap().into_inner().stats
+    }
+
     pub(crate) async fn file_systems(&mut self) -> (pb::FilesystemUsage, pb::FilesystemUsage) {
         let answer = self.images.image_fs_info(pb::ImageFsInfoRequest {}).await.unwrap().into_inner();
         (answer.image_filesystems[0].clone(), answer.container_filesystems[0].clone())
@@ -81,7 +86,13 @@ async fn the_writable_layer_is_measured_and_summed() {
     node.stop(&id, 0).await.unwrap();
     node.exited(&id).await;
     assert!(used(&node.file_systems().await.1).0 >= 4 << 20);
+    // So it is listed, with nothing that only a process has.
+    let stats = node.stats_of_all().await;
+    assert_eq!(stats.iter().map(|s| s.attributes.as_ref().unwrap().id.as_str()).collect::<Vec<_>>(), [&id]);
+    assert_eq!((stats[0].cpu, stats[0].memory, stats[0].swap), (None, None, None));
+    assert_eq!(used(stats[0].writable_layer.as_ref().unwrap()), (bytes, inodes));
     node.remove(&id).await.unwrap();
     assert_eq!(used(&node.file_systems().await.1), (0, 0));
+    assert!(node.stats_of_all().await.is_empty());
     node.finish().await;
 }

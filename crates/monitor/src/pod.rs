@@ -29,6 +29,7 @@ const IDLE: Duration = Duration::from_secs(1);
 
 const SIGCHLD: i32 = 17;
 const SIGPIPE: i32 = 13;
+const SIGTERM: i32 = 15;
 
 /// What stays as launched.
 #[derive(Debug)]
@@ -305,6 +306,7 @@ impl Pod {
                 Ok(Some(received)) if received.signal == SIGCHLD => children = true,
                 // Our own writes to somebody who has gone; the write says so too.
                 Ok(Some(received)) if received.signal == SIGPIPE => {}
+                Ok(Some(received)) if received.signal == SIGTERM => self.asked_to_end(received.sender),
                 Ok(Some(received)) => {
                     self.diary
                         .note(format!("signal {} of process {} ignored", received.signal, received.sender));

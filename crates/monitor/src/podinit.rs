@@ -1,12 +1,11 @@
-//! PID 1 of a pod's shared pid namespace: reaps, and ends on SIGTERM from outside or with its monitor, which ends the
-//! namespace. Does and holds nothing else: one descriptor, no memory worth naming.
+//! PID 1 of a pod's shared pid namespace: reaps, and ends with its monitor, which ends the namespace. No signal but
+//! SIGKILL ends it: at the end of the machine everybody gets SIGTERM, and containers are to have their time then. Does
+//! and holds nothing else: one descriptor, no memory worth naming.
 
 use std::io::PipeReader;
 
 use podwright_sys::process::{self, Signals};
 use rustix::event::{PollFd, PollFlags, poll};
-
-const SIGTERM: i32 = 15;
 
 /// Never returns before its end; the value is the exit code. The other end of `leash` is the monitor's alone: when that
 /// is killed and nobody is left who could find this process, its end is told here.
@@ -28,11 +27,6 @@ pub(crate) fn run(leash: &PipeReader) -> i32 {
         if !fds[1].revents().is_empty() {
             return 0;
         }
-        while let Ok(Some(received)) = signals.take() {
-            // A sender inside the namespace has a pid here: a container may not end its pod this way.
-            if received.signal == SIGTERM && received.sender == 0 {
-                return 0;
-            }
-        }
+        while let Ok(Some(_)) = signals.take() {}
     }
 }

@@ -1,4 +1,5 @@
-//! The end of a pod: nothing runs any more, the namespaces are taken down, the files removed, then the answer.
+//! The end of a pod: nothing runs any more, the namespaces are taken down, the files removed, then the answer. And the
+//! end of the machine, for which only processes count: the monitor ends with the last of its containers.
 
 use podwright_sys::pidfd::SIGKILL;
 use std::os::fd::AsFd as _;
@@ -6,11 +7,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use podwright_monitor_proto::{ErrorKind, Reply, RequestId};
-use podwright_sys::pidfd;
+use podwright_sys::{pidfd, proc};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::client::Client;
-use crate::container::{Container, State};
+use crate::container::{Container, Process, State};
 use crate::launch::remove_files;
 use crate::pod::Pod;
 use crate::requests::Refusal;
@@ -22,6 +23,14 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// How long the last answer may take to leave; the peer sees the end of the connection anyway.
 const LAST_WORDS: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
+/// Process 1 while systemd ends the machine: it has executed systemd-shutdown in its own place. The kernel keeps 15
+/// characters of a name.
+const LAST_PROCESS: &str = "systemd-shutdow";
+
+/// How long a container must be one that no SIGTERM can end, to be ended by SIGKILL: a shell that has just seen its last
+/// child end is about to do something.
+const DEAF_FOR: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
 pub(crate) enum Shutdown {
     No,
@@ -30,6 +39,12 @@ pub(crate) enum Shutdown {
         client: u32,
         request: RequestId,
         until: Instant,
+    },
+    /// The machine ends: waiting for the containers to end.
+    WithMachine {
+        look_at: Instant,
+        /// Containers that no SIGTERM could end when it was looked last.
+        deaf: Vec<u32>,
     },
     Done,
 }
@@ -42,6 +57,7 @@ impl Shutdown {
     pub(crate) fn until(&self) -> Option<Instant> {
         match self {
             Self::Waiting { until, .. } => Some(*until),
+            Self::WithMachine { look_at, .. } => Some(*look_at),
             Self::No | Self::Done => None,
         }
     }
@@ -50,7 +66,7 @@ impl Shutdown {
 impl Pod {
     pub(crate) fn refuse_while_shutting_down(&self) -> Result<(), Refusal> {
         match self.shutdown {
-            Shutdown::No => Ok(()),
+            Shutdown::No | Shutdown::WithMachine { .. } => Ok(()),
             Shutdown::Waiting { .. } | Shutdown::Done => {
                 Err(Refusal::new(ErrorKind::Invalid, "the monitor is shutting down"))
             }
@@ -82,7 +98,48 @@ impl Pod {
         Ok(())
     }
 
+    /// What SIGTERM means depends on who sends it. When systemd ends the machine, all that is left gets it, and for as
+    /// long as somebody stays, the machine does: 90 s by default. From anybody else it is a mistake, such as
+    /// `systemctl kill podwright`, and a monitor that obeyed would cost the pod.
+    pub(crate) fn asked_to_end(&mut self, sender: u32) {
+        let name = std::fs::read_to_string("/proc/1/comm").unwrap_or_default();
+        if sender != 1 || name.trim_end() != LAST_PROCESS {
+            self.diary.note(format!("SIGTERM of process {sender} ignored"));
+        } else if matches!(self.shutdown, Shutdown::No) {
+            self.diary.note("the machine ends");
+            self.shutdown = Shutdown::WithMachine { look_at: Instant::now(), deaf: Vec::new() };
+        }
+    }
+
+    /// The containers have got SIGTERM as the monitor has. Namespaces and files go with the machine.
+    fn end_with_machine(&mut self, now: Instant) {
+        if self.jobs.is_empty() && self.containers.iter().all(Container::is_exited) {
+            self.shutdown = Shutdown::Done;
+            return;
+        }
+        let Shutdown::WithMachine { look_at, deaf: before } = &mut self.shutdown else { return };
+        if now < *look_at {
+            return;
+        }
+        let before = std::mem::take(before);
+        let mut deaf = Vec::new();
+        for container in &self.containers {
+            let State::Running(Process { pid, pidfd: Some(handle), .. }) = &container.state else { continue };
+            if !proc::is_deaf_init(*pid) {
+                continue;
+            }
+            deaf.push(container.serial);
+            if before.contains(&container.serial) {
+                let _ = pidfd::send_signal(handle.as_fd(), SIGKILL);
+            }
+        }
+        self.shutdown = Shutdown::WithMachine { look_at: now + DEAF_FOR, deaf };
+    }
+
     pub(crate) fn go_on_shutting_down(&mut self, now: Instant) {
+        if matches!(self.shutdown, Shutdown::WithMachine { .. }) {
+            return self.end_with_machine(now);
+        }
         let Shutdown::Waiting { client, request, until } = self.shutdown else { return };
         // A create that was under way may have made one more.
         for container in &self.containers {

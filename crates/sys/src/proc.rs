@@ -45,6 +45,27 @@ pub fn children(pid: u32) -> io::Result<Vec<u32>> {
     Ok(found)
 }
 
+/// Whether SIGTERM can do nothing to a process: it is the first of its PID namespace, where signals without a handler
+/// are discarded, has none, and has no child that could have got the signal in its place. One that ignores SIGTERM on
+/// purpose is not meant. False as well where something cannot be read.
+#[must_use]
+pub fn is_deaf_init(pid: u32) -> bool {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+    is_first_without_handler(&status) && children(pid).is_ok_and(|children| children.is_empty())
+}
+
+fn is_first_without_handler(status: &str) -> bool {
+    const SIGTERM: u64 = 1 << (15 - 1);
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let among = |name: &str| {
+        let mask = field(name).and_then(|mask| u64::from_str_radix(mask, 16).ok());
+        mask.is_none_or(|mask| mask & SIGTERM != 0)
+    };
+    // Its pid in each PID namespace, from this one inwards.
+    let inside = field("NSpid:").unwrap_or_default().split_ascii_whitespace().skip(1).last();
+    inside == Some("1") && !among("SigCgt:") && !among("SigIgn:") && !among("SigBlk:")
+}
+
 /// State letter of a process (`R`, `S`, `D`, `Z`, ...).
 ///
 /// # Errors
@@ -100,6 +121,24 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(found.contains(&child.id()));
+    }
+
+    #[test]
+    fn only_a_first_process_without_handler_is_deaf() {
+        let status = |pids: &str, caught: u64, ignored: u64, blocked: u64| {
+            format!(
+                "Name:\tx\nNSpid:\t{pids}\nSigBlk:\t{blocked:016x}\nSigIgn:\t{ignored:016x}\nSigCgt:\t{caught:016x}\n"
+            )
+        };
+        let term = 0x4000;
+        assert!(is_first_without_handler(&status("77\t1", 0x2, 0x1000, 0)));
+        assert!(is_first_without_handler(&status("77\t12\t1", 0, 0, 0)));
+        assert!(!is_first_without_handler(&status("77\t1", term, 0, 0)));
+        assert!(!is_first_without_handler(&status("77\t1", 0, term, 0)));
+        assert!(!is_first_without_handler(&status("77\t1", 0, 0, term)));
+        assert!(!is_first_without_handler(&status("77\t5", 0, 0, 0)));
+        assert!(!is_first_without_handler(&status("1", 0, 0, 0)));
+        assert!(!is_first_without_handler("NSpid:\t77\t1\n") && !is_deaf_init(u32::MAX));
     }
 
     #[test]

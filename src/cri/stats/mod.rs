@@ -14,11 +14,12 @@ use std::sync::Arc;
 
 pub(super) type Wanted = (Arc<PodSnapshot>, Arc<ContainerSnapshot>);
 
-/// The running containers that pass the filter.
+/// The containers that pass the filter, whether they run or not, as containerd has it: what one has written stays until
+/// it is removed. A kubelet takes those that run, `crictl stats` those that use something, with `-a` all.
 pub(super) fn select(pods: &Manager, filter: &pb::ContainerStatsFilter) -> Vec<Wanted> {
     let mut wanted = Vec::new();
     for pod in pods.pods() {
-        for container in running(&pod) {
+        for container in &pod.containers {
             let spec = &container.spec;
             if spec.id.as_str().starts_with(&filter.id)
                 && spec.sandbox_id.as_str().starts_with(&filter.pod_sandbox_id)
@@ -33,7 +34,11 @@ pub(super) fn select(pods: &Manager, filter: &pb::ContainerStatsFilter) -> Vec<W
 
 /// The pod's running containers.
 pub(super) fn running(pod: &PodSnapshot) -> impl Iterator<Item = &Arc<ContainerSnapshot>> {
-    pod.containers.iter().filter(|container| matches!(container.state, ContainerState::Running { .. }))
+    pod.containers.iter().filter(|container| is_running(container))
+}
+
+fn is_running(container: &ContainerSnapshot) -> bool {
+    matches!(container.state, ContainerState::Running { .. })
 }
 
 /// One entry per container, in the order given.
@@ -75,6 +80,9 @@ fn one(
         writable_layer: layer.map(|l| encode::file_system(node.layers.file_system(), l.usage, l.at)),
         ..Default::default()
     };
+    if !is_running(container) {
+        return (stats, None);
+    }
     let read = node.leaf(&pod.spec, &spec.id).and_then(|leaf| {
         let usage = node.cgroups.stats(leaf.path())?;
         let parts = Parts::of(node, leaf.path(), &usage, now);

@@ -4,8 +4,9 @@
 //! configuration and arguments that ADD was given. Not synced: it must outlive the daemon, not the machine, after
 //! whose crash DEL goes by the current configuration. Never deletes what others wrote.
 
-use super::NetworkError;
 use super::args::SANDBOX_KEY;
+use super::directory::Chosen;
+use super::{INTERFACE, NetworkError};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -47,8 +48,7 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn new(
-        network: &str,
-        config: Arc<str>,
+        network: &Chosen,
         sandbox: &str,
         netns: &Path,
         args: Vec<[String; 2]>,
@@ -57,9 +57,9 @@ impl Entry {
         Self {
             kind: KIND.into(),
             container_id: sandbox.into(),
-            config,
-            if_name: super::INTERFACE.into(),
-            network_name: network.into(),
+            config: Arc::clone(&network.list.encoded),
+            if_name: network.interface.clone(),
+            network_name: network.list.name.clone(),
             netns: netns.into(),
             cni_args: Some(args),
             capability_args: Some(capability_args),
@@ -103,6 +103,30 @@ impl Entry {
     pub(super) fn interface(&self) -> &str {
         &self.if_name
     }
+
+    /// Its place among the attachments of its sandbox; None: no such interface is made here.
+    pub(super) fn place(&self) -> Option<u32> {
+        place(&self.if_name)
+    }
+
+    /// Whether it is what ADD of this network wrote, or would write.
+    pub(super) fn is_of(&self, network: &Chosen) -> bool {
+        self.network_name == network.list.name && self.if_name == network.interface
+    }
+}
+
+/// Which one `eth<N>` is.
+fn place(interface: &str) -> Option<u32> {
+    interface.strip_prefix("eth")?.parse().ok()
+}
+
+/// What is known of a sandbox's attachments.
+#[derive(Debug)]
+pub(super) struct Known {
+    /// In order of their interfaces.
+    pub(super) entries: Vec<Entry>,
+    /// There were others, of which nothing can be read.
+    pub(super) torn: bool,
 }
 
 /// The cache directory.
@@ -156,20 +180,44 @@ impl Cache {
         }
     }
 
-    /// The attachment of a sandbox. `network` is where it most likely is; its configuration may have been replaced.
-    pub(super) fn find(&self, network: Option<&str>, sandbox: &str) -> Option<Entry> {
-        let tail = format!("-{sandbox}-{}", super::INTERFACE);
-        if let Some(network) = network
-            && let Some(entry) = read(&self.results.join(format!("{network}{tail}")), sandbox)
-        {
-            return Some(entry);
+    /// The attachments of a sandbox. One that was not made here counts only if none was, and only for the pod's own
+    /// interface: then another runtime made the pod. Meta plugins cache theirs in the same directory, and detach them.
+    /// `network` is where such a one most likely is.
+    pub(super) fn of(&self, network: Option<&str>, sandbox: &str) -> Known {
+        let (mut ours, mut foreign, mut torn) = (Vec::new(), Vec::new(), false);
+        let tail = format!("-{sandbox}");
+        for path in self.files() {
+            let Some((head, interface)) = name(&path).rsplit_once('-') else { continue };
+            if place(interface).is_none() || !head.ends_with(&tail) {
+                continue;
+            }
+            match parse(&path) {
+                Ok(entry) if entry.container_id != sandbox => {}
+                Ok(entry) if entry.owner == OWNER => ours.push(entry),
+                Ok(entry) if entry.if_name == INTERFACE => foreign.push(entry),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "CNI cache entry is unusable, counts as missing, is removed");
+                    // Its name is that of a sandbox of ours. Left behind it would only be told again.
+                    drop(std::fs::remove_file(path));
+                    torn = true;
+                }
+            }
         }
-        self.files().filter(|path| name(path).ends_with(&tail)).find_map(|path| read(&path, sandbox))
+        if ours.is_empty() {
+            let likely = foreign.iter().position(|entry| Some(entry.network_name.as_str()) == network);
+            ours.extend(foreign.into_iter().nth(likely.unwrap_or(0)));
+        }
+        ours.sort_by_key(Entry::place);
+        Known { entries: ours, torn }
     }
 
-    /// Every readable attachment, of whatever runtime.
+    /// Every readable attachment, of whatever runtime, the last of each sandbox first, as DEL wants them.
     pub(super) fn all(&self) -> Vec<Entry> {
-        self.files().filter_map(|path| parse(&path).ok()).collect()
+        let mut all: Vec<_> = self.files().filter_map(|path| parse(&path).ok()).collect();
+        all.sort_by_key(|entry| std::cmp::Reverse(entry.place()));
+        all
     }
 
     fn files(&self) -> impl Iterator<Item = PathBuf> {
@@ -197,18 +245,4 @@ fn parse(path: &Path) -> io::Result<Entry> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("kind is {:?}", entry.kind)));
     }
     Ok(entry)
-}
-
-/// An entry of that very sandbox; one that cannot be understood is told and counts as missing.
-fn read(path: &Path, sandbox: &str) -> Option<Entry> {
-    match parse(path) {
-        Ok(entry) => (entry.container_id == sandbox).then_some(entry),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "CNI cache entry is unusable, counts as missing, is removed");
-            // Its name is that of a sandbox of ours. Left behind it would only be told again.
-            drop(std::fs::remove_file(path));
-            None
-        }
-    }
 }

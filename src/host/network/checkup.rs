@@ -1,5 +1,7 @@
 //! CHECK: whether a pod is still attached as ADD left it. Changes nothing and gives way to DEL at once.
 
+use super::cache::Entry;
+use super::chain::Pod;
 use super::error::NetworkError;
 use super::list::NetworkList;
 use super::plugin::Verb;
@@ -15,7 +17,7 @@ use tokio::sync::oneshot;
 /// What came of a CHECK that found nothing amiss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Checkup {
-    /// All plugins agree.
+    /// All plugins that were asked agree.
     Well,
     /// There was nobody to ask: no attachment is known, or its configuration is older than 0.4.0 or wants no CHECK.
     Unasked,
@@ -95,7 +97,16 @@ impl Inner {
 
     async fn check_all(&self, sandbox: &SandboxId, netns: &Path) -> Result<Checkup, NetworkError> {
         let _shared = self.gate.read().await;
-        let Some(entry) = self.cache.find(None, sandbox.as_str()) else { return Ok(Checkup::Unasked) };
+        let mut checkup = Checkup::Unasked;
+        for entry in self.cache.of(None, sandbox.as_str()).entries {
+            if self.check_one(&entry, netns).await? == Checkup::Well {
+                checkup = Checkup::Well;
+            }
+        }
+        Ok(checkup)
+    }
+
+    async fn check_one(&self, entry: &Entry, netns: &Path) -> Result<Checkup, NetworkError> {
         let (Some(attached), Ok(list)) = (&entry.result, NetworkList::decode(&entry.config)) else {
             return Ok(Checkup::Unasked);
         };
@@ -105,8 +116,8 @@ impl Inner {
         let Ok(attached) = result::bring_to(attached.clone(), list.version) else {
             return Ok(Checkup::Unasked);
         };
-        let (arguments, capability_args, pod) = (entry.args(), entry.capability_args(), entry.pod());
-        let target = self.target(&list, &entry, Verb::Check, netns, &arguments, &pod);
+        let (arguments, capability_args, name) = (entry.args(), entry.capability_args(), entry.pod());
+        let target = self.target(&list, entry, Verb::Check, &arguments, &Pod { netns, name: &name });
         for plugin in &list.plugins {
             let stdin = list.stdin(plugin, &capability_args, Some(&attached), &[]);
             self.plugins.call(&plugin.kind, &target, stdin, &mut Duration::default()).await?;

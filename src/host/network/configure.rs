@@ -73,8 +73,9 @@ impl Network {
     /// When the template cannot be read or filled, is no CNI configuration then, or cannot be written.
     pub fn configure(&self, template: &Path, ranges: &PodRanges) -> Result<bool, NetworkError> {
         let dir = &self.inner.conf_dir;
-        if let Loaded::Network { file, .. } = directory::load(dir) {
-            tracing::debug!(file = %file.display(), "a CNI configuration is there, none is made");
+        if let Loaded::Networks { chosen, .. } = directory::load(dir, 1) {
+            let file = chosen.first().map(|network| network.file.display().to_string());
+            tracing::debug!(file, "a CNI configuration is there, none is made");
             return Ok(false);
         }
         let file = dir.join(FILE_NAME);

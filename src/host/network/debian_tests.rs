@@ -2,7 +2,7 @@
 //!
 //! Needs root and the plugins that Debian's containernetworking-plugins installs; iptables for the host port.
 
-use super::fixture::attachment;
+use super::fixture::{attachment, ready_with};
 use super::*;
 use crate::model::Protocol;
 use std::net::{TcpListener, TcpStream};
@@ -128,7 +128,7 @@ async fn pods() {
     }
     let mut node = Node::new();
     let network = Network::start(&node.config()).unwrap();
-    assert_eq!(network.readiness(), Readiness::Ready { network: node.bridge.clone() });
+    assert_eq!(network.readiness(), ready_with(&node.bridge));
 
     let mut web = attachment();
     web.netns = Some(node.namespace());

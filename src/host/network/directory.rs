@@ -1,4 +1,4 @@
-//! The configuration directory: which file counts, and what is wrong with those before it.
+//! The configuration directory: which files count, and what is wrong with those before them.
 //!
 //! Reads, never writes, never watches.
 
@@ -7,41 +7,65 @@ use std::fmt::Write as _;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Bytes of a configuration file that are worth reading; real ones are a few kilobytes.
 pub(super) const FILE_LIMIT: u64 = 1 << 20;
 /// What counts as a configuration, with libcni.
 const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 
+/// A network that pods are attached to.
+#[derive(Debug, Clone)]
+pub(super) struct Chosen {
+    pub(super) list: Arc<NetworkList>,
+    pub(super) file: PathBuf,
+    /// The interface that pods get of it.
+    pub(super) interface: String,
+}
+
 /// What the directory holds.
 #[derive(Debug)]
 pub(super) enum Loaded {
-    /// The first valid configuration by name of the file.
-    Network {
-        list: NetworkList,
-        file: PathBuf,
-        /// Files that come before it and are broken: the name and why.
+    /// The first valid configurations by name of the file, at least one.
+    Networks {
+        chosen: Vec<Chosen>,
+        /// Files that come before the last of them and are broken: the name and why.
         skipped: Vec<String>,
+        /// Files after the last of them, which were not looked at.
+        unread: usize,
     },
     /// There is none, and why.
     Nothing { reason: String },
 }
 
-/// Reads the directory.
-pub(super) fn load(dir: &Path) -> Loaded {
+/// The interface of the network at this place: the first one's is the pod's own by convention of all CRI runtimes, the
+/// others go on as go-cni counts.
+pub(super) fn interface(place: usize) -> String {
+    format!("eth{place}")
+}
+
+/// Reads the directory, until `most` valid configurations are found; 0: all.
+pub(super) fn load(dir: &Path, most: usize) -> Loaded {
     let files = match candidates(dir, &EXTENSIONS) {
         Ok(files) => files,
         Err(error) => return Loaded::Nothing { reason: error.to_string() },
     };
-    let mut skipped = Vec::new();
-    for file in files {
+    let (mut chosen, mut skipped) = (Vec::new(), Vec::new());
+    let mut files = files.into_iter();
+    for file in files.by_ref() {
         match parse(dir, &file) {
-            Ok(list) => return Loaded::Network { list, file, skipped },
+            Ok(list) => chosen.push(Chosen { list: list.into(), file, interface: interface(chosen.len()) }),
             Err(error) => {
                 let name = file.file_name().unwrap_or_default().to_string_lossy();
                 skipped.push(format!("{name}: {error}"));
             }
         }
+        if chosen.len() == most && most > 0 {
+            break;
+        }
+    }
+    if !chosen.is_empty() {
+        return Loaded::Networks { chosen, skipped, unread: files.len() };
     }
     let reason = if skipped.is_empty() {
         "no .conflist, .conf or .json file in it".to_owned()
@@ -107,7 +131,9 @@ mod tests {
 
     fn plugins(loaded: &Loaded) -> Vec<&str> {
         match loaded {
-            Loaded::Network { list, .. } => list.plugins.iter().map(|p| p.kind.as_str()).collect(),
+            Loaded::Networks { chosen, .. } => {
+                chosen[0].list.plugins.iter().map(|p| p.kind.as_str()).collect()
+            }
             Loaded::Nothing { reason } => panic!("{reason}"),
         }
     }
@@ -123,20 +149,43 @@ mod tests {
         write(dir.path(), "01-ignored.txt", "{}");
         write(dir.path(), "00-dir.conf/x", "");
         write(dir.path(), "30-good.conflist", GOOD);
-        let loaded = load(dir.path());
+        let loaded = load(dir.path(), 1);
         assert_eq!(plugins(&loaded), ["b"]);
-        let Loaded::Network { skipped, file, .. } = loaded else { panic!() };
-        assert!(file.ends_with("20-single.json"));
-        assert_eq!(skipped.len(), 2);
+        let Loaded::Networks { chosen, skipped, unread } = loaded else { panic!() };
+        assert!(chosen[0].file.ends_with("20-single.json"));
+        assert_eq!((chosen.len(), skipped.len(), unread), (1, 2, 1));
         assert!(skipped[0].starts_with("05-broken.conflist: ") && skipped[1].contains("\"type\" is missing"));
+    }
+
+    #[test]
+    fn as_many_as_wanted_count_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "c"] {
+            write(dir.path(), &format!("{name}.json"), &format!(r#"{{"name":"{name}","type":"x"}}"#));
+        }
+        write(dir.path(), "aa-broken.conf", "{");
+        write(dir.path(), "z-broken.conf", "{");
+        let of = |most| match load(dir.path(), most) {
+            Loaded::Nothing { reason } => panic!("{reason}"),
+            Loaded::Networks { chosen, skipped, unread } => {
+                let names =
+                    chosen.iter().map(|network| format!("{} {}", network.list.name, network.interface));
+                (names.collect::<Vec<_>>().join(", "), skipped.len(), unread)
+            }
+        };
+        assert_eq!(of(1), ("a eth0".to_owned(), 0, 4));
+        assert_eq!(of(2), ("a eth0, b eth1".to_owned(), 1, 2));
+        for all in [0, 7] {
+            assert_eq!(of(all), ("a eth0, b eth1, c eth2".to_owned(), 2, 0));
+        }
     }
 
     #[test]
     fn nothing_says_why() {
         let dir = tempfile::tempdir().unwrap();
-        let reason = |dir: &Path| match load(dir) {
+        let reason = |dir: &Path| match load(dir, 1) {
             Loaded::Nothing { reason } => reason,
-            Loaded::Network { .. } => panic!(),
+            Loaded::Networks { .. } => panic!(),
         };
         assert!(reason(dir.path()).starts_with("no .conflist"));
         assert!(reason(&dir.path().join("absent")).starts_with("No such file"));
@@ -151,17 +200,17 @@ mod tests {
         write(dir.path(), "n/10.conf", r#"{"type":"first"}"#);
         write(dir.path(), "n/05.json", r#"{"type":"no"}"#);
         write(dir.path(), "n.conflist", r#"{"cniVersion":"1.1.0","name":"n"}"#);
-        assert_eq!(plugins(&load(dir.path())), ["first", "second"]);
+        assert_eq!(plugins(&load(dir.path(), 1)), ["first", "second"]);
         let inline = r#""plugins":[{"type":"a"}]"#;
         write(dir.path(), "n.conflist", &format!(r#"{{"cniVersion":"1.1.0","name":"n",{inline}}}"#));
-        assert_eq!(plugins(&load(dir.path())), ["a", "first", "second"]);
+        assert_eq!(plugins(&load(dir.path(), 1)), ["a", "first", "second"]);
         write(
             dir.path(),
             "n.conflist",
             &format!(r#"{{"cniVersion":"1.1.0","name":"n","loadOnlyInlinedPlugins":"true",{inline}}}"#),
         );
-        assert_eq!(plugins(&load(dir.path())), ["a"]);
+        assert_eq!(plugins(&load(dir.path(), 1)), ["a"]);
         write(dir.path(), "n.conflist", &format!(r#"{{"cniVersion":"1.0.0","name":"n",{inline}}}"#));
-        assert_eq!(plugins(&load(dir.path())), ["a"]);
+        assert_eq!(plugins(&load(dir.path(), 1)), ["a"]);
     }
 }

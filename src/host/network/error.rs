@@ -85,6 +85,9 @@ pub enum NetworkError {
         /// What the kernel said.
         source: std::io::Error,
     },
+    /// DEL failed for several of a pod's networks. Those attachments stay cached: a later detach goes on.
+    #[error("{0}")]
+    NotDetached(Failures),
     /// ADD failed, and so did the DEL after it. The attachment stays cached: a later detach goes on.
     #[error("{error}; undoing it failed too: {undo}")]
     NotUndone {
@@ -100,6 +103,16 @@ impl NetworkError {
     #[must_use]
     pub fn wants_retry(&self) -> bool {
         matches!(self, Self::Plugin { fault, .. } if matches!(**fault, Fault::Refused { code: CODE_TRY_AGAIN, .. }))
+    }
+}
+
+impl Failures {
+    /// As one error; None: there are none.
+    pub(super) fn into_error(mut self) -> Option<NetworkError> {
+        match self.0.len() {
+            0 | 1 => self.0.pop(),
+            _ => Some(NetworkError::NotDetached(self)),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Watches nothing and keeps nothing.
 
 use super::Inner;
-use super::directory::{self, Loaded};
+use super::directory::{self, Chosen, Loaded};
 use super::version::Version;
 use crate::config;
 use std::path::PathBuf;
@@ -11,17 +11,21 @@ use std::path::PathBuf;
 /// What was found.
 #[derive(Debug)]
 pub struct Examination {
-    /// The configuration in use, or why there is none.
-    pub configured: Result<Configured, String>,
-    /// Files that come before it and are broken, each with its fault.
+    /// The configurations in use, at least one, or why there is none.
+    pub configured: Result<Vec<Configured>, String>,
+    /// Files that come before the last of them and are broken, each with its fault.
     pub skipped: Vec<String>,
+    /// Files after the last of them, which were not looked at.
+    pub unread: usize,
 }
 
-/// The configuration in use.
+/// A configuration in use.
 #[derive(Debug)]
 pub struct Configured {
     /// Name of the network.
     pub network: String,
+    /// The interface that pods have of it.
+    pub interface: String,
     /// Version of the CNI specification.
     pub version: &'static str,
     /// The file.
@@ -37,19 +41,27 @@ pub struct Configured {
 /// Reads the directory, looks for the plugins and asks them for their status, where the configuration's version has it.
 pub async fn examine(config: &config::Network) -> Examination {
     let inner = Inner::new(config);
-    match directory::load(&config.conf_dir) {
-        Loaded::Nothing { reason } => Examination { configured: Err(reason), skipped: Vec::new() },
-        Loaded::Network { list, file, skipped } => {
-            let plugins: Vec<String> = list.plugins.iter().map(|plugin| plugin.kind.clone()).collect();
-            let missing: Vec<String> =
-                plugins.iter().filter(|kind| inner.plugins.find(kind).is_none()).cloned().collect();
-            let asks = missing.is_empty() && list.version >= Version::STATUS_AND_GC;
-            let problem =
-                if asks { inner.status(&list).await.err().map(|error| error.to_string()) } else { None };
-            let network = list.name.clone();
-            let version = list.version.as_str();
-            let configured = Configured { network, version, file, plugins, missing, problem };
-            Examination { configured: Ok(configured), skipped }
+    match directory::load(&config.conf_dir, config.max_conf_num) {
+        Loaded::Nothing { reason } => Examination { configured: Err(reason), skipped: Vec::new(), unread: 0 },
+        Loaded::Networks { chosen, skipped, unread } => {
+            let mut configured = Vec::new();
+            for network in chosen {
+                configured.push(inner.examine(network).await);
+            }
+            Examination { configured: Ok(configured), skipped, unread }
         }
+    }
+}
+
+impl Inner {
+    async fn examine(&self, network: Chosen) -> Configured {
+        let Chosen { list, file, interface } = network;
+        let plugins: Vec<String> = list.plugins.iter().map(|plugin| plugin.kind.clone()).collect();
+        let missing: Vec<String> =
+            plugins.iter().filter(|kind| self.plugins.find(kind).is_none()).cloned().collect();
+        let asks = missing.is_empty() && list.version >= Version::STATUS_AND_GC;
+        let problem = if asks { self.status(&list).await.err().map(|error| error.to_string()) } else { None };
+        let (network, version) = (list.name.clone(), list.version.as_str());
+        Configured { network, interface, version, file, plugins, missing, problem }
     }
 }

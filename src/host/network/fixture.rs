@@ -1,6 +1,6 @@
 //! What the tests of this module share: an attachment and a fake plugin that records its calls.
 
-use super::{Attachment, Network};
+use super::{Attachment, Network, Readiness};
 use crate::config;
 use crate::model::{PodName, SandboxId};
 use std::collections::BTreeMap;
@@ -18,6 +18,11 @@ pub(super) fn attachment() -> Attachment {
         annotations: BTreeMap::new(),
         dns: None,
     }
+}
+
+/// Readiness with one network.
+pub(super) fn ready_with(network: &str) -> Readiness {
+    Readiness::Ready { networks: vec![network.to_owned()] }
 }
 
 /// A plugin that appends `<verb> <plugin>` to `calls`, keeps its environment and stdin in
@@ -70,6 +75,7 @@ impl World {
             conf_template: PathBuf::new(),
             bin_dirs: vec![path("absent"), path("bin")],
             cache_dir: path("cache"),
+            max_conf_num: 1,
             netns_dir: path("netns"),
             add_timeout_seconds: 60,
             del_timeout_seconds: 60,

@@ -6,9 +6,7 @@
 //!
 //! Owns the current configuration and what STATUS said of it. Never calls a plugin itself and never waits.
 
-use super::directory::Loaded;
-use super::list::NetworkList;
-use std::path::PathBuf;
+use super::directory::{Chosen, Loaded};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,8 +18,8 @@ pub(super) const CHECK_EVERY: Duration = Duration::from_secs(5);
 pub enum Readiness {
     /// Yes.
     Ready {
-        /// Network name.
-        network: String,
+        /// Names of the networks that pods get, the first with the pod's address.
+        networks: Vec<String>,
     },
     /// No; pods on the host's network still can run.
     NotReady {
@@ -33,8 +31,8 @@ pub enum Readiness {
 /// The current configuration.
 #[derive(Debug, Clone)]
 pub(super) struct Current {
-    pub(super) list: Arc<NetworkList>,
-    pub(super) file: PathBuf,
+    /// At least one.
+    pub(super) networks: Arc<[Chosen]>,
     pub(super) skipped: Vec<String>,
 }
 
@@ -62,7 +60,7 @@ impl Health {
     }
 
     /// Takes what the directory holds. `judge` says at once what can be said of a new configuration.
-    pub(super) fn load(&mut self, loaded: Loaded, judge: impl FnOnce(&NetworkList) -> Option<String>) {
+    pub(super) fn load(&mut self, loaded: Loaded, judge: impl FnOnce(&[Chosen]) -> Option<String>) {
         match loaded {
             Loaded::Nothing { reason } => {
                 if self.current.as_ref().err() != Some(&reason) {
@@ -71,20 +69,23 @@ impl Health {
                 self.current = Err(reason);
                 self.problem = None;
             }
-            Loaded::Network { list, file, skipped } => {
+            Loaded::Networks { chosen, skipped, unread: _ } => {
                 for error in &skipped {
                     tracing::warn!(error, "CNI configuration file is skipped");
                 }
+                let networks: Arc<[Chosen]> = chosen.into();
                 // Touched, not changed: what is known of it stays known.
                 if let Ok(current) = &mut self.current
-                    && current.list.encoded == list.encoded
+                    && same(&current.networks, &networks)
                 {
-                    (current.file, current.skipped) = (file, skipped);
+                    *current = Current { networks, skipped };
                     return;
                 }
-                tracing::info!(network = list.name, file = %file.display(), "CNI network loaded");
-                self.problem = judge(&list);
-                self.current = Ok(Current { list: Arc::new(list), file, skipped });
+                for Chosen { list, file, interface } in &*networks {
+                    tracing::info!(network = list.name, interface, file = %file.display(), "CNI network loaded");
+                }
+                self.problem = judge(&networks);
+                self.current = Ok(Current { networks, skipped });
             }
         }
         self.generation += 1;
@@ -100,16 +101,16 @@ impl Health {
     }
 
     /// Whether a check is to be started now; if so, the caller must deliver its verdict.
-    pub(super) fn start_check(&mut self, now: Instant) -> Option<(Arc<NetworkList>, u64)> {
+    pub(super) fn start_check(&mut self, now: Instant) -> Option<(Arc<[Chosen]>, u64)> {
         let due = match self.check {
             Check::Due => true,
             Check::Asking => false,
             Check::Known { at } => now.saturating_duration_since(at) >= CHECK_EVERY,
         };
-        let list = Arc::clone(&self.current.as_ref().ok()?.list);
+        let networks = Arc::clone(&self.current.as_ref().ok()?.networks);
         due.then(|| {
             self.check = Check::Asking;
-            (list, self.generation)
+            (networks, self.generation)
         })
     }
 
@@ -127,4 +128,11 @@ impl Health {
         self.problem = problem;
         self.check = Check::Known { at: now };
     }
+}
+
+/// Whether the same is configured in the same order, in whatever files.
+fn same(old: &[Chosen], new: &[Chosen]) -> bool {
+    let content =
+        |networks: &[Chosen]| networks.iter().map(|n| Arc::clone(&n.list.encoded)).collect::<Vec<_>>();
+    content(old) == content(new)
 }

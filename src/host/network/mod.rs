@@ -5,9 +5,11 @@
 //! Operations on one sandbox must come one after the other; different sandboxes run side by side.
 
 mod args;
+mod attachments;
 mod cache;
 mod chain;
 mod checkup;
+mod collect;
 mod configure;
 mod directory;
 mod error;
@@ -26,6 +28,8 @@ mod debian_tests;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
+mod several_tests;
+#[cfg(test)]
 mod tests;
 
 pub use checkup::Checkup;
@@ -38,8 +42,8 @@ pub use plugin::{CallOutcome, PluginCall, Verb};
 use crate::config;
 use crate::model::{DnsConfig, PodName, PortMapping, SandboxId};
 use cache::Cache;
+use directory::Chosen;
 use health::{Current, Health};
-use list::NetworkList;
 use plugin::Plugins;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
@@ -52,7 +56,7 @@ use tokio::task::AbortHandle;
 use version::Version;
 use watch::Watch;
 
-/// The pod's interface, by convention of all CRI runtimes.
+/// The interface that has the pod's addresses, by convention of all CRI runtimes: the first network's.
 const INTERFACE: &str = "eth0";
 
 /// What a pod's network is made from.
@@ -77,15 +81,32 @@ pub struct Attachment {
 /// The network that a pod got.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodNetwork {
-    /// Name of the CNI network.
+    /// Name of the CNI network, the first one's if there are several.
     pub network: String,
     /// Addresses of eth0, at least one, the primary first.
     pub ips: Vec<IpAddr>,
     /// MAC of eth0, where the plugins told.
     pub mac: Option<String>,
+    /// What it has of further networks (`network.max_conf_num`). As with containerd, none of it is told as the pod's
+    /// address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further: Vec<FurtherInterface>,
     /// Time spent in plugins; not saved.
     #[serde(skip)]
     pub plugin_time: Duration,
+}
+
+/// One more interface of a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FurtherInterface {
+    /// Name of the CNI network.
+    pub network: String,
+    /// Its name in the pod.
+    pub interface: String,
+    /// Its addresses; a network may give none.
+    pub ips: Vec<IpAddr>,
+    /// Its MAC, where the plugins told.
+    pub mac: Option<String>,
 }
 
 /// The node's pod network. Clones share everything.
@@ -102,6 +123,8 @@ impl std::fmt::Debug for Network {
 
 struct Inner {
     conf_dir: PathBuf,
+    /// Configurations of the directory that count; 0: all.
+    max_conf_num: usize,
     cache: Cache,
     plugins: Plugins,
     add_timeout: Duration,
@@ -168,18 +191,20 @@ impl Network {
     #[must_use]
     pub fn readiness(&self) -> Readiness {
         let mut health = lock(&self.inner.health);
-        if let Some((list, generation)) = health.start_check(Instant::now()) {
+        if let Some((networks, generation)) = health.start_check(Instant::now()) {
             let inner = Arc::downgrade(&self.inner);
-            self.inner.runtime.spawn(check(inner, list, generation));
+            self.inner.runtime.spawn(check(inner, networks, generation));
         }
         match (health.current(), health.problem()) {
             (Err(reason), _) => Readiness::NotReady { reason: self.inner.not_configured(reason).to_string() },
             (Ok(_), Some(problem)) => Readiness::NotReady { reason: problem.to_owned() },
-            (Ok(current), None) => Readiness::Ready { network: current.list.name.clone() },
+            (Ok(current), None) => Readiness::Ready {
+                networks: current.networks.iter().map(|network| network.list.name.clone()).collect(),
+            },
         }
     }
 
-    /// Attaches a pod (ADD). If that fails, it is undone (DEL) before the error is returned.
+    /// Attaches a pod to each network in turn (ADD). If one fails, all is undone (DEL) before the error is returned.
     ///
     /// The caller records its intent before; if the future is dropped, [`Network::detach`] undoes what was done.
     ///
@@ -189,12 +214,13 @@ impl Network {
         self.inner.attach(request).await
     }
 
-    /// Detaches a pod (DEL) with the configuration and arguments that it was attached with; returns the time spent
-    /// in plugins. Repeatable. Where no attachment is known, DEL runs with the current configuration and its errors
-    /// are only logged: there is likely nothing to detach.
+    /// Detaches a pod (DEL) from each of its networks, the last first, with the configuration and arguments that it was
+    /// attached with; returns the time spent in plugins. Repeatable. Where no attachment is known, DEL runs with the
+    /// current configuration and its errors are only logged: there is likely nothing to detach.
     ///
     /// # Errors
-    /// A plugin failed; the attachment stays known and detach can be tried again.
+    /// A plugin failed; the other networks were left nevertheless, this attachment stays known and detach can be tried
+    /// again.
     pub async fn detach(&self, request: &Attachment) -> Result<Duration, NetworkError> {
         self.inner.detach(request).await
     }
@@ -229,12 +255,17 @@ impl Network {
         });
         match lock(&inner.health).current() {
             Err(reason) => summary["error"] = reason.into(),
-            Ok(Current { list, file, skipped }) => {
-                summary["network"] = list.name.as_str().into();
-                summary["cniVersion"] = list.version.as_str().into();
-                summary["file"] = file.to_string_lossy().into();
-                summary["plugins"] = list.plugins.iter().map(|plugin| plugin.kind.as_str()).collect();
+            Ok(Current { networks, skipped }) => {
+                summary["maxConfNum"] = inner.max_conf_num.into();
                 summary["skippedFiles"] = skipped.as_slice().into();
+                let mut all = networks.iter().map(describe);
+                for (key, value) in all.next().into_iter().flatten() {
+                    summary[key] = value;
+                }
+                let further: Vec<_> = all.map(serde_json::Value::Object).collect();
+                if !further.is_empty() {
+                    summary["furtherNetworks"] = further.into();
+                }
             }
         }
         summary
@@ -245,6 +276,7 @@ impl Inner {
     fn new(config: &config::Network) -> Self {
         Self {
             conf_dir: config.conf_dir.clone(),
+            max_conf_num: config.max_conf_num,
             cache: Cache::new(&config.cache_dir),
             plugins: Plugins::new(&config.bin_dirs),
             add_timeout: Duration::from_secs(config.add_timeout_seconds),
@@ -259,27 +291,30 @@ impl Inner {
     }
 
     fn reload(&self, watch: Option<&Watch>) {
-        let mut loaded = directory::load(&self.conf_dir);
-        if let (Some(watch), directory::Loaded::Network { list, .. }) = (watch, &loaded)
-            && list.version >= Version::STATUS_AND_GC
-        {
-            watch.drop_ins(&list.name);
-            // Once more: drop-ins may have come between the load and the watch.
-            loaded = directory::load(&self.conf_dir);
+        let mut loaded = directory::load(&self.conf_dir, self.max_conf_num);
+        if let (Some(watch), directory::Loaded::Networks { chosen, .. }) = (watch, &loaded) {
+            let mut with_drop_ins =
+                chosen.iter().filter(|n| n.list.version >= Version::STATUS_AND_GC).peekable();
+            if with_drop_ins.peek().is_some() {
+                with_drop_ins.for_each(|network| watch.drop_ins(&network.list.name));
+                // Once more: drop-ins may have come between the load and the watch.
+                loaded = directory::load(&self.conf_dir, self.max_conf_num);
+            }
         }
-        lock(&self.health).load(loaded, |list| self.first_look(list));
+        lock(&self.health).load(loaded, |networks| self.first_look(networks));
     }
 
     /// What can be said of a configuration without calling its plugins.
-    fn first_look(&self, list: &NetworkList) -> Option<String> {
-        self.missing_plugins(list).or_else(|| {
-            (list.version >= Version::STATUS_AND_GC)
-                .then(|| format!("CNI network {}: its plugins have not answered STATUS yet", list.name))
+    fn first_look(&self, networks: &[Chosen]) -> Option<String> {
+        networks.iter().find_map(|network| self.missing_plugins(network)).or_else(|| {
+            let unasked = networks.iter().find(|network| network.list.version >= Version::STATUS_AND_GC)?;
+            Some(format!("CNI network {}: its plugins have not answered STATUS yet", unasked.list.name))
         })
     }
 
-    fn missing_plugins(&self, list: &NetworkList) -> Option<String> {
-        let missing: Vec<&str> = list
+    fn missing_plugins(&self, network: &Chosen) -> Option<String> {
+        let missing: Vec<&str> = network
+            .list
             .plugins
             .iter()
             .map(|p| p.kind.as_str())
@@ -287,7 +322,7 @@ impl Inner {
             .collect();
         (!missing.is_empty()).then(|| {
             let (plugins, dirs) = (missing.join(", "), error::list(self.plugins.dirs()));
-            format!("CNI network {}: no executable {plugins} in {dirs}", list.name)
+            format!("CNI network {}: no executable {plugins} in {dirs}", network.list.name)
         })
     }
 
@@ -295,9 +330,9 @@ impl Inner {
         NetworkError::NotConfigured { dir: self.conf_dir.clone(), reason: reason.to_owned() }
     }
 
-    fn current(&self) -> Result<Arc<NetworkList>, NetworkError> {
+    fn current(&self) -> Result<Arc<[Chosen]>, NetworkError> {
         match lock(&self.health).current() {
-            Ok(current) => Ok(Arc::clone(&current.list)),
+            Ok(current) => Ok(Arc::clone(&current.networks)),
             Err(reason) => Err(self.not_configured(reason)),
         }
     }
@@ -318,18 +353,32 @@ async fn follow(mut watch: Watch, inner: Weak<Inner>) {
 }
 
 /// A check in the background: are the plugins there, and do they say that they can work?
-async fn check(inner: Weak<Inner>, list: Arc<NetworkList>, generation: u64) {
+async fn check(inner: Weak<Inner>, networks: Arc<[Chosen]>, generation: u64) {
     let Some(inner) = inner.upgrade() else { return };
     if lock(&inner.watcher).is_none() {
         inner.reload(None);
     }
-    let problem = match inner.missing_plugins(&list) {
-        None if list.version >= Version::STATUS_AND_GC => {
-            inner.status(&list).await.err().map(|e| e.to_string())
+    let mut problem = networks.iter().find_map(|network| inner.missing_plugins(network));
+    for network in &*networks {
+        if problem.is_none() && network.list.version >= Version::STATUS_AND_GC {
+            problem = inner.status(&network.list).await.err().map(|error| error.to_string());
         }
-        other => other,
-    };
+    }
     lock(&inner.health).verdict(generation, problem, Instant::now());
+}
+
+/// A network for verbose Status.
+fn describe(network: &Chosen) -> serde_json::Map<String, serde_json::Value> {
+    let Chosen { list, file, interface } = network;
+    let plugins: serde_json::Value = list.plugins.iter().map(|plugin| plugin.kind.as_str()).collect();
+    let entries = [
+        ("interface", interface.as_str().into()),
+        ("network", list.name.as_str().into()),
+        ("cniVersion", list.version.as_str().into()),
+        ("file", file.to_string_lossy().into()),
+        ("plugins", plugins),
+    ];
+    entries.map(|(key, value)| (key.to_owned(), value)).into_iter().collect()
 }
 
 /// The namespace as plugins may have it: empty unless it is a network namespace still. After a reboot the file that

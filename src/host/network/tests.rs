@@ -1,6 +1,6 @@
 //! Calls, seen by fake plugins.
 
-use super::fixture::{World, attachment, executable};
+use super::fixture::{World, attachment, executable, ready_with};
 use super::*;
 use crate::model::Protocol;
 use serde_json::json;
@@ -163,7 +163,7 @@ async fn an_add_that_was_cut_off_is_undone_with_its_own_configuration() {
     world.conf("10-n.conflist", r#"{"cniVersion":"1.0.0","name":"other","plugins":[{"type":"a"}]}"#);
     world.forget_calls();
     let network = world.start();
-    assert_eq!(network.readiness(), Readiness::Ready { network: "other".into() });
+    assert_eq!(network.readiness(), ready_with("other"));
     // Errors count, since there may be something to free.
     world.hook("DEL-a", "exit 1");
     network.detach(&request).await.unwrap_err();
@@ -304,7 +304,7 @@ async fn status_of_version_1_1_decides_readiness() {
     // Another configuration is another question.
     world.unhook("STATUS-b");
     world.conf("05-m.conflist", r#"{"cniVersion":"1.1.0","name":"m","plugins":[{"type":"b"}]}"#);
-    until("ready", || network.readiness() == Readiness::Ready { network: "m".into() }).await;
+    until("ready", || network.readiness() == ready_with("m")).await;
     assert_eq!(world.calls()[2..], ["STATUS b"]);
 }
 
@@ -316,7 +316,7 @@ async fn the_configuration_may_come_late_go_and_come_back() {
     let network = Network::start(&config).unwrap();
     let unready =
         |word: &str| matches!(network.readiness(), Readiness::NotReady { reason } if reason.contains(word));
-    let ready = |name: &str| network.readiness() == Readiness::Ready { network: name.into() };
+    let ready = |name: &str| network.readiness() == ready_with(name);
     assert!(unready("no CNI configuration in ") && unready("No such file"));
     let error = network.attach(&attachment()).await.unwrap_err();
     assert!(matches!(error, NetworkError::NotConfigured { .. }));
@@ -392,7 +392,7 @@ async fn collection_takes_only_what_is_ours_and_stale() {
     assert_eq!(world.cached().len(), 3);
     drop(network);
     let network = world.start();
-    until("checked", || network.readiness() == Readiness::Ready { network: "n".into() }).await;
+    until("checked", || network.readiness() == ready_with("n")).await;
     world.forget_calls();
     network.collect(std::slice::from_ref(&valid.sandbox)).await;
     assert_eq!(world.calls()[..3], DEL);

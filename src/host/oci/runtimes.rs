@@ -1,6 +1,6 @@
 //! The configured handlers and the default among them.
 
-use super::{OciError, Runtime, features, probe};
+use super::{OciError, Runtime, UserNamespace, features, probe};
 use crate::config;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -85,10 +85,16 @@ pub struct Trial {
     pub version: String,
     /// Whether it ran a container.
     pub outcome: Result<(), OciError>,
+    /// Whether it ran one in a user namespace; None: not tried.
+    pub in_user_namespace: Option<Result<(), OciError>>,
 }
 
-/// Has every handler's runtime run a container, one after the other.
-pub async fn try_all(config: &config::Runtime, around: Surroundings<'_>) -> Vec<Trial> {
+/// Has every handler's runtime run a container, one after the other, and one more in this user namespace.
+pub async fn try_all(
+    config: &config::Runtime,
+    around: Surroundings<'_>,
+    user: Option<UserNamespace<'_>>,
+) -> Vec<Trial> {
     let deadline = Duration::from_secs(config.timeout_seconds);
     let mut trials = Vec::new();
     for (name, handler) in &config.handlers {
@@ -97,8 +103,15 @@ pub async fn try_all(config: &config::Runtime, around: Surroundings<'_>) -> Vec<
             Ok(()) => probe::works(&runtime, around.state, around.probe_cgroup).await,
             Err(error) => Err(error),
         };
-        let version = if outcome.is_ok() { runtime.version().await } else { String::new() };
-        trials.push(Trial { handler: name.clone(), path: runtime.path().to_owned(), version, outcome });
+        let (handler, path) = (name.clone(), runtime.path().to_owned());
+        let (mut version, mut in_user_namespace) = (String::new(), None);
+        if outcome.is_ok() {
+            version = runtime.version().await;
+            if let Some(user) = user {
+                in_user_namespace = Some(runtime.try_user_namespace(around, user).await);
+            }
+        }
+        trials.push(Trial { handler, path, version, outcome, in_user_namespace });
     }
     trials
 }

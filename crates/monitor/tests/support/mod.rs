@@ -124,19 +124,25 @@ pub(crate) struct Pod {
     pub(crate) client: Client,
     pub(crate) record: MonitorRecord,
     child: RefCell<Child>,
+    /// Whether its pids are those of a PID namespace, which ends with the child.
+    within: bool,
 }
 
 pub(crate) fn spawn(dir: &Path) -> (Child, UnixStream) {
-    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut command = Command::new(binary());
+    command.stderr(Stdio::inherit()).current_dir(dir);
+    spawn_by(command)
+}
+
+fn binary() -> PathBuf {
     // The release build can be tested in the place of the debug one.
-    let binary = std::env::var("PODWRIGHT_MONITOR");
-    let child = Command::new(binary.as_deref().unwrap_or(env!("CARGO_BIN_EXE_podwright-monitor")))
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(Stdio::null())
-        .stderr(Stdio::inherit())
-        .current_dir(dir)
-        .spawn()
-        .unwrap();
+    std::env::var_os("PODWRIGHT_MONITOR")
+        .map_or(env!("CARGO_BIN_EXE_podwright-monitor").into(), PathBuf::from)
+}
+
+fn spawn_by(mut command: Command) -> (Child, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let child = command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).spawn().unwrap();
     (child, ours)
 }
 
@@ -145,9 +151,25 @@ impl Pod {
         Self::try_launch(name, adjust).unwrap_or_else(|(_, message)| panic!("{message}"))
     }
 
+    /// Has a command run the monitor in a PID namespace; it is given the monitor's program and directory.
+    pub(crate) fn launch_within(name: &str, command: impl FnOnce(&Path, &Path) -> Command) -> Self {
+        let start = |dir: &Path| spawn_by(command(&binary(), dir));
+        let mut pod = Self::start(name, |_| {}, start).unwrap_or_else(|(_, message)| panic!("{message}"));
+        pod.within = true;
+        pod
+    }
+
     pub(crate) fn try_launch(
         name: &str,
         adjust: impl FnOnce(&mut Launch),
+    ) -> Result<Self, (ErrorKind, String)> {
+        Self::start(name, adjust, spawn)
+    }
+
+    fn start(
+        name: &str,
+        adjust: impl FnOnce(&mut Launch),
+        spawn: impl FnOnce(&Path) -> (Child, UnixStream),
     ) -> Result<Self, (ErrorKind, String)> {
         let tmp = tempfile::tempdir().unwrap();
         let id = format!("{name}-{}", std::process::id());
@@ -171,7 +193,7 @@ impl Pod {
         match client.call(Request::Launch(Box::new(launch))) {
             Reply::Launched(record) => {
                 let record = *record;
-                Ok(Self { tmp, dir, id, client, record, child: RefCell::new(child) })
+                Ok(Self { tmp, dir, id, client, record, child: RefCell::new(child), within: false })
             }
             Reply::Error { kind, message } => {
                 assert!(!child.wait().unwrap().success());
@@ -327,7 +349,8 @@ impl Drop for Pod {
         let mut child = self.child.borrow_mut();
         if child.try_wait().unwrap().is_none() {
             // A failed test: what a shutdown would do, by hand.
-            for pid in self.children() {
+            let children = if self.within { Vec::new() } else { self.children() };
+            for pid in children {
                 let _ = podwright_sys::pidfd::open(pid)
                     .and_then(|process| podwright_sys::pidfd::send_signal(process.as_fd(), 9));
             }

@@ -3,7 +3,7 @@
 
 use crate::admin;
 use crate::check;
-use crate::config::Config;
+use crate::config::{Config, SelinuxMode};
 use crate::cri::{self, Image, Runtime};
 use crate::host::cgroups::{Cgroups, Driver};
 use crate::host::kernel;
@@ -12,6 +12,7 @@ use crate::host::network::Network;
 use crate::host::oci::{Runtimes, Surroundings};
 use crate::host::security::HostSecurity;
 use crate::host::security::apparmor::{AppArmor, DEFAULT_PROFILE};
+use crate::host::security::selinux::Selinux;
 use crate::images::Images;
 use crate::metrics::{self, PullCollector, Registry, Rpcs};
 use crate::model::{Clock, SandboxId};
@@ -163,7 +164,9 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
     registry.register(Box::new(PullCollector::new(images.stats().clone())?))?;
     let cgroups = Cgroups::detect()?;
     let apparmor = AppArmor::detect();
-    let facts = facts(&cgroups, &apparmor, &config.containers.apparmor_profile)?;
+    let selinux = selinux(config.containers.selinux)?;
+    let mut facts = facts(&cgroups, &apparmor, &config.containers.apparmor_profile)?;
+    facts.selinux = selinux.as_ref().map(|selinux| Arc::new(selinux.contexts().clone()));
     let (driver, default_parent) = cgroup_driver(config)?;
     let around = Surroundings {
         state: &config.state,
@@ -187,6 +190,7 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         default_parent,
         facts,
         apparmor,
+        selinux,
         monitor_binary: monitor::binary(&config.monitor.binary)?,
         clock: Clock::default(),
         metrics: pod_metrics,
@@ -232,8 +236,29 @@ fn facts(cgroups: &Cgroups, apparmor: &AppArmor, profile: &str) -> anyhow::Resul
         recursive_read_only: kernel::at_least(5, 12),
         apparmor: apparmor.is_enabled(),
         apparmor_default: default_profile(apparmor, profile),
-        selinux: security.selinux,
+        selinux: None,
     })
+}
+
+/// SELinux, if containers get labels.
+fn selinux(mode: SelinuxMode) -> anyhow::Result<Option<Selinux>> {
+    let found = if mode == SelinuxMode::Off { None } else { Selinux::detect() };
+    let usable = found.filter(Selinux::knows_containers);
+    match &usable {
+        Some(selinux) => tracing::info!(
+            process = %selinux.contexts().process,
+            file = %selinux.contexts().file,
+            enforcing = selinux.enforcing(),
+            "SELinux"
+        ),
+        None if mode == SelinuxMode::On => anyhow::bail!(
+            "containers.selinux is \"on\", but the kernel has no SELinux, it is disabled, or its policy does not know \
+             containers: see `podwright check`"
+        ),
+        // Where it is the policy that lacks something, `check` tells it in the log.
+        None => {}
+    }
+    Ok(usable)
 }
 
 /// The AppArmor profile of containers that ask for none. One of the operator's has to be there when a container needs

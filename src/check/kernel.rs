@@ -1,8 +1,10 @@
 //! The kernel and what it has built in or loaded.
 
 use super::Finding;
+use crate::config::SelinuxMode;
 use crate::host::kernel;
 use crate::host::security::HostSecurity;
+use crate::host::security::selinux::Selinux;
 use std::path::Path;
 
 /// The oldest kernel: mount_setattr(2), with which read-only mounts are recursive.
@@ -10,7 +12,7 @@ const OLDEST: (u32, u32) = (5, 12);
 /// Namespaces that every pod has.
 const NAMESPACES: [&str; 6] = ["cgroup", "ipc", "mnt", "net", "pid", "uts"];
 
-pub(super) fn all() -> Vec<Finding> {
+pub(super) fn all(selinux: SelinuxMode) -> Vec<Finding> {
     vec![
         release(&kernel::release(), kernel::at_least(OLDEST.0, OLDEST.1)),
         overlay(),
@@ -21,6 +23,7 @@ pub(super) fn all() -> Vec<Finding> {
         bridges(kernel::setting("net.bridge.bridge-nf-call-iptables").as_deref()),
         conntrack(kernel::setting("net.netfilter.nf_conntrack_max").is_some()),
         rights(HostSecurity::detect()),
+        labels(selinux, Selinux::detect().as_ref().map(Labels::of)),
     ]
 }
 
@@ -152,12 +155,52 @@ fn rights<E: std::fmt::Display>(host: Result<HostSecurity, E>) -> Finding {
             "run the daemon by its systemd unit on the node itself, not in a container with fewer rights",
         ),
         Ok(host) => {
-            let modules = match (host.apparmor, host.selinux) {
-                (true, _) => "AppArmor",
-                (_, true) => "SELinux",
-                (false, false) => "neither AppArmor nor SELinux",
-            };
+            let modules = if host.apparmor { "AppArmor" } else { "no AppArmor" };
             Finding::ok(name, format!("root with all that is needed; {modules}"))
+        }
+    }
+}
+
+/// What there is of SELinux.
+struct Labels {
+    process: String,
+    known: bool,
+    enforcing: bool,
+}
+
+impl Labels {
+    fn of(selinux: &Selinux) -> Self {
+        Self {
+            process: selinux.contexts().process.to_string(),
+            known: selinux.knows_containers(),
+            enforcing: selinux.enforcing(),
+        }
+    }
+}
+
+fn labels(mode: SelinuxMode, found: Option<Labels>) -> Finding {
+    const NAME: &str = "SELinux";
+    let missing =
+        "set containers.selinux = \"auto\"\n(or boot with SELinux: security=selinux selinux=1, and a policy)";
+    match (mode, found) {
+        (SelinuxMode::Off, _) => Finding::ok(NAME, "switched off by containers.selinux"),
+        (SelinuxMode::Auto, None) => Finding::ok(NAME, "not in use on this node"),
+        (SelinuxMode::On, None) => {
+            Finding::fail(NAME, "not in use on this node: the daemon does not start", missing)
+        }
+        (_, Some(Labels { process, known: true, enforcing })) => {
+            let state = if enforcing { "enforcing" } else { "permissive" };
+            Finding::ok(NAME, format!("{state}, containers run as {process}"))
+        }
+        (mode, Some(Labels { process, .. })) => {
+            let found = format!("its policy has no {process}");
+            let mend = "install the policy's module for containers (container-selinux)\n(or set containers.selinux = \"off\")";
+            match mode {
+                SelinuxMode::On => Finding::fail(NAME, format!("{found}: the daemon does not start"), mend),
+                _ => {
+                    Finding::warn(NAME, format!("{found}: containers run without labels of their own"), mend)
+                }
+            }
         }
     }
 }
@@ -185,6 +228,18 @@ mod tests {
         assert!(warns(&bridges(None)) && warns(&bridges(Some("0"))));
         assert_eq!(bridges(Some("1")).verdict, Verdict::Ok);
         assert!(warns(&conntrack(false)));
+    }
+
+    #[test]
+    fn selinux_is_judged_by_what_is_wanted() {
+        let found = |known| Some(Labels { process: "u:r:t:s0".into(), known, enforcing: true });
+        for mode in [SelinuxMode::Auto, SelinuxMode::On, SelinuxMode::Off] {
+            assert_eq!(labels(mode, found(true)).verdict, Verdict::Ok, "{mode:?}");
+        }
+        assert_eq!(labels(SelinuxMode::Auto, None).verdict, Verdict::Ok);
+        assert!(warns(&labels(SelinuxMode::Auto, found(false))));
+        assert!(fails(&labels(SelinuxMode::On, None)) && fails(&labels(SelinuxMode::On, found(false))));
+        assert_eq!(labels(SelinuxMode::Off, found(false)).verdict, Verdict::Ok);
     }
 
     #[test]

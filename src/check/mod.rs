@@ -85,7 +85,7 @@ impl Subject<'_> {
 
 /// Everything. Runs OCI runtimes and CNI plugins, and mounts for a moment.
 pub async fn all(subject: &Subject<'_>) -> Vec<Finding> {
-    let mut found = kernel::all();
+    let mut found = kernel::all(subject.config.containers.selinux);
     found.extend(cgroups::all(subject));
     found.extend(storage::all(subject.config));
     found.extend(programs::all(subject.config).await);
@@ -99,7 +99,7 @@ pub async fn all(subject: &Subject<'_>) -> Vec<Finding> {
 /// What costs next to nothing to look at, for a daemon that has just started: it runs no program and makes nothing.
 #[must_use]
 pub fn brief(subject: &Subject<'_>) -> Vec<Finding> {
-    let mut found = kernel::all();
+    let mut found = kernel::all(subject.config.containers.selinux);
     found.extend(cgroups::all(subject));
     found.extend(limits::all(subject));
     found.extend(kubelet::all(subject));

@@ -1,4 +1,18 @@
-//! The text forms of single values: resource limits of processes, patterns of annotations. Pure.
+//! The text forms of single values: resource limits of processes, patterns of annotations, whether SELinux is used. Pure.
+
+use serde::{Deserialize, Serialize};
+
+/// Whether containers get SELinux labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SelinuxMode {
+    /// Where the kernel has SELinux and its policy knows containers.
+    Auto,
+    /// Always; without it the daemon does not start.
+    On,
+    /// Never.
+    Off,
+}
 
 /// Limits that setrlimit(2) knows, without `RLIMIT_`, in small letters.
 const NAMES: [&str; 16] = [

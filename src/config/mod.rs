@@ -6,7 +6,7 @@ mod limits;
 mod load;
 mod reference;
 
-pub use limits::{Ulimit, annotation_fits, bytes};
+pub use limits::{SelinuxMode, Ulimit, annotation_fits, bytes};
 pub use load::{ConfigError, load};
 pub use reference::markdown;
 
@@ -238,6 +238,11 @@ pub struct Containers {
     /// meaning on a host without AppArmor.
     /// Unit: profile.
     pub apparmor_profile: String,
+    /// Containers get SELinux labels, each pod with categories of its own, and volumes are relabelled, see
+    /// [operations](operations.md#selinux). `auto`: where the kernel has SELinux enabled and its policy knows containers.
+    /// `on`: without these the daemon does not start. `off`: no labels, whatever a pod asks for.
+    /// Unit: `"auto"`, `"on"` or `"off"`.
+    pub selinux: SelinuxMode,
     /// Directories with CDI specifications, `.json`, `.yaml` or `.yml`. A device of a later directory wins over one of
     /// the same name in an earlier one. Read for each container that asks for a CDI device.
     /// Unit: absolute paths.
@@ -482,6 +487,7 @@ impl Default for Containers {
             device_ownership_from_security_context: false,
             blockio_config_file: PathBuf::new(),
             apparmor_profile: "podwright-default".into(),
+            selinux: SelinuxMode::Auto,
             // As both peers, and what device plugins write to.
             cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             absent_mount_sources_to_reject: Vec::new(),

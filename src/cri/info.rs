@@ -74,12 +74,21 @@ pub(super) fn image(image: &Image) -> Info {
 
 pub(super) fn node(node: &Node) -> Info {
     let text = |value: &Value| value.to_string();
+    let selinux = node.selinux.as_ref().map(|selinux| {
+        let contexts = selinux.contexts();
+        json!({
+            "enforcing": selinux.enforcing(),
+            "process": contexts.process.to_string(),
+            "file": contexts.file.to_string(),
+        })
+    });
     HashMap::from([
         ("config".to_owned(), text(&json!(node.config))),
         ("cniconfig".to_owned(), text(&node.network.config_summary())),
         ("runtimes".to_owned(), text(&json!(node.runtimes.names()))),
         ("writableLayers".to_owned(), text(&json!(node.layers.mode()))),
         ("cgroupMode".to_owned(), text(&json!(format!("{:?}", node.cgroups.mode())))),
+        ("selinux".to_owned(), text(&json!(selinux))),
         ("cgroupDriver".to_owned(), text(&json!(node.driver.name()))),
     ])
 }

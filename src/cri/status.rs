@@ -17,6 +17,7 @@ use crate::host::quota::QuotaError;
 use crate::host::rootfs::RootfsError;
 use crate::host::security::apparmor::AppArmorError;
 use crate::host::security::seccomp::SeccompError;
+use crate::host::security::selinux::SelinuxError;
 use crate::host::users::UserError;
 use crate::images::ImageError;
 use crate::sandbox::spec::SpecError;
@@ -107,6 +108,8 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::User(error) => user_code(error),
         SandboxError::Seccomp(error) => seccomp_code(error),
         SandboxError::AppArmor(error) => apparmor_code(error),
+        SandboxError::SelinuxLabel { cause, .. } | SandboxError::Relabel { cause, .. } => selinux_code(cause),
+        SandboxError::Selinux(error) => selinux_code(error),
         SandboxError::Device(error) => device_code(error),
         SandboxError::Cdi(error) => cdi_code(error),
         SandboxError::BlockIo(error) => block_io_code(error),
@@ -342,6 +345,15 @@ fn apparmor_code(error: &AppArmorError) -> Code {
         AppArmorError::Read { cause, .. } => io_code(cause),
         AppArmorError::Parser(CommandError::Timeout { .. }) => Code::DeadlineExceeded,
         AppArmorError::Parser(_) | AppArmorError::Vanished { .. } => Code::Internal,
+    }
+}
+
+fn selinux_code(error: &SelinuxError) -> Code {
+    match error {
+        SelinuxError::Unknown { .. } | SelinuxError::Forbidden { .. } => Code::InvalidArgument,
+        SelinuxError::NoLevel => Code::ResourceExhausted,
+        SelinuxError::Random(_) => Code::Internal,
+        SelinuxError::Ask { cause, .. } | SelinuxError::Set { cause, .. } => io_code(cause),
     }
 }
 

@@ -57,6 +57,9 @@ pub struct SandboxSpec {
     pub sysctls: BTreeMap<String, String>,
     /// Security context.
     pub security: SandboxSecurity,
+    /// SELinux level of its containers and files, asked for or given; None: the node had no SELinux when it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selinux_level: Option<String>,
     /// Pod overhead.
     pub overhead: Option<Resources>,
     /// Sum of the containers' resources.

@@ -7,6 +7,7 @@ use super::files::PodFiles;
 use super::idmap;
 use super::node::{Node, make_private_dir};
 use super::pod::Phase;
+use super::selinux;
 use crate::config::{annotation_fits, bytes};
 use crate::host::monitor::{self, Events, LaunchRequest, Monitor, MonitorError, NamespaceRequest};
 use crate::host::network::{Attachment, PodNetwork};
@@ -113,7 +114,7 @@ async fn write_files(node: &Arc<Node>, spec: &Arc<SandboxSpec>) -> Result<(), Sa
             let owner = spec.namespaces.user.as_ref().and_then(UserNamespace::root);
             rootfs::mount_shm(&files.shm, shm_bytes(&node, &spec)?, owner)?;
         }
-        Ok(())
+        selinux::label_pod_files(&node, &spec)
     })
     .await
 }

@@ -9,6 +9,7 @@ use super::granted::Granted;
 use super::idmap;
 use super::node::{Node, make_private_dir};
 use super::recover;
+use super::selinux;
 use super::spec::{self, ImageProcess, Inputs, PodNamespaces};
 use super::state::{ContainerState, Init};
 use super::stop::{kill_cgroup, shares_pid_namespace};
@@ -86,7 +87,14 @@ pub(super) fn stop_signal(spec: &ContainerSpec, hold: Option<&Hold>) -> i32 {
 pub(super) async fn prepare_or_undo(request: Request) -> Result<Prepared, SandboxError> {
     let (node, spec) = (request.node.clone(), request.spec.clone());
     let begun = std::time::Instant::now();
-    let work = blocking(move || prepare(&request));
+    let (pod, labelled) = (request.pod.clone(), spec.clone());
+    let work = async {
+        // First, and by itself: where a volume is so large that the time is up, it goes on and finishes, without a
+        // container that nobody waits for any more; the next call finds it done.
+        let of_node = node.clone();
+        blocking(move || selinux::label_volumes(&of_node, &pod, &labelled)).await?;
+        blocking(move || prepare(&request)).await
+    };
     let result = match tokio::time::timeout(PREPARE_LIMIT, work).await {
         Ok(result) => result,
         Err(_) => {
@@ -105,7 +113,7 @@ pub(super) async fn prepare_or_undo(request: Request) -> Result<Prepared, Sandbo
 }
 
 fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
-    let Request { node, pod, spec, hold, volumes, granted, namespaces, target_pid } = request;
+    let Request { node, pod, spec, hold, granted, namespaces, target_pid, .. } = request;
     let bundle = node.bundle(&spec.id);
     let (root, writable) = (bundle.join("rootfs"), node.writable(&spec.id));
     let (upper, work) = (writable.join("upper"), writable.join("work"));
@@ -114,7 +122,8 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
     if let Some(map) = &map {
         idmap::let_through(&bundle, map)?;
     }
-    let mounts = resolve_mounts(node, &bundle, spec, volumes, map.as_ref())?;
+    let label = selinux::mount_option(node, pod, spec);
+    let mounts = resolve_mounts(request, &bundle, map.as_ref(), label.as_deref())?;
     make_private_dir(&writable)?;
     node.layers.adopt(&writable)?;
     for dir in [&root, &upper, &work] {
@@ -131,7 +140,7 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
         upper: &upper,
         work: &work,
         target: &root,
-        options: WRITABLE_LAYER,
+        options: &WRITABLE_LAYER.iter().copied().chain(label.as_deref()).collect::<Vec<_>>(),
         idmap: map.as_ref(),
         within_quota: node.layers.limits().any(),
     })?;
@@ -227,40 +236,43 @@ fn open_to_all(dir: &Path) -> Result<(), SandboxError> {
 
 /// The host side of each mount: symlinks followed.
 fn resolve_mounts(
-    node: &Node,
+    request: &Request,
     bundle: &Path,
-    spec: &ContainerSpec,
-    volumes: &volumes::Holds,
     map: Option<&IdMap>,
+    label: Option<&str>,
 ) -> Result<Vec<PathBuf>, SandboxError> {
-    let must_exist = &node.config.containers.absent_mount_sources_to_reject;
+    let Request { node, spec, volumes, .. } = request;
     let resolve = |(number, mount): (usize, &Mount)| match &mount.source {
         MountSource::Host(host_path) => {
-            let source = host_source(host_path, must_exist).map_err(|source| SandboxError::MountSource {
-                container_path: mount.container_path.clone(),
-                host_path: host_path.clone(),
-                source,
-            })?;
+            let source = host_source(node, mount, host_path)?;
             idmap::mapped_source(bundle, number, mount, source, map)
         }
-        MountSource::Image(volume) => volumes::source(bundle, &mount.container_path, volume, volumes, map),
+        MountSource::Image(volume) => {
+            volumes::source(bundle, &mount.container_path, volume, volumes, map, label.as_slice())
+        }
     };
     spec.mounts.iter().enumerate().map(resolve).collect()
 }
 
 /// A host path without symlinks. One that is missing becomes a directory, as with both peers: `hostPath` volumes
 /// without a `type` rely on it. It stays when the container goes, for it is the host's.
-fn host_source(path: &Path, must_exist: &[PathBuf]) -> std::io::Result<PathBuf> {
+pub(super) fn host_source(node: &Node, mount: &Mount, path: &Path) -> Result<PathBuf, SandboxError> {
     use std::os::unix::fs::DirBuilderExt as _;
-    match std::fs::canonicalize(path) {
+    let must_exist = &node.config.containers.absent_mount_sources_to_reject;
+    let found = match std::fs::canonicalize(path) {
         Err(error)
             if error.kind() == std::io::ErrorKind::NotFound && !must_exist.iter().any(|m| m == path) =>
         {
-            std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path)?;
-            std::fs::canonicalize(path)
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path);
+            made.and_then(|()| std::fs::canonicalize(path))
         }
         found => found,
-    }
+    };
+    found.map_err(|source| SandboxError::MountSource {
+        container_path: mount.container_path.clone(),
+        host_path: path.to_owned(),
+        source,
+    })
 }
 
 fn text(path: &Path) -> String {

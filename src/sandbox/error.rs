@@ -16,6 +16,7 @@ use crate::host::quota::QuotaError;
 use crate::host::rootfs::RootfsError;
 use crate::host::security::apparmor::AppArmorError;
 use crate::host::security::seccomp::SeccompError;
+use crate::host::security::selinux::SelinuxError;
 use crate::host::users::UserError;
 use crate::images::ImageError;
 use crate::model::{IdError, PodName, SandboxId};
@@ -236,6 +237,25 @@ pub enum SandboxError {
     /// An AppArmor profile.
     #[error(transparent)]
     AppArmor(#[from] AppArmorError),
+    /// A label that was asked for.
+    #[error("{field}: {cause}")]
+    SelinuxLabel {
+        /// The part that the policy does not know.
+        field: &'static str,
+        /// The cause.
+        cause: SelinuxError,
+    },
+    /// A volume that asks for the container's label.
+    #[error("mount {container_path}: selinux_relabel: {cause}")]
+    Relabel {
+        /// Where it was to go.
+        container_path: PathBuf,
+        /// The cause.
+        cause: SelinuxError,
+    },
+    /// SELinux.
+    #[error(transparent)]
+    Selinux(#[from] SelinuxError),
     /// Devices.
     #[error(transparent)]
     Device(#[from] DeviceError),

@@ -4,6 +4,7 @@
 use super::bring_up::blocking;
 use super::error::SandboxError;
 use super::node::Node;
+use super::selinux;
 use super::spec::{self, Seccomp};
 use crate::host::blockio::{self, BlockIoError};
 use crate::host::cdi::{self, Edits};
@@ -42,6 +43,7 @@ pub(super) async fn grant(
 ) -> Result<Granted, SandboxError> {
     let security = &container.security;
     spec::check(pod, container, &node.facts, &node.config.containers)?;
+    selinux::check(node, pod, Some(security))?;
     let apparmor = spec::apparmor(security, &node.facts)?;
     if let Some(profile) = apparmor.filter(|_| security.apparmor != Some(Profile::Unconfined)) {
         node.apparmor.ensure(&profile).await?;

@@ -9,6 +9,7 @@ use super::granted;
 use super::node::Node;
 use super::pod::{Command, NewContainer, Outcome, Pod, PodHandle};
 use super::record::PodLimits;
+use super::selinux;
 use super::session::{self, AttachSession, AttachStream, ExecSession, ExecStream};
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::spec::check_resources;
@@ -99,6 +100,7 @@ impl Manager {
         }
         self.node.driver.check(&spec.cgroup_parent).map_err(|e| Arc::new(e.into()))?;
         self.node.check_user_namespace(&spec).await.map_err(Arc::new)?;
+        selinux::check(&self.node, &spec, None).map_err(Arc::new)?;
         let (id, mut up) = {
             let mut tables = self.index.lock();
             match tables.names.get(&spec.name).and_then(|id| tables.pods.get(id)) {
@@ -108,6 +110,10 @@ impl Manager {
                     (snapshot.spec.id.clone(), existing.up.clone())
                 }
                 None => {
+                    let others: Vec<_> =
+                        tables.pods.values().map(|pod| pod.snapshots.borrow().clone()).collect();
+                    let others = others.iter().map(AsRef::as_ref);
+                    spec.selinux_level = selinux::level(&self.node, &spec, others).map_err(Arc::new)?;
                     let spec = Arc::new(spec);
                     let pod = Pod::new(
                         self.node.clone(),
@@ -493,8 +499,12 @@ where
 
 /// Whether a request for a name in use is a retry that may have the sandbox that is there.
 fn retry_of(existing: &PodSnapshot, spec: &SandboxSpec) -> Outcome<()> {
-    let asked =
-        SandboxSpec { id: existing.spec.id.clone(), created_at: existing.spec.created_at, ..spec.clone() };
+    let asked = SandboxSpec {
+        id: existing.spec.id.clone(),
+        created_at: existing.spec.created_at,
+        selinux_level: existing.spec.selinux_level.clone(),
+        ..spec.clone()
+    };
     let why = match (&existing.state, asked == *existing.spec) {
         (SandboxState::Preparing | SandboxState::Ready { .. }, true) => return Ok(()),
         (SandboxState::Preparing | SandboxState::Ready { .. }, false) => {

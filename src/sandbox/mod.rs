@@ -20,6 +20,7 @@ mod node;
 mod pod;
 mod record;
 mod recover;
+mod selinux;
 mod session;
 mod snapshot;
 pub mod spec;

@@ -13,6 +13,7 @@ use crate::host::cgroups::{self, Cgroups, Driver, Leaf};
 use crate::host::network::Network;
 use crate::host::oci::{Runtime, Runtimes};
 use crate::host::security::apparmor::AppArmor;
+use crate::host::security::selinux::Selinux;
 use crate::images::Images;
 use crate::model::{Clock, ContainerId, SandboxId, SandboxSpec};
 use std::collections::HashMap;
@@ -43,6 +44,8 @@ pub struct Node {
     pub facts: HostFacts,
     /// AppArmor profiles.
     pub apparmor: AppArmor,
+    /// SELinux, if containers are labelled.
+    pub selinux: Option<Selinux>,
     /// The monitor's program.
     pub monitor_binary: PathBuf,
     /// Timestamps.

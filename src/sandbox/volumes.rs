@@ -115,16 +115,17 @@ pub(super) fn restore(images: &Images, spec: &ContainerSpec) -> Holds {
     image_ids(spec).into_iter().filter_map(|id| images.restore_hold(id)).collect()
 }
 
-/// What to bind at `container_path`: the image, mounted below `bundle` by the first mount that needs it, or the
-/// directory of it that the sub path names. Blocking.
+/// What to bind at `container_path`: the image, mounted with `options` below `bundle` by the first mount that needs it,
+/// or the directory of it that the sub path names. Blocking.
 pub(super) fn source(
     bundle: &Path,
     container_path: &Path,
     volume: &ImageVolume,
     holds: &[Hold],
     map: Option<&IdMap>,
+    options: &[&str],
 ) -> Result<PathBuf, SandboxError> {
-    let mounted = mounted(bundle, volume, holds, map);
+    let mounted = mounted(bundle, volume, holds, map, options);
     mounted.and_then(|root| within(&root, &volume.sub_path)).map_err(|e| failed(container_path, volume, e))
 }
 
@@ -133,6 +134,7 @@ fn mounted(
     volume: &ImageVolume,
     holds: &[Hold],
     map: Option<&IdMap>,
+    options: &[&str],
 ) -> Result<PathBuf, VolumeError> {
     let id = volume.resolved.as_ref().map(|resolved| &resolved.id);
     let (number, hold) = holds
@@ -145,7 +147,7 @@ fn mounted(
         for dir in [&empty, &target] {
             std::fs::create_dir_all(dir).map_err(io("make directory", dir))?;
         }
-        rootfs::mount_read_only(hold.layers(), &empty, &target, map)?;
+        rootfs::mount_read_only(hold.layers(), &empty, &target, map, options)?;
     }
     Ok(target)
 }

@@ -56,6 +56,7 @@ for step in $STEPS; do
         }
         ;;
     deb-after) "$root/tests/vm/deb.sh" after 2>&1 ;;
+    selinux) "$root/tests/vm/selinux.sh" 2>&1 ;;
     script:*) bash -x "$root/tests/vm/${step#script:}" 2>&1 ;;
     *) echo "no such step"; false ;;
     esac

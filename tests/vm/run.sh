@@ -8,15 +8,18 @@
 #        STEPS='node:crun' tests/vm/run.sh      only these steps, in this order;
 #                                    a step is node:RUNTIME[:DRIVER], critest:RUNTIME[:DRIVER]
 #                                    (cgroupfs or systemd), deb (the Debian package of build/dist, with
-#                                    a reboot), or script:FILE, a script beside this one to look into
-#                                    something
+#                                    a reboot), selinux (labels, in a guest of its own with SELinux
+#                                    permissive; critest's SELinux specs: STEPS='selinux critest:runc'
+#                                    FOCUS=SELinux), or script:FILE, a script beside this one to look
+#                                    into something
 #        FILTER='oom exec_sync'      only tests of tests/node with one of these in their names
 #        FOCUS=Security              only critest's specs that match
 #        VM_ACCEL=kvm                on a machine that has KVM
 #        VM_LIMIT=7200               seconds after which the guest is killed
 #
-# Kept for the next run: build/vm/base-*.ext4, the guest's system. The guest's
-# console and the tests' output stay in build/vm/{console,tests}.log.
+# Kept for the next run: build/vm/base-*.ext4, the guest's system, and the same
+# for SELinux, build/vm/selinux-*.ext4. The guest's console and the tests' output
+# stay in build/vm/{console,tests}.log.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -28,6 +31,14 @@ started=$SECONDS
 packages=systemd-sysv,dbus,kmod,apparmor,runc,crun,containernetworking-plugins,iptables,conntrack
 packages+=,iproute2,procps,util-linux,docker-registry,jq,curl,e2fsprogs,xfsprogs,criu
 suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-bookworm}")
+# One major security module at a time: Debian's kernel starts AppArmor unless told otherwise.
+module=base lsm=
+case " ${STEPS:-} " in
+*' selinux '*)
+    module=selinux lsm='security=selinux selinux=1'
+    packages+=,selinux-policy-default,selinux-utils,policycoreutils,attr
+    ;;
+esac
 
 work='' qemu='' tail=''
 finish() {
@@ -90,6 +101,15 @@ StandardOutput=file:/dev/ttyS1
 StandardError=inherit
 UNIT
     rm -rf "$work/rootfs/var/cache/apt" "$work/rootfs/var/lib/apt/lists"
+    if [ $module = selinux ]; then
+        printf 'SELINUX=permissive\nSELINUXTYPE=default\n' >"$work/rootfs/etc/selinux/config"
+        # Labels are attributes of files that any kernel can write; the file system's image keeps them.
+        cp "$here/container.cil" "$work/rootfs/root/"
+        # setfiles names files by way of /proc.
+        unshare --mount sh -ec 'mount -t proc proc "$1/proc"
+            chroot "$1" semodule -n -s default -i /root/container.cil
+            chroot "$1" setfiles -F -e /proc /etc/selinux/default/contexts/files/file_contexts /' - "$work/rootfs"
+    fi
     # Debian's kernel has its disk drivers as modules: an initramfs of busybox that loads them.
     local early=$work/initramfs
     mkdir -p "$early"/{bin,proc,sys,dev,root,modules}
@@ -113,13 +133,13 @@ UNIT
     (cd "$early" && find . | busybox cpio -o -H newc 2>/dev/null | gzip -1) >"$work/initrd"
     truncate -s 4G "$work/ext4"
     mkfs.ext4 -q -F -L podwright-vm -O ^has_journal -d "$work/rootfs" "$work/ext4"
-    rm -f "$vm"/base-*
+    rm -f "$vm/$module"-*
     cp "$work/kernel/boot/vmlinuz-$version" "$base.vmlinuz"
     mv "$work/initrd" "$base.initrd"
     mv "$work/ext4" "$base.ext4"
     rm -rf "$work/rootfs" "$work/kernel" "$work/initramfs" "$work/$kernel"_*.deb
 }
-base=$vm/base-$version-$({ declare -f make_base; echo "$packages $suite"; } | sha256sum | cut -c1-12)
+base=$vm/$module-$version-$({ declare -f make_base; echo "$packages $suite"; cat "$here/container.cil"; } | sha256sum | cut -c1-12)
 [ -e "$base.ext4" ] || make_base
 
 # The programs under test and what drives them, at the paths that are compiled into them.
@@ -173,7 +193,7 @@ echo "test-vm: booting $version ($accel)"
 setpriv --pdeathsig KILL qemu-system-x86_64 -nodefaults -no-user-config $reboot -display none \
     -machine pc -accel "$accel" -cpu "$cpu" -smp 2 -m 4096 \
     -kernel "$base.vmlinuz" -initrd "$base.initrd" \
-    -append "console=ttyS0 panic=-1 mitigations=off random.trust_cpu=on systemd.unit=podwright-test.service systemd.mask=apt-daily.timer systemd.mask=apt-daily-upgrade.timer systemd.mask=systemd-networkd-wait-online.service quiet" \
+    -append "console=ttyS0 panic=-1 mitigations=off random.trust_cpu=on systemd.unit=podwright-test.service systemd.mask=apt-daily.timer systemd.mask=apt-daily-upgrade.timer systemd.mask=systemd-networkd-wait-online.service $lsm quiet" \
     -drive "file=$base.ext4,format=raw,if=virtio,snapshot=on,cache=unsafe" \
     -drive "file=$work/payload.tar,format=raw,if=virtio,readonly=on" \
     -serial "file:$vm/console.log" -serial "file:$vm/tests.log" </dev/null &

@@ -36,6 +36,16 @@ pub fn open_beneath(root: BorrowedFd<'_>, path: &Path, flags: OFlags, mode: Mode
     resolve(root, path, flags, mode, ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
 }
 
+/// Opens an absolute path in which no component is a symbolic link, as it was when somebody resolved it. Close-on-exec is
+/// always set.
+///
+/// # Errors
+/// The kernel's; ELOOP when one has become a link.
+pub fn open_without_links(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    let how = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    resolve(CWD, path, flags | OFlags::NOFOLLOW, Mode::empty(), how)
+}
+
 /// Makes `path` and its missing parents inside `root`, each with `mode`, and returns the last one (`O_PATH`).
 /// Existing symbolic links are followed inside the root; a link that dangles is an error, not a place to create at.
 /// Those that are made get an `owner`, uid and gid, if there is one.
@@ -106,6 +116,11 @@ mod tests {
         let file = open_in_root(root.as_fd(), Path::new("/../link/name"), read, Mode::empty()).unwrap();
         assert_eq!(std::io::read_to_string(std::fs::File::from(file)).unwrap(), "inside");
         assert!(open_beneath(root.as_fd(), Path::new("link/name"), read, Mode::empty()).is_err());
+        let real = dir.canonicalize().unwrap();
+        assert!(open_without_links(&real.join("etc/name"), read).is_ok());
+        for through_a_link in ["link/name", "link"] {
+            assert!(open_without_links(&real.join(through_a_link), OFlags::PATH).is_err());
+        }
         assert!(open_beneath(root.as_fd(), Path::new("etc/name"), read, Mode::empty()).is_ok());
         let mode = Mode::from_raw_mode(0o755);
         mkdir_all_in_root(root.as_fd(), Path::new("/link/a/b"), mode, None).unwrap();

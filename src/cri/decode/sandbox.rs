@@ -66,6 +66,8 @@ pub fn sandbox(
             )?,
             selinux: selinux("config.linux.security_context.selinux_options", context.selinux_options)?,
         },
+        // Given by whoever knows the other pods.
+        selinux_level: None,
         overhead: linux.overhead.map(resources),
         resources: linux.resources.map(resources),
     })

@@ -4,6 +4,7 @@ use super::mounts::id_mappings;
 use super::{Checked, container_path, invalid, shown};
 use crate::cri::proto as pb;
 use crate::host::security::Cap;
+use crate::host::security::selinux::is_level;
 use crate::model::{
     Capabilities, ContainerId, ContainerSecurity, GroupsPolicy, IdMapping, NamespaceMode, Namespaces,
     Profile, RunAs, SelinuxOptions, UserNamespace,
@@ -151,8 +152,8 @@ pub(super) fn selinux(
     if let Some(part) = parts.into_iter().find(|part| broken(part) || part.contains(':')) {
         return invalid(field, format!("{:?} is no part of a label", shown(part)));
     }
-    if broken(&options.level) {
-        return invalid(field, format!("{:?} is no level", shown(&options.level)));
+    if !options.level.is_empty() && !is_level(&options.level) {
+        return invalid(field, format!("{:?} is no level, such as \"s0:c1,c2\"", shown(&options.level)));
     }
     Ok(Some(SelinuxOptions {
         user: options.user,

@@ -295,7 +295,7 @@ fn a_container_with_a_wrong_field_is_refused_by_its_name() {
         }),
         ("config.linux.security_context.selinux_options", |c| {
             security(c).selinux_options =
-                Some(pb::SeLinuxOption { level: text("s0:c1\n"), ..Default::default() });
+                Some(pb::SeLinuxOption { level: text("s0,c1,c2"), ..Default::default() });
         }),
         ("namespace_options.target_id", |c| {
             security(c).namespace_options = Some(pb::NamespaceOption {

@@ -40,7 +40,7 @@ pub struct Overlay<'a> {
     pub work: &'a Path,
     /// Mount point.
     pub target: &'a Path,
-    /// Each is `key` or `key=value`, such as `volatile`.
+    /// Each is `key` or `key=value`, such as `volatile`, or `context=` with an SELinux label.
     pub options: &'a [&'a str],
     /// The mapping of a user namespace: the layers' files belong to the ids outside, and so does what is written.
     pub idmap: Option<&'a IdMap>,
@@ -171,7 +171,13 @@ fn mount_by_page(
     }
     for option in options {
         data.push(',');
-        data.push_str(option);
+        match option.split_once('=') {
+            // Of a label; the kernel takes the quotes away.
+            Some((key, value)) if value.contains(',') => {
+                let _ = write!(data, "{key}=\"{value}\"");
+            }
+            _ => data.push_str(option),
+        }
     }
     if data.len() > MAX_MOUNT_DATA {
         return Err(RootfsError::TooManyLayers {

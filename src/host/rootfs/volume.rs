@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 pub(super) const FLAGS: MountFlags = MountFlags::RDONLY.union(MountFlags::NODEV);
 
 /// Mounts `lowers` (bottom layer first) on `target`, read-only, with ids mapped if a map is given. overlayfs wants two
-/// layers where there is no upper directory: `empty`, an empty directory, lies below a single one.
+/// layers where there is no upper directory: `empty`, an empty directory, lies below a single one. Each option is
+/// `key=value`, as of an [`Overlay`](super::Overlay).
 ///
 /// # Errors
 /// When there is no layer, a directory is missing or the kernel refuses; nothing is left mounted then.
@@ -23,6 +24,7 @@ pub fn mount_read_only(
     empty: &Path,
     target: &Path,
     map: Option<&IdMap>,
+    options: &[&str],
 ) -> Result<(), RootfsError> {
     let padded;
     let lowers = match lowers {
@@ -34,26 +36,29 @@ pub fn mount_read_only(
         many => many,
     };
     match map {
-        Some(map) => with_mapped(lowers, map, target, |lowers| mount_lowers(lowers, target)),
-        None => mount_lowers(lowers, target),
+        Some(map) => with_mapped(lowers, map, target, |lowers| mount_lowers(lowers, target, options)),
+        None => mount_lowers(lowers, target, options),
     }
 }
 
-fn mount_lowers(lowers: &[PathBuf], target: &Path) -> Result<(), RootfsError> {
+fn mount_lowers(lowers: &[PathBuf], target: &Path, options: &[&str]) -> Result<(), RootfsError> {
     if !checks_options() {
-        return mount_by_page(lowers, None, target, &[]);
+        return mount_by_page(lowers, None, target, options);
     }
-    match mount_by_fsconfig(lowers, target) {
-        Err(e) if lacks_lowerdir_plus(&e) => mount_by_page(lowers, None, target, &[]),
+    match mount_by_fsconfig(lowers, target, options) {
+        Err(e) if lacks_lowerdir_plus(&e) => mount_by_page(lowers, None, target, options),
         done => done,
     }
 }
 
-fn mount_by_fsconfig(lowers: &[PathBuf], target: &Path) -> Result<(), RootfsError> {
+fn mount_by_fsconfig(lowers: &[PathBuf], target: &Path, options: &[&str]) -> Result<(), RootfsError> {
     let mut context = Context::open("overlay", target)?;
     context.set("source", "overlay")?;
     for lower in lowers.iter().rev() {
         context.set_path("lowerdir+", lower)?;
+    }
+    for option in options {
+        context.set_option(option)?;
     }
     context.finish(MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV)
 }
@@ -109,7 +114,7 @@ mod tests {
     type Mount = fn(&[PathBuf], &Path, &Path) -> Result<(), RootfsError>;
 
     fn as_they_are(lowers: &[PathBuf], empty: &Path, target: &Path) -> Result<(), RootfsError> {
-        mount_read_only(lowers, empty, target, None)
+        mount_read_only(lowers, empty, target, None, &[])
     }
 
     fn map() -> IdMap {
@@ -170,7 +175,7 @@ mod tests {
             let (empty, target) = (root.path().join("empty"), root.path().join("target"));
             fs::create_dir(&empty).unwrap();
             fs::create_dir(&target).unwrap();
-            mount_read_only(&lowers, &empty, &target, Some(&map())).unwrap();
+            mount_read_only(&lowers, &empty, &target, Some(&map()), &[]).unwrap();
             let found = owner(&target.join("who"));
             unmount(&target).unwrap();
             assert_eq!(found, 300_000 + layers);

@@ -5,6 +5,7 @@
 pub mod apparmor;
 pub mod caps;
 pub mod seccomp;
+pub mod selinux;
 
 pub use caps::{Cap, CapSet};
 
@@ -43,8 +44,6 @@ pub struct HostSecurity {
     pub oom_score_adj_floor: i64,
     /// AppArmor can confine containers.
     pub apparmor: bool,
-    /// SELinux is enabled.
-    pub selinux: bool,
 }
 
 impl HostSecurity {
@@ -68,7 +67,6 @@ impl HostSecurity {
             bounding,
             oom_score_adj_floor: oom_floor(effective, own_adj),
             apparmor: apparmor::AppArmor::detect().is_enabled(),
-            selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         })
     }
 }

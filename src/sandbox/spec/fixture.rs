@@ -56,6 +56,7 @@ pub(in crate::sandbox) fn fixture() -> Fixture {
             namespaces: Namespaces::default(),
             sysctls: BTreeMap::new(),
             security: SandboxSecurity::default(),
+            selinux_level: None,
             overhead: None,
             resources: None,
         },
@@ -111,7 +112,7 @@ pub(in crate::sandbox) fn fixture() -> Fixture {
             recursive_read_only: true,
             apparmor: false,
             apparmor_default: None,
-            selinux: false,
+            selinux: None,
         },
         config: Containers::default(),
         namespaces: PodNamespaces {

@@ -2,7 +2,7 @@
 
 use super::capabilities::ContainerCapabilities;
 use super::resources::linux_resources;
-use super::{Inputs, Seccomp, SpecError, process};
+use super::{Inputs, Seccomp, SpecError};
 use crate::host::cgroups::CgroupMode;
 use crate::host::devices::{NodeKind, ResolvedDevice};
 use crate::host::security::seccomp::{SeccompArch, default_profile};
@@ -57,7 +57,7 @@ pub(super) fn build(
         .set_uid_mappings(uids)
         .set_gid_mappings(gids)
         .set_intel_rdt(inputs.rdt_class.map(rdt))
-        .set_mount_label(process::selinux_labels(inputs).map(|(_, mount)| mount));
+        .set_mount_label(inputs.selinux().map(|labels| labels.mount.to_string()));
     Ok(linux)
 }
 

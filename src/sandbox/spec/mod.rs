@@ -9,11 +9,13 @@ mod linux;
 mod mounts;
 mod process;
 mod resources;
+mod selinux;
 
 pub use capabilities::{ContainerCapabilities, capabilities};
 pub use error::SpecError;
 pub use process::apparmor;
 pub use resources::{check_resources, linux_resources};
+pub use selinux::{SelinuxLabels, selinux_labels};
 
 use crate::config::{Containers, Handler, annotation_fits};
 use crate::host::cdi;
@@ -21,6 +23,7 @@ use crate::host::cgroups::CgroupMode;
 use crate::host::devices::ResolvedDevice;
 use crate::host::mountinfo::MountEntry;
 use crate::host::security::CapSet;
+use crate::host::security::selinux::Contexts;
 use crate::host::users::User;
 use crate::model::{ContainerSpec, IdMapping, SandboxSpec};
 use oci_spec::runtime::{
@@ -28,6 +31,7 @@ use oci_spec::runtime::{
 };
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Version of the OCI runtime spec that is written: what runc 1.1 and crun 1.8 read.
 const OCI_VERSION: &str = "1.0.2";
@@ -81,6 +85,14 @@ pub struct Inputs<'a> {
     pub handler: &'a Handler,
 }
 
+impl Inputs<'_> {
+    /// SELinux labels; None where containers get none.
+    fn selinux(&self) -> Option<SelinuxLabels> {
+        let contexts = self.host.selinux.as_ref()?;
+        Some(selinux_labels(contexts, self.sandbox, Some(&self.container.security)))
+    }
+}
+
 /// Seccomp of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seccomp {
@@ -128,8 +140,8 @@ pub struct HostFacts {
     pub apparmor: bool,
     /// AppArmor profile of containers that ask for none, if there is one.
     pub apparmor_default: Option<String>,
-    /// SELinux is enabled.
-    pub selinux: bool,
+    /// The policy's labels for containers; None: they get none.
+    pub selinux: Option<Arc<Contexts>>,
 }
 
 /// Pinned namespaces; None: the host's.

@@ -3,7 +3,7 @@
 use super::capabilities::{self, ContainerCapabilities};
 use super::{HostFacts, Inputs, SpecError};
 use crate::config::Ulimit;
-use crate::model::{ContainerSecurity, ContainerSpec, Profile, SelinuxOptions};
+use crate::model::{ContainerSecurity, ContainerSpec, Profile};
 use oci_spec::runtime::{
     PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, UserBuilder,
 };
@@ -32,7 +32,7 @@ pub(super) fn build(inputs: &Inputs<'_>, caps: &ContainerCapabilities) -> Result
     process
         .set_rlimits(rlimits(&inputs.config.default_ulimits)?)
         .set_apparmor_profile(apparmor(security, inputs.host)?)
-        .set_selinux_label(selinux_labels(inputs).map(|(process, _)| process));
+        .set_selinux_label(inputs.selinux().and_then(|labels| labels.process).map(|label| label.to_string()));
     Ok(process)
 }
 
@@ -187,22 +187,4 @@ pub fn apparmor(security: &ContainerSecurity, host: &HostFacts) -> Result<Option
         None if security.privileged || !host.apparmor => Ok(None),
         None => Ok(host.apparmor_default.clone()),
     }
-}
-
-/// (process label, mount label), with the defaults of container-selinux for parts that are not given. Without
-/// SELinux on the host, or nothing asked, there are none.
-pub(super) fn selinux_labels(inputs: &Inputs<'_>) -> Option<(String, String)> {
-    if !inputs.host.selinux {
-        return None;
-    }
-    let asked = inputs.container.security.selinux.as_ref().or(inputs.sandbox.security.selinux.as_ref())?;
-    let SelinuxOptions { user, role, kind, level } = asked;
-    let or =
-        |given: &str, default: &str| if given.is_empty() { default.to_owned() } else { given.to_owned() };
-    let default_kind = if inputs.container.security.privileged { "spc_t" } else { "container_t" };
-    let (user, level) = (or(user, "system_u"), or(level, "s0"));
-    Some((
-        format!("{user}:{}:{}:{level}", or(role, "system_r"), or(kind, default_kind)),
-        format!("{user}:object_r:container_file_t:{level}"),
-    ))
 }

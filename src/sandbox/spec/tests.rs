@@ -1,5 +1,6 @@
 use super::fixture::fixture;
 use crate::host::devices::{NodeKind, Owner, ResolvedDevice};
+use crate::host::security::selinux::Label;
 use crate::host::security::{Cap, CapSet};
 use crate::model::{
     Capabilities, ContainerId, HugepageLimit, NamespaceMode, Profile, Propagation, SelinuxOptions,
@@ -527,7 +528,12 @@ fn selinux_labels_are_filled_up() {
     let level = SelinuxOptions { level: "s0:c1,c2".into(), ..SelinuxOptions::default() };
     f.container.security.selinux = Some(level);
     assert_eq!(f.json()["process"]["selinuxLabel"], Value::Null);
-    f.host.selinux = true;
+    let label = |text| Label::parse(text).unwrap();
+    f.host.selinux = Some(Arc::new(Contexts {
+        process: label("system_u:system_r:container_t:s0"),
+        unconfined: None,
+        file: label("system_u:object_r:container_file_t:s0"),
+    }));
     let spec = f.json();
     assert_eq!(spec["process"]["selinuxLabel"], "system_u:system_r:container_t:s0:c1,c2");
     assert_eq!(spec["linux"]["mountLabel"], "system_u:object_r:container_file_t:s0:c1,c2");

@@ -1,0 +1,356 @@
+//! Labels on files: of one, or of a tree, as SELinux's attribute.
+//!
+//! A tree may be changed by others meanwhile, those who are to be confined included. So no symbolic link is ever
+//! followed, neither on the way to the tree nor in it: each file is named by its open directory and its last name. What
+//! is mounted in the tree belongs to it, as it does for whoever binds it into a container.
+
+use super::SelinuxError;
+use podwright_sys::path::open_without_links;
+use rustix::fd::{AsRawFd as _, OwnedFd};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RawDir, XattrFlags};
+use rustix::io::Errno;
+use std::ffi::{CStr, CString, OsStr};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+/// SELinux's attribute.
+const ATTRIBUTE: &str = "security.selinux";
+/// The system's own places, which are never relabelled: programs of the host would lose access to them. go-selinux has
+/// the same list; what is below is the pod's own choice.
+const FORBIDDEN: [&str; 26] = [
+    "/",
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/etc/passwd",
+    "/etc/pki",
+    "/etc/shadow",
+    "/home",
+    "/lib",
+    "/lib64",
+    "/media",
+    "/opt",
+    "/proc",
+    "/root",
+    "/run",
+    "/sbin",
+    "/srv",
+    "/sys",
+    "/tmp",
+    "/usr",
+    "/usr/bin",
+    "/usr/lib",
+    "/var",
+    "/var/lib",
+    "/var/log",
+];
+/// Directories held open at once. Deeper ones are left by `..`, so that a tree of any depth takes no more than this.
+const MAX_OPEN: usize = 32;
+/// Entries are read in pieces of this many bytes, as the C library does.
+const READ: usize = 32 << 10;
+/// Room for a label that is compared. A longer one counts as different.
+const LABEL: usize = 1024;
+
+/// What the label of a tree's root says of the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// Nothing: every file is looked at.
+    Root,
+    /// Everything: a tree whose root has the label is left as it is.
+    Tree,
+}
+
+/// Labels a path, which has no symbolic link in it, and all that is below. A file that has the label already is not
+/// written to, so that what was interrupted goes on where it was; the root comes last. File systems without labels are
+/// left out. Blocking, for as long as the tree is large.
+///
+/// # Errors
+/// When the path is the system's own, or a file cannot be labelled. What vanishes meanwhile is none.
+pub fn relabel(root: &Path, label: &str, known: Known) -> Result<(), SelinuxError> {
+    if FORBIDDEN.iter().any(|path| Path::new(path) == root) {
+        return Err(SelinuxError::Forbidden { path: root.to_owned() });
+    }
+    let labels = Labels { label };
+    let failed = |cause: std::io::Error| labels.failed(root, cause);
+    let file = open_without_links(root, OFlags::PATH).map_err(failed)?;
+    let whole = File::Open(&file);
+    if known == Known::Tree && labels.are_on(whole) {
+        return Ok(());
+    }
+    let stat = fs::fstat(&file).map_err(|e| failed(e.into()))?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        labels.walk(open(&file, c".").map_err(|e| failed(e.into()))?)?;
+    }
+    labels.put_on(whole).map(drop)
+}
+
+/// Labels one file or directory of our own, without what is in it. A file system without labels is left as it is.
+///
+/// # Errors
+/// When it cannot be labelled.
+pub fn label_file(path: &Path, label: &str) -> Result<(), SelinuxError> {
+    let labels = Labels { label };
+    let file = fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| labels.failed(path, error.into()))?;
+    labels.put_on(File::Open(&file)).map(drop)
+}
+
+/// A file by what cannot be exchanged for another one meanwhile.
+#[derive(Clone, Copy)]
+enum File<'a> {
+    /// Open, perhaps only as a place (`O_PATH`).
+    Open(&'a OwnedFd),
+    /// What has the name in an open directory, be it a symbolic link.
+    In(&'a OwnedFd, &'a CStr),
+}
+
+impl File<'_> {
+    /// A name for the kernel: attributes of what is open only as a place cannot be had by its descriptor.
+    fn name(self) -> CString {
+        let name = match self {
+            Self::Open(file) => format!("/proc/self/fd/{}", file.as_raw_fd()).into_bytes(),
+            Self::In(directory, name) => {
+                let directory = format!("/proc/self/fd/{}/", directory.as_raw_fd());
+                [directory.as_bytes(), name.to_bytes()].concat()
+            }
+        };
+        // Neither part has a NUL.
+        CString::new(name).unwrap_or_default()
+    }
+
+    /// A path for people.
+    fn shown(self) -> PathBuf {
+        let (file, name) = match self {
+            Self::Open(file) => (file, c""),
+            Self::In(directory, name) => (directory, name),
+        };
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
+        if name.is_empty() { path } else { path.join(OsStr::from_bytes(name.to_bytes())) }
+    }
+
+    fn get(self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        match self {
+            // That name is a link, to the file.
+            Self::Open(_) => fs::getxattr(self.name(), ATTRIBUTE, buffer),
+            Self::In(..) => fs::lgetxattr(self.name(), ATTRIBUTE, buffer),
+        }
+    }
+
+    fn set(self, value: &[u8]) -> Result<(), Errno> {
+        match self {
+            Self::Open(_) => fs::setxattr(self.name(), ATTRIBUTE, value, XattrFlags::empty()),
+            Self::In(..) => fs::lsetxattr(self.name(), ATTRIBUTE, value, XattrFlags::empty()),
+        }
+    }
+}
+
+/// What became of one file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Labelled,
+    /// Its file system has no labels, or the file is gone.
+    LeftOut,
+}
+
+/// A directory on the way down.
+struct Level {
+    /// Open, or given up for the sake of [`MAX_OPEN`].
+    directory: Option<OwnedFd>,
+    /// Device and inode, by which it is known again.
+    identity: (u64, u64),
+    /// Directories in it that are still to be walked.
+    left: Vec<CString>,
+}
+
+/// One label, and the ways to put it on files.
+struct Labels<'a> {
+    label: &'a str,
+}
+
+impl Labels<'_> {
+    fn are_on(&self, file: File<'_>) -> bool {
+        let mut buffer = [0; LABEL];
+        let Ok(length) = file.get(&mut buffer) else { return false };
+        let found = buffer.get(..length).unwrap_or_default();
+        found.strip_suffix(b"\0").unwrap_or(found) == self.label.as_bytes()
+    }
+
+    fn put_on(&self, file: File<'_>) -> Result<Outcome, SelinuxError> {
+        if self.are_on(file) {
+            return Ok(Outcome::Labelled);
+        }
+        match file.set(self.label.as_bytes()) {
+            Ok(()) => Ok(Outcome::Labelled),
+            Err(Errno::OPNOTSUPP | Errno::NOENT) => Ok(Outcome::LeftOut),
+            Err(error) => Err(self.failed(&file.shown(), error.into())),
+        }
+    }
+
+    /// Labels what is in a directory, at any depth.
+    fn walk(&self, root: OwnedFd) -> Result<(), SelinuxError> {
+        let mut buffer = Vec::with_capacity(READ);
+        let mut levels = vec![self.enter(root, &mut buffer)?];
+        while let Some(level) = levels.last_mut() {
+            let Some(directory) = &level.directory else {
+                // Its way back was lost: what was below it moved away.
+                levels.pop();
+                continue;
+            };
+            let Some(name) = level.left.pop() else {
+                leave(&mut levels);
+                continue;
+            };
+            let child = match open(directory, &name) {
+                Ok(child) => child,
+                // It vanished, or became something else.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
+                Err(error) => return Err(self.failed(&File::In(directory, &name).shown(), error.into())),
+            };
+            let child = self.enter(child, &mut buffer)?;
+            if levels.len() >= MAX_OPEN
+                && let Some(level) = levels.last_mut()
+            {
+                level.directory = None;
+            }
+            levels.push(child);
+        }
+        Ok(())
+    }
+
+    /// Labels what is in a directory itself.
+    fn enter(&self, directory: OwnedFd, buffer: &mut Vec<u8>) -> Result<Level, SelinuxError> {
+        let mut left = Vec::new();
+        let failed = |error: Errno| self.failed(&File::Open(&directory).shown(), error.into());
+        let own = fs::fstat(&directory).map_err(failed)?;
+        let mut entries = RawDir::new(&directory, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            if name.to_bytes() == b"." || name.to_bytes() == b".." {
+                continue;
+            }
+            let outcome = self.put_on(File::In(&directory, name))?;
+            let kind = match entry.file_type() {
+                FileType::Unknown => fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)
+                    .map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode)),
+                known => known,
+            };
+            if outcome == Outcome::Labelled && kind == FileType::Directory {
+                left.push(name.to_owned());
+            }
+        }
+        Ok(Level { directory: Some(directory), identity: (own.st_dev, own.st_ino), left })
+    }
+
+    fn failed(&self, path: &Path, cause: std::io::Error) -> SelinuxError {
+        SelinuxError::Set { path: path.to_owned(), label: self.label.to_owned(), cause }
+    }
+}
+
+/// Goes up from a directory that is done.
+fn leave(levels: &mut Vec<Level>) {
+    let Some(done) = levels.pop() else { return };
+    let Some(parent) = levels.last_mut() else { return };
+    if parent.directory.is_none() {
+        let up = done.directory.and_then(|below| open(&below, c"..").ok());
+        parent.directory = up.filter(|up| {
+            // It may have been moved: `..` is then another directory, outside the tree even.
+            fs::fstat(up).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == parent.identity)
+        });
+    }
+}
+
+fn open(at: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    fs::openat(at, name, flags, Mode::empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    const LABEL_A: &str = "system_u:object_r:container_file_t:s0:c1,c2";
+    const LABEL_B: &str = "system_u:object_r:container_file_t:s0:c3,c4";
+
+    fn label_of(path: &Path) -> Option<String> {
+        let mut buffer = [0; 256];
+        let length = fs::lgetxattr(path, ATTRIBUTE, &mut buffer[..]).ok()?;
+        Some(String::from_utf8(buffer[..length].to_vec()).unwrap())
+    }
+
+    #[test]
+    fn a_tree_is_labelled_whole_and_links_are_labelled_not_followed() {
+        let base = tempfile::tempdir().unwrap();
+        let base = base.path().canonicalize().unwrap();
+        let (root, outside) = (base.join("root"), base.join("outside"));
+        std::fs::create_dir_all(root.join("a/b")).unwrap();
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("secret"), "").unwrap();
+        std::fs::write(root.join("a/b/file"), "").unwrap();
+        std::fs::write(root.join("a/unreadable"), "").unwrap();
+        symlink(&outside, root.join("a/out")).unwrap();
+        symlink("../../outside/secret", root.join("a/file-out")).unwrap();
+        rustix::fs::mknodat(fs::CWD, root.join("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        relabel(&root, LABEL_A, Known::Root).unwrap();
+        for name in ["", "a", "a/b", "a/b/file", "a/unreadable", "a/out", "a/file-out", "fifo"] {
+            assert_eq!(label_of(&root.join(name)).as_deref(), Some(LABEL_A), "{name}");
+        }
+        assert_eq!((label_of(&outside), label_of(&outside.join("secret"))), (None, None));
+        // One that goes through a link is refused.
+        let error = relabel(&root.join("a/out/secret"), LABEL_A, Known::Root).unwrap_err();
+        assert!(matches!(error, SelinuxError::Set { .. }), "{error}");
+        assert_eq!(label_of(&outside.join("secret")), None);
+    }
+
+    #[test]
+    fn a_tree_whose_root_has_the_label_is_only_skipped_when_that_says_everything() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        std::fs::write(root.join("file"), "").unwrap();
+        label_file(&root, LABEL_B).unwrap();
+        assert_eq!(label_of(&root.join("file")), None);
+        relabel(&root, LABEL_B, Known::Tree).unwrap();
+        assert_eq!(label_of(&root.join("file")), None);
+        relabel(&root, LABEL_B, Known::Root).unwrap();
+        assert_eq!(label_of(&root.join("file")).as_deref(), Some(LABEL_B));
+        relabel(&root.join("file"), LABEL_A, Known::Tree).unwrap();
+        assert_eq!(label_of(&root.join("file")).as_deref(), Some(LABEL_A));
+        assert_eq!(label_of(&root).as_deref(), Some(LABEL_B));
+    }
+
+    #[test]
+    fn a_tree_deeper_than_path_max_and_open_directories_is_labelled_whole() {
+        let root = tempfile::tempdir().unwrap();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let mut at = fs::open(root.path(), flags, Mode::empty()).unwrap();
+        let down = "m".repeat(200);
+        for _ in 0..60 {
+            for name in ["aa", &down, "zz"] {
+                fs::mkdirat(&at, name, Mode::RWXU).unwrap();
+            }
+            at = fs::openat(&at, &down, flags, Mode::empty()).unwrap();
+        }
+        relabel(&root.path().canonicalize().unwrap(), LABEL_A, Known::Root).unwrap();
+        let mut at = fs::open(root.path(), flags, Mode::empty()).unwrap();
+        for depth in 0..60 {
+            for name in [c"aa", &CString::new(down.as_str()).unwrap(), c"zz"] {
+                assert!(Labels { label: LABEL_A }.are_on(File::In(&at, name)), "{depth} {name:?}");
+            }
+            at = fs::openat(&at, &down, flags, Mode::empty()).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_has_no_labels_is_left_out_and_the_systems_own_is_refused() {
+        // procfs has no attributes.
+        relabel(Path::new("/proc/sys/kernel"), LABEL_A, Known::Root).unwrap();
+        for path in ["/", "/usr", "/etc", "/var/lib"] {
+            let error = relabel(Path::new(path), LABEL_A, Known::Root).unwrap_err();
+            assert!(matches!(error, SelinuxError::Forbidden { .. }), "{path}: {error}");
+        }
+        let error = relabel(Path::new("/nonexistent/x"), LABEL_A, Known::Root).unwrap_err();
+        assert!(error.to_string().starts_with("label /nonexistent/x system_u:"), "{error}");
+    }
+}

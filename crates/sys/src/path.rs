@@ -42,8 +42,9 @@ pub fn open_beneath(root: BorrowedFd<'_>, path: &Path, flags: OFlags, mode: Mode
 /// # Errors
 /// The kernel's; ELOOP when one has become a link.
 pub fn open_without_links(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    // Without O_NOFOLLOW: beside O_PATH it would open a link at the end of the path instead of refusing it.
     let how = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    resolve(CWD, path, flags | OFlags::NOFOLLOW, Mode::empty(), how)
+    resolve(CWD, path, flags, Mode::empty(), how)
 }
 
 /// Makes `path` and its missing parents inside `root`, each with `mode`, and returns the last one (`O_PATH`).

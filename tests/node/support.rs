@@ -254,6 +254,8 @@ impl Node {
 
     /// Removes every pod, then proves that nothing is left.
     pub(crate) async fn finish(mut self) {
+        // That a daemon was killed a moment ago may be noticed by the next call, which this one is.
+        let _ = self.runtime.version(pb::VersionRequest::default()).await;
         for pod in self.list_pods().await {
             self.stop_pod(&pod.id).await.unwrap();
             self.remove_pod(&pod.id).await.unwrap();

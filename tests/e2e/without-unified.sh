@@ -11,5 +11,9 @@ if [ "${WITHOUT_UNIFIED:-}" != 1 ]; then
     WITHOUT_UNIFIED=1 exec unshare --mount --propagation private "$0" "$@"
 fi
 unset WITHOUT_UNIFIED
-! mountpoint -q /sys/fs/cgroup/unified || umount /sys/fs/cgroup/unified
+if mountpoint -q /sys/fs/cgroup/unified; then
+    umount /sys/fs/cgroup/unified
+    # crun makes its directories there all the same: not in the host's.
+    mount -t tmpfs -o mode=755 none /sys/fs/cgroup/unified
+fi
 exec "$@"

@@ -24,3 +24,4 @@ pub mod settings;
 pub mod space;
 pub mod usage;
 pub mod users;
+mod walk;

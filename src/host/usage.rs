@@ -2,20 +2,17 @@
 //! once. Reads only; never follows a symlink, never leaves the tree, and takes trees of any depth and any change
 //! meanwhile.
 
+use super::walk::{self, Failed, Visitor, Walk};
 use rustix::fd::OwnedFd;
-use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, RawDir};
+use rustix::fs::{self, AtFlags, CWD, FileType, RawDirEntry, Stat};
 use rustix::io::Errno;
 use std::collections::HashSet;
-use std::ffi::CString;
+use std::convert::Infallible;
+use std::ffi::CStr;
 use std::path::Path;
 
-/// Directories held open at once. Deeper ones are left by `..`, so that a tree of any depth takes no more than this.
-const MAX_OPEN: usize = 32;
 /// Bytes of a block as stat(2) counts them, whatever the file system's own are.
 const STAT_BLOCK: u64 = 512;
-/// Entries are read in pieces of this many bytes, as the C library does.
-const READ: usize = 32 << 10;
-
 /// What a tree takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -36,129 +33,69 @@ impl Usage {
     }
 }
 
-/// A directory on the way down.
-struct Level {
-    /// Open, or given up for the sake of [`MAX_OPEN`].
-    directory: Option<OwnedFd>,
-    /// Device and inode, by which it is known again.
-    identity: (u64, u64),
-    /// Directories in it that are still to be walked.
-    left: Vec<CString>,
-}
-
 /// Measures what is in the directory, without the directory itself. What vanishes meanwhile is not counted.
 ///
 /// # Errors
 /// When the directory itself cannot be read.
 pub fn measure(root: &Path) -> std::io::Result<Usage> {
-    let mut walk = Walk::new();
-    walk.enter(open(CWD, root)?)?;
-    while walk.step() {}
-    Ok(walk.usage)
+    let mut walk = Walk::new(Sum::default());
+    match walk.enter(walk::open(CWD, root)?) {
+        Ok(()) => {}
+        Err(Failed::Read(error)) => return Err(error.into()),
+        Err(Failed::Visit(never)) => match never {},
+    }
+    loop {
+        match walk.step() {
+            Ok(true) => {}
+            Ok(false) => return Ok(walk.visitor.usage),
+            Err(never) => match never {},
+        }
+    }
 }
 
-struct Walk {
+#[derive(Default)]
+struct Sum {
     usage: Usage,
     /// Files with several names that were counted.
     seen: HashSet<(u64, u64)>,
-    levels: Vec<Level>,
-    buffer: Vec<u8>,
 }
 
-impl Walk {
-    fn new() -> Self {
-        Self {
-            usage: Usage::default(),
-            seen: HashSet::new(),
-            levels: Vec::new(),
-            buffer: Vec::with_capacity(READ),
-        }
-    }
+impl Visitor for Sum {
+    type Error = Infallible;
 
-    /// One step down, or one up; false at the end.
-    fn step(&mut self) -> bool {
-        let Some(level) = self.levels.last_mut() else { return false };
-        let Some(directory) = &level.directory else {
-            // Its way back was lost: what was below it moved away.
-            self.levels.pop();
-            return true;
+    fn entry(
+        &mut self,
+        directory: &OwnedFd,
+        own: &Stat,
+        entry: &RawDirEntry<'_>,
+    ) -> Result<bool, Infallible> {
+        let Ok(stat) = fs::statat(directory, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) else {
+            return Ok(false);
         };
-        match level.left.pop() {
-            // One that vanished, or became something else.
-            Some(name) => match open(directory, name.as_c_str()) {
-                Ok(child) => {
-                    if self.levels.len() >= MAX_OPEN
-                        && let Some(level) = self.levels.last_mut()
-                    {
-                        level.directory = None;
-                    }
-                    // A directory that cannot be read has been counted itself.
-                    let _ = self.enter(child);
-                }
-                Err(_) => return true,
-            },
-            None => self.leave(),
+        if stat.st_dev != own.st_dev {
+            return Ok(false);
         }
-        true
+        let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        // A directory's links are its subdirectories.
+        if !is_directory && stat.st_nlink > 1 && !self.seen.insert((stat.st_dev, stat.st_ino)) {
+            return Ok(false);
+        }
+        let blocks = u64::try_from(stat.st_blocks).unwrap_or_default();
+        self.usage = self.usage.plus(Usage { bytes: blocks.saturating_mul(STAT_BLOCK), inodes: 1 });
+        Ok(is_directory)
     }
 
-    /// Counts what is in a directory and makes it the deepest level.
-    fn enter(&mut self, directory: OwnedFd) -> Result<(), Errno> {
-        let own = fs::fstat(&directory)?;
-        let mut left = Vec::new();
-        let mut entries = RawDir::new(&directory, self.buffer.spare_capacity_mut());
-        while let Some(entry) = entries.next() {
-            let entry = entry?;
-            let name = entry.file_name();
-            if name.to_bytes() == b"." || name.to_bytes() == b".." {
-                continue;
-            }
-            let Ok(stat) = fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
-            if stat.st_dev != own.st_dev {
-                continue;
-            }
-            let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-            // A directory's links are its subdirectories.
-            if !is_directory && stat.st_nlink > 1 && !self.seen.insert((stat.st_dev, stat.st_ino)) {
-                continue;
-            }
-            let blocks = u64::try_from(stat.st_blocks).unwrap_or_default();
-            self.usage = self.usage.plus(Usage { bytes: blocks.saturating_mul(STAT_BLOCK), inodes: 1 });
-            if is_directory {
-                left.push(name.to_owned());
-            }
-        }
-        self.levels.push(Level { directory: Some(directory), identity: (own.st_dev, own.st_ino), left });
+    /// It has been counted itself.
+    fn unreadable(&mut self, _: &OwnedFd, _: &CStr, _: Errno) -> Result<(), Infallible> {
         Ok(())
-    }
-
-    fn leave(&mut self) {
-        let Some(done) = self.levels.pop() else { return };
-        let Some(parent) = self.levels.last_mut() else { return };
-        if parent.directory.is_some() {
-            return;
-        }
-        let up = done.directory.and_then(|below| open(&below, c"..").ok());
-        parent.directory = up.filter(|up| {
-            // It may have been moved: `..` is then another directory, outside the tree even.
-            fs::fstat(up).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == parent.identity)
-        });
-    }
-}
-
-/// Opens a directory without touching its access time.
-fn open(at: impl rustix::fd::AsFd, path: impl rustix::path::Arg + Copy) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match fs::openat(&at, path, flags | OFlags::NOATIME, Mode::empty()) {
-        // Only the owner may.
-        Err(Errno::PERM) => fs::openat(&at, path, flags, Mode::empty()),
-        opened => opened,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::walk::{MAX_OPEN, make_a_deep_tree};
     use super::*;
+    use rustix::fs::{Mode, OFlags};
     use std::os::unix::fs::symlink;
 
     /// What `du` says, in the same terms.
@@ -197,15 +134,7 @@ mod tests {
     #[test]
     fn a_tree_deeper_than_path_max_and_open_directories_is_walked_whole() {
         let root = tempfile::tempdir().unwrap();
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let mut at = fs::open(root.path(), flags, Mode::empty()).unwrap();
-        let down = "m".repeat(200);
-        for _ in 0..60 {
-            for name in ["aa", &down, "zz"] {
-                fs::mkdirat(&at, name, Mode::RWXU).unwrap();
-            }
-            at = fs::openat(&at, &down, flags, Mode::empty()).unwrap();
-        }
+        let at = make_a_deep_tree(root.path());
         fs::openat(&at, "file", OFlags::CREATE | OFlags::WRONLY, Mode::RWXU).unwrap();
         assert_eq!(measure(root.path()).unwrap().inodes, 181);
     }
@@ -224,16 +153,16 @@ mod tests {
         let deep = root.path().join("d/".repeat(MAX_OPEN + 8));
         std::fs::create_dir_all(&deep).unwrap();
         std::fs::create_dir(root.path().join("d/sibling")).unwrap();
-        let mut walk = Walk::new();
-        walk.enter(open(CWD, root.path()).unwrap()).unwrap();
-        while walk.levels.len() < MAX_OPEN + 4 {
-            assert!(walk.step());
+        let mut walk = Walk::new(Sum::default());
+        walk.enter(walk::open(CWD, root.path()).unwrap()).unwrap();
+        while walk.depth() < MAX_OPEN + 4 {
+            assert!(walk.step().unwrap());
         }
         std::fs::create_dir_all(elsewhere.path().join("full")).unwrap();
         let moved = root.path().join("d/".repeat(MAX_OPEN + 2));
         std::fs::rename(&moved, elsewhere.path().join("full/moved")).unwrap();
-        while walk.step() {}
+        while walk.step().unwrap() {}
         // Eight levels more below the open ones; the moved part, once inside, is counted; `full` is not.
-        assert_eq!(walk.usage.inodes, u64::try_from(MAX_OPEN + 8 + 1).unwrap());
+        assert_eq!(walk.visitor.usage.inodes, u64::try_from(MAX_OPEN + 8 + 1).unwrap());
     }
 }

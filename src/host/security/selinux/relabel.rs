@@ -5,9 +5,10 @@
 //! is mounted in the tree belongs to it, as it does for whoever binds it into a container.
 
 use super::SelinuxError;
+use crate::host::walk::{self, Failed, Visitor, Walk};
 use podwright_sys::path::open_without_links;
 use rustix::fd::{AsRawFd as _, OwnedFd};
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RawDir, XattrFlags};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RawDirEntry, Stat, XattrFlags};
 use rustix::io::Errno;
 use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt as _;
@@ -45,10 +46,6 @@ const FORBIDDEN: [&str; 26] = [
     "/var/lib",
     "/var/log",
 ];
-/// Directories held open at once. Deeper ones are left by `..`, so that a tree of any depth takes no more than this.
-const MAX_OPEN: usize = 32;
-/// Entries are read in pieces of this many bytes, as the C library does.
-const READ: usize = 32 << 10;
 /// Room for a label that is compared. A longer one counts as different.
 const LABEL: usize = 1024;
 
@@ -80,7 +77,7 @@ pub fn relabel(root: &Path, label: &str, known: Known) -> Result<(), SelinuxErro
     }
     let stat = fs::fstat(&file).map_err(|e| failed(e.into()))?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        labels.walk(open(&file, c".").map_err(|e| failed(e.into()))?)?;
+        labels.walk(walk::open(&file, c".").map_err(|e| failed(e.into()))?)?;
     }
     labels.put_on(whole).map(drop)
 }
@@ -153,17 +150,8 @@ enum Outcome {
     LeftOut,
 }
 
-/// A directory on the way down.
-struct Level {
-    /// Open, or given up for the sake of [`MAX_OPEN`].
-    directory: Option<OwnedFd>,
-    /// Device and inode, by which it is known again.
-    identity: (u64, u64),
-    /// Directories in it that are still to be walked.
-    left: Vec<CString>,
-}
-
 /// One label, and the ways to put it on files.
+#[derive(Clone, Copy)]
 struct Labels<'a> {
     label: &'a str,
 }
@@ -188,59 +176,15 @@ impl Labels<'_> {
     }
 
     /// Labels what is in a directory, at any depth.
-    fn walk(&self, root: OwnedFd) -> Result<(), SelinuxError> {
-        let mut buffer = Vec::with_capacity(READ);
-        let mut levels = vec![self.enter(root, &mut buffer)?];
-        while let Some(level) = levels.last_mut() {
-            let Some(directory) = &level.directory else {
-                // Its way back was lost: what was below it moved away.
-                levels.pop();
-                continue;
-            };
-            let Some(name) = level.left.pop() else {
-                leave(&mut levels);
-                continue;
-            };
-            let child = match open(directory, &name) {
-                Ok(child) => child,
-                // It vanished, or became something else.
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
-                Err(error) => return Err(self.failed(&File::In(directory, &name).shown(), error.into())),
-            };
-            let child = self.enter(child, &mut buffer)?;
-            if levels.len() >= MAX_OPEN
-                && let Some(level) = levels.last_mut()
-            {
-                level.directory = None;
-            }
-            levels.push(child);
-        }
+    fn walk(self, root: OwnedFd) -> Result<(), SelinuxError> {
+        let shown = File::Open(&root).shown();
+        let mut walk = Walk::new(self);
+        walk.enter(root).map_err(|failed| match failed {
+            Failed::Read(error) => self.failed(&shown, error.into()),
+            Failed::Visit(error) => error,
+        })?;
+        while walk.step()? {}
         Ok(())
-    }
-
-    /// Labels what is in a directory itself.
-    fn enter(&self, directory: OwnedFd, buffer: &mut Vec<u8>) -> Result<Level, SelinuxError> {
-        let mut left = Vec::new();
-        let failed = |error: Errno| self.failed(&File::Open(&directory).shown(), error.into());
-        let own = fs::fstat(&directory).map_err(failed)?;
-        let mut entries = RawDir::new(&directory, buffer.spare_capacity_mut());
-        while let Some(entry) = entries.next() {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name();
-            if name.to_bytes() == b"." || name.to_bytes() == b".." {
-                continue;
-            }
-            let outcome = self.put_on(File::In(&directory, name))?;
-            let kind = match entry.file_type() {
-                FileType::Unknown => fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)
-                    .map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode)),
-                known => known,
-            };
-            if outcome == Outcome::Labelled && kind == FileType::Directory {
-                left.push(name.to_owned());
-            }
-        }
-        Ok(Level { directory: Some(directory), identity: (own.st_dev, own.st_ino), left })
     }
 
     fn failed(&self, path: &Path, cause: std::io::Error) -> SelinuxError {
@@ -248,27 +192,38 @@ impl Labels<'_> {
     }
 }
 
-/// Goes up from a directory that is done.
-fn leave(levels: &mut Vec<Level>) {
-    let Some(done) = levels.pop() else { return };
-    let Some(parent) = levels.last_mut() else { return };
-    if parent.directory.is_none() {
-        let up = done.directory.and_then(|below| open(&below, c"..").ok());
-        parent.directory = up.filter(|up| {
-            // It may have been moved: `..` is then another directory, outside the tree even.
-            fs::fstat(up).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == parent.identity)
-        });
-    }
-}
+impl Visitor for Labels<'_> {
+    type Error = SelinuxError;
 
-fn open(at: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    fs::openat(at, name, flags, Mode::empty())
+    fn entry(
+        &mut self,
+        directory: &OwnedFd,
+        _: &Stat,
+        entry: &RawDirEntry<'_>,
+    ) -> Result<bool, SelinuxError> {
+        let name = entry.file_name();
+        let outcome = self.put_on(File::In(directory, name))?;
+        let kind = match entry.file_type() {
+            FileType::Unknown => fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
+                .map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode)),
+            known => known,
+        };
+        Ok(outcome == Outcome::Labelled && kind == FileType::Directory)
+    }
+
+    fn unreadable(&mut self, directory: &OwnedFd, name: &CStr, error: Errno) -> Result<(), SelinuxError> {
+        match error {
+            // It vanished, or became something else.
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => Ok(()),
+            error => Err(self.failed(&File::In(directory, name).shown(), error.into())),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::walk::{down_a_deep_tree, make_a_deep_tree};
     use std::os::unix::fs::symlink;
 
     const LABEL_A: &str = "system_u:object_r:container_file_t:s0:c1,c2";
@@ -323,23 +278,14 @@ mod tests {
     #[test]
     fn a_tree_deeper_than_path_max_and_open_directories_is_labelled_whole() {
         let root = tempfile::tempdir().unwrap();
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let mut at = fs::open(root.path(), flags, Mode::empty()).unwrap();
-        let down = "m".repeat(200);
-        for _ in 0..60 {
-            for name in ["aa", &down, "zz"] {
-                fs::mkdirat(&at, name, Mode::RWXU).unwrap();
-            }
-            at = fs::openat(&at, &down, flags, Mode::empty()).unwrap();
-        }
+        make_a_deep_tree(root.path());
         relabel(&root.path().canonicalize().unwrap(), LABEL_A, Known::Root).unwrap();
-        let mut at = fs::open(root.path(), flags, Mode::empty()).unwrap();
-        for depth in 0..60 {
-            for name in [c"aa", &CString::new(down.as_str()).unwrap(), c"zz"] {
-                assert!(Labels { label: LABEL_A }.are_on(File::In(&at, name)), "{depth} {name:?}");
+        down_a_deep_tree(root.path(), |at, names| {
+            for name in names {
+                let labels = Labels { label: LABEL_A };
+                assert!(labels.are_on(File::In(at, &CString::new(name).unwrap())), "{name:?}");
             }
-            at = fs::openat(&at, &down, flags, Mode::empty()).unwrap();
-        }
+        });
     }
 
     #[test]

@@ -111,7 +111,7 @@ soak: build images streaming-client ## Thousands of streaming sessions (SOAK_SES
 
 # Not part of `test`: an emulated machine is slow.
 .PHONY: test-vm
-test-vm: build testkit tools images ## e2e and critest on cgroup v2 and systemd, in an emulated guest (STEPS, FILTER, FOCUS)
+test-vm: build testkit tools images streaming-client ## e2e and critest on cgroup v2 and systemd, in an emulated guest (STEPS, FILTER, FOCUS)
 	@scripts/deps.sh qemu-system-x86 mmdebstrap e2fsprogs
 	tests/vm/run.sh
 

@@ -180,9 +180,12 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
     };
     let config = bundle.join("config.json");
     let encode = |e| SandboxError::io("encode", &config)(std::io::Error::from(e));
-    let oci = spec::build(&inputs)?;
+    let mut oci = spec::build(&inputs)?;
     if let Some(from) = &spec.restore {
         checkpoint::check_rights(from, &serde_json::to_value(&oci).map_err(encode)?, &node.images)?;
+        if node.restores_into_old_cgroup(&pod.runtime_handler) {
+            checkpoint::lead_into_cgroup(&mut oci, &bundle, leaf.path())?;
+        }
     }
     let text = serde_json::to_vec(&oci).map_err(encode)?;
     std::fs::write(&config, text).map_err(SandboxError::io("write", &config))?;

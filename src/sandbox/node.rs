@@ -127,6 +127,12 @@ impl Node {
             && self.runtimes.get(handler).is_some_and(|runtime| runtime.features().recursive_read_only)
     }
 
+    /// Whether a handler's runtime has to be told where a restored process belongs.
+    pub(super) fn restores_into_old_cgroup(&self, handler: &str) -> bool {
+        self.cgroups.mode() == cgroups::CgroupMode::V2
+            && self.runtimes.get(handler).is_some_and(|runtime| runtime.features().restores_into_old_cgroup)
+    }
+
     /// To be called as soon as it is known that the OCI runtime will put a process into a cgroup. Returns at once.
     pub(super) fn expect_cgroup_moves(&self) {
         let cgroups = self.cgroups.clone();

@@ -6,8 +6,8 @@ use super::node::Node;
 use crate::host::cgroups::Driver;
 use crate::host::oci::{self, Surroundings};
 use crate::host::rootfs::{self, IdMap, IdRange, RootfsError};
+use podwright_sys::userns;
 use std::collections::BTreeMap;
-use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +33,7 @@ impl TrialNamespace {
     /// The kernel's.
     pub fn make() -> Result<Self, RootfsError> {
         let map = IdMap::new(vec![TRIAL], vec![TRIAL])?;
-        let path = format!("/proc/{}/fd/{}", std::process::id(), map.namespace().as_raw_fd());
+        let path = userns::path_of(map.namespace());
         Ok(Self { _map: map, path })
     }
 

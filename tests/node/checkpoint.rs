@@ -426,6 +426,11 @@ async fn criu_lets_a_restored_pod_continue_where_it_was() {
         assert!(node.log("copy", &restored.name).is_empty());
         node.start(&restored.container_id).await.unwrap();
         goes_on(&node, "copy", &restored.name);
+        // Its limits hold, and what is counted for it is its own.
+        let pid = node.pid(&restored.container_id).await;
+        let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        assert!(cgroups.contains(&restored.container_id), "{cgroups}");
+        assert!(![&first, &second].iter().any(|id| cgroups.contains(*id)), "{cgroups}");
         // It counts on, and does not begin anew.
         let log = node.log("copy", &restored.name);
         let numbers: Vec<u64> = log.iter().map(|l| l.rsplit(' ').next().unwrap().parse().unwrap()).collect();

@@ -3,7 +3,7 @@
 
 use crate::host_network::{executable, isolated};
 use podwright::cri::proto as pb;
-use podwright_testkit::Options;
+use podwright_testkit::{Options, patience};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -125,12 +125,14 @@ async fn pods_that_come_and_go_with_failing_plugins_leave_no_address() {
     let faults = tempfile::tempdir().unwrap();
     let script =
         FAULTY.replace("@DIR@", &faults.path().display().to_string()).replace("@SEED@", &seed.to_string());
+    // A plugin that hangs costs that long, and an emulated machine's are slow.
+    let limit = 2 * patience();
     // host-local is called by bridge, from the same directories.
     for plugin in ["bridge", "host-local", "portmap"] {
         executable(&faults.path().join(plugin), &script);
     }
     let extra_config = format!(
-        "[network]\nbin_dirs = [\"{}\", \"/usr/lib/cni\"]\nadd_timeout_seconds = 2\ndel_timeout_seconds = 2\n",
+        "[network]\nbin_dirs = [\"{}\", \"/usr/lib/cni\"]\nadd_timeout_seconds = {limit}\ndel_timeout_seconds = {limit}\n",
         faults.path().display()
     );
     // The plugin leaves its masquerading when it is killed just after it has removed the interface.

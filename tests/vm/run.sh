@@ -14,12 +14,13 @@
 #                                    into something
 #        FILTER='oom exec_sync'      only tests of tests/node with one of these in their names
 #        FOCUS=Security              only critest's specs that match
+#        VM_SUITE=bookworm           another Debian than trixie
 #        VM_ACCEL=kvm                on a machine that has KVM
 #        VM_LIMIT=7200               seconds after which the guest is killed
 #
 # Kept for the next run: build/vm/base-*.ext4, the guest's system, and the same
-# for SELinux, build/vm/selinux-*.ext4. The guest's console and the tests' output
-# stay in build/vm/{console,tests}.log.
+# for SELinux, build/vm/selinux-*.ext4 (remove them to get Debian's updates). The
+# guest's console and the tests' output stay in build/vm/{console,tests}.log.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -27,10 +28,13 @@ root=$(cd "$here/../.." && pwd)
 vm=$root/build/vm
 started=$SECONDS
 
+# Debian 13 has a kernel that maps ids on tmpfs, where /run is: pods with user namespaces need it.
+suite=${VM_SUITE:-trixie}
 # What the guest has: the daemon's needs, the tests' needs, nothing else.
 packages=systemd-sysv,dbus,kmod,apparmor,runc,crun,containernetworking-plugins,iptables,conntrack
 packages+=,iproute2,procps,util-linux,docker-registry,jq,curl,e2fsprogs,xfsprogs,criu
-suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-bookworm}")
+# crun loads it where it is there.
+[ "$suite" = bookworm ] || packages+=,libcriu2
 # One major security module at a time: Debian's kernel starts AppArmor unless told otherwise.
 module=base lsm=
 case " ${STEPS:-} " in
@@ -59,24 +63,20 @@ trap 'exit 143' TERM
 mkdir -p "$vm"
 work=$(mktemp -d "$vm/work.XXXXXX")
 
-# The kernel's name is part of the system's, so that an update of Debian's makes a new one.
-kernel=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -1)
-if [ -z "$kernel" ]; then
-    apt-get -qq update
-    kernel=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -1)
-fi
-version=${kernel#linux-image-}
-
 # make_base  the guest's system from packages: kernel, initramfs, root file system.
 make_base() {
-    echo "test-vm: making the guest's system ($suite, $version)"
-    (cd "$work" && apt-get -qq -o APT::Sandbox::User=root download "$kernel")
-    dpkg-deb -x "$work/$kernel"_*.deb "$work/kernel"
+    echo "test-vm: making the guest's system ($suite)"
     # In a mount namespace of its own: whatever happens, no mount stays on this machine.
+    # The kernel is unpacked, not installed: its scripts would make an initramfs of their own.
     TMPDIR=$work unshare --mount mmdebstrap --quiet --mode=root --variant=minbase --include="$packages" \
+        --customize-hook='chroot "$1" sh -ec "$PODWRIGHT_VM_KERNEL"' \
         "$suite" "$work/rootfs" </dev/null
+    dpkg-deb -x "$work"/rootfs/kernel/linux-image-*.deb "$work/kernel"
+    rm -r "$work/rootfs/kernel"
+    local version
+    version=$(ls "$work/kernel/lib/modules" 2>/dev/null || ls "$work/kernel/usr/lib/modules")
     mkdir -p "$work/rootfs/lib/modules"
-    cp -a "$work/kernel/lib/modules/." "$work/rootfs/lib/modules/"
+    cp -a "$work/kernel"{,/usr}/lib/modules/. "$work/rootfs/lib/modules/" 2>/dev/null || [ -d "$work/rootfs/lib/modules/$version" ]
     chroot "$work/rootfs" depmod "$version"
     # A machine that has been set up: no questions at the first boot.
     tr -d - </proc/sys/kernel/random/uuid >"$work/rootfs/etc/machine-id"
@@ -133,13 +133,17 @@ UNIT
     (cd "$early" && find . | busybox cpio -o -H newc 2>/dev/null | gzip -1) >"$work/initrd"
     truncate -s 4G "$work/ext4"
     mkfs.ext4 -q -F -L podwright-vm -O ^has_journal -d "$work/rootfs" "$work/ext4"
-    rm -f "$vm/$module"-*
+    rm -f "$vm/$module-$suite"-*
     cp "$work/kernel/boot/vmlinuz-$version" "$base.vmlinuz"
     mv "$work/initrd" "$base.initrd"
     mv "$work/ext4" "$base.ext4"
-    rm -rf "$work/rootfs" "$work/kernel" "$work/initramfs" "$work/$kernel"_*.deb
+    rm -rf "$work/rootfs" "$work/kernel" "$work/initramfs"
 }
-base=$vm/$module-$version-$({ declare -f make_base; echo "$packages $suite"; cat "$here/container.cil"; } | sha256sum | cut -c1-12)
+# In the guest's root, while apt's lists are there.
+export PODWRIGHT_VM_KERNEL='mkdir /kernel; cd /kernel
+    apt-get -qq -o APT::Sandbox::User=root download "$(apt-cache depends linux-image-cloud-amd64 |
+        sed -n "s/.*Depends: \(linux-image-[0-9].*\)/\1/p" | head -n 1)"'
+base=$vm/$module-$suite-$({ declare -f make_base; echo "$packages $suite $PODWRIGHT_VM_KERNEL"; cat "$here/container.cil"; } | sha256sum | cut -c1-12)
 [ -e "$base.ext4" ] || make_base
 
 # The programs under test and what drives them, at the paths that are compiled into them.
@@ -154,7 +158,7 @@ case "${STEPS:-node:}" in
 esac
 payload=$work/payload
 mkdir -p "$payload$root/build/bin" "$payload$root/build/images" "$payload/etc/podwright-vm"
-cp "$root"/build/bin/{podwright,podwright-monitor,podwright-testkit,crictl,critest} "$payload$root/build/bin/"
+cp "$root"/build/bin/{podwright,podwright-monitor,podwright-testkit,streaming-client,crictl,critest} "$payload$root/build/bin/"
 [ -z "$tests" ] || strip -o "$payload$root/build/bin/node-tests" "$tests"
 cp -a "$root/build/images/." "$payload$root/build/images/"
 case " ${STEPS:-} " in
@@ -189,7 +193,7 @@ accel=${VM_ACCEL:-tcg}
 if [ "$accel" = tcg ]; then accel=tcg,thread=multi cpu=max,la57=off; else cpu=host; fi
 : >"$vm/console.log"
 : >"$vm/tests.log"
-echo "test-vm: booting $version ($accel)"
+echo "test-vm: booting ${base##*/} ($accel)"
 setpriv --pdeathsig KILL qemu-system-x86_64 -nodefaults -no-user-config $reboot -display none \
     -machine pc -accel "$accel" -cpu "$cpu" -smp 2 -m 4096 \
     -kernel "$base.vmlinuz" -initrd "$base.initrd" \

@@ -64,7 +64,7 @@ impl Namespaces {
         let user = request.namespaces.user.as_ref().map(make_user).transpose()?;
         if let Some(user) = &user {
             let held = user.try_clone().map_err(|source| NamespaceError::Open { kind: "user", source })?;
-            self.paths.user = Some(path_of(&held));
+            self.paths.user = Some(userns::path_of(&held));
             self.held.push(held);
         }
         if kinds.is_empty() && request.sysctls.is_empty() && request.hostname.is_none() {

@@ -4,18 +4,24 @@
 use super::{OciError, Runtime, Surroundings, probe};
 use crate::host::command::Command;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use std::time::Duration;
 
 /// For `features`, which reads nothing and starts nothing.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// The mount option of recursive read-only mounts, mount_setattr(2) with AT_RECURSIVE.
 const RECURSIVE_READ_ONLY: &str = "rro";
+/// What runc tells of itself has names that begin so.
+const RUNC: &str = "org.opencontainers.runc.";
 
 /// What a runtime can do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Features {
     /// It makes a mount read-only with all that is mounted below it.
     pub recursive_read_only: bool,
+    /// It leaves a restored process in the cgroup v2 that it was checkpointed in, unless CRIU is told another: runc
+    /// tells CRIU of the new one for cgroup v1 only (libcontainer/criu_linux.go, criuApplyCgroups).
+    pub restores_into_old_cgroup: bool,
 }
 
 /// The part that is read of the OCI runtime specification's features document.
@@ -24,6 +30,8 @@ pub struct Features {
 struct Document {
     #[serde(default)]
     mount_options: Option<Vec<String>>,
+    #[serde(default)]
+    annotations: Option<Map<String, Value>>,
 }
 
 /// Asks a runtime. One that does not claim something is tried: youki's list of mount options leaves out what it takes.
@@ -32,14 +40,15 @@ pub(super) async fn of(runtime: &Runtime, around: Surroundings<'_>) -> Features 
     if runtime.present().is_err() {
         return Features::default();
     }
-    if told(runtime).await.is_some_and(|features| features.recursive_read_only) {
-        return Features { recursive_read_only: true };
+    let told = told(runtime).await.unwrap_or_default();
+    if told.recursive_read_only {
+        return told;
     }
     match probe::recursive_read_only(runtime, around.state, around.probe_cgroup).await {
-        Ok(recursive_read_only) => Features { recursive_read_only },
+        Ok(recursive_read_only) => Features { recursive_read_only, ..told },
         Err(error) => {
             log(runtime, &error);
-            Features::default()
+            told
         }
     }
 }
@@ -55,9 +64,13 @@ async fn told(runtime: &Runtime) -> Option<Features> {
 }
 
 fn parse(document: &[u8]) -> Option<Features> {
-    // Without a list of options nothing is said of them.
-    let options = serde_json::from_slice::<Document>(document).ok()?.mount_options?;
-    Some(Features { recursive_read_only: options.iter().any(|option| option == RECURSIVE_READ_ONLY) })
+    let document: Document = serde_json::from_slice(document).ok()?;
+    let options = document.mount_options.unwrap_or_default();
+    let annotations = document.annotations.unwrap_or_default();
+    Some(Features {
+        recursive_read_only: options.iter().any(|option| option == RECURSIVE_READ_ONLY),
+        restores_into_old_cgroup: annotations.keys().any(|name| name.starts_with(RUNC)),
+    })
 }
 
 #[cfg(test)]
@@ -66,10 +79,14 @@ mod tests {
 
     #[test]
     fn a_features_document_says_what_it_says() {
-        let with = |rro| Some(Features { recursive_read_only: rro });
-        assert_eq!(parse(br#"{"ociVersionMin":"1.0.0","mountOptions":["bind","rro"]}"#), with(true));
-        assert_eq!(parse(br#"{"ociVersionMin":"1.0.0","mountOptions":["bind"]}"#), with(false));
-        for silent in [&b"{}"[..], br#"{"mountOptions":null}"#, b"unknown command features", b""] {
+        let told =
+            |document: &[u8]| parse(document).map(|f| (f.recursive_read_only, f.restores_into_old_cgroup));
+        assert_eq!(told(br#"{"ociVersionMin":"1.0.0","mountOptions":["bind","rro"]}"#), Some((true, false)));
+        assert_eq!(told(br#"{"ociVersionMin":"1.0.0","mountOptions":["bind"]}"#), Some((false, false)));
+        let runc = br#"{"mountOptions":null,"annotations":{"org.opencontainers.runc.version":"1.1.15"}}"#;
+        assert_eq!(told(runc), Some((false, true)));
+        assert_eq!(told(br#"{"annotations":{"run.oci.crun.version":"1.21"}}"#), Some((false, false)));
+        for silent in [&b"unknown command features"[..], b""] {
             assert_eq!(parse(silent), None);
         }
     }

@@ -20,7 +20,7 @@ mod source;
 
 pub use error::CheckpointError;
 pub(super) use frozen::{Leftovers, thaw};
-pub(super) use restore::{fetch, forget_images, images};
+pub(super) use restore::{fetch, forget_images, images, lead_into_cgroup};
 pub(super) use rights::check as check_rights;
 
 use super::error::SandboxError;

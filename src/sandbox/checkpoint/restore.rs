@@ -9,12 +9,18 @@ use crate::host::settings;
 use crate::images::Images;
 use crate::model::Restore;
 use crate::sandbox::error::SandboxError;
+use oci_spec::runtime::Spec;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Where a restored container's copies lie, in its directory for writable layers.
 const DIRECTORY: &str = "restore";
+/// Names CRIU's configuration file for a container; stands in for [`RUNC_CONFIG`] (runc's
+/// libcontainer/criu_linux.go, handleCriuConfigurationFile).
+const CONFIG_ANNOTATION: &str = "org.criu.config";
+/// CRIU's configuration for all of runc's containers.
+const RUNC_CONFIG: &str = "/etc/criu/runc.conf";
 
 /// What a restored container has beside its image.
 #[derive(Debug)]
@@ -26,6 +32,24 @@ pub(in crate::sandbox) struct Restored {
 /// CRIU's images for the start of a restored container.
 pub(in crate::sandbox) fn images(writable: &Path) -> PathBuf {
     writable.join(DIRECTORY).join(IMAGES)
+}
+
+/// Has CRIU restore a container's processes into its own cgroup, a path from the hierarchy's root: for a runtime that
+/// does not say it to CRIU itself. What the administrator has set for runc holds on.
+pub(in crate::sandbox) fn lead_into_cgroup(
+    oci: &mut Spec,
+    bundle: &Path,
+    cgroup: &Path,
+) -> Result<(), SandboxError> {
+    let file = bundle.join("criu.conf");
+    // No file is the rule.
+    let mut text = std::fs::read_to_string(RUNC_CONFIG).unwrap_or_default();
+    text.push_str(&format!("\ncgroup-root {}\n", cgroup.display()));
+    std::fs::write(&file, text).map_err(SandboxError::io("write", &file))?;
+    let mut annotations = oci.annotations().clone().unwrap_or_default();
+    annotations.insert(CONFIG_ANNOTATION.to_owned(), file.to_string_lossy().into_owned());
+    oci.set_annotations(Some(annotations));
+    Ok(())
 }
 
 /// They are needed for one start only, and as large as the memory of the processes.

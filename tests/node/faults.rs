@@ -250,7 +250,7 @@ async fn after_a_reboot_everything_is_told_as_ended_and_can_be_removed() {
     let record = std::fs::read(state.join("pods").join(&pod).join("monitor.json")).unwrap();
     let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
     let pod_init = u32::try_from(record["init"]["pid"].as_u64().unwrap()).unwrap();
-    signal(pod_init, Signal::KILL);
+    // With the monitor the pod's process 1 goes by itself.
     wait("the pod's process 1 is gone", || (!lives(pod_init)).then_some(()));
     for (what, dir) in [("mounts of the state", &state), ("network namespaces", &netns)] {
         for mount in podwright_testkit_mounts(dir) {

@@ -12,6 +12,8 @@ export PODWRIGHT_TEST_PATIENCE=10
 export PODWRIGHT_TEST_QUOTAS=1
 # Thousands of plugins' processes, for minutes, for what the kernel has no part in.
 export PODWRIGHT_TEST_CHURN=12
+# As much as the unit of the package gives a daemon.
+ulimit -n 524288
 ip link set lo up
 # critest loads its AppArmor profiles by sudo; here everybody is root.
 printf '#!/bin/sh\nexec "$@"\n' >/usr/local/bin/sudo

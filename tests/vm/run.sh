@@ -3,8 +3,8 @@
 # Debian's kernel, systemd as process 1, cgroup v2 alone. It is a QEMU guest
 # (emulated: no KVM is needed), made of Debian's packages only, without network.
 #
-# usage: tests/vm/run.sh             everything: the suite of tests/node with runc and systemd's
-#                                    cgroups and with crun and plain ones, then critest with runc
+# usage: tests/vm/run.sh             everything: the suite of tests/node with crun and with runc, critest
+#                                    with runc, all with systemd's cgroups, then the Debian package
 #        STEPS='node:crun' tests/vm/run.sh      only these steps, in this order;
 #                                    a step is node:RUNTIME[:DRIVER], critest:RUNTIME[:DRIVER]
 #                                    (cgroupfs or systemd), deb (the Debian package of build/dist, with
@@ -28,6 +28,7 @@ root=$(cd "$here/../.." && pwd)
 vm=$root/build/vm
 started=$SECONDS
 
+STEPS=${STEPS:-node:crun:systemd node:runc:systemd critest:runc:systemd deb}
 # Debian 13 has a kernel that maps ids on tmpfs, where /run is: pods with user namespaces need it.
 suite=${VM_SUITE:-trixie}
 # What the guest has: the daemon's needs, the tests' needs, nothing else.
@@ -37,7 +38,7 @@ packages+=,iproute2,procps,util-linux,docker-registry,jq,curl,e2fsprogs,xfsprogs
 [ "$suite" = bookworm ] || packages+=,libcriu2
 # One major security module at a time: Debian's kernel starts AppArmor unless told otherwise.
 module=base lsm=
-case " ${STEPS:-} " in
+case " $STEPS " in
 *' selinux '*)
     module=selinux lsm='security=selinux selinux=1'
     packages+=,selinux-policy-default,selinux-utils,policycoreutils,attr
@@ -149,7 +150,7 @@ base=$vm/$module-$suite-$({ declare -f make_base; echo "$packages $suite $PODWRI
 # The programs under test and what drives them, at the paths that are compiled into them.
 reboot=-no-reboot
 tests=
-case "${STEPS:-node:}" in
+case "$STEPS" in
 *node:*)
     tests=$(cargo test --locked --no-run --message-format=json --test node 2>"$work/cargo.log" |
         jq -r 'select(.reason == "compiler-artifact" and .target.name == "node" and .executable != null) | .executable') ||
@@ -161,7 +162,7 @@ mkdir -p "$payload$root/build/bin" "$payload$root/build/images" "$payload/etc/po
 cp "$root"/build/bin/{podwright,podwright-monitor,podwright-testkit,streaming-client,crictl,critest} "$payload$root/build/bin/"
 [ -z "$tests" ] || strip -o "$payload$root/build/bin/node-tests" "$tests"
 cp -a "$root/build/images/." "$payload$root/build/images/"
-case " ${STEPS:-} " in
+case " $STEPS " in
 *' deb '*)
     mkdir -p "$payload$root/build/dist"
     cp "$root"/build/dist/podwright_*.deb "$payload$root/build/dist/"
@@ -181,7 +182,7 @@ mkdir "$payload$root/tests"
 cp -a "$root"/tests/{critest,e2e,images,kubelet,vm} "$payload$root/tests/"
 {
     printf '#!/bin/bash\n'
-    printf 'export STEPS=%q FILTER=%q FOCUS=%q\n' "${STEPS:-node:runc:systemd node:crun critest:runc:systemd}" "${FILTER:-}" "${FOCUS:-}"
+    printf 'export STEPS=%q FILTER=%q FOCUS=%q\n' "$STEPS" "${FILTER:-}" "${FOCUS:-}"
     printf 'exec %q\n' "$here/guest.sh"
 } >"$payload/etc/podwright-vm/start"
 chmod 755 "$payload/etc/podwright-vm/start"

@@ -28,6 +28,8 @@ pub(crate) struct OomCounter {
     parent: Option<Parent>,
     /// Its watch, on v2.
     watch: Option<i32>,
+    /// It changed, and was gone before it could be read.
+    missed: bool,
 }
 
 /// The counter of the cgroup above, on v2 where it includes the container's.
@@ -67,7 +69,7 @@ impl OomCounter {
             let accounted = read(&file)?;
             Some(Parent { file, accounted })
         });
-        Self { file, grown: false, parent, watch: None }
+        Self { file, grown: false, parent, watch: None, missed: false }
     }
 
     /// Looks at the counter while the cgroup is there; false when it is not.
@@ -77,9 +79,10 @@ impl OomCounter {
         found.is_some()
     }
 
-    /// Whether the kernel killed a process of the container, whose init has ended, `killed` by SIGKILL or not.
+    /// Whether the kernel killed a process of the container, whose init has ended, `killed` by SIGKILL or not. Comes
+    /// after [`OomWatch::serve`].
     pub(crate) fn verdict(&mut self, killed: bool) -> bool {
-        if self.look() || self.grown || !killed {
+        if self.look() || self.grown || !(killed || self.missed) {
             return self.grown;
         }
         // Its cgroup went first. What it is then, the parent says, unless somebody else's kill was told before.
@@ -143,7 +146,8 @@ impl OomWatch {
         let mut all: Vec<_> = counters.collect();
         let mut gone = false;
         for counter in all.iter_mut().filter(|counter| counter.watch.is_some_and(|w| changed.contains(&w))) {
-            gone |= !counter.look();
+            counter.missed = !counter.look();
+            gone |= counter.missed;
         }
         // A kill in a cgroup that is gone already is nobody's yet.
         if !gone {
@@ -223,6 +227,20 @@ mod tests {
         watch.serve([&mut counter].into_iter());
         cgroups.remove("a");
         assert!(counter.verdict(false));
+    }
+
+    #[test]
+    fn a_childs_kill_is_told_though_the_cgroup_went_before_the_change_was_seen() {
+        let cgroups = Cgroups::new();
+        let mut counters = ["a", "b"].map(|name| OomCounter::new(cgroups.file(name)));
+        let mut watch = OomWatch::default();
+        counters.iter_mut().for_each(|counter| watch.add(counter));
+        cgroups.count("a", 1);
+        cgroups.count("", 1);
+        cgroups.remove("a");
+        cgroups.remove("b");
+        watch.serve(counters.iter_mut());
+        assert!(counters[0].verdict(false) && !counters[1].verdict(false));
     }
 
     #[test]

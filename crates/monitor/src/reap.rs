@@ -276,6 +276,7 @@ impl Pod {
 
     /// Init is gone: read the OOM counter before anybody can remove the cgroup, then the rest of the output.
     fn container_ended(&mut self, serial: u32, ended: Ended, finished_at_ns: i64) {
+        self.look_at_memory();
         let Some(container) = self.containers.iter_mut().find(|container| container.serial == serial) else {
             return;
         };

@@ -1,9 +1,9 @@
 //! Ids that cannot be confused with one another. A sandbox or container id is 64 lower-case hex digits from the
 //! kernel's random source, as both peers make them; an image id is the digest of its config blob.
 
+use super::random;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::io::Read as _;
 
 /// Bytes of randomness in a sandbox or container id (64 hex digits, as containerd and CRI-O).
 const ID_BYTES: usize = 32;
@@ -20,7 +20,7 @@ pub enum IdError {
         value: String,
     },
     /// The kernel's random source could not be read.
-    #[error("read /dev/urandom for a new id: {0}")]
+    #[error("make a new id at random: {0}")]
     Random(String),
 }
 
@@ -30,9 +30,7 @@ fn is_hex64(s: &str) -> bool {
 
 fn random_hex() -> Result<String, IdError> {
     let mut bytes = [0u8; ID_BYTES];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut f| f.read_exact(&mut bytes))
-        .map_err(|e| IdError::Random(e.to_string()))?;
+    random::fill(&mut bytes).map_err(|e| IdError::Random(e.to_string()))?;
     Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
 }
 

@@ -5,6 +5,7 @@
 
 mod container;
 mod id;
+pub mod random;
 mod resources;
 mod sandbox;
 mod security;

@@ -4,11 +4,11 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::collections::{HashMap, VecDeque};
-use std::io::Read as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::backend::{AttachRequest, ExecRequest, PortForwardRequest};
+use crate::model::random;
 
 /// Randomness of a token: 192 bits, 32 characters of base64url without padding.
 const TOKEN_BYTES: usize = 24;
@@ -44,7 +44,7 @@ pub enum TokenError {
     #[error("command has {0} bytes, more than {MAX_COMMAND_BYTES}")]
     CommandTooLong(usize),
     /// The kernel's random source could not be read.
-    #[error("read /dev/urandom for a token: {0}")]
+    #[error("make a token at random: {0}")]
     Random(std::io::Error),
 }
 
@@ -112,9 +112,7 @@ impl Tokens {
             return Err(TokenError::CommandTooLong(bytes));
         }
         let mut token = [0; TOKEN_BYTES];
-        std::fs::File::open("/dev/urandom")
-            .and_then(|mut source| source.read_exact(&mut token))
-            .map_err(TokenError::Random)?;
+        random::fill(&mut token).map_err(TokenError::Random)?;
         let mut table = self.lock();
         let now = Instant::now();
         table.purge(now);

@@ -1,7 +1,7 @@
 //! Levels of which each pod has its own: two of the policy's categories.
 
 use super::SelinuxError;
-use std::io::Read as _;
+use crate::model::random;
 
 /// Categories of a policy: c0 to c1023 in the reference policy and all that come of it.
 const CATEGORIES: u32 = 1024;
@@ -14,8 +14,7 @@ const NOBODYS: (u32, u32) = (1022, 1023);
 /// When all of more than half a million are taken, or the kernel's random source cannot be read.
 pub fn unused(is_taken: impl Fn(&str) -> bool) -> Result<String, SelinuxError> {
     let mut bytes = [0; 4];
-    let read = std::fs::File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut bytes));
-    read.map_err(SelinuxError::Random)?;
+    random::fill(&mut bytes).map_err(SelinuxError::Random)?;
     unused_from(u32::from_le_bytes(bytes), is_taken).ok_or(SelinuxError::NoLevel)
 }
 

@@ -47,7 +47,7 @@ pub enum SelinuxError {
     #[error("every SELinux level of two categories is in use")]
     NoLevel,
     /// A level could not be chosen.
-    #[error("read /dev/urandom for an SELinux level: {0}")]
+    #[error("choose an SELinux level at random: {0}")]
     Random(std::io::Error),
     /// A path that belongs to the node as a whole.
     #[error("label {}: it is one of the system's own directories, which may not be relabelled", path.display())]

@@ -113,7 +113,9 @@ UNIT
         cp "$here/container.cil" "$work/rootfs/root/"
         # setfiles names files by way of /proc.
         unshare --mount sh -ec 'mount -t proc proc "$1/proc"
-            chroot "$1" semodule -n -s default -i /root/container.cil
+            # Debian 13 has the types for containers itself.
+            [ -e "$1/var/lib/selinux/default/active/modules/100/container" ] ||
+                chroot "$1" semodule -n -s default -i /root/container.cil
             chroot "$1" setfiles -F -e /proc /etc/selinux/default/contexts/files/file_contexts /' - "$work/rootfs"
     fi
     # Debian's kernel has its disk drivers as modules: an initramfs of busybox that loads them.

@@ -211,6 +211,13 @@ mod tests {
             std::fs::write(self.file(name), format!("max 7\noom 3\noom_kill {kills}\n")).unwrap();
         }
 
+        fn watched(&self) -> ([OomCounter; 2], OomWatch) {
+            let mut counters = ["a", "b"].map(|name| OomCounter::new(self.file(name)));
+            let mut watch = OomWatch::default();
+            counters.iter_mut().for_each(|counter| watch.add(counter));
+            (counters, watch)
+        }
+
         fn remove(&self, name: &str) {
             std::fs::remove_dir_all(self.0.path().join(name)).unwrap();
         }
@@ -232,9 +239,7 @@ mod tests {
     #[test]
     fn a_childs_kill_is_told_though_the_cgroup_went_before_the_change_was_seen() {
         let cgroups = Cgroups::new();
-        let mut counters = ["a", "b"].map(|name| OomCounter::new(cgroups.file(name)));
-        let mut watch = OomWatch::default();
-        counters.iter_mut().for_each(|counter| watch.add(counter));
+        let (mut counters, mut watch) = cgroups.watched();
         cgroups.count("a", 1);
         cgroups.count("", 1);
         cgroups.remove("a");
@@ -246,9 +251,7 @@ mod tests {
     #[test]
     fn the_parent_tells_of_a_cgroup_that_went_first() {
         let cgroups = Cgroups::new();
-        let mut counters = ["a", "b"].map(|name| OomCounter::new(cgroups.file(name)));
-        let mut watch = OomWatch::default();
-        counters.iter_mut().for_each(|counter| watch.add(counter));
+        let (mut counters, mut watch) = cgroups.watched();
         // The first one's kill is told, and is not the second one's.
         cgroups.count("a", 1);
         cgroups.count("", 1);

@@ -111,7 +111,7 @@ soak: build images streaming-client ## Thousands of streaming sessions (SOAK_SES
 
 # Not part of `test`: an emulated machine is slow. It has systemd, cgroup v2 and AppArmor; a second one has SELinux.
 .PHONY: test-vm
-test-vm: deb testkit tools images streaming-client kubernetes ## All on cgroup v2 and systemd, in an emulated guest, an hour (STEPS, FILTER, FOCUS)
+test-vm: deb testkit tools images streaming-client kubernetes ## All on cgroup v2 and systemd, in emulated guests, most of an hour (STEPS, FILTER, FOCUS)
 	@scripts/deps.sh qemu-system-x86 mmdebstrap e2fsprogs
 	tests/vm/run.sh
 	$(if $(STEPS),,STEPS='selinux critest:runc:systemd' FOCUS=SELinux tests/vm/run.sh)

@@ -3,8 +3,9 @@
 # Debian's kernel, systemd as process 1, cgroup v2 alone. It is a QEMU guest
 # (emulated: no KVM is needed), made of Debian's packages only, without network.
 #
-# usage: tests/vm/run.sh             everything: the suite of tests/node with crun and with runc, critest
-#                                    with runc, all with systemd's cgroups, then the Debian package
+# usage: tests/vm/run.sh             the suite of tests/node with crun, critest with runc, both with systemd's
+#                                    cgroups, then the Debian package (the suite with runc, which is slow
+#                                    here: STEPS=node:runc:systemd)
 #        STEPS='node:crun' tests/vm/run.sh      only these steps, in this order;
 #                                    a step is node:RUNTIME[:DRIVER], critest:RUNTIME[:DRIVER]
 #                                    (cgroupfs or systemd), deb (the Debian package of build/dist, with
@@ -29,7 +30,7 @@ root=$(cd "$here/../.." && pwd)
 vm=$root/build/vm
 started=$SECONDS
 
-STEPS=${STEPS:-node:crun:systemd node:runc:systemd critest:runc:systemd deb}
+STEPS=${STEPS:-node:crun:systemd critest:runc:systemd deb}
 # Debian 13 has a kernel that maps ids on tmpfs, where /run is: pods with user namespaces need it.
 suite=${VM_SUITE:-trixie}
 # What the guest has: the daemon's needs, the tests' needs, nothing else.

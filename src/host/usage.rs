@@ -2,7 +2,7 @@
 //! once. Reads only; never follows a symlink, never leaves the tree, and takes trees of any depth and any change
 //! meanwhile.
 
-use super::walk::{self, Failed, Visitor, Walk};
+use super::walk::{self, Failed, Visitor};
 use rustix::fd::OwnedFd;
 use rustix::fs::{self, AtFlags, CWD, FileType, RawDirEntry, Stat};
 use rustix::io::Errno;
@@ -38,18 +38,10 @@ impl Usage {
 /// # Errors
 /// When the directory itself cannot be read.
 pub fn measure(root: &Path) -> std::io::Result<Usage> {
-    let mut walk = Walk::new(Sum::default());
-    match walk.enter(walk::open(CWD, root)?) {
-        Ok(()) => {}
-        Err(Failed::Read(error)) => return Err(error.into()),
+    match walk::whole(Sum::default(), walk::open(CWD, root)?) {
+        Ok(sum) => Ok(sum.usage),
+        Err(Failed::Read(error)) => Err(error.into()),
         Err(Failed::Visit(never)) => match never {},
-    }
-    loop {
-        match walk.step() {
-            Ok(true) => {}
-            Ok(false) => return Ok(walk.visitor.usage),
-            Err(never) => match never {},
-        }
     }
 }
 
@@ -93,7 +85,7 @@ impl Visitor for Sum {
 
 #[cfg(test)]
 mod tests {
-    use super::walk::{MAX_OPEN, make_a_deep_tree};
+    use super::walk::{MAX_OPEN, Walk, make_a_deep_tree};
     use super::*;
     use rustix::fs::{Mode, OFlags};
     use std::os::unix::fs::symlink;

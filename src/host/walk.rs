@@ -128,6 +128,14 @@ impl<V: Visitor> Walk<V> {
     }
 }
 
+/// Goes through all that is in an open directory.
+pub(super) fn whole<V: Visitor>(visitor: V, root: OwnedFd) -> Result<V, Failed<V::Error>> {
+    let mut walk = Walk::new(visitor);
+    walk.enter(root)?;
+    while walk.step().map_err(Failed::Visit)? {}
+    Ok(walk.visitor)
+}
+
 /// Opens a directory without touching its access time.
 pub(super) fn open(at: impl rustix::fd::AsFd, path: impl rustix::path::Arg + Copy) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

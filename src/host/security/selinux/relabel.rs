@@ -5,7 +5,7 @@
 //! is mounted in the tree belongs to it, as it does for whoever binds it into a container.
 
 use super::SelinuxError;
-use crate::host::walk::{self, Failed, Visitor, Walk};
+use crate::host::walk::{self, Failed, Visitor};
 use podwright_sys::path::open_without_links;
 use rustix::fd::{AsRawFd as _, OwnedFd};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RawDirEntry, Stat, XattrFlags};
@@ -178,13 +178,10 @@ impl Labels<'_> {
     /// Labels what is in a directory, at any depth.
     fn walk(self, root: OwnedFd) -> Result<(), SelinuxError> {
         let shown = File::Open(&root).shown();
-        let mut walk = Walk::new(self);
-        walk.enter(root).map_err(|failed| match failed {
+        walk::whole(self, root).map(drop).map_err(|failed| match failed {
             Failed::Read(error) => self.failed(&shown, error.into()),
             Failed::Visit(error) => error,
-        })?;
-        while walk.step()? {}
-        Ok(())
+        })
     }
 
     fn failed(&self, path: &Path, cause: std::io::Error) -> SelinuxError {

@@ -6,7 +6,7 @@ use super::node::Node;
 use crate::host::cgroups::Driver;
 use crate::host::oci::{self, Surroundings};
 use crate::host::rootfs::{self, IdMap, IdRange, RootfsError};
-use podwright_sys::userns;
+use podwright_sys::namespace;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ impl TrialNamespace {
     /// The kernel's.
     pub fn make() -> Result<Self, RootfsError> {
         let map = IdMap::new(vec![TRIAL], vec![TRIAL])?;
-        let path = userns::path_of(map.namespace());
+        let path = namespace::path_of(map.namespace());
         Ok(Self { _map: map, path })
     }
 

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use podwright_monitor_proto::{IdMappings, IdRange, Launch, NamespacePaths, ProcessId};
-use podwright_sys::namespace::{self, Namespace};
+use podwright_sys::namespace::{self, Namespace, path_of};
 use podwright_sys::{pidfd, proc, process, userns};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
@@ -64,7 +64,7 @@ impl Namespaces {
         let user = request.namespaces.user.as_ref().map(make_user).transpose()?;
         if let Some(user) = &user {
             let held = user.try_clone().map_err(|source| NamespaceError::Open { kind: "user", source })?;
-            self.paths.user = Some(userns::path_of(&held));
+            self.paths.user = Some(path_of(&held));
             self.held.push(held);
         }
         if kinds.is_empty() && request.sysctls.is_empty() && request.hostname.is_none() {
@@ -174,11 +174,6 @@ fn kinds(request: &Launch) -> Vec<Namespace> {
     .into_iter()
     .filter_map(|(asked, kind)| asked.then_some(kind))
     .collect()
-}
-
-/// Where others find what one of our descriptors holds.
-fn path_of(fd: &OwnedFd) -> String {
-    format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd())
 }
 
 fn make_user(mappings: &IdMappings) -> Result<OwnedFd, NamespaceError> {

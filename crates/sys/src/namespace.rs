@@ -33,6 +33,16 @@ impl Namespace {
     }
 }
 
+/// Where others, such as an OCI runtime, find a namespace that one of our descriptors holds, for as long as it does.
+///
+/// Written with a dot, since runc from 1.1.11 takes a user namespace's path that begins with `/proc/PID` for one of
+/// that process, and refuses to join when the process has another mapping (libcontainer/userns/userns_maps_linux.go,
+/// GetUserNamespaceMappings).
+#[must_use]
+pub fn path_of(namespace: &OwnedFd) -> String {
+    format!("/proc/./{}/fd/{}", std::process::id(), namespace.as_raw_fd())
+}
+
 /// Moves the calling thread into a new namespace of one kind.
 ///
 /// # Errors
@@ -105,4 +115,17 @@ fn interface_flags(
         return Err(io::Error::last_os_error());
     }
     Ok(request)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespaces_path_leads_to_it_and_does_not_begin_like_a_process() {
+        let held = std::fs::File::open("/proc/self/ns/uts").unwrap().into();
+        let path = path_of(&held);
+        assert_eq!(std::fs::read_link(&path).unwrap(), std::fs::read_link("/proc/self/ns/uts").unwrap());
+        assert!(!path["/proc/".len()..].starts_with(|c: char| c.is_ascii_digit()), "{path}");
+    }
 }

@@ -38,16 +38,6 @@ pub fn with_mappings(uids: &[IdRange], gids: &[IdRange]) -> io::Result<OwnedFd> 
     Ok(std::fs::File::open(format!("{proc}/ns/user"))?.into())
 }
 
-/// Where an OCI runtime finds a user namespace that one of our descriptors holds, for as long as it does.
-///
-/// Written with a dot, since runc from 1.1.11 takes whatever begins with `/proc/PID` for a process of the namespace,
-/// and refuses to join when that process has another mapping (libcontainer/userns/userns_maps_linux.go,
-/// GetUserNamespaceMappings).
-#[must_use]
-pub fn path_of(namespace: &OwnedFd) -> String {
-    format!("/proc/./{}/fd/{}", std::process::id(), namespace.as_raw_fd())
-}
-
 fn lines(ranges: &[IdRange]) -> String {
     ranges.iter().map(|r| format!("{} {} {}\n", r.inside, r.outside, r.count)).collect()
 }
@@ -215,15 +205,6 @@ mod tests {
         let inside =
             members.filter(|e| std::fs::read_link(e.path().join("ns/user")).is_ok_and(|n| n == text));
         assert_eq!(inside.count(), 0);
-    }
-
-    #[test]
-    fn a_namespaces_path_leads_to_it_and_does_not_begin_like_a_process() {
-        let namespace = with_mappings(&[RANGE], &[RANGE]).unwrap();
-        let path = path_of(&namespace);
-        let held = std::fs::read_link(format!("/proc/self/fd/{}", namespace.as_raw_fd())).unwrap();
-        assert_eq!(std::fs::read_link(&path).unwrap(), held);
-        assert!(!path["/proc/".len()..].starts_with(|c: char| c.is_ascii_digit()), "{path}");
     }
 
     #[test]

@@ -344,7 +344,7 @@ mod tests {
 
     /// What root of the namespace prints.
     fn inside(map: &IdMap, script: &str, at: &Path) -> String {
-        let namespace = format!("--user=/proc/{}/fd/{}", std::process::id(), map.namespace().as_raw_fd());
+        let namespace = format!("--user={}", podwright_sys::namespace::path_of(map.namespace()));
         let out = Command::new("nsenter")
             .args([namespace.as_str(), "-S", "0", "-G", "0", "sh", "-c", script])
             .current_dir(at)

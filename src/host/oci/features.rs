@@ -86,6 +86,9 @@ mod tests {
         let runc = br#"{"mountOptions":null,"annotations":{"org.opencontainers.runc.version":"1.1.15"}}"#;
         assert_eq!(told(runc), Some((false, true)));
         assert_eq!(told(br#"{"annotations":{"run.oci.crun.version":"1.21"}}"#), Some((false, false)));
+        for silent in [&b"{}"[..], br#"{"mountOptions":null}"#] {
+            assert_eq!(told(silent), Some((false, false)));
+        }
         for silent in [&b"unknown command features"[..], b""] {
             assert_eq!(parse(silent), None);
         }

@@ -42,8 +42,10 @@ pub(in crate::sandbox) fn lead_into_cgroup(
     cgroup: &Path,
 ) -> Result<(), SandboxError> {
     let file = bundle.join("criu.conf");
-    // No file is the rule.
-    let mut text = std::fs::read_to_string(RUNC_CONFIG).unwrap_or_default();
+    let mut text = match std::fs::read_to_string(RUNC_CONFIG) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        text => text.map_err(SandboxError::io("read", Path::new(RUNC_CONFIG)))?,
+    };
     text.push_str(&format!("\ncgroup-root {}\n", cgroup.display()));
     std::fs::write(&file, text).map_err(SandboxError::io("write", &file))?;
     let mut annotations = oci.annotations().clone().unwrap_or_default();

@@ -80,10 +80,12 @@ make_base() {
         "$suite" "$work/rootfs" </dev/null
     dpkg-deb -x "$work"/rootfs/kernel/linux-image-*.deb "$work/kernel"
     rm -r "$work/rootfs/kernel"
-    local version
-    version=$(ls "$work/kernel/lib/modules" 2>/dev/null || ls "$work/kernel/usr/lib/modules")
+    # Debian 12 has them below /lib.
+    local version modules=$work/kernel/usr/lib/modules
+    [ -d "$modules" ] || modules=$work/kernel/lib/modules
+    version=$(ls "$modules")
     mkdir -p "$work/rootfs/lib/modules"
-    cp -a "$work/kernel"{,/usr}/lib/modules/. "$work/rootfs/lib/modules/" 2>/dev/null || [ -d "$work/rootfs/lib/modules/$version" ]
+    cp -a "$modules/." "$work/rootfs/lib/modules/"
     chroot "$work/rootfs" depmod "$version"
     # A machine that has been set up: no questions at the first boot.
     tr -d - </proc/sys/kernel/random/uuid >"$work/rootfs/etc/machine-id"

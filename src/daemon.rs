@@ -38,6 +38,8 @@ pub const MAX_BLOCKING_THREADS: usize = 64;
 pub const BLOCKING_THREAD_KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// What clients of streams get to take their last words, when the daemon ends.
 const STREAMS_END: Duration = Duration::from_secs(2);
+/// What a trial that is under way gets to clean up by itself: ten times what one takes.
+const TRIAL_END: Duration = Duration::from_secs(1);
 /// More workers than this would not answer a kubelet any faster.
 const MAX_WORKERS: usize = 4;
 
@@ -102,8 +104,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let beside = admin::routes(node.images.clone(), about, config.grpc.max_message_bytes);
     let served = cri::serve(&config, listener, runtime, Image::new(&node, rpcs), beside, end).await;
     streams.end(STREAMS_END).await;
-    // It runs containers, and is bounded.
-    let _ = trial.await;
+    // It runs containers, and takes tens of milliseconds; with a runtime that hangs it is killed with this process.
+    let _ = tokio::time::timeout(TRIAL_END, trial).await;
     Ok(served?)
 }
 
@@ -234,6 +236,7 @@ fn facts(cgroups: &Cgroups, apparmor: &AppArmor, profile: &str) -> anyhow::Resul
         controllers: cgroups.controllers(),
         // mount_setattr(2) with AT_RECURSIVE.
         recursive_read_only: kernel::at_least(5, 12),
+        plain_propagation: false,
         apparmor: apparmor.is_enabled(),
         apparmor_default: default_profile(apparmor, profile),
         selinux: None,

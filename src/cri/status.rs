@@ -31,8 +31,8 @@ const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
 /// cri-api's ErrSignatureValidationFailed, the same.
 const SIGNATURE_VALIDATION_FAILED: &str = "SignatureValidationFailed";
 /// How the OCI runtimes (runc, crun, youki) say that a program is not in the container.
-const NO_SUCH_PROGRAM: [&str; 3] =
-    ["executable file not found", "no such file or directory", "executable file `"];
+const NO_SUCH_PROGRAM: [&str; 4] =
+    ["executable file not found", "no such file or directory", "executable file `", "' not found in $PATH"];
 
 impl From<Invalid> for Status {
     fn from(error: Invalid) -> Self {
@@ -272,6 +272,7 @@ fn oci_code(error: &OciError) -> Code {
     match error {
         OciError::Missing { .. } | OciError::NoneWorks { .. } => Code::FailedPrecondition,
         OciError::Failed { .. } => Code::Unknown,
+        OciError::NoCommand { .. } => Code::Unimplemented,
         OciError::Command { error, .. } => command_code(error),
         OciError::Probe { source, .. } => io_code(source),
     }

@@ -4,7 +4,10 @@
 //! killed whole at the deadline or when the caller's future is dropped. Never interprets what a program says.
 
 use podwright_sys::proc;
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open, pidfd_send_signal,
+};
+use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -143,6 +146,8 @@ pub struct Command {
     deadline: Duration,
     /// What the others of its group get to end by themselves.
     grace: Option<Duration>,
+    /// How often it is told to look after its children.
+    nudge: Option<Duration>,
 }
 
 impl Command {
@@ -157,7 +162,15 @@ impl Command {
             inner.env_remove(name);
         }
         let stdout_limit = DEFAULT_STDOUT_LIMIT;
-        Self { program: program.to_owned(), inner, stdin: Vec::new(), stdout_limit, deadline, grace: None }
+        Self {
+            program: program.to_owned(),
+            inner,
+            stdin: Vec::new(),
+            stdout_limit,
+            deadline,
+            grace: None,
+            nudge: None,
+        }
     }
 
     /// At the deadline only the program itself is killed, and the rest of its group when it has not ended within
@@ -166,6 +179,13 @@ impl Command {
     #[must_use]
     pub fn orderly(mut self, grace: Duration) -> Self {
         self.grace = Some(grace);
+        self
+    }
+
+    /// Sends SIGCHLD to the program again and again: for one that waits for that of a child, which came before it did.
+    #[must_use]
+    pub fn nudge(mut self, every: Duration) -> Self {
+        self.nudge = Some(every);
         self
     }
 
@@ -233,11 +253,12 @@ impl Command {
         };
         let mut group = Group { child, whole: self.grace.is_none() };
         let mut output = Captured::default();
-        let end = tokio::time::timeout(
-            self.deadline,
-            converse(&mut group.child, &self.stdin, self.stdout_limit, &mut output),
-        )
-        .await;
+        let nudges = nudge(group.pid(), self.nudge);
+        let talk = converse(&mut group.child, &self.stdin, self.stdout_limit, &mut output);
+        let end = tokio::select! {
+            end = tokio::time::timeout(self.deadline, talk) => end,
+            never = nudges => match never {},
+        };
         let Captured { stdout, stderr } = output;
         let (program, failure) = match end {
             Ok(Ok(status)) => {
@@ -261,6 +282,16 @@ impl Command {
             }
             Some(Failure::Io { operation, source }) => CommandError::Io { program, operation, source },
         })
+    }
+}
+
+async fn nudge(pid: Option<Pid>, every: Option<Duration>) -> Infallible {
+    let handle = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+    let (Some(Ok(handle)), Some(every)) = (handle, every) else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(every).await;
+        // One that is gone needs none.
+        let _ = pidfd_send_signal(&handle, Signal::CHILD);
     }
 }
 
@@ -473,6 +504,17 @@ mod tests {
         for pid in pids {
             until_gone(pid).await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_nudged_program_looks_after_its_children() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        let script = format!("mkfifo {0}; trap 'exit 7' CHLD; exec 3<>{0}; read nothing <&3", fifo.display());
+        let output = sh(&script, LONG).nudge(Duration::from_millis(50)).run().await.unwrap();
+        assert_eq!(output.status.code(), Some(7));
+        let alone = sh(&script.replace("mkfifo", "echo"), Duration::from_millis(300)).run().await;
+        assert!(matches!(alone.unwrap_err(), CommandError::Timeout { .. }));
     }
 
     #[tokio::test]

@@ -117,7 +117,14 @@ impl Node {
 
     /// The facts, as they are with a handler's runtime.
     pub(super) fn facts_for(&self, handler: &str) -> HostFacts {
-        HostFacts { recursive_read_only: self.recursive_read_only(handler), ..self.facts.clone() }
+        HostFacts {
+            recursive_read_only: self.recursive_read_only(handler),
+            plain_propagation: self
+                .runtimes
+                .get(handler)
+                .is_some_and(|runtime| runtime.features().plain_propagation),
+            ..self.facts.clone()
+        }
     }
 
     /// Whether kernel and runtime of a handler make a mount read-only with all below it.

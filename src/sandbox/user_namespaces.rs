@@ -8,6 +8,7 @@ use crate::host::oci::{self, Surroundings};
 use crate::host::rootfs::{self, IdMap, IdRange, RootfsError};
 use podwright_sys::namespace;
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +19,13 @@ const TRIAL: IdRange = IdRange { inside: 0, outside: 4_000_000_000, count: 65_53
 /// For one runtime's trial, which takes tens of milliseconds; Status waits for the first.
 const TRIAL_LIMIT: Duration = Duration::from_secs(10);
 
-/// A user namespace to try OCI runtimes with; there while this is.
+/// A user namespace to try OCI runtimes with, and another that belongs to it; there while this is.
 #[derive(Debug)]
 pub struct TrialNamespace {
-    /// Holds it.
-    _map: IdMap,
+    /// Hold them.
+    _held: (IdMap, OwnedFd),
     path: String,
+    uts: String,
 }
 
 impl TrialNamespace {
@@ -32,16 +34,16 @@ impl TrialNamespace {
     /// # Errors
     /// The kernel's.
     pub fn make() -> Result<Self, RootfsError> {
-        let map = IdMap::new(vec![TRIAL], vec![TRIAL])?;
-        let path = namespace::path_of(map.namespace());
-        Ok(Self { _map: map, path })
+        let held = IdMap::with_uts(vec![TRIAL], vec![TRIAL])?;
+        let (path, uts) = (namespace::path_of(held.0.namespace()), namespace::path_of(&held.1));
+        Ok(Self { _held: held, path, uts })
     }
 
     /// For a runtime.
     #[must_use]
     pub fn user(&self) -> oci::UserNamespace<'_> {
         let owner = (TRIAL.outside, TRIAL.outside);
-        oci::UserNamespace { path: &self.path, owner, count: TRIAL.count }
+        oci::UserNamespace { path: &self.path, uts: &self.uts, owner, count: TRIAL.count }
     }
 }
 

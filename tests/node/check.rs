@@ -1,6 +1,7 @@
 //! `podwright check`, and what the daemon itself says, on nodes where something is wrong: each must be told in one screen,
 //! with what to type.
 
+use crate::support::{Ability, runtime_can};
 use podwright_testkit::daemon::default_binary;
 use podwright_testkit::{CgroupDriver, Options, Scratch};
 use serde_json::Value;
@@ -95,7 +96,10 @@ fn a_node_that_can_serve_has_no_failure() {
         ("overlay on root", "mounted"),
         ("monitor", "podwright-monitor"),
         (&format!("OCI runtime {runtime}"), &format!("ran a container, the default ({runtime} version")),
-        (&format!("user namespaces with {runtime}"), "ran a container in one"),
+        (
+            &format!("user namespaces with {runtime}"),
+            if runtime_can(Ability::UserNamespaces) { "ran a container in one" } else { "are refused" },
+        ),
         ("CNI configuration", scratch.id()),
         ("CNI plugins", "bridge, portmap"),
         ("grpc.socket", "free"),

@@ -22,12 +22,17 @@ const HANGS: &str = ": > \"$0.begun\"; while [ ! -e \"$0.go\" ]; do sleep 0.05; 
 
 /// Whether real CRIU works here; says so once where not.
 #[allow(clippy::print_stdout)]
-pub(crate) fn criu_works() -> bool {
+fn criu_is_there() -> bool {
     let works = Command::new("criu").arg("check").output().is_ok_and(|o| o.status.success());
     if !works {
         println!("criu does not work here: what needs it is not tested");
     }
     works
+}
+
+/// Whether the runtime can make use of it, too.
+pub(crate) fn criu_works() -> bool {
+    criu_is_there() && runtime_can(Ability::Checkpoints)
 }
 
 pub(crate) fn script(path: &Path, text: &str) {
@@ -141,7 +146,7 @@ async fn checkpoints_can_be_switched_off() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn where_criu_does_not_work_its_reason_is_told() {
-    if criu_works() {
+    if criu_is_there() {
         return;
     }
     let mut node = Node::with_busybox().await;
@@ -382,13 +387,19 @@ async fn what_does_not_fit_a_checkpoint_is_not_restored_and_nothing_stays() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn criu_checkpoints_a_container_that_goes_on() {
-    if !criu_works() {
+    if !criu_is_there() {
         return;
     }
     let mut node = Node::with_busybox().await;
     let (_, id) = node.running("criu", &["sh", "-c", COUNT]).await;
     goes_on(&node, "criu", "main");
     let place = node.scratch.root().join("c.tar");
+    if !runtime_can(Ability::Checkpoints) {
+        let answer = checkpoint(&mut node, &id, &place, 0).await;
+        refused(answer, Code::Unimplemented, &["has no command checkpoint"]);
+        goes_on(&node, "criu", "main");
+        return node.finish().await;
+    }
     checkpoint(&mut node, &id, &place, 0).await.unwrap();
     goes_on(&node, "criu", "main");
     let files = files(&place);

@@ -340,6 +340,40 @@ pub(crate) fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
     pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
 }
 
+/// What an OCI runtime may not be able to do. docs/runtimes.md tells what each cannot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ability {
+    Checkpoints,
+    /// A command of an exec has its container's seccomp profile.
+    SeccompInExec,
+    /// Each volume has the propagation that was asked for it, and not the container's widest.
+    OwnPropagation,
+    /// The size of an exec's terminal is there before its command is.
+    FirstSize,
+    UserNamespaces,
+}
+
+/// Whether the runtime of these tests can. By its name: what a daemon says of itself is what is tested.
+#[allow(clippy::print_stdout)]
+pub(crate) fn runtime_can(ability: Ability) -> bool {
+    let runtime = Options::default().runtime;
+    let lacks: &[Ability] = match runtime.as_str() {
+        "youki" => &[
+            Ability::Checkpoints,
+            Ability::SeccompInExec,
+            Ability::OwnPropagation,
+            Ability::FirstSize,
+            Ability::UserNamespaces,
+        ],
+        _ => &[],
+    };
+    let can = !lacks.contains(&ability);
+    if !can {
+        println!("{runtime} lacks {ability:?}: what needs it is not tested");
+    }
+    can
+}
+
 /// Asserts code and that the message says each of these.
 pub(crate) fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, says: &[&str]) {
     let status = result.unwrap_err();

@@ -11,6 +11,18 @@ use tonic::Code;
 /// How many ids a kubelet gives a pod.
 const COUNT: u32 = 65_536;
 
+/// A node whose runtime can have them. Where it cannot, such a pod is refused.
+async fn node() -> Option<Node> {
+    let mut node = Node::with_busybox().await;
+    if runtime_can(Ability::UserNamespaces) {
+        return Some(node);
+    }
+    let config = pod(&node, "refused", 1 << 20);
+    refused(node.run(&config).await, Code::FailedPrecondition, &["user namespace", "EACCES"]);
+    node.finish().await;
+    None
+}
+
 fn range(first: u32, length: u32) -> Vec<pb::IdMapping> {
     vec![pb::IdMapping { host_id: first, container_id: 0, length }]
 }
@@ -70,7 +82,7 @@ fn owner(path: &Path) -> (u32, u32) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pods_ids_are_others_on_the_host_and_of_no_other_pod() {
-    let mut node = Node::with_busybox().await;
+    let Some(mut node) = node().await else { return };
     let status = node.runtime.status(pb::StatusRequest { verbose: false }).await.unwrap().into_inner();
     for handler in status.runtime_handlers.iter().filter(|h| h.name.is_empty() || h.name == "runc") {
         assert!(handler.features.unwrap().user_namespaces, "{}: {}", handler.name, node.daemon.log());
@@ -104,7 +116,7 @@ async fn a_pods_ids_are_others_on_the_host_and_of_no_other_pod() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn users_outputs_and_terminals_are_the_containers_own() {
-    let mut node = Node::with_busybox().await;
+    let Some(mut node) = node().await else { return };
     let root = 200_000;
     let config = pod(&node, "users", root);
     let pod = node.run(&config).await.unwrap();
@@ -148,7 +160,7 @@ async fn users_outputs_and_terminals_are_the_containers_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn volumes_have_the_pods_ids_where_they_are_mapped() {
-    let mut node = Node::new(Default::default()).await;
+    let Some(mut node) = node().await else { return };
     let layer = LayerBuilder::new()
         .entry(Entry::file("data", &b"of an image"[..]).owner(7, 8))
         .build(Compression::Gzip);
@@ -230,7 +242,7 @@ async fn volumes_have_the_pods_ids_where_they_are_mapped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mapped_pod_outlives_a_killed_daemon() {
-    let mut node = Node::with_busybox().await;
+    let Some(mut node) = node().await else { return };
     let root = 200_000;
     let config = pod(&node, "outlive", root);
     let pod = node.run(&config).await.unwrap();
@@ -281,7 +293,7 @@ async fn a_mapped_pod_outlives_a_killed_daemon() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pids_are_shared_and_privileges_end_at_the_namespace() {
-    let mut node = Node::with_busybox().await;
+    let Some(mut node) = node().await else { return };
     let root = 200_000;
     let mut config = pod(&node, "shared", root);
     config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
@@ -310,7 +322,7 @@ async fn pids_are_shared_and_privileges_end_at_the_namespace() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_hosts_network_goes_with_ids_of_its_own() {
-    let mut node = Node::with_busybox().await;
+    let Some(mut node) = node().await else { return };
     let root = 200_000;
     let mut config = pod(&node, "host-network", root);
     options(&mut config).network = pb::NamespaceMode::Node.into();
@@ -341,7 +353,7 @@ async fn the_hosts_network_goes_with_ids_of_its_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_mapped_is_refused_with_its_name_and_leaves_nothing() {
-    let mut node = Node::with_busybox().await;
+    let Some(mut node) = node().await else { return };
     let root = 200_000;
     let field = "namespace_options.userns_options";
     let code = Code::InvalidArgument;

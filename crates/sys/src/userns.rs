@@ -25,17 +25,36 @@ pub struct IdRange {
 /// # Errors
 /// The kernel's: no user namespaces, no room for one more, or a mapping that it does not take.
 pub fn with_mappings(uids: &[IdRange], gids: &[IdRange]) -> io::Result<OwnedFd> {
+    open(&child_with_mappings(0, uids, gids)?, "user")
+}
+
+/// The same, and a UTS namespace that belongs to it.
+///
+/// # Errors
+/// As [`with_mappings`].
+pub fn with_mappings_and_uts(uids: &[IdRange], gids: &[IdRange]) -> io::Result<(OwnedFd, OwnedFd)> {
+    let child = child_with_mappings(libc::CLONE_NEWUTS, uids, gids)?;
+    Ok((open(&child, "user")?, open(&child, "uts")?))
+}
+
+/// A descriptor of one of its namespaces.
+fn open(child: &Child, kind: &str) -> io::Result<OwnedFd> {
+    Ok(std::fs::File::open(format!("/proc/{}/ns/{kind}", child.0))?.into())
+}
+
+/// A child in a user namespace with these mappings, and in new namespaces of these kinds (`CLONE_NEW*`).
+fn child_with_mappings(kinds: libc::c_int, uids: &[IdRange], gids: &[IdRange]) -> io::Result<Child> {
     // With every signal blocked, the child runs none of our handlers.
     let mut before = SigSet::empty();
     nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before))?;
-    let child = clone_into_user_namespace();
+    let child = clone_into_user_namespace(kinds);
     let restored = nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
     let child = Child(child?);
     restored?;
     let proc = format!("/proc/{}", child.0);
     std::fs::write(format!("{proc}/uid_map"), lines(uids))?;
     std::fs::write(format!("{proc}/gid_map"), lines(gids))?;
-    Ok(std::fs::File::open(format!("{proc}/ns/user"))?.into())
+    Ok(child)
 }
 
 fn lines(ranges: &[IdRange]) -> String {
@@ -53,10 +72,10 @@ impl Drop for Child {
     }
 }
 
-fn clone_into_user_namespace() -> io::Result<nix::unistd::Pid> {
+fn clone_into_user_namespace(kinds: libc::c_int) -> io::Result<nix::unistd::Pid> {
     let parent = rustix::process::getpid();
     // No exit signal: nobody who awaits children by SIGCHLD is to notice this one.
-    let flags = libc::c_long::from(libc::CLONE_NEWUSER);
+    let flags = libc::c_long::from(libc::CLONE_NEWUSER | kinds);
     // SAFETY: without CLONE_VM this is a fork: the child has a copy of the memory and goes on with this stack. It
     // must not take a lock or allocate, which `idle` does not.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };

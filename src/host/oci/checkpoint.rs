@@ -8,6 +8,8 @@ use std::time::Duration;
 
 /// CRIU's lines that say that it gives up, which are never the cause.
 const GIVES_UP: [&str; 2] = ["Dumping FAILED", "Restoring FAILED"];
+/// How a runtime whose command line is clap's (youki) says that it does not know a command.
+const UNKNOWN_COMMAND: &str = "unrecognized subcommand";
 /// Characters of its log that go into an error message.
 const WORDS: usize = 512;
 
@@ -50,7 +52,7 @@ impl Runtime {
     /// order: killed in the middle, it may take the container's processes with it, which it has put its own code into.
     ///
     /// # Errors
-    /// When the runtime is missing, fails, or takes longer than `limit`.
+    /// When the runtime is missing, has no such command, fails, or takes longer than `limit`.
     pub async fn checkpoint(
         &self,
         id: &str,
@@ -66,6 +68,9 @@ impl Runtime {
         let output = command.run().await.map_err(|error| self.error(verb, id, error))?;
         if output.status.success() {
             return Ok(());
+        }
+        if String::from_utf8_lossy(&output.stderr).contains(UNKNOWN_COMMAND) {
+            return Err(OciError::NoCommand { runtime: self.name.clone(), verb, id: id.to_owned() });
         }
         let mut message = last_words(&output.stderr, &output.status.to_string());
         if let Some(cause) = criu_words(&work.join("dump.log")) {
@@ -87,5 +92,28 @@ mod tests {
         let said = "(0.1) Error (a.c:1): rlimit\n(0.2) Error (b.c:2): tcp\n(0.3) fine\n(0.4) Error (c.c:3): Dumping FAILED.\n(0.5) Error (d.c:4): gone\n";
         std::fs::write(&log, said).unwrap();
         assert_eq!(criu_words(&log).unwrap(), "(0.2) Error (b.c:2): tcp");
+    }
+
+    #[tokio::test]
+    async fn a_runtime_without_the_command_is_told_from_one_that_fails() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let minute = Duration::from_mins(1);
+        let mut found = Vec::new();
+        for (name, says) in [("old", "error: unrecognized subcommand 'checkpoint'"), ("new", "ERROR x: no")] {
+            let path = dir.path().join(name);
+            std::fs::write(&path, format!("#!/bin/sh\necho \"{says}\" >&2; exit 2\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            let runtime = Runtime::new(name, path, dir.path(), &[], minute);
+            let error = runtime.checkpoint("c", dir.path(), dir.path(), minute, minute).await.unwrap_err();
+            found.push((matches!(error, OciError::NoCommand { .. }), error.to_string()));
+        }
+        assert_eq!(
+            found,
+            [
+                (true, "old checkpoint c: the OCI runtime old has no command checkpoint".to_owned()),
+                (false, "new checkpoint c: ERROR x: no".to_owned())
+            ]
+        );
     }
 }

@@ -28,6 +28,16 @@ pub enum OciError {
         /// Its own words.
         message: String,
     },
+    /// It has no such command.
+    #[error("{runtime} {verb} {id}: the OCI runtime {runtime} has no command {verb}")]
+    NoCommand {
+        /// Handler.
+        runtime: String,
+        /// Subcommand.
+        verb: &'static str,
+        /// Container.
+        id: String,
+    },
     /// It could not be run, or took too long.
     #[error("{runtime} {verb} {id}: {error}")]
     Command {

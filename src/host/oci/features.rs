@@ -22,6 +22,9 @@ pub struct Features {
     /// It leaves a restored process in the cgroup v2 that it was checkpointed in, unless CRIU is told another: runc
     /// tells CRIU of the new one for cgroup v1 only (libcontainer/criu_linux.go, criuApplyCgroups).
     pub restores_into_old_cgroup: bool,
+    /// Propagation of the root's mounts it knows by the specification's names only (`slave`, `shared`), which it takes
+    /// to reach all mounts below: youki. runc and crun have `rslave` and `rshared` for that.
+    pub plain_propagation: bool,
 }
 
 /// The part that is read of the OCI runtime specification's features document.
@@ -45,7 +48,12 @@ pub(super) async fn of(runtime: &Runtime, around: Surroundings<'_>) -> Features 
         return told;
     }
     match probe::recursive_read_only(runtime, around.state, around.probe_cgroup).await {
-        Ok(recursive_read_only) => Features { recursive_read_only, ..told },
+        Ok(recursive_read_only) => {
+            // It ran a container just now, so that only what is new can be what it refuses.
+            let refused =
+                probe::recursive_propagation(runtime, around.state, around.probe_cgroup).await.is_err();
+            Features { recursive_read_only, plain_propagation: refused, ..told }
+        }
         Err(error) => {
             log(runtime, &error);
             told
@@ -70,6 +78,7 @@ fn parse(document: &[u8]) -> Option<Features> {
     Some(Features {
         recursive_read_only: options.iter().any(|option| option == RECURSIVE_READ_ONLY),
         restores_into_old_cgroup: annotations.keys().any(|name| name.starts_with(RUNC)),
+        plain_propagation: false,
     })
 }
 

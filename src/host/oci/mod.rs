@@ -34,6 +34,10 @@ pub struct Runtime {
     features: Features,
 }
 
+/// youki's `run` misses the end of a container that ends before it looks, and then waits for ever, unless another
+/// SIGCHLD comes. Longer than a probe takes, so that no other runtime gets one.
+const NUDGE: Duration = Duration::from_millis(500);
+
 impl Runtime {
     /// A runtime with its state below `root`; `deadline` bounds each call.
     #[must_use]
@@ -129,6 +133,9 @@ impl Runtime {
         if let Some(stdin) = stdin {
             command = command.stdin(stdin);
         }
+        if verb == "run" {
+            command = command.nudge(NUDGE);
+        }
         let output = command.run().await.map_err(|error| self.error(verb, id, error))?;
         if output.status.success() {
             return Ok(output.stdout);
@@ -156,7 +163,10 @@ impl Runtime {
 fn last_words(stderr: &[u8], status: &str) -> String {
     let tail = &stderr[stderr.len().saturating_sub(MAX_LOG)..];
     let text = String::from_utf8_lossy(tail);
-    let Some(line) = text.lines().rev().find(|line| !line.trim().is_empty()) else {
+    // youki goes on with a backtrace, or with advice on its command line.
+    let is_error = |line: &&str| line.starts_with("ERROR ") || line.starts_with("error: ");
+    let lines = || text.lines().rev().filter(|line| !line.trim().is_empty());
+    let Some(line) = lines().find(is_error).or_else(|| lines().next()) else {
         return status.to_owned();
     };
     match line.split_once("msg=\"") {
@@ -174,6 +184,9 @@ mod tests {
         let runc = b"time=\"2026-11-24T10:00:00Z\" level=error msg=\"container \\\"x\\\" does not exist\"\n";
         assert_eq!(last_words(runc, "exit status: 1"), "container \"x\" does not exist");
         assert_eq!(last_words(b"first\nerror opening file\n\n", "exit status: 1"), "error opening file");
+        let youki =
+            b"ERROR youki: error in executing command: no PATH\n\nStack backtrace:\n   0: <unknown>\n";
+        assert_eq!(last_words(youki, "exit status: 1"), "ERROR youki: error in executing command: no PATH");
         assert_eq!(last_words(b"", "exit status: 3"), "exit status: 3");
     }
 

@@ -15,6 +15,8 @@ const HOST_DIRS: [&str; 5] = ["/usr", "/bin", "/lib", "/lib32", "/lib64"];
 pub struct UserNamespace<'a> {
     /// Where it is found.
     pub path: &'a str,
+    /// The same of a UTS namespace that belongs to it: youki cannot open another one's path once it is in the first.
+    pub uts: &'a str,
     /// First uid and gid on the host, of root inside.
     pub owner: (u32, u32),
     /// How many ids it has.
@@ -23,17 +25,26 @@ pub struct UserNamespace<'a> {
 
 /// Runs `/bin/true` in fresh namespaces and a fresh cgroup.
 pub(super) async fn works(runtime: &Runtime, state: &Path, cgroup: CgroupPath<'_>) -> Result<(), OciError> {
-    run(runtime, state, cgroup, "works", &["/bin/true"], &[], None).await.map(|_| ())
+    run(runtime, state, cgroup, "works", &["/bin/true"], Further::Nothing).await.map(|_| ())
 }
 
-/// Runs `/bin/true` in a user namespace that there is, as containers of pods do.
+/// The same in a user namespace that there is, as containers of pods do.
 pub(super) async fn user_namespace(
     runtime: &Runtime,
     state: &Path,
     cgroup: CgroupPath<'_>,
     user: UserNamespace<'_>,
 ) -> Result<(), OciError> {
-    run(runtime, state, cgroup, "userns", &["/bin/true"], &[], Some(user)).await.map(|_| ())
+    run(runtime, state, cgroup, "userns", &["/bin/true"], Further::User(user)).await.map(|_| ())
+}
+
+/// The same with a root whose mounts propagate by one of runc's names.
+pub(super) async fn recursive_propagation(
+    runtime: &Runtime,
+    state: &Path,
+    cgroup: CgroupPath<'_>,
+) -> Result<(), OciError> {
+    run(runtime, state, cgroup, "rslave", &["/bin/true"], Further::Propagation("rslave")).await.map(|_| ())
 }
 
 /// Whether a mount with the option `rro` is read-only with all that is below it. Shown by the host's /sys, below which
@@ -47,7 +58,7 @@ pub(super) async fn recursive_read_only(
         "destination": SHOWN, "type": "bind", "source": "/sys", "options": ["rbind", "rro", "rprivate"],
     });
     let show = ["/bin/cat", "/proc/self/mountinfo"];
-    let table = run(runtime, state, cgroup, "rro", &show, &[mount], None).await?;
+    let table = run(runtime, state, cgroup, "rro", &show, Further::Mount(mount)).await?;
     Ok(all_read_only(&String::from_utf8_lossy(&table)))
 }
 
@@ -63,19 +74,27 @@ fn all_read_only(mountinfo: &str) -> bool {
         && below.iter().all(|f| f.get(5).is_some_and(|options| options.split(',').any(|o| o == "ro")))
 }
 
+/// What a probe has besides.
+enum Further<'a> {
+    Nothing,
+    Mount(Value),
+    /// Of the root's mounts.
+    Propagation(&'static str),
+    User(UserNamespace<'a>),
+}
+
 async fn run(
     runtime: &Runtime,
     state: &Path,
     cgroup: CgroupPath<'_>,
     purpose: &str,
     command: &[&str],
-    mounts: &[Value],
-    user: Option<UserNamespace<'_>>,
+    further: Further<'_>,
 ) -> Result<Vec<u8>, OciError> {
     let id = format!("probe-{purpose}-{}-{}", runtime.name, std::process::id());
     let bundle = state.join(&id);
-    let spec = spec(&cgroup(&id).to_string_lossy(), command, mounts);
-    let made = make(&bundle, spec, user);
+    let spec = spec(&cgroup(&id).to_string_lossy(), command);
+    let made = make(&bundle, spec, further);
     let result = match made {
         Ok(()) => {
             let bundle = bundle.to_string_lossy();
@@ -94,23 +113,34 @@ async fn run(
 
 /// With a user namespace, as containers have it: their bundle is private but for the namespace's root, and the root
 /// directory belongs to that one.
-fn make(bundle: &Path, mut spec: Value, user: Option<UserNamespace<'_>>) -> std::io::Result<()> {
+fn make(bundle: &Path, mut spec: Value, further: Further<'_>) -> std::io::Result<()> {
     let root = bundle.join("rootfs");
     std::fs::create_dir_all(&root)?;
-    if let Some(UserNamespace { path, owner: (uid, gid), count }) = user {
-        std::os::unix::fs::chown(&root, Some(uid), Some(gid))?;
-        std::os::unix::fs::chown(bundle, None, Some(gid))?;
-        std::fs::set_permissions(bundle, std::fs::Permissions::from_mode(0o710))?;
-        if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
-            namespaces.push(json!({ "type": "user", "path": path }));
+    match further {
+        Further::Nothing => {}
+        Further::Propagation(name) => spec["linux"]["rootfsPropagation"] = name.into(),
+        Further::Mount(mount) => {
+            if let Some(mounts) = spec["mounts"].as_array_mut() {
+                mounts.push(mount);
+            }
         }
-        spec["linux"]["uidMappings"] = json!([{ "containerID": 0, "hostID": uid, "size": count }]);
-        spec["linux"]["gidMappings"] = json!([{ "containerID": 0, "hostID": gid, "size": count }]);
+        Further::User(UserNamespace { path, uts, owner: (uid, gid), count }) => {
+            std::os::unix::fs::chown(&root, Some(uid), Some(gid))?;
+            std::os::unix::fs::chown(bundle, None, Some(gid))?;
+            std::fs::set_permissions(bundle, std::fs::Permissions::from_mode(0o710))?;
+            if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+                namespaces.retain(|namespace| namespace["type"] != "uts");
+                namespaces.push(json!({ "type": "user", "path": path }));
+                namespaces.push(json!({ "type": "uts", "path": uts }));
+            }
+            spec["linux"]["uidMappings"] = json!([{ "containerID": 0, "hostID": uid, "size": count }]);
+            spec["linux"]["gidMappings"] = json!([{ "containerID": 0, "hostID": gid, "size": count }]);
+        }
     }
     std::fs::write(bundle.join("config.json"), spec.to_string())
 }
 
-fn spec(cgroup: &str, command: &[&str], further: &[Value]) -> Value {
+fn spec(cgroup: &str, command: &[&str]) -> Value {
     let mut mounts = vec![
         json!({ "destination": "/proc", "type": "proc", "source": "proc" }),
         // The bundle lies on /run, where systemd allows no devices: /dev/null has to be on a file system that does.
@@ -123,10 +153,13 @@ fn spec(cgroup: &str, command: &[&str], further: &[Value]) -> Value {
             "destination": dir, "type": "bind", "source": dir, "options": ["rbind", "ro", "rprivate"],
         }));
     }
-    mounts.extend_from_slice(further);
     json!({
         "ociVersion": "1.0.2",
-        "process": { "user": { "uid": 0, "gid": 0 }, "args": command, "cwd": "/", "noNewPrivileges": true },
+        "process": {
+            "user": { "uid": 0, "gid": 0 }, "args": command, "cwd": "/", "noNewPrivileges": true,
+            // youki starts nothing without.
+            "env": ["PATH=/usr/bin:/bin"],
+        },
         "root": { "path": "rootfs" },
         "mounts": mounts,
         "linux": {
@@ -143,7 +176,7 @@ mod tests {
 
     #[test]
     fn devices_do_not_lie_where_the_bundle_does() {
-        let spec = spec("/p", &["/bin/true"], &[]);
+        let spec = spec("/p", &["/bin/true"]);
         assert!(
             spec["mounts"]
                 .as_array()

@@ -31,17 +31,18 @@ impl IdMap {
     /// # Errors
     /// When the kernel does not take the mapping, or makes no more user namespaces.
     pub fn new(uids: Vec<IdRange>, gids: Vec<IdRange>) -> Result<Self, RootfsError> {
-        let namespace = userns::with_mappings(&uids, &gids).map_err(|cause| {
-            let text = |ranges: &[IdRange]| {
-                let ranges = ranges.iter().map(|r| format!("{}:{}:{}", r.inside, r.outside, r.count));
-                ranges.collect::<Vec<_>>().join(",")
-            };
-            RootfsError::UserNamespace {
-                mapping: format!("uids {}, gids {}", text(&uids), text(&gids)),
-                cause,
-            }
-        })?;
+        let namespace = userns::with_mappings(&uids, &gids).map_err(|cause| not_made(&uids, &gids, cause))?;
         Ok(Self { uids, gids, namespace })
+    }
+
+    /// The same, with a UTS namespace that belongs to the user namespace.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_uts(uids: Vec<IdRange>, gids: Vec<IdRange>) -> Result<(Self, OwnedFd), RootfsError> {
+        let (namespace, uts) =
+            userns::with_mappings_and_uts(&uids, &gids).map_err(|cause| not_made(&uids, &gids, cause))?;
+        Ok((Self { uids, gids, namespace }, uts))
     }
 
     /// The mapping of a user namespace that there is already, such as the pod's own.
@@ -67,6 +68,14 @@ impl IdMap {
     pub fn root(&self) -> Option<(u32, u32)> {
         Some((outside(&self.uids, 0)?, outside(&self.gids, 0)?))
     }
+}
+
+fn not_made(uids: &[IdRange], gids: &[IdRange], cause: std::io::Error) -> RootfsError {
+    let text = |ranges: &[IdRange]| {
+        let ranges = ranges.iter().map(|r| format!("{}:{}:{}", r.inside, r.outside, r.count));
+        ranges.collect::<Vec<_>>().join(",")
+    };
+    RootfsError::UserNamespace { mapping: format!("uids {}, gids {}", text(uids), text(gids)), cause }
 }
 
 fn outside(ranges: &[IdRange], id: u32) -> Option<u32> {

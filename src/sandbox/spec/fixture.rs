@@ -110,6 +110,7 @@ pub(in crate::sandbox) fn fixture() -> Fixture {
             page_sizes: vec!["2MB".into(), "1GB".into()],
             controllers: ["cpu", "cpuset", "memory", "pids", "hugetlb"].map(str::to_owned).to_vec(),
             recursive_read_only: true,
+            plain_propagation: false,
             apparmor: false,
             apparmor_default: None,
             selinux: None,

@@ -136,6 +136,8 @@ pub struct HostFacts {
     pub controllers: Vec<String>,
     /// The kernel, and the runtime where one is meant, can make a mount read-only with all below it.
     pub recursive_read_only: bool,
+    /// The runtime knows `slave` and `shared` as propagation of the root's mounts, and no `rslave` and `rshared`.
+    pub plain_propagation: bool,
     /// AppArmor is enabled.
     pub apparmor: bool,
     /// AppArmor profile of containers that ask for none, if there is one.

@@ -60,6 +60,7 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<Mount>, Option<&'static 
             mounts.push(make(&path, "bind", source, &["rbind", "rprivate", "rw"])?);
         }
     }
+    let plain = inputs.host.plain_propagation;
     let mut propagation = None;
     for (index, mount) in inputs.container.mounts.iter().enumerate() {
         let source = inputs
@@ -68,8 +69,8 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<Mount>, Option<&'static 
             .ok_or_else(|| SpecError::UnresolvedMount { path: mount.container_path.clone() })?;
         mounts.push(asked_mount(inputs, mount, &asked[index], source)?);
         propagation = match (mount.propagation, propagation) {
-            (Propagation::Bidirectional, _) => Some("rshared"),
-            (Propagation::HostToContainer, None) => Some("rslave"),
+            (Propagation::Bidirectional, _) => Some(if plain { "shared" } else { "rshared" }),
+            (Propagation::HostToContainer, None) => Some(if plain { "slave" } else { "rslave" }),
             (Propagation::Private | Propagation::HostToContainer, kept) => kept,
         };
     }

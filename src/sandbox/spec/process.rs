@@ -26,10 +26,11 @@ pub(super) fn build(inputs: &Inputs<'_>, caps: &ContainerCapabilities) -> Result
         .env(env(inputs)?)
         .cwd(cwd(inputs)?)
         .capabilities(capabilities::oci(caps))
-        .no_new_privileges(security.no_new_privs)
         .oom_score_adj(oom_score_adj(inputs)?)
         .build()?;
     process
+        // False is left out: youki loads a seccomp profile too late if the field is there.
+        .set_no_new_privileges(security.no_new_privs.then_some(true))
         .set_rlimits(rlimits(&inputs.config.default_ulimits)?)
         .set_apparmor_profile(apparmor(security, inputs.host)?)
         .set_selinux_label(inputs.selinux().and_then(|labels| labels.process).map(|label| label.to_string()));

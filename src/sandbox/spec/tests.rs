@@ -339,6 +339,12 @@ fn propagation_needs_a_shared_or_slave_source() {
     f.mount("/shared/a", "/a").propagation = Propagation::Bidirectional;
     f.mount("/shared/b", "/b").propagation = Propagation::HostToContainer;
     assert_eq!(f.json()["linux"]["rootfsPropagation"], "rshared");
+    // A runtime that has the specification's names only; those of mounts are options, and the same everywhere.
+    f.host.plain_propagation = true;
+    assert_eq!(f.json()["linux"]["rootfsPropagation"], "shared");
+    assert_eq!(f.options("/b").unwrap(), "rbind,rslave,rw");
+    f.container.mounts.retain(|mount| mount.propagation != Propagation::Bidirectional);
+    assert_eq!(f.json()["linux"]["rootfsPropagation"], "slave");
 }
 
 #[test]

@@ -27,11 +27,12 @@ impl Node {
             self.remove_pod(&pod.id).await.unwrap();
         }
         let hierarchies = std::fs::read_dir("/sys/fs/cgroup").unwrap().map(|entry| entry.unwrap().path());
-        for root in hierarchies.chain([std::path::PathBuf::from("/sys/fs/cgroup")]) {
+        let all = hierarchies.chain([std::path::PathBuf::from("/sys/fs/cgroup")]);
+        for root in all.filter(|root| root.join("cgroup.procs").exists()) {
             for name in names {
                 let parent = self.scratch.cgroup_parent_of(name);
                 match std::fs::remove_dir(root.join(parent.trim_start_matches('/'))) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound && root.is_dir() => {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                         panic!("{}{parent}: {error}", root.display())
                     }
                     _ => {}

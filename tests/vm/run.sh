@@ -8,11 +8,11 @@
 #                                    here: STEPS=node:runc:systemd)
 #        STEPS='node:crun' tests/vm/run.sh      only these steps, in this order;
 #                                    a step is node:RUNTIME[:DRIVER], critest:RUNTIME[:DRIVER]
-#                                    (cgroupfs or systemd), deb (the Debian package of build/dist, with
-#                                    a reboot), selinux (labels, in a guest of its own with SELinux
-#                                    permissive; critest's SELinux specs: STEPS='selinux critest:runc'
-#                                    FOCUS=SELinux), or script:FILE, a script beside this one to look
-#                                    into something
+#                                    (cgroupfs or systemd; youki is what this machine has in PATH),
+#                                    deb (the Debian package of build/dist, with a reboot), selinux
+#                                    (labels, in a guest of its own with SELinux permissive; critest's
+#                                    SELinux specs: STEPS='selinux critest:runc' FOCUS=SELinux), or
+#                                    script:FILE, a script beside this one to look into something
 #        FILTER='oom exec_sync'      only tests of tests/node with one of these in their names
 #        FOCUS=Security              only critest's specs that match
 #        VM_SUITE=bookworm           another Debian than trixie
@@ -173,6 +173,13 @@ mkdir -p "$payload$root/build/bin" "$payload$root/build/images" "$payload/etc/po
 cp "$root"/build/bin/{podwright,podwright-monitor,podwright-testkit,streaming-client,crictl,critest} "$payload$root/build/bin/"
 [ -z "$tests" ] || strip -o "$payload$root/build/bin/node-tests" "$tests"
 cp -a "$root/build/images/." "$payload$root/build/images/"
+# Debian has no youki: it is this machine's.
+case "$STEPS" in
+*:youki*)
+    mkdir -p "$payload/usr/local/bin"
+    cp "$(command -v youki)" "$payload/usr/local/bin/"
+    ;;
+esac
 case " $STEPS " in
 *' deb '*)
     mkdir -p "$payload$root/build/dist"

@@ -165,7 +165,11 @@ async fn limits_reach_the_cgroup() {
     node.finish().await;
 }
 
-async fn update(node: &mut Node, id: &str, linux: pb::LinuxContainerResources) -> Result<(), tonic::Status> {
+pub(crate) async fn update(
+    node: &mut Node,
+    id: &str,
+    linux: pb::LinuxContainerResources,
+) -> Result<(), tonic::Status> {
     let request = pb::UpdateContainerResourcesRequest {
         container_id: id.to_owned(),
         linux: Some(linux),

@@ -1,6 +1,7 @@
 //! What a runtime handler's settings and the node's defaults change in a container: annotations, /dev/shm, limits of
 //! processes, devices of privileged containers, classes of block I/O.
 
+use crate::containers::update;
 use crate::support::*;
 use podwright::cri::proto as pb;
 use podwright_testkit::Options;
@@ -107,5 +108,78 @@ async fn a_class_that_the_node_does_not_have_is_refused() {
     }
     assert!(node.list_containers().await.is_empty());
     node.create(&pod, &config, container("other", &[])).await.unwrap();
+    node.finish().await;
+}
+
+/// Name and number of a disk of this machine.
+fn disk() -> Option<(String, String)> {
+    let mut disks = std::fs::read_dir("/sys/block").ok()?.flatten().filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let read = |what| std::fs::read_to_string(entry.path().join(what)).ok().map(|t| t.trim().to_owned());
+        let virtual_one = ["loop", "ram", "zram"].iter().any(|kind| name.starts_with(kind));
+        (!virtual_one && read("size")? != "0").then_some((name, read("dev")?))
+    });
+    disks.next()
+}
+
+/// The limits of a container for a device, as its cgroup has them: bytes read and writes, in a second.
+fn throttles(pid: u64, number: &str) -> (Option<String>, Option<String>) {
+    let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let of = |controller: &str| {
+        cgroups.lines().find_map(|line| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            (parts.next()? == controller).then(|| parts.next().unwrap().to_owned())
+        })
+    };
+    let value = |text: String| {
+        let line = text.lines().find_map(|line| line.strip_prefix(number).map(str::to_owned));
+        line.map(|rest| rest.trim().to_owned())
+    };
+    if let Some(path) = of("blkio") {
+        let read = |what| {
+            std::fs::read_to_string(format!("/sys/fs/cgroup/blkio{path}/blkio.throttle.{what}_device"))
+        };
+        return (value(read("read_bps").unwrap()), value(read("write_iops").unwrap()));
+    }
+    let path = format!("/sys/fs/cgroup{}/io.max", of("").unwrap());
+    let all = value(std::fs::read_to_string(path).unwrap()).unwrap_or_default();
+    let word = |key: &str| all.split(' ').find_map(|word| word.strip_prefix(key).map(str::to_owned));
+    (word("rbps="), word("wiops="))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_class_of_block_io_limits_the_disk() {
+    let Some((name, number)) = disk() else { return };
+    let classes = tempfile::NamedTempFile::new().unwrap();
+    let text = format!(
+        "Classes:\n  slow:\n    - Devices: [/dev/{name}]\n      ThrottleReadBps: 1Mi\n      ThrottleWriteIOPS: 100\n"
+    );
+    std::fs::write(classes.path(), text).unwrap();
+    let extra_config = format!("[containers]\nblockio_config_file = {:?}\n", classes.path());
+    let mut node = Node::new(Options { extra_config, ..Default::default() }).await;
+    node.pull(BUSYBOX).await.unwrap();
+    let mut config = node.pod("blockio");
+    config.annotations = map(&[("blockio.resources.beta.kubernetes.io/container.of-pod", "slow")]);
+    let pod = node.run(&config).await.unwrap();
+    let mut own = container("own", &[]);
+    own.annotations = map(&[("io.kubernetes.cri.blockio-class", "slow")]);
+    let slow = (Some("1048576".to_owned()), Some("100".to_owned()));
+    for (spec, expected) in [
+        (own, slow.clone()),
+        (container("of-pod", &[]), slow.clone()),
+        (container("free", &[]), (None, None)),
+    ] {
+        let id = node.create(&pod, &config, spec).await.unwrap();
+        node.start(&id).await.unwrap();
+        let pid = node.pid(&id).await;
+        assert_eq!(throttles(pid, &number), expected);
+        // Other limits change beside them.
+        let shares = pb::LinuxContainerResources { cpu_shares: 300, ..Default::default() };
+        update(&mut node, &id, shares).await.unwrap();
+        assert_eq!(throttles(pid, &number), expected);
+    }
+    let mut fast = container("fast", &[]);
+    fast.annotations = map(&[("io.kubernetes.cri.blockio-class", "fast")]);
+    refused(node.create(&pod, &config, fast).await, Code::InvalidArgument, &["fast", "is not in"]);
     node.finish().await;
 }

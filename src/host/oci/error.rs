@@ -59,7 +59,7 @@ pub enum OciError {
         tried: String,
     },
     /// The probe's bundle could not be made.
-    #[error("make the start-up probe's bundle {path}: {source}")]
+    #[error("make or remove the start-up probe's bundle {path}: {source}")]
     Probe {
         /// The bundle.
         path: PathBuf,

@@ -74,6 +74,30 @@ fn all_read_only(mountinfo: &str) -> bool {
         && below.iter().all(|f| f.get(5).is_some_and(|options| options.split(',').any(|o| o == "ro")))
 }
 
+/// Removes what probes of a daemon that was killed left behind.
+pub(super) async fn sweep(runtime: &Runtime, state: &Path) {
+    let entries = std::fs::read_dir(state).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    for id in names.filter(|name| is_of(name, &runtime.name)) {
+        let bundle = state.join(&id);
+        let removed = match runtime.delete(&id).await {
+            Ok(()) => std::fs::remove_dir_all(&bundle)
+                .map_err(|source| OciError::Probe { path: bundle.clone(), source }),
+            // The next start has its bundle to find it by.
+            Err(error) => Err(error),
+        };
+        if let Err(error) = removed {
+            tracing::warn!(%error, "an earlier start-up probe cannot be removed");
+        }
+    }
+}
+
+/// Whether a name is that of a probe of this runtime: its purpose has no dash, the runtime's name may have.
+fn is_of(name: &str, runtime: &str) -> bool {
+    let inner = name.strip_prefix("probe-").and_then(|rest| rest.split_once('-'));
+    inner.and_then(|(_, rest)| rest.rsplit_once('-')).is_some_and(|(of, _)| of == runtime)
+}
+
 /// What a probe has besides.
 enum Further<'a> {
     Nothing,
@@ -184,6 +208,24 @@ mod tests {
                 .iter()
                 .any(|m| m["destination"] == "/dev" && m["type"] == "tmpfs")
         );
+    }
+
+    #[tokio::test]
+    async fn earlier_probes_of_a_runtime_are_removed_and_nothing_else() {
+        let state = tempfile::tempdir().unwrap();
+        for name in ["probe-userns-true-7", "probe-rro-true-12", "probe-rro-not-true-12", "probe", "runtime"]
+        {
+            std::fs::create_dir_all(state.path().join(name).join("rootfs")).unwrap();
+        }
+        let limit = std::time::Duration::from_mins(1);
+        sweep(&Runtime::new("true", "/bin/true".into(), state.path(), &[], limit), state.path()).await;
+        let left =
+            std::fs::read_dir(state.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let left = left.collect::<std::collections::BTreeSet<_>>();
+        assert_eq!(left, ["probe", "probe-rro-not-true-12", "runtime"].map(str::to_owned).into());
+        // One that its runtime could not remove is found again.
+        sweep(&Runtime::new("not-true", "/bin/false".into(), state.path(), &[], limit), state.path()).await;
+        assert!(state.path().join("probe-rro-not-true-12").exists());
     }
 
     #[test]

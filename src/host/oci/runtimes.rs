@@ -49,6 +49,7 @@ impl Runtimes {
         let deadline = Duration::from_secs(config.timeout_seconds);
         let found = config.handlers.iter().map(async |(name, handler)| {
             let mut runtime = runtime(name, handler, around, deadline);
+            probe::sweep(&runtime, around.state).await;
             runtime.features = features::of(&runtime, around).await;
             (name.clone(), Arc::new(runtime))
         });

@@ -227,6 +227,16 @@ mod tests {
     }
 
     #[test]
+    fn a_uts_namespace_comes_with_it_and_outlives_the_child() {
+        let (user, uts) = with_mappings_and_uts(&[RANGE], &[RANGE]).unwrap();
+        for (namespace, kind) in [(user, "user"), (uts, "uts")] {
+            let text = std::fs::read_link(format!("/proc/self/fd/{}", namespace.as_raw_fd())).unwrap();
+            assert!(text.to_string_lossy().starts_with(&format!("{kind}:[")), "{}", text.display());
+            assert_ne!(text, std::fs::read_link(format!("/proc/self/ns/{kind}")).unwrap());
+        }
+    }
+
+    #[test]
     fn a_mapping_that_the_kernel_does_not_take_is_an_error() {
         let twice = [RANGE, RANGE];
         assert!(with_mappings(&twice, &[RANGE]).is_err());

@@ -27,7 +27,7 @@ use std::fs::File;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Allocations from this size on go to the kernel and back to it when freed, instead of growing the heap for ever.
@@ -40,6 +40,10 @@ pub const BLOCKING_THREAD_KEEP_ALIVE: Duration = Duration::from_secs(5);
 const STREAMS_END: Duration = Duration::from_secs(2);
 /// What a trial that is under way gets to clean up by itself: ten times what one takes.
 const TRIAL_END: Duration = Duration::from_secs(1);
+/// A daemon that was killed while it started a program has a child with its descriptors until that one's exec.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+/// Nothing tells when a lock becomes free but waiting for it without a limit.
+const LOCK_POLL: Duration = Duration::from_millis(5);
 /// More workers than this would not answer a kubelet any faster.
 const MAX_WORKERS: usize = 4;
 
@@ -54,7 +58,7 @@ pub fn worker_threads() -> usize {
 /// # Errors
 /// When it cannot start; the message says what to do.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let _lock = lock(&config)?;
@@ -121,7 +125,13 @@ pub(crate) fn lock(config: &Config) -> anyhow::Result<File> {
     make_private_dir(&config.state)?;
     let path = config.root.join("lock");
     let file = File::create(&path).with_context(|| format!("open {}", path.display()))?;
-    match file.try_lock() {
+    let until = Instant::now() + LOCK_WAIT;
+    let mut locked = file.try_lock();
+    while matches!(locked, Err(std::fs::TryLockError::WouldBlock)) && Instant::now() < until {
+        std::thread::sleep(LOCK_POLL);
+        locked = file.try_lock();
+    }
+    match locked {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => anyhow::bail!(
             "another podwright serves from {}: stop it, or set `root` and `state` to directories of their own",

@@ -49,9 +49,16 @@ pub(super) async fn of(runtime: &Runtime, around: Surroundings<'_>) -> Features 
     }
     match probe::recursive_read_only(runtime, around.state, around.probe_cgroup).await {
         Ok(recursive_read_only) => {
-            // It ran a container just now, so that only what is new can be what it refuses.
-            let refused =
-                probe::recursive_propagation(runtime, around.state, around.probe_cgroup).await.is_err();
+            let refused = match probe::recursive_propagation(runtime, around.state, around.probe_cgroup).await
+            {
+                Ok(()) => false,
+                // It ran a container just now, so that only what is new can be what it refuses.
+                Err(OciError::Failed { .. }) => true,
+                Err(error) => {
+                    tracing::info!(runtime = runtime.name(), %error, "cannot find out which propagation it knows");
+                    false
+                }
+            };
             Features { recursive_read_only, plain_propagation: refused, ..told }
         }
         Err(error) => {

@@ -11,7 +11,7 @@ use super::writable::WritableLayers;
 use crate::config::{Config, Handler};
 use crate::host::cgroups::{self, Cgroups, Driver, Leaf};
 use crate::host::network::Network;
-use crate::host::oci::{Runtime, Runtimes};
+use crate::host::oci::{Features, Runtime, Runtimes};
 use crate::host::security::apparmor::AppArmor;
 use crate::host::security::selinux::Selinux;
 use crate::images::Images;
@@ -119,25 +119,25 @@ impl Node {
     pub(super) fn facts_for(&self, handler: &str) -> HostFacts {
         HostFacts {
             recursive_read_only: self.recursive_read_only(handler),
-            plain_propagation: self
-                .runtimes
-                .get(handler)
-                .is_some_and(|runtime| runtime.features().plain_propagation),
+            plain_propagation: self.features(handler).plain_propagation,
             ..self.facts.clone()
         }
+    }
+
+    /// What a handler's runtime can do; nothing where there is no such handler.
+    fn features(&self, handler: &str) -> Features {
+        self.runtimes.get(handler).map(|runtime| runtime.features()).unwrap_or_default()
     }
 
     /// Whether kernel and runtime of a handler make a mount read-only with all below it.
     #[must_use]
     pub fn recursive_read_only(&self, handler: &str) -> bool {
-        self.facts.recursive_read_only
-            && self.runtimes.get(handler).is_some_and(|runtime| runtime.features().recursive_read_only)
+        self.facts.recursive_read_only && self.features(handler).recursive_read_only
     }
 
     /// Whether a handler's runtime has to be told where a restored process belongs.
     pub(super) fn restores_into_old_cgroup(&self, handler: &str) -> bool {
-        self.cgroups.mode() == cgroups::CgroupMode::V2
-            && self.runtimes.get(handler).is_some_and(|runtime| runtime.features().restores_into_old_cgroup)
+        self.cgroups.mode() == cgroups::CgroupMode::V2 && self.features(handler).restores_into_old_cgroup
     }
 
     /// To be called as soon as it is known that the OCI runtime will put a process into a cgroup. Returns at once.

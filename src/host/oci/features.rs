@@ -49,21 +49,24 @@ pub(super) async fn of(runtime: &Runtime, around: Surroundings<'_>) -> Features 
     }
     match probe::recursive_read_only(runtime, around.state, around.probe_cgroup).await {
         Ok(recursive_read_only) => {
-            let refused = match probe::recursive_propagation(runtime, around.state, around.probe_cgroup).await
-            {
-                Ok(()) => false,
-                // It ran a container just now, so that only what is new can be what it refuses.
-                Err(OciError::Failed { .. }) => true,
-                Err(error) => {
-                    tracing::info!(runtime = runtime.name(), %error, "cannot find out which propagation it knows");
-                    false
-                }
-            };
-            Features { recursive_read_only, plain_propagation: refused, ..told }
+            let plain_propagation = refuses_recursive_propagation(runtime, around).await;
+            Features { recursive_read_only, plain_propagation, ..told }
         }
         Err(error) => {
             log(runtime, &error);
             told
+        }
+    }
+}
+
+/// Of a runtime that ran a container just now, so that only what is new can be what it refuses.
+async fn refuses_recursive_propagation(runtime: &Runtime, around: Surroundings<'_>) -> bool {
+    match probe::recursive_propagation(runtime, around.state, around.probe_cgroup).await {
+        Ok(()) => false,
+        Err(OciError::Failed { .. }) => true,
+        Err(error) => {
+            tracing::info!(runtime = runtime.name(), %error, "cannot find out which propagation it knows");
+            false
         }
     }
 }

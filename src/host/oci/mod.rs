@@ -34,10 +34,6 @@ pub struct Runtime {
     features: Features,
 }
 
-/// youki's `run` misses the end of a container that ends before it looks, and then waits for ever, unless another
-/// SIGCHLD comes. Longer than a probe takes, so that no other runtime gets one.
-const NUDGE: Duration = Duration::from_millis(500);
-
 impl Runtime {
     /// A runtime with its state below `root`; `deadline` bounds each call.
     #[must_use]
@@ -129,13 +125,20 @@ impl Runtime {
         args: &[&str],
         stdin: Option<Vec<u8>>,
     ) -> Result<Vec<u8>, OciError> {
-        let mut command = Command::new(&self.path, self.deadline).args(&self.args).args(args);
+        let mut command = self.program().args(args);
         if let Some(stdin) = stdin {
             command = command.stdin(stdin);
         }
-        if verb == "run" {
-            command = command.nudge(NUDGE);
-        }
+        self.finish(verb, id, command).await
+    }
+
+    /// The program with what stands before a verb.
+    fn program(&self) -> Command {
+        Command::new(&self.path, self.deadline).args(&self.args)
+    }
+
+    /// Runs it to its end; what it wrote, if it succeeds.
+    async fn finish(&self, verb: &'static str, id: &str, command: Command) -> Result<Vec<u8>, OciError> {
         let output = command.run().await.map_err(|error| self.error(verb, id, error))?;
         if output.status.success() {
             return Ok(output.stdout);

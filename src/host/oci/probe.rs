@@ -6,9 +6,14 @@ use super::{OciError, Runtime};
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 /// Directories of the host that the probe's program may need, mounted read-only.
 const HOST_DIRS: [&str; 5] = ["/usr", "/bin", "/lib", "/lib32", "/lib64"];
+
+/// youki's `run` misses the end of a container that ends before it looks, and then waits for ever, unless another
+/// SIGCHLD comes. Longer than a probe takes, so that no other runtime gets one.
+const NUDGE: Duration = Duration::from_millis(500);
 
 /// A user namespace that there is.
 #[derive(Debug, Clone, Copy)]
@@ -122,7 +127,8 @@ async fn run(
     let result = match made {
         Ok(()) => {
             let bundle = bundle.to_string_lossy();
-            runtime.call("run", &id, &["run", "--bundle", &bundle, &id], None).await
+            let command = runtime.program().args(["run", "--bundle", &bundle, &id]).nudge(NUDGE);
+            runtime.finish("run", &id, command).await
         }
         Err(source) => Err(OciError::Probe { path: bundle.clone(), source }),
     };

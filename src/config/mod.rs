@@ -345,7 +345,7 @@ pub struct Images {
     /// Unpacked size of one layer; more is refused.
     /// Unit: bytes.
     pub max_layer_bytes: u64,
-    /// Files, directories and links of one layer; more are refused.
+    /// Files, directories and links of one layer, and the headers before them; more are refused.
     /// Unit: entries.
     pub max_layer_entries: u64,
     /// Images that are reported as pinned, so that the kubelet does not collect them.

@@ -1,5 +1,6 @@
 //! Making a tar again. A copier: what the recipe holds, and what it says stands in files. Files are opened beneath the
-//! layer's root without following a symlink. The recipe is our own, but may be damaged: every length is bounded.
+//! layer's root without following a symlink. The recipe is our own, but may be damaged: every length is bounded. Paths of it
+//! are a layer's: what is looked up for each of their prefixes costs one pass over the path.
 
 use super::{
     MAGIC, MAX_INLINE, MAX_REPLACED_INDEX, MAX_WINDOW_LOG, RECIPE, REPLACED, REPLACED_INDEX, REPLACED_MAGIC,
@@ -12,6 +13,7 @@ use rustix::fs::{self, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::fs::File;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
@@ -346,8 +348,28 @@ fn open_dir(path: &Path) -> Result<OwnedFd, ImageError> {
 /// What later entries of the layer took the place of.
 struct Replaced {
     directory: OwnedFd,
-    /// Path → (files of the recipe before it was replaced, number), rising.
-    places: HashMap<Vec<u8>, Vec<(u64, u64)>>,
+    keys: RandomState,
+    /// The hash of a path, see `prefixes` → the paths that have it.
+    places: HashMap<u64, Vec<Place>>,
+}
+
+/// A path of which something was replaced.
+struct Place {
+    path: Vec<u8>,
+    /// (files of the recipe before it was replaced, number), rising.
+    moves: Vec<(u64, u64)>,
+}
+
+/// The path's prefixes that are paths themselves, the whole one last: their length and hash, in one pass.
+fn prefixes(keys: &RandomState, path: &[u8]) -> impl Iterator<Item = (usize, u64)> {
+    let (mut hasher, mut end) = (keys.build_hasher(), 0);
+    path.split(|b| *b == b'/').map(move |part| {
+        hasher.write(part);
+        hasher.write_u8(b'/');
+        let at = end + part.len();
+        end = at + 1;
+        (at, hasher.finish())
+    })
 }
 
 impl Replaced {
@@ -370,7 +392,8 @@ impl Replaced {
             .strip_prefix(REPLACED_MAGIC)
             .and_then(|b| b.strip_prefix(&[VERSION]))
             .ok_or_else(|| wrong("it does not begin as such a list does"))?;
-        let mut places: HashMap<Vec<u8>, Vec<(u64, u64)>> = HashMap::new();
+        let keys = RandomState::new();
+        let mut places: HashMap<u64, Vec<Place>> = HashMap::new();
         let mut number = 0;
         while !rest.is_empty() {
             number += 1;
@@ -380,20 +403,25 @@ impl Replaced {
                 Some((u64::from_le_bytes(*until), path, rest))
             });
             let (until, path, next) = record.ok_or_else(|| wrong("it ends within a record"))?;
-            places.entry(path.to_vec()).or_default().push((until, number));
+            let hash = prefixes(&keys, path).last().map_or(0, |(_, hash)| hash);
+            let same = places.entry(hash).or_default();
+            match same.iter_mut().find(|place| place.path == path) {
+                Some(place) => place.moves.push((until, number)),
+                None => same.push(Place { path: path.to_vec(), moves: vec![(until, number)] }),
+            }
             rest = next;
         }
         let directory = open_dir(directory).map_err(io::Error::other)?;
-        Ok(Some(Self { directory, places }))
+        Ok(Some(Self { directory, keys, places }))
     }
 
     /// Where in `replaced` the data of the recipe's file number `file` at `path` is, if it was replaced: it, or the first
     /// of the directories that it was in.
     fn place(&self, file: u64, path: &[u8]) -> Option<Vec<u8>> {
-        let ends = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at).chain([path.len()]);
-        let (number, end) = ends
-            .filter_map(|end| {
-                let moves = self.places.get(&path[..end])?;
+        let (number, end) = prefixes(&self.keys, path)
+            .filter_map(|(end, hash)| {
+                let place = self.places.get(&hash)?.iter().find(|place| place.path == path[..end])?;
+                let moves = &place.moves;
                 let next = moves.partition_point(|(until, _)| *until <= file);
                 Some((moves.get(next)?.1, end))
             })

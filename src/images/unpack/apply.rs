@@ -1,4 +1,8 @@
 //! Applies tar entries to a tree: files, links, devices, whiteouts. Owns the order of what is set and the counting.
+//!
+//! Bounds: entries with their headers, bytes in whole blocks (what a sparse file's ranges touch, not what they hold), and the
+//! paths of directories whose times wait for the end. An entry costs a fixed number of system calls, beside those for its
+//! data, its attributes and the steps of its path, which `tree` counts.
 
 use super::meta::{self, Meta};
 use super::sparse::Map;
@@ -103,7 +107,7 @@ fn apply(
     Ok(unpacked)
 }
 
-/// A directory and its mtime.
+/// A directory, by its path without symlinks, and its mtime.
 struct DirTime {
     path: Box<[u8]>,
     mtime: (i64, u32),
@@ -124,11 +128,11 @@ struct Apply {
 
 impl Apply {
     fn entry(&mut self, tar: &mut TarReader<impl BufRead>, entry: Entry) -> Result<(), ImageError> {
-        self.entries += 1;
+        self.entries += 1 + entry.headers;
         if self.entries > self.limits.entries {
             return Err(self.blame.limit("the entries", self.limits.entries, "entries"));
         }
-        let Entry { kind, path, mode, uid, gid, mtime, xattrs } = entry;
+        let Entry { kind, path, mode, uid, gid, mtime, xattrs, headers: _ } = entry;
         let Some((parent, name)) = self.tree.parent(&path, true)? else {
             // The root's own metadata comes from the container's upper directory.
             return Ok(());
@@ -147,7 +151,9 @@ impl Apply {
                 }
                 self.node(&parent, name, &path, &meta, true, |dir, name| {
                     fs::symlinkat(&target[..], dir.fd(), name)
-                })
+                })?;
+                self.tree.has_link(&target);
+                Ok(())
             }
             Kind::Char(major, minor) => {
                 self.device(&parent, name, &path, &meta, FileType::CharacterDevice, (major, minor))
@@ -174,7 +180,7 @@ impl Apply {
         if apparent > self.limits.bytes {
             return Err(self.blame.limit("a file", self.limits.bytes, "bytes"));
         }
-        self.count(size.div_ceil(UNIT).saturating_mul(UNIT))?;
+        self.count(sparse.as_ref().map_or(size.div_ceil(UNIT), |map| map.units(UNIT)).saturating_mul(UNIT))?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = match fs::openat(parent.fd(), name, flags, Mode::RUSR | Mode::WUSR) {
             Err(Errno::EXIST) => {
@@ -255,12 +261,13 @@ impl Apply {
             self.set_opaque(&fd, path)?;
         }
         self.tree.is_explicit(&parent.inside(name));
-        self.dir_bytes += path.len();
+        let inside = parent.inside(name);
+        self.dir_bytes += inside.len();
         if self.dir_bytes > MAX_DIR_PATHS {
             return Err(self.blame.limit("the paths of directories", 64 << 20, "bytes"));
         }
-        self.dir_times.push(DirTime { path: path.into(), mtime: meta.mtime });
-        self.tree.remember(path, fd, meta.mode & 0o2000 != 0, parent.inside(name));
+        self.dir_times.push(DirTime { path: inside.clone().into(), mtime: meta.mtime });
+        self.tree.remember(path, fd, meta.mode & 0o2000 != 0, inside);
         Ok(())
     }
 

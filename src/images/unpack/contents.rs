@@ -1,12 +1,18 @@
 //! The table of contents of a tar that lies in a file: where the data of each entry stands. Reads headers only; decides
 //! nothing about names.
+//!
+//! Bounds: entries and the headers before them count alike (`max_entries`), a path or target has MAX_PATH bytes, and all
+//! of them together MAX_CONTENTS_PATHS. The time is linear in what is read.
 
 use super::header::{BLOCK, Header};
 use super::pax::Pax;
-use super::{MAX_LONG_NAME, MAX_PAX};
+use super::{MAX_LONG_NAME, MAX_PATH, MAX_PAX};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+
+/// Paths and targets of all entries are kept in memory: this many bytes.
+const MAX_CONTENTS_PATHS: usize = 64 << 20;
 
 /// What an entry of the tar is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +46,7 @@ pub(crate) fn contents(file: &File, max_entries: usize) -> Result<Vec<(Vec<u8>, 
     let length = file.metadata()?.len();
     let (mut at, mut found) = (0u64, Vec::new());
     let (mut pax, mut long_path, mut long_link) = (Pax::default(), None, None);
+    let (mut headers, mut kept) = (0usize, 0usize);
     loop {
         let offset = at;
         let corrupt = move |reason| Fault::Corrupt { offset, reason };
@@ -70,6 +77,12 @@ pub(crate) fn contents(file: &File, max_entries: usize) -> Result<Vec<(Vec<u8>, 
             read_at(file, &mut bytes, data)?;
             Ok(bytes)
         };
+        if is_record {
+            headers += 1;
+            if found.len() + headers > max_entries {
+                return Err(Fault::TooMany(max_entries));
+            }
+        }
         match header.kind {
             b'x' => {
                 pax = Pax::parse(&record(MAX_PAX)?).map_err(corrupt)?;
@@ -86,7 +99,7 @@ pub(crate) fn contents(file: &File, max_entries: usize) -> Result<Vec<(Vec<u8>, 
             }
             _ => {}
         }
-        if found.len() == max_entries {
+        if found.len() + headers == max_entries {
             return Err(Fault::TooMany(max_entries));
         }
         let Pax { path, link, sparse, .. } = std::mem::take(&mut pax);
@@ -94,6 +107,13 @@ pub(crate) fn contents(file: &File, max_entries: usize) -> Result<Vec<(Vec<u8>, 
         let holes = header.sparse.is_some() || sparse.is_any();
         let path = path.or(long_path).unwrap_or(header.path);
         let link = link.or(long_link).unwrap_or(header.link);
+        kept += path.len() + link.len();
+        if path.len() > MAX_PATH || link.len() > MAX_PATH {
+            return Err(corrupt("a path longer than 4095 bytes"));
+        }
+        if kept > MAX_CONTENTS_PATHS {
+            return Err(corrupt("paths of more than 64 MiB"));
+        }
         let content = match header.kind {
             0 | b'0' | b'7' if !path.ends_with(b"/") && !holes => Content::File { offset: data, size },
             b'1' => Content::HardLink(link),
@@ -159,7 +179,7 @@ mod tests {
     #[test]
     fn entries_are_found_where_they_stand() {
         let bytes = sample();
-        let found = contents(&file(&bytes), 6).unwrap();
+        let found = contents(&file(&bytes), 9).unwrap();
         let names: Vec<_> =
             found.iter().map(|(path, _)| String::from_utf8_lossy(path).into_owned()).collect();
         assert_eq!(names, ["d/", &"long/".repeat(40), "a", "s", "h", "pax"]);
@@ -173,8 +193,22 @@ mod tests {
         assert_eq!((data(2), data(5)), (&[7; 513][..], &b"xyz"[..]));
         assert_eq!(found[3].1, Content::Symlink(b"a".to_vec()));
         assert_eq!(found[4].1, Content::HardLink(vec![b't'; 200]));
-        assert!(matches!(contents(&file(&bytes), 5), Err(Fault::TooMany(5))));
+        assert!(matches!(contents(&file(&bytes), 8), Err(Fault::TooMany(8))));
         assert!(contents(&file(b""), 5).unwrap().is_empty());
+    }
+
+    #[test]
+    fn headers_and_paths_count() {
+        let long =
+            |length: usize| crate::images::unpack::tests::pax(&[("path", "p".repeat(length).as_bytes())]);
+        let headers = long(100).repeat(1000);
+        assert!(matches!(contents(&file(&headers), 999), Err(Fault::TooMany(999))));
+        let entry = crate::images::unpack::tests::file("x", "");
+        let error = contents(&file(&[long(5000), entry.clone()].concat()), 10).unwrap_err().to_string();
+        assert!(error.contains("longer than 4095"), "{error}");
+        let many = [long(4000), entry].concat().repeat(17_000);
+        let error = contents(&file(&many), 128 << 10).unwrap_err().to_string();
+        assert!(error.contains("paths of more than 64 MiB"), "{error}");
     }
 
     #[test]

@@ -2,7 +2,13 @@
 //!
 //! Owns the reading of tar (`header`, `tar`, `contents`) and its application beneath one root (`apply`, `tree`). The input is hostile:
 //! every parent is resolved by `openat2(RESOLVE_IN_ROOT)`, the last component is never followed, and names, records, entries
-//! and bytes have caps. Never knows of registries, digests or the index.
+//! and bytes have caps.
+//!
+//! Bounds of one layer: the tar's bytes and entries (`Limits`; headers that precede an entry count as entries), the blocks
+//! that files take on disk (holes of sparse files excepted), the components of paths that are walked (`MAX_STEPS`), and the
+//! paths that are kept in memory. What is not bounded by these is linear in the bytes of the tar.
+//!
+//! Never knows of registries, digests or the index.
 
 mod apply;
 mod contents;
@@ -40,6 +46,18 @@ pub(crate) const MAX_PATH: usize = 4095;
 const MAX_COMPONENT: usize = 255;
 /// One PAX header: Go's archive/tar refuses more than 1 MiB too.
 const MAX_PAX: u64 = 1 << 20;
+/// Headers (PAX, global, long names) before one entry: the formats know four kinds, and nobody writes one of them twice.
+const MAX_HEADERS: u64 = 8;
+/// Extended attributes of one entry: images have one or two, and file systems that take a list of them walk it.
+const MAX_XATTRS: usize = 1024;
+/// Names of an entry's extended attributes, bytes with their NULs: the kernel's XATTR_LIST_MAX.
+const MAX_XATTR_NAMES: usize = 64 << 10;
+/// One value of an extended attribute, bytes: the kernel's XATTR_SIZE_MAX.
+const MAX_XATTR_VALUE: usize = 64 << 10;
+/// Components of paths that the kernel may walk for one layer, each some 30 ns: half a minute. Four million entries with
+/// ten components each take 40 million; a path through 40 links to paths of 2000 components each takes 80,000 alone.
+/// Unit tests reach it in a moment.
+const MAX_STEPS: u64 = if cfg!(test) { 1 << 24 } else { 1 << 30 };
 /// One GNU long name record; a path may have MAX_PATH, the rest is slack for padding.
 const MAX_LONG_NAME: u64 = 8 << 10;
 /// Data ranges of a sparse file; the map is kept in memory.

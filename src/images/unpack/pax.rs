@@ -1,6 +1,12 @@
-//! PAX extended header records. Pure; the caller has bounded their size.
+//! PAX extended header records. Pure.
+//!
+//! Bounds: a header has at most `MAX_PAX` bytes (the caller's check), and `MAX_XATTRS` attributes within the kernel's limits
+//! of names and values. Each byte is looked at a fixed number of times and each attribute costs one look-up in a map, so the
+//! time is linear in the bytes whatever the records say.
 
 use super::sparse::PaxSparse;
+use super::{MAX_XATTR_NAMES, MAX_XATTR_VALUE, MAX_XATTRS};
+use std::collections::BTreeMap;
 
 /// What a PAX header overrides for the next entry.
 #[derive(Debug, Default)]
@@ -12,7 +18,10 @@ pub(super) struct Pax {
     pub(super) gid: Option<u64>,
     /// Seconds and nanoseconds.
     pub(super) mtime: Option<(i64, u32)>,
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Name → value; of a name that comes again, the last counts.
+    pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Bytes of their names with a NUL each, as the kernel counts them.
+    name_bytes: usize,
     pub(super) sparse: PaxSparse,
 }
 
@@ -66,12 +75,29 @@ impl Pax {
                     if name.is_empty() || name.contains(&0) || name.len() > super::MAX_COMPONENT {
                         return Err("PAX extended attribute with a bad name");
                     }
-                    self.xattrs.retain(|(known, _)| known != name);
-                    self.xattrs.push((name.to_vec(), value.to_vec()));
+                    self.xattr(name, value)?;
                 } else if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
                     self.sparse.set(key, value)?;
                 }
             }
+        }
+        Ok(())
+    }
+}
+
+impl Pax {
+    fn xattr(&mut self, name: &[u8], value: &[u8]) -> Result<(), &'static str> {
+        if value.len() > MAX_XATTR_VALUE {
+            return Err("PAX extended attribute with a value of more than 64 KiB");
+        }
+        if self.xattrs.insert(name.to_vec(), value.to_vec()).is_none() {
+            self.name_bytes += name.len() + 1;
+        }
+        if self.xattrs.len() > MAX_XATTRS {
+            return Err("PAX header with more than 1024 extended attributes");
+        }
+        if self.name_bytes > MAX_XATTR_NAMES {
+            return Err("PAX header with more than 64 KiB of names of extended attributes");
         }
         Ok(())
     }
@@ -119,7 +145,40 @@ mod tests {
         assert_eq!(pax.path.unwrap(), b"a\nb/cc");
         assert_eq!(pax.uid, Some(200_000_000));
         assert_eq!(pax.mtime, Some((-2, 750_000_000)));
-        assert_eq!(pax.xattrs, [(b"user.x".to_vec(), b"a\0b".to_vec())]);
+        assert_eq!(pax.xattrs, BTreeMap::from([(b"user.x".to_vec(), b"a\0b".to_vec())]));
+    }
+
+    fn record(key: &str, value: &[u8]) -> Vec<u8> {
+        let body = [b" ", key.as_bytes(), b"=", value, b"\n"].concat();
+        let mut length = body.len() + 1;
+        while length.to_string().len() + body.len() != length {
+            length = length.to_string().len() + body.len();
+        }
+        [length.to_string().as_bytes(), &body].concat()
+    }
+
+    /// A header of the full size, made of the smallest records that name another attribute each, took seconds, and a
+    /// layer may have thousands of such headers.
+    #[test]
+    fn attributes_are_bounded_and_cost_no_more_than_their_bytes() {
+        let names = |count: usize| -> Vec<u8> {
+            (0..count).flat_map(|n| record(&format!("SCHILY.xattr.{n}"), b"")).collect()
+        };
+        assert_eq!(Pax::parse(&names(MAX_XATTRS)).unwrap().xattrs.len(), MAX_XATTRS);
+        let many = Pax::parse(&names(MAX_XATTRS + 1)).unwrap_err();
+        assert!(many.contains("1024 extended attributes"), "{many}");
+        // Within all limits, the worst is one name again and again.
+        let mut worst = names(MAX_XATTRS - 1);
+        let again = record("SCHILY.xattr.x", b"");
+        while worst.len() + again.len() <= 1 << 20 {
+            worst.extend(&again);
+        }
+        for _ in 0..64 {
+            assert_eq!(Pax::parse(&worst).unwrap().xattrs.len(), MAX_XATTRS);
+        }
+        let long: Vec<u8> = (0..300).flat_map(|n| record(&format!("SCHILY.xattr.{n:0>250}"), b"")).collect();
+        assert!(Pax::parse(&long).unwrap_err().contains("64 KiB of names"));
+        assert!(Pax::parse(&record("SCHILY.xattr.a", &[0; 65 << 10])).unwrap_err().contains("value"));
     }
 
     #[test]

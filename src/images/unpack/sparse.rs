@@ -1,4 +1,4 @@
-//! GNU sparse maps: the old header form and PAX 0.0, 0.1 and 1.0. Pure.
+//! GNU sparse maps: the old header form and PAX 0.0, 0.1 and 1.0. Pure. At most `MAX_SPARSE` ranges, in one pass.
 
 use super::MAX_SPARSE;
 use super::pax::decimal;
@@ -13,6 +13,16 @@ pub(super) struct Map {
 }
 
 impl Map {
+    /// Units on disk that the ranges touch, each range by itself: a file of 64 Ki ranges of a byte takes 256 MiB.
+    pub(super) fn units(&self, unit: u64) -> u64 {
+        let touched = |&(offset, length): &(u64, u64)| match length {
+            0 => 0,
+            length => (offset.saturating_add(length)).div_ceil(unit) - offset / unit,
+        };
+        // Two ranges may share a unit; then it is counted twice, but never more than their bytes.
+        self.ranges.iter().map(touched).fold(0, u64::saturating_add)
+    }
+
     /// Checks a map against the bytes that are stored.
     pub(super) fn check(self, stored: u64) -> Result<Self, &'static str> {
         if self.ranges.len() > MAX_SPARSE {

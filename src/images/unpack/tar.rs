@@ -1,11 +1,15 @@
 //! Reads tar entries from a stream with bounded memory. Knows the format, never the file system.
 //!
+//! Bounds: what an entry keeps in memory is at most one PAX header (`MAX_PAX`), two long names (`MAX_LONG_NAME`) and a sparse
+//! map (`MAX_SPARSE` ranges). Headers before an entry are counted and few (`MAX_HEADERS`), so that a tar of headers alone
+//! ends. The time is linear in the bytes of the tar.
+//!
 //! The `tar` crate is not used here: it reads PAX and GNU name records into memory whatever their size.
 
 use super::header::{BLOCK, Header, OldSparse, ranges};
 use super::pax::{Pax, decimal};
 use super::sparse::Map;
-use super::{Blame, MAX_LONG_NAME, MAX_PAX, MAX_SPARSE};
+use super::{Blame, MAX_HEADERS, MAX_LONG_NAME, MAX_PAX, MAX_SPARSE};
 use crate::images::error::ImageError;
 use crate::images::recipe::Recorder;
 use std::io::BufRead;
@@ -21,6 +25,8 @@ pub(super) struct Entry {
     /// Seconds and nanoseconds.
     pub(super) mtime: (i64, u32),
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Headers that came before it, for it or for all.
+    pub(super) headers: u64,
 }
 
 /// What an entry makes.
@@ -75,7 +81,11 @@ impl<R: BufRead> TarReader<R> {
     pub(super) fn next(&mut self) -> Result<Option<Entry>, ImageError> {
         let mut pax = Pax::default();
         let (mut long_path, mut long_link) = (None, None);
+        let mut headers = 0;
         loop {
+            if headers > MAX_HEADERS {
+                return Err(self.blame.limit("the headers before an entry", MAX_HEADERS, "headers"));
+            }
             self.skip_rest()?;
             let Some(block) = self.block()? else { return Ok(None) };
             let header = Header::parse(&block)
@@ -88,8 +98,12 @@ impl<R: BufRead> TarReader<R> {
                 b'g' => self.begin(header.size),
                 b'L' => long_path = Some(self.name_record(header.size)?),
                 b'K' => long_link = Some(self.name_record(header.size)?),
-                _ => return self.entry(header, pax, long_path, long_link).map(Some),
+                _ => {
+                    let entry = self.entry(header, pax, long_path, long_link)?;
+                    return Ok(Some(Entry { headers, ..entry }));
+                }
             }
+            headers += 1;
         }
     }
 
@@ -145,7 +159,8 @@ impl<R: BufRead> TarReader<R> {
             uid,
             gid,
             mtime: pax.mtime.unwrap_or((header.mtime, 0)),
-            xattrs: pax.xattrs,
+            xattrs: pax.xattrs.into_iter().collect(),
+            headers: 0,
         })
     }
 

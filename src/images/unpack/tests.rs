@@ -377,3 +377,93 @@ fn the_stream_is_read_to_its_end() {
     unpack(&mut source, &layer.dir.path().join("staging"), "test", LIMITS).unwrap();
     assert!(source.is_empty() && Path::new(&layer.at("f")).exists());
 }
+
+/// What holds the thread that applies a layer, in all shapes that were found: each ends at a cap, and so within the time
+/// that one layer of honest bytes may take.
+#[test]
+fn a_layer_of_headers_alone_ends() {
+    for (name, header) in [
+        ("x", pax(&[("comment", b"x")])),
+        ("g", entry(EntryType::XGlobalHeader, "g", "", "")),
+        ("L", entry(EntryType::GNULongName, "l", "", "name")),
+        ("K", entry(EntryType::GNULongLink, "k", "", "name")),
+    ] {
+        let error = Layer::new().apply(&header.repeat(50)).unwrap_err().to_string();
+        assert!(error.contains("headers before an entry"), "{name}: {error}");
+        // Few before each entry, they count as entries.
+        let counted = [header.repeat(4), file("f", "")].concat();
+        Layer::new().apply(&counted.repeat(200)).unwrap();
+        let error = Layer::new().apply(&counted.repeat(201)).unwrap_err().to_string();
+        assert!(error.contains("entries"), "{name}: {error}");
+    }
+}
+
+#[test]
+fn extended_attributes_are_few() {
+    let names: Vec<String> = (0..1100).map(|n| format!("SCHILY.xattr.user.{n}")).collect();
+    let records: Vec<(&str, &[u8])> = names.iter().map(|name| (&name[..], &b"x"[..])).collect();
+    let error = Layer::new().apply(&[pax(&records), file("f", "")].concat()).unwrap_err().to_string();
+    assert!(error.contains("1024 extended attributes"), "{error}");
+}
+
+/// A byte in each of many blocks takes the blocks.
+#[test]
+fn a_sparse_file_counts_what_it_takes_on_disk() {
+    let map: String = (0..300).map(|n| format!("{},1,", n * 4096)).collect();
+    let sparse = |size: &[u8]| {
+        let holes: &[(&str, &[u8])] =
+            &[("GNU.sparse.size", size), ("GNU.sparse.map", map.trim_end_matches(',').as_bytes())];
+        [pax(holes), file("f", &"x".repeat(300))].concat()
+    };
+    let error = Layer::new().apply(&sparse(b"1040000")).unwrap_err().to_string();
+    assert!(error.contains("sparse map beyond"), "{error}");
+    let limits = Limits { bytes: 2 << 20, entries: 10 };
+    let layer = Layer::new();
+    let staging = layer.dir.path().join("staging");
+    let unpacked = unpack(&sparse(b"1228800")[..], &staging, "test", limits).unwrap();
+    assert!(unpacked.bytes >= 300 * 4096, "{}", unpacked.bytes);
+    let layer = Layer::new();
+    let twice = [sparse(b"1228800"), sparse(b"1228800")].concat();
+    let error =
+        unpack(&twice[..], &layer.dir.path().join("staging"), "test", limits).unwrap_err().to_string();
+    assert!(error.contains("the content"), "{error}");
+}
+
+/// Links to long paths, behind one another: a single look-up walks 80,000 components, and each entry has one or more.
+#[test]
+fn walks_through_links_are_counted() {
+    let long = "d/../".repeat(800);
+    let mut tar = dir("d/");
+    for n in 0..30 {
+        let target = if n == 0 { format!("{long}d") } else { format!("{long}l{}", n - 1) };
+        tar.extend([pax(&[("linkpath", target.as_bytes())]), symlink(&format!("l{n}"), "x")].concat());
+    }
+    // The second directory lets no path be remembered.
+    tar.extend([dir("e/")].concat());
+    let few: Vec<u8> =
+        (0..5).flat_map(|n| [file(&format!("l29/{n}"), ""), file(&format!("e/{n}"), "")].concat()).collect();
+    Layer::new().apply(&[tar.clone(), few].concat()).unwrap();
+    let many: Vec<u8> = (0..40_000)
+        .flat_map(|n| [file(&format!("l29/{n}"), ""), file(&format!("e/{n}"), "")].concat())
+        .collect();
+    let layer = Layer::new();
+    let limits = Limits { bytes: 1 << 30, entries: 1 << 20 };
+    let staging = layer.dir.path().join("staging");
+    let error = unpack(&[tar, many].concat()[..], &staging, "test", limits).unwrap_err().to_string();
+    assert!(error.contains("walks through paths"), "{error}");
+}
+
+/// Directories that only paths imply were looked up from the root, one after the other: the square of the depth for each
+/// entry.
+#[test]
+fn a_deep_path_costs_its_components() {
+    let deep = "d/".repeat(900);
+    let entries: Vec<u8> = (0..100)
+        .flat_map(|n| [pax(&[("path", format!("{deep}{n}/f").as_bytes())]), file("x", "")].concat())
+        .collect();
+    let unpacked = Layer::new();
+    let limits = Limits { bytes: 1 << 30, entries: 1000 };
+    let staging = unpacked.dir.path().join("staging");
+    let implied = unpack(&entries[..], &staging, "test", limits).unwrap().implied;
+    assert_eq!(implied.len(), 1000);
+}

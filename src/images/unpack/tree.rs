@@ -1,6 +1,11 @@
 //! Resolves and makes directories beneath one root. The only place that turns a layer's path into a descriptor.
+//!
+//! Bounds: the components that are walked for the layer are counted before they are walked (`MAX_STEPS`), those behind
+//! symlinks by the longest target that the layer has; paths that are kept have caps.
 
-use super::{Blame, MAX_COMPONENT, MAX_IMPLIED_PATHS, MAX_PATH, MAX_REPLACED_PATHS, OPAQUE, clean};
+use super::{
+    Blame, MAX_COMPONENT, MAX_IMPLIED_PATHS, MAX_PATH, MAX_REPLACED_PATHS, MAX_STEPS, OPAQUE, clean,
+};
 use crate::images::error::ImageError;
 use crate::images::recipe::{REPLACED, write_replaced};
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -14,6 +19,8 @@ use std::rc::Rc;
 
 /// Dangling symlinks followed while parents are made: the kernel's own MAXSYMLINKS.
 const MAX_LINKS: usize = 40;
+/// What a system call for a single component counts as, in components that the kernel walks by itself.
+const CALL_STEPS: u64 = 32;
 /// Tries of an openat2 that raced with a rename somewhere on the system; each is a few microseconds.
 const MAX_RACES: usize = 64;
 
@@ -60,7 +67,25 @@ pub(super) struct Tree {
     cached: Option<(Vec<u8>, Rc<OpenDir>)>,
     implied: BTreeSet<Vec<u8>>,
     implied_bytes: usize,
+    /// Components walked.
+    steps: u64,
+    /// Components of the longest target of a symlink.
+    longest_link: u64,
     blame: Blame,
+}
+
+/// How a path without symlinks is opened.
+const DIRECT: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
+
+/// An upper bound of a path's components.
+fn components(path: &[u8]) -> u64 {
+    1 + u64::try_from(path.iter().filter(|b| **b == b'/').count()).unwrap_or(u64::MAX - 1)
+}
+
+fn opened(fd: OwnedFd, inside: Vec<u8>) -> Result<Rc<OpenDir>, Errno> {
+    let setgid = fs::fstat(&fd)?.st_mode & 0o2000 != 0;
+    Ok(Rc::new(OpenDir { fd, setgid, inside }))
 }
 
 /// Whether a node is an overlay whiteout.
@@ -103,6 +128,8 @@ impl Tree {
             cached: None,
             implied: BTreeSet::new(),
             implied_bytes: 0,
+            steps: 0,
+            longest_link: 0,
             blame,
         })
     }
@@ -148,7 +175,7 @@ impl Tree {
         {
             return Ok(Some((Rc::clone(dir), name)));
         }
-        let dir = match self.enter(&directory) {
+        let dir = match self.enter(&directory)? {
             Ok(dir) => dir,
             Err(Errno::NOENT | Errno::NOTDIR) if make => self.make_dirs(&parts, 0, path)?,
             Err(Errno::NOENT | Errno::NOTDIR) => {
@@ -165,28 +192,59 @@ impl Tree {
         self.cached = Some((clean(path).join(&b'/'), Rc::new(OpenDir { fd, setgid, inside })));
     }
 
-    /// Opens a directory of the layer, following symlinks within it.
-    fn enter(&self, path: &[u8]) -> Result<Rc<OpenDir>, Errno> {
-        let direct = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-        let (fd, inside) = match open_dir(self.root.fd(), path, direct) {
-            Ok(fd) => (fd, path.to_vec()),
-            Err(Errno::LOOP) => {
-                let fd = open_dir(self.root.fd(), path, ResolveFlags::IN_ROOT | ResolveFlags::NO_XDEV)?;
-                let real = real_path(&fd)?;
-                let inside = real.strip_prefix(&self.real_root).map_err(|_| Errno::XDEV)?;
-                (fd, inside.as_os_str().as_bytes().to_vec())
-            }
-            Err(e) => return Err(e),
-        };
-        let setgid = fs::fstat(&fd)?.st_mode & 0o2000 != 0;
-        Ok(Rc::new(OpenDir { fd, setgid, inside }))
+    /// The layer has a symlink to `target`.
+    pub(super) fn has_link(&mut self, target: &[u8]) {
+        self.longest_link = self.longest_link.max(components(target));
     }
 
-    /// Opens a directory of the layer for its times; the last component is not followed.
-    pub(super) fn open_last(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
-        fs::openat2(self.root.fd(), path, flags, Mode::empty(), resolve)
+    fn charge(&mut self, steps: u64) -> Result<(), ImageError> {
+        self.steps = self.steps.saturating_add(steps);
+        if self.steps > MAX_STEPS {
+            return Err(self.blame.limit("the walks through paths", MAX_STEPS, "components"));
+        }
+        Ok(())
+    }
+
+    /// Opens a directory of the layer, following symlinks within it. The outer error is that of the layer's budget.
+    fn enter(&mut self, path: &[u8]) -> Result<Result<Rc<OpenDir>, Errno>, ImageError> {
+        let steps = components(path);
+        self.charge(steps)?;
+        match open_dir(self.root.fd(), path, DIRECT) {
+            Ok(fd) => Ok(opened(fd, path.to_vec())),
+            Err(Errno::LOOP) => {
+                // The kernel follows MAXSYMLINKS of them at most.
+                self.charge(steps + self.longest_link * u64::try_from(MAX_LINKS).unwrap_or(u64::MAX))?;
+                Ok(self.follow(path))
+            }
+            Err(e) => Ok(Err(e)),
+        }
+    }
+
+    fn follow(&self, path: &[u8]) -> Result<Rc<OpenDir>, Errno> {
+        let fd = open_dir(self.root.fd(), path, ResolveFlags::IN_ROOT | ResolveFlags::NO_XDEV)?;
+        let real = real_path(&fd)?;
+        let inside = real.strip_prefix(&self.real_root).map_err(|_| Errno::XDEV)?;
+        opened(fd, inside.as_os_str().as_bytes().to_vec())
+    }
+
+    /// Opens the next component of a path whose components before it are open as `dir`.
+    fn enter_next(
+        &mut self,
+        dir: &OpenDir,
+        name: &[u8],
+        path: &[u8],
+    ) -> Result<Result<Rc<OpenDir>, Errno>, ImageError> {
+        self.charge(CALL_STEPS)?;
+        match open_dir(dir.fd(), name, DIRECT) {
+            Ok(fd) => Ok(opened(fd, dir.inside(name))),
+            Err(Errno::LOOP) => self.enter(path),
+            Err(e) => Ok(Err(e)),
+        }
+    }
+
+    /// Opens a directory of the layer for its times, by its path without symlinks.
+    pub(super) fn open_last(&self, inside: &[u8]) -> Result<OwnedFd, Errno> {
+        open_dir(self.root.fd(), inside, DIRECT)
     }
 
     fn make_dirs(&mut self, parts: &[&[u8]], links: usize, entry: &[u8]) -> Result<Rc<OpenDir>, ImageError> {
@@ -197,7 +255,7 @@ impl Tree {
                 path.push(b'/');
             }
             path.extend_from_slice(part);
-            dir = match self.enter(&path) {
+            dir = match self.enter_next(&dir, part, &path)? {
                 Ok(next) => next,
                 Err(Errno::NOENT) => match fs::mkdirat(dir.fd(), *part, Mode::from_raw_mode(0o755)) {
                     Ok(()) => self.finish_implied(&dir, part, entry, false)?,

@@ -141,7 +141,8 @@ fn lossy(bytes: &[u8]) -> String {
 pub struct Command {
     program: PathBuf,
     inner: tokio::process::Command,
-    stdin: Vec<u8>,
+    /// None: it finds the end at once.
+    stdin: Option<Vec<u8>>,
     stdout_limit: usize,
     deadline: Duration,
     /// What the others of its group get to end by themselves.
@@ -157,7 +158,7 @@ impl Command {
         let mut inner = tokio::process::Command::new(program);
         // No pre_exec, uid or groups here: std then uses posix_spawn, which does not copy page tables.
         inner.process_group(0).kill_on_drop(true);
-        inner.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        inner.stdout(Stdio::piped()).stderr(Stdio::piped());
         for name in SERVICE_MANAGER_ENV {
             inner.env_remove(name);
         }
@@ -165,7 +166,7 @@ impl Command {
         Self {
             program: program.to_owned(),
             inner,
-            stdin: Vec::new(),
+            stdin: None,
             stdout_limit,
             deadline,
             grace: None,
@@ -224,11 +225,10 @@ impl Command {
         self
     }
 
-    /// Gives the program these bytes on stdin; without them it reads /dev/null.
+    /// Gives the program these bytes on stdin; without them that is at its end.
     #[must_use]
     pub fn stdin(mut self, bytes: Vec<u8>) -> Self {
-        self.stdin = bytes;
-        self.inner.stdin(Stdio::piped());
+        self.stdin = Some(bytes);
         self
     }
 
@@ -247,14 +247,19 @@ impl Command {
     /// When it cannot be started, outlives the deadline or writes too much.
     pub async fn run(mut self) -> Result<Output, CommandError> {
         let started = Instant::now();
-        let child = match self.inner.spawn() {
+        let child = match stdin_of(self.stdin.is_some()).and_then(|stdin| self.inner.stdin(stdin).spawn()) {
             Ok(child) => child,
             Err(source) => return Err(CommandError::Start { program: self.program, source }),
         };
         let mut group = Group { child, whole: self.grace.is_none() };
         let mut output = Captured::default();
         let nudges = nudge(group.pid(), self.nudge);
-        let talk = converse(&mut group.child, &self.stdin, self.stdout_limit, &mut output);
+        let talk = converse(
+            &mut group.child,
+            self.stdin.as_deref().unwrap_or_default(),
+            self.stdout_limit,
+            &mut output,
+        );
         let end = tokio::select! {
             end = tokio::time::timeout(self.deadline, talk) => end,
             never = nudges => match never {},
@@ -283,6 +288,16 @@ impl Command {
             Some(Failure::Io { operation, source }) => CommandError::Io { program, operation, source },
         })
     }
+}
+
+/// Never the node's /dev/null: an OCI runtime may give its standard descriptors away to a container's user, who can then
+/// change the mode of a device that everybody needs. A pipe that nobody can write to any more ends as that does.
+fn stdin_of(fed: bool) -> io::Result<Stdio> {
+    if fed {
+        return Ok(Stdio::piped());
+    }
+    let (reader, _writer) = io::pipe()?;
+    Ok(reader.into())
 }
 
 async fn nudge(pid: Option<Pid>, every: Option<Duration>) -> Infallible {
@@ -470,6 +485,18 @@ mod tests {
         let output = Command::new(Path::new("/bin/cat"), LONG).stdin(input.clone()).run().await.unwrap();
         assert!(output.status.success());
         assert_eq!(output.stdout, input);
+    }
+
+    #[tokio::test]
+    async fn no_program_is_given_the_nodes_null_device() {
+        use std::os::unix::fs::MetadataExt as _;
+        let null = std::fs::metadata("/dev/null").unwrap();
+        let script = "cat; for fd in 0 1 2; do stat -L -c %d:%i /proc/$$/fd/$fd; done";
+        let output = sh(script, LONG).run().await.unwrap().success().unwrap();
+        let given = lossy(&output.stdout);
+        let inodes: Vec<&str> = given.lines().collect();
+        assert_eq!(inodes.len(), 3, "{given}");
+        assert!(!inodes.contains(&format!("{}:{}", null.dev(), null.ino()).as_str()), "{given}");
     }
 
     #[tokio::test]

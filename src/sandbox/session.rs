@@ -25,7 +25,7 @@ pub struct ExecStream {
     pub command: Vec<String>,
     /// Give it a terminal: then stdout and stderr are one.
     pub tty: bool,
-    /// Connect stdin. /dev/null without, if it has no terminal.
+    /// Connect stdin. A null device without, if it has no terminal.
     pub stdin: bool,
     /// Connect stdout.
     pub stdout: bool,

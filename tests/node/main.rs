@@ -25,6 +25,7 @@ mod images_cli;
 mod lifecycle;
 mod mounts;
 mod network;
+mod null_device;
 mod pods;
 mod quota;
 mod races;

@@ -191,7 +191,7 @@ pub struct Create {
     /// The process has a terminal, as config.json also says.
     #[serde(default)]
     pub terminal: bool,
-    /// Keep a stdin open; /dev/null without.
+    /// Keep a stdin open; a null device without.
     #[serde(default)]
     pub stdin: bool,
     /// Close stdin when the first attached client with a stdin leaves or closes its own. A terminal stays.
@@ -246,7 +246,7 @@ pub struct Exec {
     /// The process has a terminal, as the process file also says.
     #[serde(default)]
     pub terminal: bool,
-    /// Descriptors that came with this frame, or that a session is to have; /dev/null for the others.
+    /// Descriptors that came with this frame, or that a session is to have; a null device for the others.
     #[serde(default)]
     pub stdio: ExecStdio,
     /// Kill the runtime after this time.

@@ -68,7 +68,7 @@ pub(crate) struct Process {
 /// The container's standard input, as far as the monitor holds it.
 #[derive(Debug)]
 pub(crate) enum Stdin {
-    /// /dev/null from the start, or closed.
+    /// A null device from the start, or closed.
     None,
     /// Write end of its pipe.
     Pipe { writer: OwnedFd },

@@ -20,6 +20,7 @@ use crate::client::Client;
 use crate::diary::Diary;
 use crate::ids;
 use crate::namespaces::{NamespaceError, Namespaces};
+use crate::null::NullDevices;
 use crate::pod::{Pod, Setup};
 
 /// Below everything that a kubelet gives to containers (-997 at the lowest), above the unkillable.
@@ -125,7 +126,8 @@ fn prepare(request: &Launch) -> Result<Pod, LaunchError> {
     let io =
         |operation| move |source: io::Error| LaunchError::Io { operation, dir: request.dir.clone(), source };
     let dir = Path::new(&request.dir);
-    let oom_score = become_monitor(dir).map_err(io("become a monitor"))?;
+    let nulls = NullDevices::prepare().map_err(io("prepare null devices"))?;
+    let oom_score = become_monitor(dir, &nulls).map_err(io("become a monitor"))?;
     let signals = Signals::collect().map_err(io("collect signals"))?;
     let mut namespaces = Namespaces::make(request)?;
     let ready = listen(dir).map_err(io("listen on monitor.sock")).and_then(|(dir_fd, listener)| {
@@ -140,6 +142,7 @@ fn prepare(request: &Launch) -> Result<Pod, LaunchError> {
                 dir_fd,
                 exit_dir: request.exit_dir.clone(),
                 log_max_line: request.log_max_line,
+                nulls,
                 oom_score,
                 owner: request.namespaces.user.as_ref().and_then(root_of),
             };
@@ -168,11 +171,11 @@ pub(crate) fn remove_files(dir: &Path) {
 
 /// Own session, root directory, standard descriptors, name, parentage. Returns the OOM score that runtimes should get
 /// back.
-fn become_monitor(dir: &Path) -> io::Result<Option<i32>> {
+fn become_monitor(dir: &Path, nulls: &NullDevices) -> io::Result<Option<i32>> {
     let _ = rustix::process::setsid();
     rustix::process::chdir("/")?;
     umask(Mode::from_raw_mode(UMASK));
-    let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let null = nulls.open()?;
     let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC;
     let diary = openat(CWD, dir.join("monitor.log"), flags, Mode::from_raw_mode(0o600))?;
     rustix::stdio::dup2_stdin(&null)?;

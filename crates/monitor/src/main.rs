@@ -15,6 +15,7 @@ mod ids;
 mod launch;
 mod logfile;
 mod namespaces;
+mod null;
 mod offspring;
 mod oom;
 mod output;

@@ -15,6 +15,7 @@ use crate::client::Client;
 use crate::container::{Container, Exec, State};
 use crate::diary::Diary;
 use crate::namespaces::Namespaces;
+use crate::null::NullDevices;
 use crate::oom::OomWatch;
 use crate::output::{self, Flow};
 use crate::runtime::{ERROR_BYTES, Job};
@@ -39,6 +40,8 @@ pub(crate) struct Setup {
     pub(crate) dir_fd: OwnedFd,
     pub(crate) exit_dir: String,
     pub(crate) log_max_line: u32,
+    /// Where the null devices of its processes come from.
+    pub(crate) nulls: NullDevices,
     /// What runtimes get back after we changed our own.
     pub(crate) oom_score: Option<i32>,
     /// Uid and gid of a user namespace's root, to whom the ends of pipes belong that its processes get: else these

@@ -218,7 +218,7 @@ impl Pod {
             &[verb, &["--bundle", &create.bundle]].concat(),
             &create.container_id,
             stdio,
-            self.setup.oom_score,
+            &self.setup,
         )?;
         let deadline = deadline(create.deadline_ms);
         let kind = JobKind::Create { serial };
@@ -306,7 +306,7 @@ impl Pod {
             &["exec", "--detach", "--process", &exec.process_file],
             &exec.container_id,
             stdio,
-            self.setup.oom_score,
+            &self.setup,
         )
         .inspect_err(|_| files.clear())
         .map_err(failed)?;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use crate::pod::Setup;
 use crate::session::Offer;
 use podwright_monitor_proto::{RequestId, Runtime};
 use podwright_sys::{fdpass, process, socket, tty};
@@ -134,7 +135,7 @@ impl Drop for Console {
     }
 }
 
-/// Standard descriptors of a runtime; /dev/null where there is none.
+/// Standard descriptors of a runtime; a null device of its own where there is none.
 #[derive(Debug, Default)]
 pub(crate) struct Stdio3 {
     pub(crate) stdin: Option<OwnedFd>,
@@ -151,7 +152,7 @@ pub(crate) fn spawn(
     arguments: &[&str],
     last: &str,
     stdio: Stdio3,
-    oom_score: Option<i32>,
+    setup: &Setup,
 ) -> io::Result<u32> {
     files.clear();
     let mut command = Command::new(&runtime.path);
@@ -161,10 +162,10 @@ pub(crate) fn spawn(
         command.args(["--console-socket", &console.argument]);
     }
     command.arg(last);
-    let end = |fd: Option<OwnedFd>| fd.map_or_else(Stdio::null, Stdio::from);
-    command.stdin(end(stdio.stdin)).stdout(end(stdio.stdout)).stderr(end(stdio.stderr));
+    let end = |fd: Option<OwnedFd>| fd.map_or_else(|| setup.nulls.open(), Ok).map(Stdio::from);
+    command.stdin(end(stdio.stdin)?).stdout(end(stdio.stdout)?).stderr(end(stdio.stderr)?);
     command.process_group(0);
-    process::clean_before_exec(&mut command, oom_score);
+    process::clean_before_exec(&mut command, setup.oom_score);
     Ok(command.spawn()?.id())
 }
 

@@ -68,7 +68,7 @@ impl ExecRequest {
     }
 }
 
-/// Descriptors for an exec; /dev/null for what is missing.
+/// Descriptors for an exec; a null device for what is missing.
 #[derive(Debug, Default)]
 pub struct ExecStdio {
     /// Read by the process.

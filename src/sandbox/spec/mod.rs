@@ -258,10 +258,16 @@ fn hooks(edits: &cdi::Edits) -> Result<Option<Hooks>, SpecError> {
     Ok(Some(hooks))
 }
 
+/// The environment of a hook whose specification names none: the PATH that monitors have.
+const HOOK_ENV: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 fn hook(hook: &cdi::Hook) -> Result<Hook, SpecError> {
     let mut built = HookBuilder::default().path(&hook.path).build()?;
     built.set_args(Some(hook.args.clone()).filter(|args| !args.is_empty()));
-    built.set_env(Some(hook.env.clone()).filter(|env| !env.is_empty()));
+    // Never none: the OCI runtimes would have it run with the environment of the container's process, LD_PRELOAD and all,
+    // but as root.
+    let env = if hook.env.is_empty() { vec![HOOK_ENV.to_owned()] } else { hook.env.clone() };
+    built.set_env(Some(env));
     // 0 would be no time at all to the OCI runtimes; a specification means "no limit".
     built.set_timeout(hook.timeout.filter(|seconds| *seconds > 0));
     Ok(built)

@@ -134,11 +134,11 @@ fn what_cdi_adds_replaces_what_was_there() {
     use crate::host::cdi::{Edits, Hook, HookPoint};
     let mut f = fixture();
     f.mount("/host", "/opt/driver");
-    let hook = |hook_name, timeout| Hook {
+    let hook = |hook_name, timeout, env| Hook {
         hook_name,
         path: "/hook".into(),
         args: vec!["hook".into()],
-        env: Vec::new(),
+        env,
         timeout,
     };
     f.cdi.env = vec!["A=cdi".into(), "NEW=1".into()];
@@ -148,7 +148,10 @@ fn what_cdi_adds_replaces_what_was_there() {
         kind: None,
         options: vec!["ro".into()],
     }];
-    f.cdi.hooks = vec![hook(HookPoint::CreateContainer, Some(5)), hook(HookPoint::Poststop, Some(0))];
+    f.cdi.hooks = vec![
+        hook(HookPoint::CreateContainer, Some(5), Vec::new()),
+        hook(HookPoint::Poststop, Some(0), vec!["OWN=1".into()]),
+    ];
     f.cdi.additional_gids = vec![7, 0, 7];
     f.devices = vec![ResolvedDevice { owner: Owner { uid: None, gid: None }, ..device("/dev/a", 3) }];
     f.user.uid = 1000;
@@ -157,8 +160,12 @@ fn what_cdi_adds_replaces_what_was_there() {
     assert!(env.contains("A=cdi") && env.contains("NEW=1") && !env.contains("A=cri"), "{env:?}");
     assert_eq!(f.options("/opt/driver").unwrap(), "ro,rbind");
     assert_eq!(spec["process"]["user"]["additionalGids"], json!([0, 7]));
-    assert_eq!(spec["hooks"]["createContainer"][0], json!({"path": "/hook", "args": ["hook"], "timeout": 5}));
-    assert_eq!(spec["hooks"]["poststop"][0], json!({"path": "/hook", "args": ["hook"]}));
+    // Without one of its own, a runtime would give a hook the environment of the container.
+    let env = json!(["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]);
+    let at_create = json!({"path": "/hook", "args": ["hook"], "env": env, "timeout": 5});
+    assert_eq!(spec["hooks"]["createContainer"][0], at_create);
+    let at_end = json!({"path": "/hook", "args": ["hook"], "env": ["OWN=1"]});
+    assert_eq!(spec["hooks"]["poststop"][0], at_end);
     assert_eq!(spec["hooks"]["prestart"], Value::Null);
     assert_eq!(spec["linux"]["devices"][0]["uid"], 1000);
     f.cdi = Edits::default();

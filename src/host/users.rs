@@ -166,13 +166,18 @@ struct Passwd<'a> {
     home: &'a str,
 }
 
+/// A number of a file. The last of 32 bits is none, see [`Word::parse`]: a process that is to become it stays who it is.
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id != u32::MAX)
+}
+
 /// Lines with a well-formed uid and gid; others are no user.
 fn passwd_lines(text: &str) -> impl Iterator<Item = Passwd<'_>> {
     text.lines().filter_map(|line| {
         let mut fields = line.trim_end_matches('\r').split(':');
         let name = fields.next().filter(|name| !name.is_empty())?;
-        let uid = fields.nth(1)?.parse().ok()?;
-        let gid = fields.next()?.parse().ok()?;
+        let uid = id(fields.nth(1)?)?;
+        let gid = id(fields.next()?)?;
         Some(Passwd { name, uid, gid, home: fields.nth(1).unwrap_or("") })
     })
 }
@@ -182,7 +187,7 @@ fn group_lines(text: &str) -> impl Iterator<Item = (&str, u32, &str)> {
     text.lines().filter_map(|line| {
         let mut fields = line.trim_end_matches('\r').split(':');
         let name = fields.next().filter(|name| !name.is_empty())?;
-        let gid = fields.nth(1)?.parse().ok()?;
+        let gid = id(fields.nth(1)?)?;
         Some((name, gid, fields.next().unwrap_or("")))
     })
 }
@@ -307,6 +312,21 @@ mod tests {
         assert!(matches!(by("evil", RunAs::default()), Err(UserError::Unknown { .. })));
         let all_ones = RunAs { uid: Some(u32::MAX), ..RunAs::default() };
         assert!(matches!(by("", all_ones), Err(UserError::OutOfRange { .. })));
+    }
+
+    #[test]
+    fn no_line_of_the_image_makes_the_id_that_changes_nothing() {
+        let rootfs = tempfile::tempdir().unwrap();
+        std::fs::create_dir(rootfs.path().join("etc")).unwrap();
+        let passwd = "evil:x:4294967295:1::/:\nworse:x:5:4294967295::/:\nfine:x:6:7::/:\n";
+        std::fs::write(rootfs.path().join("etc/passwd"), passwd).unwrap();
+        let group = "evil:x:4294967295:fine\nother:x:8:fine\n";
+        std::fs::write(rootfs.path().join("etc/group"), group).unwrap();
+        let by = |user: &str| resolve(rootfs.path(), user, &RunAs::default());
+        for text in ["evil", "worse", "fine:evil"] {
+            assert!(matches!(by(text), Err(UserError::Unknown { .. })), "{text}");
+        }
+        assert_eq!(by("fine").unwrap().additional_gids, [7, 8]);
     }
 
     #[test]

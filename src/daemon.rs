@@ -6,6 +6,7 @@ use crate::check;
 use crate::config::{Config, SelinuxMode};
 use crate::cri::{self, Image, Runtime};
 use crate::host::cgroups::{Cgroups, Driver};
+use crate::host::foreign::Foreign;
 use crate::host::kernel;
 use crate::host::monitor;
 use crate::host::network::Network;
@@ -206,6 +207,7 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         monitor_binary: monitor::binary(&config.monitor.binary)?,
         clock: Clock::default(),
         metrics: pod_metrics,
+        foreign: Foreign::default(),
         layers,
         execs: ExecWaiters::default(),
         announcer: Announcer::register(registry)?,

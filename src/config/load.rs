@@ -173,6 +173,9 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if config.containers.log_line_bytes < 512 {
         return value("containers.log_line_bytes", "must be at least 512".into());
     }
+    if config.containers.host_path_seconds == 0 {
+        return value("containers.host_path_seconds", "must be at least 1".into());
+    }
     if config.containers.usage_period_seconds == 0 {
         return value("containers.usage_period_seconds", "must be at least 1".into());
     }

@@ -198,6 +198,11 @@ pub struct Containers {
     /// passes such output on until it was silent for this long.
     /// Unit: seconds.
     pub exec_drain_seconds: u64,
+    /// How long a look at a path of the host that a request names (a mount's source, a device, a seccomp profile) may take.
+    /// One on a file system that does not answer hangs; CreateContainer is answered then, and calls for what still hangs
+    /// are refused at once. A creation takes 110 s at most, the kubelet's own limit.
+    /// Unit: seconds, at least 1.
+    pub host_path_seconds: u64,
     /// Size of a pod's /dev/shm. A pod's annotation `shm-size.crio.io` (`1Gi`) has another one, if its handler's
     /// `pod_annotations` let it through.
     /// Unit: bytes.
@@ -475,6 +480,7 @@ impl Default for Containers {
             pids_limit: 0,
             exec_output_bytes: 16 << 20,
             exec_drain_seconds: 2,
+            host_path_seconds: 110,
             shm_bytes: 64 << 20,
             // containerd's stats_collect_period, and the kubelet's own.
             usage_period_seconds: 10,
@@ -569,6 +575,12 @@ impl Default for Metrics {
 }
 
 impl Config {
+    /// How long a look at a path of the host that a request names may take.
+    #[must_use]
+    pub fn host_path_limit(&self) -> Duration {
+        Duration::from_secs(self.containers.host_path_seconds)
+    }
+
     /// Deadline of one call of the OCI runtime.
     #[must_use]
     pub fn runtime_timeout(&self) -> Duration {

@@ -10,6 +10,7 @@ use crate::host::cgroups::CgroupError;
 use crate::host::command::CommandError;
 use crate::host::criu::CriuError;
 use crate::host::devices::DeviceError;
+use crate::host::foreign::ForeignError;
 use crate::host::monitor::{ErrorKind, MonitorError};
 use crate::host::network::{Fault, NetworkError};
 use crate::host::oci::OciError;
@@ -86,6 +87,7 @@ fn code(error: &SandboxError) -> Code {
             }
             _ => io_code(source),
         },
+        SandboxError::Foreign(error) => foreign_code(error),
         SandboxError::ImageVolume { cause, .. } => volume_code(cause),
         SandboxError::Unsupported(_) => Code::Unimplemented,
         SandboxError::ExecTimeout { .. } | SandboxError::StepTimeout { .. } => Code::DeadlineExceeded,
@@ -120,6 +122,15 @@ fn code(error: &SandboxError) -> Code {
             RecordError::Io { source, .. } => io_code(source),
             RecordError::Malformed { .. } | RecordError::Version { .. } => Code::DataLoss,
         },
+    }
+}
+
+fn foreign_code(error: &ForeignError) -> Code {
+    match error {
+        ForeignError::Hangs { .. } => Code::Unavailable,
+        ForeignError::Silent { .. } | ForeignError::Busy { .. } => Code::DeadlineExceeded,
+        ForeignError::Thread { source, .. } => io_code(source),
+        ForeignError::Panicked { .. } => Code::Internal,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Mechanisms of the host: what runs programs, talks to the network and the kernel on behalf of the domain.
 //!
-//! Modules here do not see each other, except `command`, which those that run programs use.
+//! Modules here do not see each other, except `command`, which those that run programs use, and
+//! `mountinfo`.
 
 pub mod blockio;
 pub mod cdi;
@@ -8,6 +9,7 @@ pub mod cgroups;
 pub mod command;
 pub mod criu;
 pub mod devices;
+pub mod foreign;
 pub mod interfaces;
 pub mod kernel;
 pub mod listeners;

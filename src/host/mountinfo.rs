@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountEntry {
+    /// Major and minor number of its file system.
+    pub device: (u32, u32),
     /// Where it is mounted.
     pub mount_point: PathBuf,
     /// Peer group, if the mount is shared.
@@ -49,8 +51,10 @@ pub fn holding<'a>(mounts: &'a [MountEntry], path: &Path) -> Option<&'a MountEnt
 fn line(text: &str) -> Option<MountEntry> {
     let (left, right) = text.split_once(" - ")?;
     let mut left = left.split(' ');
-    let mount_point = unescape(left.nth(4)?);
+    let (major, minor) = left.nth(2)?.split_once(':')?;
+    let mount_point = unescape(left.nth(1)?);
     let mut entry = MountEntry {
+        device: (major.parse().ok()?, minor.parse().ok()?),
         mount_point,
         shared: None,
         master: None,

@@ -10,6 +10,7 @@ use super::idmap;
 use super::node::{Node, make_private_dir};
 use super::recover;
 use super::selinux;
+use super::sources::{Look, Source};
 use super::spec::{self, ImageProcess, Inputs, PodNamespaces};
 use super::state::{ContainerState, Init};
 use super::stop::{kill_cgroup, shares_pid_namespace};
@@ -27,8 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long making a bundle may take: the kubelet's own limit for CreateContainer. Looking at a volume on a dead
-/// network file system never ends, and must not keep the container's name for ever.
+/// How long making a bundle may take: the kubelet's own limit for CreateContainer.
 const PREPARE_LIMIT: Duration = Duration::from_secs(110);
 /// Nothing reads a writable layer after a reboot (records of containers do not survive one either), so nothing in it
 /// need be synced. Without this (Linux 5.10), the end of each container syncs the whole file system that the layer is
@@ -87,20 +87,10 @@ pub(super) fn stop_signal(spec: &ContainerSpec, hold: Option<&Hold>) -> i32 {
 pub(super) async fn prepare_or_undo(request: Request) -> Result<Prepared, SandboxError> {
     let (node, spec) = (request.node.clone(), request.spec.clone());
     let begun = std::time::Instant::now();
-    let (pod, labelled) = (request.pod.clone(), spec.clone());
-    let work = async {
-        // First, and by itself: where a volume is so large that the time is up, it goes on and finishes, without a
-        // container that nobody waits for any more; the next call finds it done.
-        let of_node = node.clone();
-        blocking(move || selinux::label_volumes(&of_node, &pod, &labelled)).await?;
-        blocking(move || prepare(&request)).await
-    };
-    let result = match tokio::time::timeout(PREPARE_LIMIT, work).await {
-        Ok(result) => result,
-        Err(_) => {
-            let id = spec.id.to_string();
-            Err(SandboxError::StepTimeout { step: "creation", id, limit: PREPARE_LIMIT })
-        }
+    let until = tokio::time::Instant::now() + PREPARE_LIMIT;
+    let result = match sources(&request, until).await {
+        Ok(sources) => within_limit(request, sources, until).await,
+        Err(error) => Err(error),
     };
     node.metrics.observe("create_container", "total", begun);
     if let Err(cause) = result {
@@ -112,7 +102,39 @@ pub(super) async fn prepare_or_undo(request: Request) -> Result<Prepared, Sandbo
     result
 }
 
-fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
+/// What the mounts name on the host, which may hang; labelled where that was asked for.
+async fn sources(request: &Request, until: tokio::time::Instant) -> Result<Vec<Source>, SandboxError> {
+    let Request { node, pod, spec, namespaces, .. } = request;
+    let look = Look { node: node.clone(), pod: pod.clone(), spec: spec.clone(), until };
+    if selinux::relabels(node, pod, spec) {
+        look.label_volumes().await?;
+    }
+    look.sources(namespaces).await
+}
+
+/// Makes the bundle from what is podwright's own. When the time is up that goes on, and is undone once more at its end:
+/// what it makes until then is nobody's.
+async fn within_limit(
+    request: Request,
+    sources: Vec<Source>,
+    until: tokio::time::Instant,
+) -> Result<Prepared, SandboxError> {
+    let (node, spec) = (request.node.clone(), request.spec.clone());
+    let mut work = tokio::spawn(blocking(move || prepare(&request, &sources)));
+    if let Ok(done) = tokio::time::timeout_at(until, &mut work).await {
+        return done.unwrap_or(Err(SandboxError::ShuttingDown));
+    }
+    let id = spec.id.to_string();
+    tokio::spawn(async move {
+        let _ = work.await;
+        if let Err(error) = remove(&node, &spec).await {
+            tracing::error!(container = %spec.id, %error, "cannot undo an unfinished creation");
+        }
+    });
+    Err(SandboxError::StepTimeout { step: "creation", id, limit: PREPARE_LIMIT })
+}
+
+fn prepare(request: &Request, sources: &[Source]) -> Result<Prepared, SandboxError> {
     let Request { node, pod, spec, hold, granted, namespaces, target_pid, .. } = request;
     let bundle = node.bundle(&spec.id);
     let (root, writable) = (bundle.join("rootfs"), node.writable(&spec.id));
@@ -122,8 +144,9 @@ fn prepare(request: &Request) -> Result<Prepared, SandboxError> {
     if let Some(map) = &map {
         idmap::let_through(&bundle, map)?;
     }
+    selinux::share_pod_files(node, pod, spec)?;
     let label = selinux::mount_option(node, pod, spec);
-    let mounts = resolve_mounts(request, &bundle, map.as_ref(), label.as_deref())?;
+    let mounts = bound_sources(request, sources, &bundle, map.as_ref(), label.as_deref())?;
     make_private_dir(&writable)?;
     node.layers.adopt(&writable)?;
     for dir in [&root, &upper, &work] {
@@ -237,45 +260,26 @@ fn open_to_all(dir: &Path) -> Result<(), SandboxError> {
         .map_err(SandboxError::io("change the mode of", dir))
 }
 
-/// The host side of each mount: symlinks followed.
-fn resolve_mounts(
+/// The path to bind for each mount: what of the host's was found, and images, mounted in the bundle.
+fn bound_sources(
     request: &Request,
+    sources: &[Source],
     bundle: &Path,
     map: Option<&IdMap>,
     label: Option<&str>,
 ) -> Result<Vec<PathBuf>, SandboxError> {
-    let Request { node, spec, volumes, .. } = request;
-    let resolve = |(number, mount): (usize, &Mount)| match &mount.source {
-        MountSource::Host(host_path) => {
-            let source = host_source(node, mount, host_path)?;
-            idmap::mapped_source(bundle, number, mount, source, map)
-        }
-        MountSource::Image(volume) => {
+    let Request { spec, volumes, .. } = request;
+    let bound = |(number, (mount, source)): (usize, (&Mount, &Source))| match (source, &mount.source) {
+        (Source::Mapped(mapped), _) => idmap::attach(bundle, number, mapped),
+        (Source::Host(path), _) => Ok(path.clone()),
+        (Source::NotOfHost, MountSource::Image(volume)) => {
             volumes::source(bundle, &mount.container_path, volume, volumes, map, label.as_slice())
         }
-    };
-    spec.mounts.iter().enumerate().map(resolve).collect()
-}
-
-/// A host path without symlinks. One that is missing becomes a directory, as with both peers: `hostPath` volumes
-/// without a `type` rely on it. It stays when the container goes, for it is the host's.
-pub(super) fn host_source(node: &Node, mount: &Mount, path: &Path) -> Result<PathBuf, SandboxError> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    let must_exist = &node.config.containers.absent_mount_sources_to_reject;
-    let found = match std::fs::canonicalize(path) {
-        Err(error)
-            if error.kind() == std::io::ErrorKind::NotFound && !must_exist.iter().any(|m| m == path) =>
-        {
-            let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path);
-            made.and_then(|()| std::fs::canonicalize(path))
+        (Source::NotOfHost, MountSource::Host(_)) => {
+            Err(spec::SpecError::UnresolvedMount { path: mount.container_path.clone() }.into())
         }
-        found => found,
     };
-    found.map_err(|source| SandboxError::MountSource {
-        container_path: mount.container_path.clone(),
-        host_path: path.to_owned(),
-        source,
-    })
+    spec.mounts.iter().zip(sources).enumerate().map(bound).collect()
 }
 
 fn text(path: &Path) -> String {

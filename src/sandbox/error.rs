@@ -9,6 +9,7 @@ use crate::host::blockio::BlockIoError;
 use crate::host::cdi::CdiError;
 use crate::host::cgroups::CgroupError;
 use crate::host::devices::DeviceError;
+use crate::host::foreign::ForeignError;
 use crate::host::monitor::MonitorError;
 use crate::host::network::NetworkError;
 use crate::host::oci::OciError;
@@ -128,6 +129,9 @@ pub enum SandboxError {
         /// The cause.
         source: std::io::Error,
     },
+    /// A path of the host that a request names does not answer.
+    #[error(transparent)]
+    Foreign(#[from] ForeignError),
     /// A mount's image. The first word is cri-api's ErrImageVolumeMountFailed (`pkg/errors`).
     #[error("ImageVolumeMountFailed: mount {container_path} of image {image:?}: {cause}")]
     ImageVolume {
@@ -182,7 +186,7 @@ pub enum SandboxError {
     #[error("the daemon is shutting down")]
     ShuttingDown,
     /// A step took longer than it may.
-    #[error("{step} of container {id} took longer than {} s, waiting on the file systems of its mounts", .limit.as_secs())]
+    #[error("{step} of container {id} took longer than {} s", .limit.as_secs())]
     StepTimeout {
         /// The step.
         step: &'static str,

@@ -10,10 +10,11 @@ use crate::host::blockio::{self, BlockIoError};
 use crate::host::cdi::{self, Edits};
 use crate::host::cgroups::CgroupMode;
 use crate::host::devices::{self, Owner, ResolvedDevice};
+use crate::host::foreign::Asked;
 use crate::host::security::seccomp;
 use crate::model::{ContainerSpec, Device, Profile, SandboxSpec};
 use oci_spec::runtime::LinuxBlockIo;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,9 +53,9 @@ pub(super) async fn grant(
         Profile::Unconfined => Seccomp::Unconfined,
         Profile::RuntimeDefault => Seccomp::RuntimeDefault,
         Profile::Localhost(path) => {
-            let path = path.clone();
-            let loaded = blocking(move || Ok(seccomp::load(Path::new(&path))?));
-            Seccomp::Profile(Box::new(within_limit(container, loaded).await?))
+            let path = PathBuf::from(path);
+            let loaded = look(node, pod, vec![path.clone()], move || Ok(seccomp::load(&path)?));
+            Seccomp::Profile(Box::new(loaded.await?))
         }
     };
     let rdt_class = class(pod, container, &RDT).map(rdt_class).transpose()?;
@@ -66,7 +67,8 @@ pub(super) async fn grant(
     let owner = owner(node, container);
     let dirs = node.config.containers.cdi_spec_dirs.clone();
     let (asked, names) = (container.devices.clone(), container.cdi_devices.clone());
-    let found = blocking(move || {
+    let places: Vec<_> = asked.iter().map(|device| device.host_path.clone()).collect();
+    let found = move || {
         let cdi = cdi::resolve(&dirs, &names)?;
         let mut devices = devices::resolve(&asked)?;
         if let Some(owner) = owner {
@@ -78,8 +80,12 @@ pub(super) async fn grant(
             devices.push(device);
         }
         Ok((devices, cdi))
-    });
-    let (devices, cdi) = within_limit(container, found).await?;
+    };
+    let (devices, cdi) = match places.is_empty() {
+        // What specifications of the node name is the node's own.
+        true => within_limit(container, blocking(found)).await?,
+        false => look(node, pod, places, found).await?,
+    };
     Ok(Granted { seccomp, devices, cdi, block_io, rdt_class })
 }
 
@@ -154,6 +160,18 @@ fn owner(node: &Node, container: &ContainerSpec) -> Option<impl Fn(Owner) -> Own
         .containers
         .device_ownership_from_security_context
         .then_some(move |host: Owner| Owner { uid: uid.or(host.uid), gid: gid.or(host.gid) })
+}
+
+/// Looks at paths of the host that the request names, which may hang.
+async fn look<T: Send + 'static>(
+    node: &Node,
+    pod: &SandboxSpec,
+    places: Vec<PathBuf>,
+    work: impl FnOnce() -> Result<T, SandboxError> + Send + 'static,
+) -> Result<T, SandboxError> {
+    let limit = LIMIT.min(node.config.host_path_limit());
+    let asked = Asked { pod: pod.id.to_string(), places, limit };
+    node.foreign.run(asked, |_| work()).await?
 }
 
 async fn within_limit<T>(

@@ -5,7 +5,7 @@ use super::error::SandboxError;
 use super::spec::SpecError;
 use crate::host::monitor::{IdMappings, IdRange as MonitorRange, NamespacePaths};
 use crate::host::mountinfo;
-use crate::host::rootfs::{self, IdMap, IdRange};
+use crate::host::rootfs::{self, Detached, IdMap, IdRange};
 use crate::model::{IdMapping, Mount, Propagation, SandboxSpec, UserNamespace};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -49,17 +49,15 @@ pub(super) fn let_through(dir: &Path, map: &IdMap) -> Result<(), SandboxError> {
         .map_err(SandboxError::io("change the mode of", dir))
 }
 
-/// What to bind for a mount that names mappings: its source below `bundle` with mapped ids. Any other is `source` itself.
-/// Blocking.
+/// What to bind for a mount that names mappings: its source with mapped ids, mounted nowhere yet. None: any other.
+/// Blocking, for as long as the source does not answer.
 pub(super) fn mapped_source(
-    bundle: &Path,
-    number: usize,
     mount: &Mount,
-    source: PathBuf,
+    source: &Path,
     of_pod: Option<&IdMap>,
-) -> Result<PathBuf, SandboxError> {
+) -> Result<Option<Detached>, SandboxError> {
     if mount.uid_mappings.is_empty() {
-        return Ok(source);
+        return Ok(None);
     }
     let (uids, gids) = (ranges(&mount.uid_mappings), ranges(&mount.gid_mappings));
     let own;
@@ -79,18 +77,22 @@ pub(super) fn mapped_source(
         }
     };
     if follows {
-        check_follows(mount, &source)?;
+        check_follows(mount, source)?;
     }
+    Ok(Some(rootfs::clone_mapped(source, map, follows)?))
+}
+
+/// Mounts such a source below `bundle`, for the mount of that number.
+pub(super) fn attach(bundle: &Path, number: usize, mapped: &Detached) -> Result<PathBuf, SandboxError> {
     let dir = bundle.join("volumes");
     std::fs::create_dir_all(&dir).map_err(SandboxError::io("make directory", &dir))?;
     let target = dir.join(format!("mapped-{number}"));
-    let made = match std::fs::metadata(&source).map(|found| found.is_dir()) {
-        Ok(true) => std::fs::create_dir(&target),
-        Ok(false) => std::fs::File::create(&target).map(drop),
-        Err(error) => return Err(SandboxError::io("look at", &source)(error)),
+    let made = match mapped.is_dir {
+        true => std::fs::create_dir(&target),
+        false => std::fs::File::create(&target).map(drop),
     };
     made.map_err(SandboxError::io("make a mount point at", &target))?;
-    rootfs::bind_mapped(&source, &target, map, follows)?;
+    mapped.attach(&target)?;
     Ok(target)
 }
 

@@ -23,6 +23,7 @@ mod recover;
 mod selinux;
 mod session;
 mod snapshot;
+mod sources;
 pub mod spec;
 mod state;
 mod stop;

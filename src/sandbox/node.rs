@@ -10,6 +10,7 @@ use super::user_namespaces::UserNamespaces;
 use super::writable::WritableLayers;
 use crate::config::{Config, Handler};
 use crate::host::cgroups::{self, Cgroups, Driver, Leaf};
+use crate::host::foreign::Foreign;
 use crate::host::network::Network;
 use crate::host::oci::{Features, Runtime, Runtimes};
 use crate::host::security::apparmor::AppArmor;
@@ -52,6 +53,8 @@ pub struct Node {
     pub clock: Clock,
     /// Step times.
     pub metrics: PodMetrics,
+    /// Threads for paths of the host that requests name.
+    pub foreign: Foreign,
     /// What writable layers take.
     pub layers: Arc<WritableLayers>,
     /// Execs whose end is awaited.

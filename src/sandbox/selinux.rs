@@ -1,15 +1,15 @@
 //! SELinux around a pod: its level, whether the policy knows what was asked for, labels on its files and volumes. Which
 //! labels those are is `spec`'s to say.
 
-use super::container::host_source;
 use super::error::SandboxError;
 use super::files::PodFiles;
 use super::node::Node;
 use super::snapshot::PodSnapshot;
-use super::spec::{SelinuxLabels, selinux_labels};
+use super::spec::selinux_labels;
 use crate::config::annotation_fits;
-use crate::host::security::selinux::{self, Known, Label, Selinux, SelinuxError};
-use crate::model::{ContainerSecurity, ContainerSpec, MountSource, NamespaceMode, SandboxSpec};
+use crate::host::security::selinux::{self, Known, Label, SelinuxError};
+use crate::model::{ContainerSecurity, ContainerSpec, Mount, NamespaceMode, SandboxSpec};
+use std::path::Path;
 
 /// The fields of a request, and the part of a label that each is.
 const FIELDS: [(&str, Part); 4] = [
@@ -96,39 +96,41 @@ fn put_on_pod_files(node: &Node, pod: &SandboxSpec, label: &str) -> Result<(), S
     Ok(())
 }
 
-/// Labels what a container brings along: the volumes that ask for it, and the pod's files, if its level is another one
-/// than theirs. Blocking, for as long as the volumes are large; may be repeated, and goes on where it was.
-pub(super) fn label_volumes(
+/// Whether a container's volumes are to be labelled.
+pub(super) fn relabels(node: &Node, pod: &SandboxSpec, container: &ContainerSpec) -> bool {
+    node.selinux
+        .as_ref()
+        .is_some_and(|selinux| selinux_labels(selinux.contexts(), pod, Some(&container.security)).relabels)
+}
+
+/// Labels a volume, whose path on the host has no symlink. Blocking, for as long as it is large; may be repeated, and
+/// goes on where it was.
+pub(super) fn label_volume(
+    node: &Node,
+    pod: &SandboxSpec,
+    container: &ContainerSpec,
+    mount: &Mount,
+    source: &Path,
+) -> Result<(), SandboxError> {
+    let Some(selinux) = &node.selinux else { return Ok(()) };
+    let labels = selinux_labels(selinux.contexts(), pod, Some(&container.security));
+    let label = selinux.canonical(&labels.mount)?;
+    let known = if tries_to_skip(node, pod) { Known::Tree } else { Known::Root };
+    selinux::relabel(source, &label, known)
+        .map_err(|cause| SandboxError::Relabel { container_path: mount.container_path.clone(), cause })
+}
+
+/// Labels the pod's files for a container, if its level is another one than theirs: containers of different levels can
+/// share only what has no category. Blocking.
+pub(super) fn share_pod_files(
     node: &Node,
     pod: &SandboxSpec,
     container: &ContainerSpec,
 ) -> Result<(), SandboxError> {
     let Some(selinux) = &node.selinux else { return Ok(()) };
-    let labels = selinux_labels(selinux.contexts(), pod, Some(&container.security));
-    share_pod_files(node, selinux, pod, &labels)?;
-    if !labels.relabels {
-        return Ok(());
-    }
-    let label = selinux.canonical(&labels.mount)?;
-    let known = if tries_to_skip(node, pod) { Known::Tree } else { Known::Root };
-    for mount in container.mounts.iter().filter(|mount| mount.selinux_relabel) {
-        let MountSource::Host(path) = &mount.source else { continue };
-        let source = host_source(node, mount, path)?;
-        selinux::relabel(&source, &label, known)
-            .map_err(|cause| SandboxError::Relabel { container_path: mount.container_path.clone(), cause })?;
-    }
-    Ok(())
-}
-
-/// Containers of different levels can share only what has no category.
-fn share_pod_files(
-    node: &Node,
-    selinux: &Selinux,
-    pod: &SandboxSpec,
-    labels: &SelinuxLabels,
-) -> Result<(), SandboxError> {
     let contexts = selinux.contexts();
-    if labels.mount.level == selinux_labels(contexts, pod, None).mount.level {
+    let level = selinux_labels(contexts, pod, Some(&container.security)).mount.level;
+    if level == selinux_labels(contexts, pod, None).mount.level {
         return Ok(());
     }
     put_on_pod_files(node, pod, &selinux.canonical(&contexts.file)?)

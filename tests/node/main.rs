@@ -19,6 +19,7 @@ mod faults;
 mod full;
 mod handlers;
 mod host_network;
+mod hung;
 mod image_volumes;
 mod images;
 mod images_cli;

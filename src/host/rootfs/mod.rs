@@ -13,7 +13,7 @@ mod volume;
 pub use error::RootfsError;
 pub use idmap::{IdMap, supports_idmap};
 pub use podwright_sys::userns::IdRange;
-pub use volume::{bind_mapped, mount_read_only};
+pub use volume::{Detached, clone_mapped, mount_read_only};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;

@@ -63,27 +63,46 @@ fn mount_by_fsconfig(lowers: &[PathBuf], target: &Path, options: &[&str]) -> Res
     context.finish(MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV)
 }
 
-/// Binds `source`, a file or a directory with all that is mounted below it, on `target`, which is of the same kind, with
-/// ids mapped. What is mounted below keeps its own ids where its file system cannot map them. With `follows`, what is
-/// mounted in the source later is seen too; nothing that happens at the target reaches the source.
+/// A mount that is attached nowhere, and goes away when it is dropped.
+#[derive(Debug)]
+pub struct Detached {
+    mount: OwnedFd,
+    /// Whether it is one of a directory, and so goes on one.
+    pub is_dir: bool,
+}
+
+impl Detached {
+    /// Mounts it on `target`, which is of the same kind.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach(&self, target: &Path) -> Result<(), RootfsError> {
+        rustix::mount::move_mount(&self.mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .map_err(|e| directory("mount on", target)(e.into()))
+    }
+}
+
+/// Copies the mount of `source`, a file or a directory with all that is mounted below it, with ids mapped. What is
+/// mounted below keeps its own ids where its file system cannot map them. With `follows`, what is mounted in the source
+/// later is seen too; nothing that happens to the copy reaches the source. Blocking, for as long as the source's file
+/// system does not answer.
 ///
 /// # Errors
-/// [`RootfsError::Volume`] when the source's file system cannot map ids; nothing is left mounted then.
-pub fn bind_mapped(source: &Path, target: &Path, map: &IdMap, follows: bool) -> Result<(), RootfsError> {
+/// [`RootfsError::Volume`] when the source's file system cannot map ids.
+pub fn clone_mapped(source: &Path, map: &IdMap, follows: bool) -> Result<Detached, RootfsError> {
     let propagation = if follows { Propagation::Slave } else { Propagation::Private };
-    let open = |path: &Path| -> Result<OwnedFd, RootfsError> {
-        rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| RootfsError::Open { path: path.to_owned(), cause: e.into() })
-    };
+    let opened = |cause: Errno| RootfsError::Open { path: source.to_owned(), cause: cause.into() };
     let failed = |cause: std::io::Error| volume_error(source, cause);
-    let clone = userns::clone_mount(open(source)?.as_fd(), Reach::Tree).map_err(failed)?;
-    let map = |reach| userns::map_mount(clone.as_fd(), map.namespace().as_fd(), propagation, reach);
+    let place = rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(opened)?;
+    let mode = rustix::fs::fstat(&place).map_err(opened)?.st_mode;
+    let mount = userns::clone_mount(place.as_fd(), Reach::Tree).map_err(failed)?;
+    let map = |reach| userns::map_mount(mount.as_fd(), map.namespace().as_fd(), propagation, reach);
     if map(Reach::Tree).is_err() {
-        userns::set_propagation(clone.as_fd(), propagation).map_err(failed)?;
+        userns::set_propagation(mount.as_fd(), propagation).map_err(failed)?;
         map(Reach::Mount).map_err(failed)?;
     }
-    rustix::mount::move_mount(&clone, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .map_err(|e| directory("mount on", target)(e.into()))
+    let is_dir = rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::Directory;
+    Ok(Detached { mount, is_dir })
 }
 
 fn volume_error(source: &Path, cause: std::io::Error) -> RootfsError {
@@ -110,6 +129,10 @@ mod tests {
     use super::super::{IdRange, unmount};
     use super::*;
     use std::fs;
+
+    fn bind_mapped(source: &Path, target: &Path, map: &IdMap, follows: bool) -> Result<(), RootfsError> {
+        clone_mapped(source, map, follows)?.attach(target)
+    }
 
     type Mount = fn(&[PathBuf], &Path, &Path) -> Result<(), RootfsError>;
 

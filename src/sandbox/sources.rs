@@ -1,0 +1,127 @@
+//! The host's side of a container's mounts, looked at on threads for foreign file systems (`host::foreign`): what a
+//! request names may hang. Keeps to values and descriptors; makes nothing of the container's, so that a look which comes
+//! back after its call was answered changes nothing.
+
+use super::error::SandboxError;
+use super::idmap;
+use super::node::Node;
+use super::selinux;
+use crate::host::foreign::{Asked, Progress};
+use crate::host::monitor::NamespacePaths;
+use crate::host::rootfs::Detached;
+use crate::model::{ContainerSpec, Mount, MountSource, SandboxSpec};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What to bind for one mount.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// A path of the host without symlinks.
+    Host(PathBuf),
+    /// The same with mapped ids, mounted nowhere yet.
+    Mapped(Detached),
+    /// What the request names is no path of the host's.
+    NotOfHost,
+}
+
+/// Whose paths are looked at, and until when.
+#[derive(Debug, Clone)]
+pub(super) struct Look {
+    pub(super) node: Arc<Node>,
+    pub(super) pod: Arc<SandboxSpec>,
+    pub(super) spec: Arc<ContainerSpec>,
+    /// When its call has to be answered.
+    pub(super) until: tokio::time::Instant,
+}
+
+impl Look {
+    /// How long a look may take: as configured, or what is left for the call.
+    fn limit(&self) -> Duration {
+        let left = self.until.saturating_duration_since(tokio::time::Instant::now());
+        self.node.config.host_path_limit().min(left)
+    }
+
+    /// Does `work`, which says by their numbers at which of the paths it is; not at all where there is none.
+    pub(super) async fn at<T: Send + 'static>(
+        &self,
+        places: Vec<PathBuf>,
+        work: impl FnOnce(&Progress) -> Result<T, SandboxError> + Send + 'static,
+    ) -> Result<Option<T>, SandboxError> {
+        if places.is_empty() {
+            return Ok(None);
+        }
+        let asked = Asked { pod: self.pod.id.to_string(), places, limit: self.limit() };
+        self.node.foreign.run(asked, work).await?.map(Some)
+    }
+
+    /// The host's side of each mount.
+    pub(super) async fn sources(&self, namespaces: &NamespacePaths) -> Result<Vec<Source>, SandboxError> {
+        let (look, namespaces) = (self.clone(), namespaces.clone());
+        let places = self.paths(|_| true).map(|(_, path)| path.to_owned()).collect();
+        let found = self.at(places, move |progress| look.resolve(&namespaces, progress)).await?;
+        Ok(found.unwrap_or_else(|| self.spec.mounts.iter().map(|_| Source::NotOfHost).collect()))
+    }
+
+    fn resolve(&self, namespaces: &NamespacePaths, progress: &Progress) -> Result<Vec<Source>, SandboxError> {
+        let map = idmap::of_pod(&self.pod, namespaces)?;
+        let mut number = 0;
+        let resolve = |mount: &Mount| {
+            let MountSource::Host(path) = &mount.source else { return Ok(Source::NotOfHost) };
+            progress.at(number);
+            number += 1;
+            let source = host_source(&self.node, mount, path)?;
+            Ok(match idmap::mapped_source(mount, &source, map.as_ref())? {
+                Some(mapped) => Source::Mapped(mapped),
+                None => Source::Host(source),
+            })
+        };
+        self.spec.mounts.iter().map(resolve).collect()
+    }
+
+    /// Labels the volumes that ask for it. One that is so large that the time is up is labelled to its end by the thread
+    /// that began, and the next call finds it done.
+    pub(super) async fn label_volumes(&self) -> Result<(), SandboxError> {
+        let look = self.clone();
+        let places = self.paths(|mount| mount.selinux_relabel).map(|(_, path)| path.to_owned()).collect();
+        let labelled = self.at(places, move |progress| {
+            let mounts = look.paths(|mount| mount.selinux_relabel).enumerate();
+            for (number, (mount, path)) in mounts {
+                progress.at(number);
+                let source = host_source(&look.node, mount, path)?;
+                progress.working_at(number);
+                selinux::label_volume(&look.node, &look.pod, &look.spec, mount, &source)?;
+            }
+            Ok(())
+        });
+        labelled.await.map(|_| ())
+    }
+
+    fn paths(&self, of: impl Fn(&Mount) -> bool) -> impl Iterator<Item = (&Mount, &Path)> {
+        self.spec.mounts.iter().filter(move |mount| of(mount)).filter_map(|mount| match &mount.source {
+            MountSource::Host(path) => Some((mount, path.as_path())),
+            MountSource::Image(_) => None,
+        })
+    }
+}
+
+/// A host path without symlinks. One that is missing becomes a directory, as with both peers: `hostPath` volumes
+/// without a `type` rely on it. It stays when the container goes, for it is the host's.
+fn host_source(node: &Node, mount: &Mount, path: &Path) -> Result<PathBuf, SandboxError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let must_exist = &node.config.containers.absent_mount_sources_to_reject;
+    let found = match std::fs::canonicalize(path) {
+        Err(error)
+            if error.kind() == std::io::ErrorKind::NotFound && !must_exist.iter().any(|m| m == path) =>
+        {
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path);
+            made.and_then(|()| std::fs::canonicalize(path))
+        }
+        found => found,
+    };
+    found.map_err(|source| SandboxError::MountSource {
+        container_path: mount.container_path.clone(),
+        host_path: path.to_owned(),
+        source,
+    })
+}

@@ -178,7 +178,7 @@ pub(super) async fn tear_down(
             node.metrics.step("stop_pod_sandbox", "monitor", end_monitor(&node, &spec, monitor)).await;
         errors.extend(ended.err());
         let files = PodFiles::below(&node.pod_dir(&spec.id));
-        errors.extend(blocking(move || Ok(rootfs::unmount(&files.shm)?)).await.err());
+        errors.extend(blocking(move || files.unmount()).await.err());
     }
     node.metrics.observe("stop_pod_sandbox", "total", begun);
     SandboxError::all(errors).map_or(Ok(()), Err)

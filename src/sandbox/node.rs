@@ -3,6 +3,7 @@
 use super::announce::Announcer;
 use super::checkpoint::Checkpoints;
 use super::error::SandboxError;
+use super::files::PodFiles;
 use super::metrics::PodMetrics;
 use super::record::Records;
 use super::spec::HostFacts;
@@ -72,6 +73,12 @@ impl Node {
     #[must_use]
     pub fn pod_dir(&self, id: &SandboxId) -> PathBuf {
         self.config.state.join("pods").join(id.as_str())
+    }
+
+    /// What containers have written to the files that the pod's containers share, in bytes. Blocking.
+    #[must_use]
+    pub fn written_to_pod_files(&self, id: &SandboxId) -> u64 {
+        PodFiles::below(&self.pod_dir(id)).written()
     }
 
     /// Where the pod's monitor puts exit records.

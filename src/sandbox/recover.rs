@@ -11,6 +11,7 @@ use super::bring_up::blocking;
 use super::checkpoint;
 use super::container::{self, remove_tree};
 use super::error::SandboxError;
+use super::files::PodFiles;
 use super::manager::{Index, Manager};
 use super::node::Node;
 use super::pod::{Container, Pod};
@@ -20,7 +21,6 @@ use super::volumes;
 use crate::host::monitor::{self, Events, Monitor, MonitorError};
 use crate::host::network::Network;
 use crate::host::oci::Runtime;
-use crate::host::rootfs;
 use crate::model::{ContainerId, SandboxId, SandboxSpec, Timestamp};
 use podwright_monitor_proto::{ContainerState as MonitorContainer, ExitRecord};
 use std::collections::{HashMap, HashSet};
@@ -416,7 +416,7 @@ async fn sweep_pod(dir: PathBuf) {
     }
     let swept = dir.clone();
     let removed = blocking(move || {
-        rootfs::unmount(&swept.join("shm"))?;
+        PodFiles::below(&swept).unmount()?;
         remove_tree(&swept)
     });
     report(&dir, removed.await);

@@ -49,6 +49,44 @@ fn name(usage: &pb::FilesystemUsage) -> &str {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_to_a_pods_files_is_bounded_counted_and_its_own() {
+    let mut node = Node::new(Options {
+        extra_config: "[containers]\nusage_period_seconds = 1\n".into(),
+        ..Options::default()
+    })
+    .await;
+    node.pull(BUSYBOX).await.unwrap();
+    let (pod, id) = node.running("fills", &[]).await;
+    let (_, other) = node.running("other", &[]).await;
+    let before = used(&node.layer(&id).await.unwrap()).0;
+    let script = "for f in resolv.conf hostname hosts; do dd if=/dev/zero of=/etc/$f bs=64k count=512; done; \
+                  wc -c /etc/resolv.conf /etc/hostname /etc/hosts | tail -1";
+    let filled = node.exec(&id, &["sh", "-c", script]).await.unwrap();
+    let (words, errors) =
+        (String::from_utf8(filled.stdout).unwrap(), String::from_utf8(filled.stderr).unwrap());
+    assert_eq!(errors.matches("No space left on device").count(), 3, "{errors}");
+    let total: u64 = words.split_whitespace().next().unwrap().parse().unwrap();
+    assert!((200 << 10..1 << 20).contains(&total), "{words}");
+    // Told with the pod's one container, and with nobody else's.
+    let layer = node.layer_of(&id, before + (200 << 10)).await;
+    assert!(used(&layer).0 < before + (1 << 20));
+    assert!(used(&node.layer(&other).await.unwrap()).0 < 200 << 10);
+    // Its neighbour has its own files, and room.
+    let script = "echo 10.0.0.1 name >> /etc/hosts && cat /etc/hostname";
+    assert_eq!(node.output(&other, &["sh", "-c", script]).await, "other");
+    // A second container of the pod has the same files, also with another daemon.
+    node.daemon.kill().unwrap();
+    node.daemon.launch().unwrap();
+    let second = node.create(&pod, &node.pod("fills"), container("second", &[])).await.unwrap();
+    node.start(&second).await.unwrap();
+    let sizes = ["sh", "-c", "wc -c /etc/resolv.conf /etc/hostname /etc/hosts | tail -1"];
+    assert!(node.output(&second, &sizes).await.starts_with(&format!("{total} ")));
+    assert!(node.layer_of(&id, before + (200 << 10)).await.timestamp >= layer.timestamp);
+    assert!(used(&node.layer(&second).await.unwrap()).0 < 200 << 10);
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_writable_layer_is_measured_and_summed() {
     let mut node = Node::new(Options {
         extra_config: "[containers]\nusage_period_seconds = 1\n".into(),

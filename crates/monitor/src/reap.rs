@@ -340,6 +340,15 @@ fn pid_of(job: &Job) -> Result<u32, Refusal> {
     })
 }
 
+/// Why a runtime may have written nothing to its log.
+fn why_silent(log: &Path) -> String {
+    let Some(dir) = log.parent() else { return String::new() };
+    match rustix::fs::statvfs(dir) {
+        Ok(found) if found.f_bavail == 0 => format!(": no space is left in {}", dir.display()),
+        _ => String::new(),
+    }
+}
+
 fn succeeded(job: &Job, ended: Ended, words: &str) -> Result<(), Refusal> {
     if job.killed {
         return Err(Refusal::new(ErrorKind::Deadline, "the runtime was killed at its deadline"));
@@ -349,7 +358,9 @@ fn succeeded(job: &Job, ended: Ended, words: &str) -> Result<(), Refusal> {
     }
     let message = job.files.last_error().filter(|text| !text.is_empty()).unwrap_or_else(|| match words {
         "" => match ended {
-            Ended::Exited(code) => format!("the runtime exited with code {code} and no message"),
+            Ended::Exited(code) => {
+                format!("the runtime exited with code {code} and no message{}", why_silent(&job.files.log))
+            }
             Ended::Signaled(signal) => format!("the runtime was killed by signal {signal}"),
         },
         words => shorten(words),

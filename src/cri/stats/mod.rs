@@ -77,7 +77,12 @@ fn one(
             labels: spec.labels.clone().into_iter().collect(),
             annotations: spec.annotations.clone().into_iter().collect(),
         }),
-        writable_layer: layer.map(|l| encode::file_system(node.layers.file_system(), l.usage, l.at)),
+        writable_layer: layer.map(|mut layer| {
+            if counts_pod_files(pod, container) {
+                layer.usage.bytes += node.written_to_pod_files(&pod.spec.id);
+            }
+            encode::file_system(node.layers.file_system(), layer.usage, layer.at)
+        }),
         ..Default::default()
     };
     if !is_running(container) {
@@ -99,6 +104,15 @@ fn one(
             (stats, None)
         }
     }
+}
+
+/// Whether what is written to the files that the pod's containers share is told with this container's layer. CRI knows no
+/// storage of a pod's own, and a kubelet sums up its running containers': so it is one of them, the one that is there
+/// longest.
+fn counts_pod_files(pod: &PodSnapshot, container: &ContainerSnapshot) -> bool {
+    let age = |container: &ContainerSnapshot| (container.spec.created_at, container.spec.id.to_string());
+    let first = running(pod).min_by_key(|container| age(container));
+    first.is_some_and(|first| first.spec.id == container.spec.id)
 }
 
 /// A cgroup's reading in CRI's messages, which containers and pods share.

@@ -26,6 +26,8 @@ use std::path::{Path, PathBuf};
 const MAX_FSCONFIG_VALUE: usize = 255;
 /// mount(2) takes one page of options (fs/namespace.c, copy_mount_options).
 const MAX_MOUNT_DATA: usize = 4095;
+/// Inodes of the tmpfs of a pod's files: its root, three files, and room for what writes them anew.
+const FILE_INODES: &str = "8";
 /// Unmounts of one path before giving up; more than one only where something stacked a mount on ours.
 const MAX_STACKED_MOUNTS: usize = 16;
 
@@ -221,6 +223,23 @@ pub fn mount_shm(target: &Path, bytes: u64, owner: Option<(u32, u32)>) -> Result
         context.set("uid", &uid.to_string())?;
         context.set("gid", &gid.to_string())?;
     }
+    context.finish(
+        MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+    )
+}
+
+/// Mounts a tmpfs of `bytes` on `target` for the files that a pod's containers share: mode 0700, nosuid, nodev, noexec.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn mount_files(target: &Path, bytes: u64) -> Result<(), RootfsError> {
+    let mut context = Context::open("tmpfs", target)?;
+    context.set("source", "pod-files")?;
+    context.set("mode", "0700")?;
+    context.set("size", &bytes.to_string())?;
+    context.set("nr_inodes", FILE_INODES)?;
     context.finish(
         MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NODEV

@@ -2,6 +2,7 @@
 //! request names may hang. Keeps to values and descriptors; makes nothing of the container's, so that a look which comes
 //! back after its call was answered changes nothing.
 
+use super::bring_up::blocking;
 use super::error::SandboxError;
 use super::idmap;
 use super::node::Node;
@@ -103,6 +104,21 @@ impl Look {
             MountSource::Image(_) => None,
         })
     }
+}
+
+/// Does `work`, which looks at `places` of the host that a request names for `whose` sake; without any, on a thread of
+/// the common pool.
+pub(super) async fn look_at<T: Send + 'static>(
+    node: &Node,
+    whose: &str,
+    places: Vec<PathBuf>,
+    work: impl FnOnce() -> Result<T, SandboxError> + Send + 'static,
+) -> Result<T, SandboxError> {
+    if places.is_empty() {
+        return blocking(work).await;
+    }
+    let asked = Asked { pod: whose.to_owned(), places, limit: node.config.host_path_limit() };
+    node.foreign.run(asked, |_| work()).await?
 }
 
 /// A host path without symlinks. One that is missing becomes a directory, as with both peers: `hostPath` volumes

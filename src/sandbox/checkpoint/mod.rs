@@ -26,6 +26,7 @@ pub(super) use rights::check as check_rights;
 use super::error::SandboxError;
 use super::node::Node;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
+use super::sources::look_at;
 use super::state::ContainerState;
 use crate::host::criu::Criu;
 use crate::images::{Image, ImageError};
@@ -128,8 +129,9 @@ pub(super) async fn check_container(
     let Some(from) = spec.restore.clone() else { return Ok(()) };
     check_namespaces(pod)?;
     available(node).await?;
-    let (node, spec) = (node.clone(), spec.clone());
-    super::bring_up::blocking(move || fits::container(&from, &spec, &node.images, &node.config.root)).await
+    let (own, spec, places) = (node.clone(), spec.clone(), places(&from));
+    let fits = move || fits::container(&from, &spec, &own.images, &own.config.root);
+    look_at(node, pod.id.as_str(), places, fits).await
 }
 
 /// Whether these containers can continue from a pod's checkpoint here.
@@ -141,8 +143,10 @@ pub(super) async fn check_pod(
 ) -> Result<(), SandboxError> {
     check_namespaces(pod)?;
     available(node).await?;
-    let (node, from, containers) = (node.clone(), from.to_owned(), containers.to_vec());
-    super::bring_up::blocking(move || fits::pod(&from, &containers, &node.images, &node.config.root)).await
+    let (own, from, containers) = (node.clone(), from.to_owned(), containers.to_vec());
+    let places = vec![from.clone()];
+    let fits = move || fits::pod(&from, &containers, &own.images, &own.config.root);
+    look_at(node, pod.id.as_str(), places, fits).await
 }
 
 /// The image of a checkpoint's container. One that is not here is pulled where the checkpoint says exactly which it was,
@@ -154,10 +158,9 @@ pub(super) async fn base(node: &Arc<Node>, from: &Restore) -> Result<Arc<Image>,
         return Err(CheckpointError::ImagesOff(id.clone()).into());
     }
     available(node).await?;
-    let (images, from) = (node.images.clone(), from.clone());
-    let dump: ConfigDump =
-        super::bring_up::blocking(move || source::Source::open(&from, &images)?.json(Path::new(CONFIG_DUMP)))
-            .await?;
+    let (images, from, places) = (node.images.clone(), from.clone(), places(from));
+    let read = move || source::Source::open(&from, &images)?.json(Path::new(CONFIG_DUMP));
+    let dump: ConfigDump = look_at(node, "a checkpoint", places, read).await?;
     if let Some(image) = dump.names().find_map(|name| node.images.status(name)) {
         return Ok(image);
     }
@@ -169,6 +172,14 @@ pub(super) async fn base(node: &Arc<Node>, from: &Restore) -> Result<Arc<Image>,
     }
     let id = node.images.pull(name, None).await.map_err(failed)?;
     node.images.status(id.as_str()).ok_or_else(missing)
+}
+
+/// The paths of the host that a checkpoint is read from.
+fn places(from: &Restore) -> Vec<PathBuf> {
+    match from {
+        Restore::Directory(path) | Restore::Archive(path) => vec![path.clone()],
+        Restore::Image(_) => Vec::new(),
+    }
 }
 
 fn running(container: &ContainerSnapshot) -> Result<(), SandboxError> {
@@ -203,7 +214,9 @@ pub(super) async fn container(
     limit: Duration,
 ) -> Result<(), SandboxError> {
     running(container)?;
-    let out = archive::Target::new(location)?;
+    let place = location.to_owned();
+    let opened = move || archive::Target::new(&place);
+    let out = look_at(node, pod.spec.id.as_str(), vec![location.to_owned()], opened).await?;
     available(node).await?;
     let claim = Claim::take(node, vec![container.spec.id.clone()])?;
     let (node, pod, container) = (node.clone(), pod.clone(), container.clone());
@@ -236,7 +249,9 @@ pub(super) async fn pod(
     limit: Duration,
 ) -> Result<(), SandboxError> {
     let containers = wanted(pod, ids)?;
-    restore::check_empty(output)?;
+    let place = output.to_owned();
+    let looked = move || restore::check_empty(&place);
+    look_at(node, pod.spec.id.as_str(), vec![output.to_owned()], looked).await?;
     available(node).await?;
     let claim = Claim::take(node, ids.to_vec())?;
     let (node, pod, output) = (node.clone(), pod.clone(), output.to_owned());

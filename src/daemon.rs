@@ -33,8 +33,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Allocations from this size on go to the kernel and back to it when freed, instead of growing the heap for ever.
 pub const LARGE_ALLOCATION: i32 = 64 << 10;
-/// Threads for blocking work: enough for a node's pods to start together, few enough to bound memory.
-pub const MAX_BLOCKING_THREADS: usize = 64;
+/// Threads for blocking work: one for each pod of a large node (the kubelet's default is 110), since while a disk is frozen
+/// each may have one that waits to write a record, and some to spare. A thread that waits costs some 20 KiB.
+pub const MAX_BLOCKING_THREADS: usize = 256;
 /// Idle threads end soon, so that an idle daemon stays small.
 pub const BLOCKING_THREAD_KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// What clients of streams get to take their last words, when the daemon ends.

@@ -7,6 +7,7 @@ use super::files::PodFiles;
 use super::idmap;
 use super::node::{Node, make_private_dir};
 use super::pod::Phase;
+use super::record::in_place;
 use super::selinux;
 use crate::config::{annotation_fits, bytes};
 use crate::host::monitor::{self, Events, LaunchRequest, Monitor, MonitorError, NamespaceRequest};
@@ -33,7 +34,7 @@ pub(super) struct BroughtUp {
 /// Record, monitor with namespaces, files and /dev/shm side by side; then the network.
 pub(super) async fn bring_up(node: Arc<Node>, spec: Arc<SandboxSpec>) -> Result<BroughtUp, SandboxError> {
     let begun = Instant::now();
-    make_private_dir(&node.exit_dir(&spec.id))?;
+    in_place(|| make_private_dir(&node.exit_dir(&spec.id)))?;
     let (recorded, launched, files) = tokio::join!(
         node.metrics.step("run_pod_sandbox", "record", record(&node, &spec)),
         node.metrics.step("run_pod_sandbox", "monitor", launch(&node, &spec)),

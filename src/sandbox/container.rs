@@ -444,9 +444,12 @@ pub(super) async fn clean(
         kill_cgroup(node, pod, spec);
     }
     let deleted = node.metrics.step("clean_container", "runtime", runtime.delete(spec.id.as_str())).await;
-    node.cgroups.remove(&node.leaf(pod, &spec.id)?)?;
-    let bundle = node.bundle(&spec.id);
-    blocking(move || unmount(&bundle)).await?;
+    let (cgroups, leaf, bundle) = (node.cgroups.clone(), node.leaf(pod, &spec.id)?, node.bundle(&spec.id));
+    blocking(move || {
+        cgroups.remove(&leaf)?;
+        unmount(&bundle)
+    })
+    .await?;
     node.layers.ended(&spec.id);
     Ok(deleted?)
 }

@@ -3,6 +3,7 @@
 
 use super::error::SandboxError;
 use super::node::Node;
+use super::record::in_place;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::{ContainerState, Init};
 use crate::host::monitor::{ErrorKind, ExecRequest, ExecStdio, Monitor, MonitorError, Target};
@@ -55,7 +56,7 @@ pub(super) async fn exec_sync(
     node.expect_cgroup_moves();
     let exec_id = ContainerId::random()?.short().to_owned();
     let bundle = node.bundle(id);
-    let process_file = ProcessFile::write(&bundle, &exec_id, command, Terminal::No)?;
+    let process_file = in_place(|| ProcessFile::write(&bundle, &exec_id, command, Terminal::No))?;
     let owner = pod.spec.namespaces.user.as_ref().and_then(UserNamespace::root);
     let (stdout_end, stdout) = collect(node.config.containers.exec_output_bytes, owner)?;
     let (stderr_end, stderr) = collect(node.config.containers.exec_output_bytes, owner)?;

@@ -159,9 +159,11 @@ impl Records {
     /// When it cannot be written.
     pub fn write_pod(&self, spec: &SandboxSpec) -> Result<(), RecordError> {
         let dir = self.pod(&spec.id);
-        fs::create_dir_all(dir.join("containers")).map_err(io("make directory of", &dir))?;
-        self.write(&dir.join("spec.json"), spec, Durability::Synced)?;
-        sync_dir(&self.dir)
+        in_place(|| {
+            fs::create_dir_all(dir.join("containers")).map_err(io("make directory of", &dir))?;
+            self.write(&dir.join("spec.json"), spec, Durability::Synced)?;
+            sync_dir(&self.dir)
+        })
     }
 
     /// Replaces a pod's state.
@@ -169,7 +171,7 @@ impl Records {
     /// # Errors
     /// When it cannot be written.
     pub fn write_pod_state(&self, id: &SandboxId, state: &PodState) -> Result<(), RecordError> {
-        self.write(&self.pod(id).join("state.json"), state, Durability::Renamed)
+        in_place(|| self.write(&self.pod(id).join("state.json"), state, Durability::Renamed))
     }
 
     /// Writes a new container's spec.
@@ -178,8 +180,10 @@ impl Records {
     /// When it cannot be written.
     pub fn write_container(&self, spec: &ContainerSpec) -> Result<(), RecordError> {
         let dir = self.container(&spec.sandbox_id, &spec.id);
-        fs::create_dir_all(&dir).map_err(io("make directory of", &dir))?;
-        self.write(&dir.join("spec.json"), spec, Durability::Renamed)
+        in_place(|| {
+            fs::create_dir_all(&dir).map_err(io("make directory of", &dir))?;
+            self.write(&dir.join("spec.json"), spec, Durability::Renamed)
+        })
     }
 
     /// Replaces a container's state.
@@ -192,7 +196,8 @@ impl Records {
         id: &ContainerId,
         record: &ContainerRecord,
     ) -> Result<(), RecordError> {
-        self.write(&self.container(pod, id).join("state.json"), record, Durability::Renamed)
+        let path = self.container(pod, id).join("state.json");
+        in_place(|| self.write(&path, record, Durability::Renamed))
     }
 
     /// Removes a container's records; absent is fine.
@@ -200,7 +205,7 @@ impl Records {
     /// # Errors
     /// When they cannot be removed.
     pub fn remove_container(&self, pod: &SandboxId, id: &ContainerId) -> Result<(), RecordError> {
-        remove_tree(&self.container(pod, id))
+        in_place(|| remove_tree(&self.container(pod, id)))
     }
 
     /// Removes a pod's records; absent is fine.
@@ -208,7 +213,7 @@ impl Records {
     /// # Errors
     /// When they cannot be removed.
     pub fn remove_pod(&self, id: &SandboxId) -> Result<(), RecordError> {
-        remove_tree(&self.pod(id))
+        in_place(|| remove_tree(&self.pod(id)))
     }
 
     /// Reads every pod. A pod that cannot be read is moved to `<root>/pods.quarantine` and told, never dropped.
@@ -315,6 +320,16 @@ impl Records {
         let text = serde_json::to_vec(&Versioned { version: VERSION, boot_id: self.boot_id.clone(), body })
             .map_err(|source| RecordError::Malformed { path: path.to_owned(), source })?;
         write_atomic(path, &text, durability).map_err(io("write", path))
+    }
+}
+
+/// Runs short work on our own file systems where its caller stands. A disk can be frozen for a snapshot, or stall: then
+/// the caller waits, and what else its thread had to do goes on elsewhere.
+pub(super) fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 

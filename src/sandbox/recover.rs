@@ -349,7 +349,13 @@ pub(super) async fn end_stranger(
     tracing::warn!(sandbox = %pod.id, container = %id, "ending a container that no record knows");
     let (Some(monitor), Ok(id)) = (monitor, ContainerId::parse(id)) else { return };
     let ended = match runtime.delete(id.as_str()).await {
-        Ok(()) => node.leaf(pod, &id).and_then(|leaf| Ok(node.cgroups.remove(&leaf)?)),
+        Ok(()) => match node.leaf(pod, &id) {
+            Ok(leaf) => {
+                let cgroups = node.cgroups.clone();
+                blocking(move || Ok(cgroups.remove(&leaf)?)).await
+            }
+            Err(error) => Err(error),
+        },
         Err(error) => Err(error.into()),
     };
     report(&node.bundle(&id), ended);

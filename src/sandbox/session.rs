@@ -8,6 +8,7 @@
 use super::error::SandboxError;
 use super::exec::{ProcessFile, Terminal, is_alive};
 use super::node::Node;
+use super::record::in_place;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::ContainerState;
 use crate::host::monitor::{
@@ -161,7 +162,7 @@ pub(super) async fn exec(
     node.expect_cgroup_moves();
     let exec_id = ContainerId::random()?.short().to_owned();
     let terminal = if ask.tty { Terminal::Yes(ask.size) } else { Terminal::No };
-    let process_file = ProcessFile::write(&node.bundle(id), &exec_id, ask.command, terminal)?;
+    let process_file = in_place(|| ProcessFile::write(&node.bundle(id), &exec_id, ask.command, terminal))?;
     let request = ExecRequest {
         exec_id,
         container_id: id.to_string(),

@@ -3,6 +3,7 @@
 
 use super::node::Node;
 use super::pod::Phase;
+use super::record::in_place;
 use super::state::Init;
 use crate::host::monitor::{self, Monitor, Target};
 use crate::model::{ContainerSpec, NamespaceMode, SandboxSpec};
@@ -85,7 +86,8 @@ async fn signal(request: &Request, signal: i32) -> bool {
 
 /// Kills whatever is left in a container's cgroup.
 pub(super) fn kill_cgroup(node: &Node, pod: &SandboxSpec, spec: &ContainerSpec) {
-    let killed = node.leaf(pod, &spec.id).and_then(|leaf| Ok(node.cgroups.kill_all(&leaf)?));
+    // It may have to freeze a cgroup first, and waits for that.
+    let killed = in_place(|| node.leaf(pod, &spec.id).and_then(|leaf| Ok(node.cgroups.kill_all(&leaf)?)));
     if let Err(error) = killed {
         tracing::warn!(container = %spec.id, %error, "cannot kill a container's processes");
     }

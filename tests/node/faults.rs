@@ -88,6 +88,44 @@ async fn a_stopped_monitor_holds_up_nobody_and_its_pod_can_be_removed() {
     node.finish().await;
 }
 
+/// As a frozen disk does: whoever opens one for writing waits until somebody reads.
+fn make_a_write_block(path: &std::path::Path) {
+    rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_cannot_be_written_now_hold_up_nobody_else() {
+    let mut node = Node::with_busybox().await;
+    // More than the daemon has threads for async work.
+    let mut blocked = Vec::new();
+    for number in 0..6 {
+        let (pod, id) = node.running(&format!("frozen-{number}"), &[]).await;
+        let path = node.record(&pod).join("containers").join(&id).join("state.tmp");
+        make_a_write_block(&path);
+        let mut client = node.runtime.clone();
+        let request = pb::StopContainerRequest { container_id: id.clone(), timeout: 0 };
+        blocked.push((path, tokio::spawn(async move { client.stop_container(request).await })));
+    }
+    let in_time = async |node: &mut Node| {
+        node.runtime.version(pb::VersionRequest::default()).await.unwrap();
+        assert_eq!(node.list_containers().await.len(), 6);
+        let (pod, id) = node.running("healthy", &[]).await;
+        assert_eq!(node.output(&id, &["echo", "alive"]).await, "alive");
+        node.stop_pod(&pod).await.unwrap();
+        node.remove_pod(&pod).await.unwrap();
+    };
+    tokio::time::timeout(PATIENCE, in_time(&mut node)).await.expect("somebody waits for a record of others");
+    let metrics = node.scratch.metrics().unwrap();
+    assert_eq!(podwright_testkit::http::get(metrics, "/healthz").unwrap(), b"ok\n");
+    for (path, stop) in blocked {
+        // Read until the record is written; one that was written while nobody waited is an ordinary file by now.
+        let reader = std::thread::spawn(move || std::fs::read(path).map(drop));
+        stop.await.unwrap().unwrap();
+        let _ = reader.join().unwrap();
+    }
+    node.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn monitors_that_say_nothing_hold_up_no_start_and_are_believed_later() {
     let mut node = Node::with_busybox().await;

@@ -7,7 +7,7 @@ use crate::sandbox::bring_up::{self, BroughtUp};
 use crate::sandbox::container;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::machine::{Activity, Admission, SandboxActivity, SandboxRequest, admit_sandbox};
-use crate::sandbox::record::{PodLimits, PodState};
+use crate::sandbox::record::{PodLimits, PodState, in_place};
 use crate::sandbox::state::{Holdings, NotReadyCause, SandboxState};
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ impl Pod {
 
     pub(super) fn undone(&mut self, cause: SandboxError, undo: Result<(), SandboxError>) {
         self.activity = SandboxActivity::Idle;
-        match undo.and_then(|()| self.erase()) {
+        match undo.and_then(|()| in_place(|| self.erase())) {
             Ok(()) => {
                 self.index.remove_pod(&self.spec);
                 self.up.send_replace(Some(Err(Arc::new(cause))));
@@ -143,7 +143,7 @@ impl Pod {
 
     pub(super) fn pod_removed(&mut self, result: Result<(), SandboxError>) {
         self.activity = SandboxActivity::Idle;
-        let outcome = result.and_then(|()| self.erase()).map_err(Arc::new);
+        let outcome = result.and_then(|()| in_place(|| self.erase())).map_err(Arc::new);
         if outcome.is_ok() {
             self.index.remove_pod(&self.spec);
             self.gone = true;

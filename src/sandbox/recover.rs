@@ -18,6 +18,7 @@ use super::pod::{Container, Pod};
 use super::record::{RecordError, StoredContainer, StoredPod};
 use super::state::{ContainerState, Exit, Holdings, Init, NotReadyCause, SandboxState};
 use super::volumes;
+use crate::host::foreign::Asked;
 use crate::host::monitor::{self, Events, Monitor, MonitorError};
 use crate::host::network::Network;
 use crate::host::oci::Runtime;
@@ -137,7 +138,7 @@ pub async fn recover(node: Arc<Node>) -> Result<Manager, RecordError> {
         known.insert(pod.spec.id.to_string());
         known.extend(pod.containers.iter().map(|c| c.spec.id.to_string()));
     }
-    end_orphans(&pods).await;
+    end_orphans(&node, &pods).await;
     // Side by side: one that is waited for holds up no other.
     let recovered = pods.into_iter().map(async |pod| {
         let id = pod.spec.id.clone();
@@ -155,14 +156,18 @@ pub async fn recover(node: Arc<Node>) -> Result<Manager, RecordError> {
     Ok(manager)
 }
 
+/// How long processes' environments are read: a process that maps a file of a dead server holds up whoever reads its.
+const ORPHANS_LIMIT: Duration = Duration::from_secs(5);
+
 /// CNI plugins that the earlier daemon was waiting for.
-async fn end_orphans(pods: &[StoredPod]) {
+async fn end_orphans(node: &Node, pods: &[StoredPod]) {
     let ids: Vec<SandboxId> = pods.iter().filter(|p| p.this_boot).map(|p| p.spec.id.clone()).collect();
-    let ended = blocking(move || {
+    let places = vec![PathBuf::from("/proc/<pid>/environ")];
+    let asked = Asked { pod: String::new(), places, limit: ORPHANS_LIMIT };
+    let ended = node.foreign.run(asked, move |_| {
         Network::end_orphans(&ids.iter().map(SandboxId::as_str).collect());
-        Ok(())
     });
-    report(Path::new("/proc"), ended.await);
+    report(Path::new("/proc"), ended.await.map_err(SandboxError::from));
 }
 
 async fn recover_pod(node: &Arc<Node>, index: &Index, stored: StoredPod) -> Result<(), SandboxError> {

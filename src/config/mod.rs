@@ -304,7 +304,8 @@ pub struct Network {
 #[serde(default, deny_unknown_fields)]
 pub struct Images {
     /// Directories with `<host>/hosts.toml` as containerd reads it (mirrors, CAs, client certificates). The first that
-    /// has the host wins; `_default` is for all others.
+    /// has the host wins; `_default` is for all others. A directory of its own, an empty one too, also names the host:
+    /// others may lead to it on this node, see [images](images.md#where-a-registry-may-lead).
     /// Unit: paths.
     pub certs_dirs: Vec<PathBuf>,
     /// CRI-O's and podman's file (version 2) with its drop-ins in `registries.conf.d`, for registries that have no

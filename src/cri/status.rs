@@ -206,7 +206,9 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
             // The kubelet looks for the word at the front, and only Unknown comes to it without "rpc error" before it.
             return (Code::Unknown, REGISTRY_UNAVAILABLE);
         }
-        ImageError::Protocol { .. } | ImageError::Redirect { .. } => Code::Unknown,
+        ImageError::Protocol { .. } | ImageError::Redirect { .. } | ImageError::NotAsked { .. } => {
+            Code::Unknown
+        }
         ImageError::DigestMismatch { .. }
         | ImageError::SizeMismatch { .. }
         | ImageError::BadManifest { .. }

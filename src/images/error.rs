@@ -134,7 +134,17 @@ pub enum ImageError {
         /// Host that redirected.
         host: String,
         /// Why.
-        reason: &'static str,
+        reason: String,
+    },
+    /// The name of the image's registry leads to where only the configuration may.
+    #[error("registry {host} is not asked for {what}: {reason}")]
+    NotAsked {
+        /// Reference or digest.
+        what: String,
+        /// Host.
+        host: String,
+        /// Why.
+        reason: String,
     },
     /// Bytes do not hash to the digest that names them.
     #[error("{what} does not match its digest: expected {expected}, got {actual}")]
@@ -356,7 +366,7 @@ impl ImageError {
         match self {
             Self::NotAtRegistry { .. } => 1,
             Self::Unavailable { .. } | Self::Stalled { .. } | Self::TooSlow { .. } => 2,
-            Self::Protocol { .. } | Self::Token { .. } | Self::Redirect { .. } => 3,
+            Self::Protocol { .. } | Self::Token { .. } | Self::Redirect { .. } | Self::NotAsked { .. } => 3,
             Self::Unauthorized { .. } => 4,
             Self::RateLimited { .. } => 5,
             _ => 6,

@@ -170,8 +170,20 @@ fn check_host(host: &str) -> Result<(), &'static str> {
     };
     match name {
         Some(name) if !name.split('.').all(label) => Err("the registry is not a host name"),
+        // Other spellings of an address would be asked all the same, past what the configuration says of it.
+        Some(name) if is_numeric(name) && name.parse::<std::net::Ipv4Addr>().is_err() => {
+            Err("the registry is a number and no IPv4 address of four decimal parts")
+        }
         _ => Ok(()),
     }
+}
+
+/// Whether parsers of URLs take it for an IPv4 address: the last part is a number, decimal, octal or hexadecimal.
+fn is_numeric(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or_default();
+    let hex = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
+    last.bytes().all(|b| b.is_ascii_digit())
+        || hex.is_some_and(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 /// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*` in each component.
@@ -221,6 +233,8 @@ mod tests {
             ("localhost/x", "localhost/x:latest".into()),
             ("localhost:5000/x:y", "localhost:5000/x:y".into()),
             ("[::1]:5000/x", "[::1]:5000/x:latest".into()),
+            ("127.evil.example:80/x", "127.evil.example:80/x:latest".into()),
+            ("10.0.0.1:80/x", "10.0.0.1:80/x:latest".into()),
             ("user/x", "docker.io/user/x:latest".into()),
             ("Host/x", "Host/x:latest".into()),
             ("r.example/a--b/c__d:T_1", "r.example/a--b/c__d:T_1".into()),
@@ -246,6 +260,11 @@ mod tests {
             ("r.example/a:-x", "tag"),
             ("r.example:99999/a", "port"),
             ("-r.example/a", "host name"),
+            ("127.1:5000/a", "four decimal parts"),
+            ("0x7f.0.0.1/a", "four decimal parts"),
+            ("127.0.0.0x1/a", "four decimal parts"),
+            ("0177.0.0.1/a", "four decimal parts"),
+            ("2130706433:5000/a", "four decimal parts"),
             ("x@sha256:12", "digest"),
             ("x@", "digest"),
             (&"a".repeat(64), "image id"),

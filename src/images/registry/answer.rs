@@ -1,5 +1,6 @@
 //! What a registry's refusal means: status and body to one error.
 
+use super::client::Answer;
 use crate::images::error::{ImageError, RegistryMessage, cut};
 use http::{HeaderMap, StatusCode};
 use reqwest::Response;
@@ -26,12 +27,15 @@ struct Entry {
     message: String,
 }
 
-/// Reads a refusal to its error. `head`: the body has nothing to read.
-pub(super) async fn refusal(response: Response, what: &str, host: &str, head: bool) -> ImageError {
+/// Reads a refusal of `host` to its error. `head`: the body has nothing to read. Nor is one read that comes from where the
+/// host has led: it may be anything's that the node can reach, and the error goes to whoever named the image.
+pub(super) async fn refusal(answer: Answer, what: &str, host: &str, head: bool) -> ImageError {
+    let Answer { response, led_to } = answer;
     let status = response.status();
     let retry_after = retry_after(response.headers());
-    let registry = if head { None } else { message(response).await };
-    let (what, host) = (what.to_owned(), host.to_owned());
+    let registry = if head || led_to.is_some() { None } else { message(response).await };
+    let host = led_to.map_or_else(|| host.to_owned(), |place| format!("{place}, where {host} redirects"));
+    let what = what.to_owned();
     match status {
         StatusCode::NOT_FOUND => ImageError::NotAtRegistry { what, host, registry },
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {

@@ -41,9 +41,9 @@ impl Session {
     async fn named_at(&self, host: &HostClient, kind: Kind, tail: &str) -> Result<Vec<u8>, ImageError> {
         let url = self.url(host, kind, tail);
         let request = Request { method: Method::GET, url, accept: ACCEPT, from: 0, end: None, what: tail };
-        let response = host.send(&request).await?;
+        let answer = host.send(&request).await?;
         let lacks_api = matches!(
-            response.status(),
+            answer.response.status(),
             StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_ACCEPTABLE
         );
         if matches!(kind, Kind::Referrers) && lacks_api {
@@ -51,9 +51,9 @@ impl Session {
             let (what, host) = (tail.to_owned(), host.name());
             return Err(ImageError::NotAtRegistry { what, host, registry: None });
         }
-        if !response.status().is_success() {
-            return Err(refusal(response, tail, &host.name(), false).await);
+        if !answer.response.status().is_success() {
+            return Err(refusal(answer, tail, &host.name(), false).await);
         }
-        self.body(host, response, tail, None, MAX_MANIFEST).await
+        self.body(host, answer, tail, None, MAX_MANIFEST).await
     }
 }

@@ -2,7 +2,7 @@
 
 use super::challenge::Challenge;
 use super::client::{Ask, HostClient};
-use crate::images::error::ImageError;
+use crate::images::error::{ImageError, cut};
 use base64::Engine as _;
 use http::HeaderValue;
 use reqwest::Url;
@@ -197,12 +197,15 @@ async fn fetch(
     let realm_text = challenge.get("realm").unwrap_or_default();
     let fail = |reason: String| ImageError::Token {
         host: host.clone(),
-        realm: realm_text.split('?').next().unwrap_or_default().to_owned(),
+        realm: cut(realm_text.split('?').next().unwrap_or_default()),
         reason,
     };
     let realm = Url::parse(realm_text).map_err(|_| fail("the realm of the challenge is not a URL".into()))?;
     if realm.scheme() != "https" && (realm.scheme() != "http" || client.base().scheme() == "https") {
         return Err(fail("an https registry must not send credentials to a plain service".into()));
+    }
+    if !realm.username().is_empty() || realm.password().is_some() {
+        return Err(fail("the URL of the service has credentials".into()));
     }
     let service = challenge.get("service").unwrap_or_default();
     let mut scopes: Vec<String> = challenge
@@ -261,6 +264,8 @@ async fn fetch(
         }
     };
     if status == 401 || status == 403 {
+        let service = authority(&realm);
+        let host = if service == host { host } else { format!("{service}, the token service of {host}") };
         return Err(ImageError::Unauthorized { what: repository.to_owned(), host, status, registry: None });
     }
     if status != 200 {

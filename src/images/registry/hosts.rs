@@ -1,6 +1,7 @@
 //! Which hosts serve a registry's images: containerd's `certs.d/<host>/hosts.toml`, read anew for every pull; where there is
 //! none, `registries.conf`; where that says nothing, the registry itself.
 
+use super::reach::Reach;
 use super::{files, registries_conf};
 use crate::images::error::ImageError;
 use crate::images::reference::{DOCKER_HUB, Reference};
@@ -8,11 +9,15 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::Url;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The network host behind `docker.io`, from containerd's core/remotes/docker/config.
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
+
+/// The directory for hosts that have none of their own.
+const DEFAULT_DIR: &str = "_default";
 
 /// A place to ask.
 #[derive(Debug, Clone)]
@@ -35,9 +40,17 @@ pub(crate) struct Host {
     pub(crate) repository: Option<String>,
     /// The file that names it; None: it is the registry itself, by default.
     pub(crate) origin: Option<PathBuf>,
+    /// What it may lead to.
+    pub(crate) reach: Reach,
 }
 
 impl Host {
+    /// Whether a URL leads to this host, by whatever scheme.
+    pub(super) fn is_at(&self, url: &Url) -> bool {
+        let place = |url: &Url| (url.host_str().map(str::to_owned), url.port_or_known_default());
+        place(&self.base) == place(url)
+    }
+
     /// Whether this is where `registry` itself lives, and not a mirror or a `server` in its place.
     pub(super) fn is_registry(&self, registry: &str) -> bool {
         let own = network_host(registry);
@@ -122,17 +135,54 @@ pub(crate) fn hosts_for(
         return parse(&path, &text, registry);
     }
     if !registries_conf.as_os_str().is_empty() {
-        // The certificates of its hosts lie beside it.
-        let beside = registries_conf.with_file_name("certs.d");
-        let roots: Vec<_> = certs_dirs.iter().cloned().chain([beside]).collect();
+        let roots = roots(certs_dirs, registries_conf);
         let tls =
             |host: &str| find_dir(&roots, host).map_or_else(|| Ok(Tls::default()), |dir| docker_style(&dir));
         if let Some(hosts) = registries_conf::hosts_for(registries_conf, reference, tls)? {
             return Ok(hosts);
         }
     }
+    let is_named = dir.as_ref().is_some_and(|dir| names_its_host(dir));
     let tls = dir.map_or_else(|| Ok(Tls::default()), |dir| docker_style(&dir))?;
-    Ok(vec![default_host(registry, tls)?])
+    let host = default_host(registry, tls)?;
+    let reach = if is_named { Reach::Anywhere } else { host.reach };
+    Ok(vec![Host { reach, ..host }])
+}
+
+/// Directories of hosts, those beside `registries.conf` too.
+fn roots(certs_dirs: &[PathBuf], registries_conf: &Path) -> Vec<PathBuf> {
+    let beside = (!registries_conf.as_os_str().is_empty()).then(|| registries_conf.with_file_name("certs.d"));
+    certs_dirs.iter().cloned().chain(beside).collect()
+}
+
+/// The TLS settings that a directory of its own has for the host of `url`, which another host has led to; None: there is no
+/// such directory, and the configuration does not name the host. Its client certificate is not among them: it is not for
+/// others to use.
+pub(super) fn led_to(
+    certs_dirs: &[PathBuf],
+    registries_conf: &Path,
+    url: &Url,
+) -> Result<Option<Tls>, ImageError> {
+    let (Some(name), Some(port)) = (url.host_str(), url.port_or_known_default()) else { return Ok(None) };
+    // Both become part of a path.
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-.:[]".contains(c);
+    if !name.chars().all(is_plain) || name.starts_with('.') {
+        return Ok(None);
+    }
+    let found = [super::auth::authority(url), format!("{name}:{port}")].into_iter().find_map(|host| {
+        let dirs = own_dirs(&roots(certs_dirs, registries_conf), &host);
+        Some((dirs.into_iter().find(|dir| dir.is_dir())?, host))
+    });
+    let Some((dir, host)) = found else { return Ok(None) };
+    let path = dir.join("hosts.toml");
+    let tls = match files::read(&path)?.filter(|text| !text.trim().is_empty()) {
+        Some(text) => {
+            let hosts = parse(&path, &text, &host)?;
+            hosts.into_iter().rfind(|host| host.is_at(url)).map(|host| host.tls).unwrap_or_default()
+        }
+        None => docker_style(&dir)?,
+    };
+    Ok(Some(Tls { client: Vec::new(), ..tls }))
 }
 
 /// A host that `registries.conf` names.
@@ -145,7 +195,7 @@ pub(super) fn located(
 ) -> Result<Host, ImageError> {
     let base = api_base(&format!("{scheme}://{}", network_host(registry)))?;
     let repository = Some(repository.to_owned());
-    Ok(Host { mirror, repository, ..plain(base, tls) })
+    Ok(Host { mirror, repository, reach: Reach::Anywhere, ..plain(base, tls) })
 }
 
 /// A directory for the host itself in any root wins over a `_default` one.
@@ -155,13 +205,24 @@ fn find_dir(roots: &[PathBuf], registry: &str) -> Option<PathBuf> {
 
 /// The directories that are looked at, in order.
 pub(super) fn dirs(roots: &[PathBuf], registry: &str) -> Vec<PathBuf> {
+    let mut dirs = own_dirs(roots, registry);
+    dirs.extend(roots.iter().map(|root| root.join(DEFAULT_DIR)));
+    dirs
+}
+
+/// Those that are for this host alone.
+fn own_dirs(roots: &[PathBuf], registry: &str) -> Vec<PathBuf> {
     let mut names = Vec::new();
     if let Some((host, port)) = registry.rsplit_once(':') {
         names.push(format!("{host}_{port}_"));
     }
     names.push(registry.to_owned());
-    let specific = roots.iter().flat_map(|root| names.iter().map(move |name| root.join(name)));
-    specific.chain(roots.iter().map(|root| root.join("_default"))).collect()
+    roots.iter().flat_map(|root| names.iter().map(move |name| root.join(name))).collect()
+}
+
+/// Whether a directory that was found for a host is its own.
+fn names_its_host(dir: &Path) -> bool {
+    dir.file_name().is_some_and(|name| name != DEFAULT_DIR)
 }
 
 fn default_host(registry: &str, tls: Tls) -> Result<Host, ImageError> {
@@ -176,6 +237,7 @@ fn api_base(server: &str) -> Result<Url, ImageError> {
 
 fn plain(base: Url, tls: Tls) -> Host {
     Host {
+        reach: Reach::of_reference(&base),
         base,
         resolve: true,
         pull: true,
@@ -192,9 +254,12 @@ fn network_host(registry: &str) -> &str {
     if registry == DOCKER_HUB { DOCKER_HUB_HOST } else { registry }
 }
 
-/// Plain http only for this machine's own registries with a port, as containerd does.
+/// Plain http only for this machine's own registries with a port, as containerd does. `127.x.example` is a name.
 fn default_scheme(registry: &str) -> &'static str {
-    let local = |host: &str| host == "localhost" || host == "[::1]" || host.starts_with("127.");
+    let local = |host: &str| {
+        host == "localhost"
+            || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    };
     match registry.rsplit_once(':') {
         Some((host, port)) if port != "443" && !port.ends_with(']') && local(host) => "http",
         _ => "https",
@@ -231,9 +296,12 @@ fn parse(path: &Path, text: &str, registry: &str) -> Result<Vec<Host>, ImageErro
     for (address, entry) in mirrors {
         hosts.push(host(path, &address, entry.into_inner(), true)?);
     }
+    let names_server = file.server.is_some() || path.parent().is_some_and(names_its_host);
     let server =
         file.server.unwrap_or_else(|| format!("{}://{}", default_scheme(registry), network_host(registry)));
-    hosts.push(host(path, &server, file.own, false)?);
+    let own = host(path, &server, file.own, false)?;
+    let reach = if names_server { Reach::Anywhere } else { Reach::of_reference(&own.base) };
+    hosts.push(Host { reach, ..own });
     Ok(hosts)
 }
 
@@ -302,6 +370,7 @@ fn host(path: &Path, address: &str, entry: Entry, mirror: bool) -> Result<Host, 
         mirror,
         repository: None,
         origin: Some(path.to_owned()),
+        reach: Reach::Anywhere,
     })
 }
 
@@ -350,6 +419,12 @@ mod tests {
             ("[::1]:1", "http://[::1]:1/v2/"),
             ("localhost", "https://localhost/v2/"),
             ("[::1]", "https://[::1]/v2/"),
+            // Names, whatever they look like.
+            ("127.evil.example:80", "https://127.evil.example:80/v2/"),
+            ("127.0.0.1.evil.example:5000", "https://127.0.0.1.evil.example:5000/v2/"),
+            ("localhost.evil.example:5000", "https://localhost.evil.example:5000/v2/"),
+            ("a.localhost:5000", "https://a.localhost:5000/v2/"),
+            ("10.0.0.1:5000", "https://10.0.0.1:5000/v2/"),
         ] {
             assert_eq!(bases(&hosts(&[], registry)), [base]);
         }
@@ -398,6 +473,59 @@ mod tests {
             ["server = 1", "[host.\"ftp://x\"]", "capabilities = [\"fly\"]", "dial_timeout = \"soon\"", "x ="]
         {
             assert!(parse(Path::new("/c/hosts.toml"), text, "r.example").is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_the_configuration_names_may_be_anywhere() {
+        let root = tempfile::tempdir().unwrap();
+        let roots = [root.path().to_owned()];
+        let reach = |registry: &str| hosts(&roots, registry).iter().map(|h| h.reach).collect::<Vec<_>>();
+        assert_eq!(reach("r.example:5000"), [Reach::Node]);
+        assert_eq!(reach("127.0.0.1:5000"), [Reach::Anywhere]);
+        std::fs::create_dir(root.path().join("r.example_5000_")).unwrap();
+        assert_eq!(reach("r.example:5000"), [Reach::Anywhere], "a directory of its own names it");
+        let default = root.path().join("_default");
+        std::fs::create_dir(&default).unwrap();
+        assert_eq!(reach("evil.example"), [Reach::Node], "that of all others does not");
+        std::fs::write(default.join("hosts.toml"), "[host.\"http://127.0.0.1:5001\"]").unwrap();
+        assert_eq!(reach("evil.example"), [Reach::Anywhere, Reach::Node]);
+        std::fs::write(default.join("hosts.toml"), "server = \"http://127.0.0.1:5001\"").unwrap();
+        assert_eq!(reach("evil.example"), [Reach::Anywhere]);
+    }
+
+    #[test]
+    fn a_host_that_others_lead_to_has_settings_of_its_own_only() {
+        let root = tempfile::tempdir().unwrap();
+        let roots = [root.path().to_owned()];
+        let led = |url: &str| led_to(&roots, Path::new(""), &Url::parse(url).unwrap()).unwrap();
+        let dir = |name: &str| {
+            let dir = root.path().join(name);
+            std::fs::create_dir(&dir).unwrap();
+            dir
+        };
+        let (a, b) = (dir("auth.example_8443_"), dir("certs.example"));
+        std::fs::write(
+            a.join("hosts.toml"),
+            "skip_verify = true\nclient = \"c.pem\"\n[host.\"https://m.example\"]\nca = \"m.pem\"",
+        )
+        .unwrap();
+        std::fs::write(b.join("ca.crt"), "").unwrap();
+        std::fs::write(b.join("c.cert"), "").unwrap();
+        dir("_default");
+        let found = led("https://auth.example:8443/token").unwrap();
+        assert!(found.skip_verify && found.client.is_empty() && found.ca.is_empty(), "{found:?}");
+        let found = led("https://certs.example/token").unwrap();
+        assert!(found.client.is_empty() && found.ca == [b.join("ca.crt")], "{found:?}");
+        for other in [
+            "https://auth.example/",
+            "https://m.example/",
+            "https://_default/",
+            "https://../",
+            "https://./",
+            "http://certs.example:81/",
+        ] {
+            assert_eq!(Url::parse(other).ok().and_then(|_| led(other)), None, "{other}");
         }
     }
 

@@ -1,5 +1,5 @@
 //! The registry side: which hosts serve a reference (`hosts`), how they are asked (`client`, `session`) and with which
-//! credentials (`auth`). Hands out verified documents and byte streams; never touches the store.
+//! credentials (`auth`), and where they may lead (`reach`). Hands out verified documents and byte streams; never touches the store.
 
 mod answer;
 mod attached;
@@ -8,6 +8,7 @@ mod auth_files;
 mod blob;
 mod challenge;
 mod client;
+mod clients;
 mod endpoints;
 mod files;
 #[cfg(fuzzing)]
@@ -16,6 +17,7 @@ mod hosts;
 mod pace;
 mod parts;
 mod proxy;
+mod reach;
 mod registries_conf;
 mod session;
 mod turn;

@@ -42,41 +42,42 @@ impl Proxies {
 
     /// The proxy that requests for `url` go through, without its credentials.
     pub(super) fn for_url(&self, url: &Url) -> Option<String> {
-        let mut matcher = hyper_util::client::proxy::matcher::Matcher::builder().no(self.none.clone());
-        if let Some(proxy) = &self.http {
-            matcher = matcher.http(proxy.clone());
-        }
-        if let Some(proxy) = &self.https {
-            matcher = matcher.https(proxy.clone());
-        }
-        let found = matcher.build().intercept(&url.as_str().parse().ok()?)?;
-        let mut shown = Url::parse(&found.uri().to_string()).ok()?;
-        // Its parser takes them out already; a secret must not depend on that.
+        let mut shown = Url::parse(self.chosen(url)?).ok()?;
         let _ = (shown.set_username(""), shown.set_password(None));
         Some(shown.to_string())
     }
 
-    /// Sets a client up with exactly these.
-    pub(super) fn apply(
-        &self,
-        builder: reqwest::ClientBuilder,
-    ) -> Result<reqwest::ClientBuilder, ImageError> {
-        let wrong = |name: &str| ImageError::Hosts {
-            path: Path::new(name).to_owned(),
-            // Not the URL itself: it may hold a password.
-            reason: "the environment variable is not the URL of a proxy".into(),
-        };
-        let none = reqwest::NoProxy::from_string(&self.none);
-        let mut builder = builder.no_proxy();
-        if let Some(url) = &self.http {
-            let proxy = reqwest::Proxy::http(url).map_err(|_| wrong("HTTP_PROXY"))?;
-            builder = builder.proxy(proxy.no_proxy(none.clone()));
+    /// The same with its credentials, for [`of_all`].
+    pub(super) fn secret_for_url(&self, url: &Url) -> Result<Option<String>, ImageError> {
+        for (name, proxy) in [("HTTP_PROXY", &self.http), ("HTTPS_PROXY", &self.https)] {
+            // Also one that is not for this URL: what is wrong with it is told at the first pull.
+            if proxy.as_ref().is_some_and(|proxy| reqwest::Proxy::all(proxy).is_err()) {
+                return Err(wrong(name));
+            }
         }
-        if let Some(url) = &self.https {
-            let proxy = reqwest::Proxy::https(url).map_err(|_| wrong("HTTPS_PROXY"))?;
-            builder = builder.proxy(proxy.no_proxy(none));
-        }
-        Ok(builder)
+        Ok(self.chosen(url).map(str::to_owned))
+    }
+
+    fn chosen(&self, url: &Url) -> Option<&str> {
+        let proxy = if url.scheme() == "https" { self.https.as_ref() } else { self.http.as_ref() }?;
+        let matcher = hyper_util::client::proxy::matcher::Matcher::builder()
+            .no(self.none.clone())
+            .all(proxy.clone())
+            .build();
+        matcher.intercept(&url.as_str().parse().ok()?).is_some().then_some(proxy.as_str())
+    }
+}
+
+/// A proxy for all requests of a client.
+pub(super) fn of_all(proxy: &str) -> Result<reqwest::Proxy, ImageError> {
+    reqwest::Proxy::all(proxy).map_err(|_| wrong("HTTP_PROXY or HTTPS_PROXY"))
+}
+
+fn wrong(name: &str) -> ImageError {
+    ImageError::Hosts {
+        path: Path::new(name).to_owned(),
+        // Not the URL itself: it may hold a password.
+        reason: "the environment variable is not the URL of a proxy".into(),
     }
 }
 
@@ -110,10 +111,7 @@ mod tests {
         let all = env(&[("all_proxy", "http://c"), ("HTTP_PROXY", " ")]);
         assert_eq!((all.http.as_deref(), all.https.as_deref()), (Some("http://c"), Some("http://c")));
         assert!(!format!("{all:?}").contains("http://c"));
-        assert!(
-            Proxies { http: Some("::".into()), ..Default::default() }
-                .apply(reqwest::Client::builder())
-                .is_err()
-        );
+        let bad = Proxies { http: Some("::".into()), ..Default::default() };
+        assert!(bad.secret_for_url(&Url::parse("https://r.example/").unwrap()).is_err());
     }
 }

@@ -3,6 +3,7 @@
 
 use super::files;
 use super::hosts::{self, Host, Tls};
+use super::reach::Reach;
 use crate::images::error::ImageError;
 use crate::images::reference::{Reference, Target};
 use serde::Deserialize;
@@ -82,7 +83,9 @@ pub(super) fn hosts_for(
         for scheme in schemes {
             let host = hosts::located(scheme, &registry, &repository, tls.clone(), mirror);
             let host = host.map_err(|e| wrong(e.to_string()))?;
-            found.push(Host { origin: Some(path.clone()), ..host });
+            // A wildcard without a location names no host.
+            let reach = if location.is_empty() { Reach::of_reference(&host.base) } else { host.reach };
+            found.push(Host { origin: Some(path.clone()), reach, ..host });
         }
         Ok(())
     };

@@ -4,7 +4,7 @@ use super::answer::refusal;
 use super::auth::{Credentials, Secret};
 use super::auth_files::AuthFiles;
 use super::blob::Blob;
-use super::client::{HostClient, Registry, Request};
+use super::client::{Answer, HostClient, Registry, Request};
 use super::hosts::{Host, hosts_for};
 use super::pace::Pace;
 use super::parts::PART;
@@ -43,11 +43,13 @@ impl Session {
         credentials: Option<&Credentials>,
     ) -> Result<Self, ImageError> {
         let files = AuthFiles::read(&registry.auth_files)?;
-        let hosts = hosts_for(&registry.certs_dirs, &registry.registries_conf, reference)?
-            .into_iter()
+        let peers: Arc<[Host]> =
+            hosts_for(&registry.certs_dirs, &registry.registries_conf, reference)?.into();
+        let hosts = peers
+            .iter()
             .map(|host| {
-                let secret = secret_for(&host, reference, credentials, &files);
-                HostClient::new(registry, host, reference.repository(), secret)
+                let secret = secret_for(host, reference, credentials, &files);
+                HostClient::new(registry, host.clone(), &peers, reference.repository(), secret)
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { reference: reference.clone(), hosts, parts_from: registry.parts_from })
@@ -60,7 +62,8 @@ impl Session {
         host: Host,
     ) -> Result<Self, ImageError> {
         let secret = secret_for(&host, reference, None, &AuthFiles::read(&registry.auth_files)?);
-        let hosts = vec![HostClient::new(registry, host, reference.repository(), secret)?];
+        let peers = Arc::from([host.clone()]);
+        let hosts = vec![HostClient::new(registry, host, &peers, reference.repository(), secret)?];
         Ok(Self { reference: reference.clone(), hosts, parts_from: None })
     }
 
@@ -73,12 +76,12 @@ impl Session {
         };
         let url = self.url(host, Kind::Manifest, tail);
         let request = Request { method: Method::HEAD, url, accept: ACCEPT, from: 0, end: None, what: &what };
-        let response = host.send(&request).await?;
-        let status = response.status();
+        let answer = host.send(&request).await?;
+        let status = answer.response.status();
         if status.is_success() {
-            return Ok((status.as_u16(), described(&response, known).map(|d| d.digest), None));
+            return Ok((status.as_u16(), described(&answer.response, known).map(|d| d.digest), None));
         }
-        Ok((status.as_u16(), None, Some(refusal(response, &what, &host.name(), true).await)))
+        Ok((status.as_u16(), None, Some(refusal(answer, &what, &host.name(), true).await)))
     }
 
     /// The image's registry, as its name says.
@@ -112,18 +115,18 @@ impl Session {
     ) -> Result<(Descriptor, Option<Vec<u8>>), ImageError> {
         let url = self.url(host, Kind::Manifest, tail);
         let request = Request { method: Method::HEAD, url, accept: ACCEPT, from: 0, end: None, what };
-        let response = host.send(&request).await?;
-        if response.status().is_success()
-            && let Some(descriptor) = described(&response, known)
+        let answer = host.send(&request).await?;
+        if answer.response.status().is_success()
+            && let Some(descriptor) = described(&answer.response, known)
         {
             return Ok((descriptor, None));
         }
         // A refusal is asked again by GET, which has a body with the reason; of a mirror that has it not, nobody asks why.
-        if response.status() == http::StatusCode::NOT_FOUND && host.host.mirror {
-            return Err(refusal(response, what, &host.name(), true).await);
+        if answer.response.status() == http::StatusCode::NOT_FOUND && host.host.mirror {
+            return Err(refusal(answer, what, &host.name(), true).await);
         }
-        let response = host.send(&Request { method: Method::GET, ..request }).await?;
-        let body = self.body(host, response, what, None, MAX_MANIFEST).await?;
+        let answer = host.send(&Request { method: Method::GET, ..request }).await?;
+        let body = self.body(host, answer, what, None, MAX_MANIFEST).await?;
         let digest = known.map_or_else(|| Digest::sha256(&body), |d| d.of_same_kind(&body));
         verify(what, known.unwrap_or(&digest), &digest)?;
         let size = u64::try_from(body.len()).unwrap_or(u64::MAX);
@@ -167,10 +170,10 @@ impl Session {
     ) -> Result<Vec<u8>, ImageError> {
         let what = descriptor.digest.as_str();
         let url = self.url(host, kind, what);
-        let response = host
+        let answer = host
             .send(&Request { method: Method::GET, url, accept: ACCEPT, from: 0, end: None, what })
             .await?;
-        let body = self.body(host, response, what, Some(descriptor.size), limit).await?;
+        let body = self.body(host, answer, what, Some(descriptor.size), limit).await?;
         verify(what, &descriptor.digest, &descriptor.digest.of_same_kind(&body))?;
         Ok(body)
     }
@@ -204,12 +207,11 @@ impl Session {
     ) -> Result<(Response, u64), ImageError> {
         let (host, what) = (&self.hosts[host], descriptor.digest.as_str());
         let url = self.url(host, Kind::Blob, what);
-        let response =
-            host.send(&Request { method: Method::GET, url, accept: "*/*", from, end, what }).await?;
-        match response.status().as_u16() {
-            200 => Ok((response, 0)),
-            206 if (from > 0 || end.is_some()) && range_start(&response) == Some(from) => {
-                Ok((response, from))
+        let answer = host.send(&Request { method: Method::GET, url, accept: "*/*", from, end, what }).await?;
+        match answer.response.status().as_u16() {
+            200 => Ok((answer.response, 0)),
+            206 if (from > 0 || end.is_some()) && range_start(&answer.response) == Some(from) => {
+                Ok((answer.response, from))
             }
             206 => Err(ImageError::Protocol {
                 what: what.to_owned(),
@@ -217,7 +219,7 @@ impl Session {
                 reason: format!("its Content-Range does not start at {from}"),
                 registry: None,
             }),
-            _ => Err(refusal(response, what, &host.name(), false).await),
+            _ => Err(refusal(answer, what, &host.name(), false).await),
         }
     }
 
@@ -284,14 +286,15 @@ impl Session {
     pub(super) async fn body(
         &self,
         host: &HostClient,
-        mut response: Response,
+        answer: Answer,
         what: &str,
         size: Option<u64>,
         limit: u64,
     ) -> Result<Vec<u8>, ImageError> {
-        if !response.status().is_success() {
-            return Err(refusal(response, what, &host.name(), false).await);
+        if !answer.response.status().is_success() {
+            return Err(refusal(answer, what, &host.name(), false).await);
         }
+        let mut response = answer.response;
         let mut body = Vec::new();
         let mut pace = Pace::default();
         loop {
@@ -358,8 +361,13 @@ fn described(response: &Response, known: Option<&Digest>) -> Option<Descriptor> 
         (Some(known), _) => known.clone(),
         (None, told) => told?,
     };
-    let size = text(header::CONTENT_LENGTH.as_str())?.parse().ok().filter(|s| *s > 0)?;
+    let size = length(response).filter(|s| *s > 0)?;
     Some(Descriptor::new(digest, size))
+}
+
+/// What the header says, also where no body follows.
+fn length(response: &Response) -> Option<u64> {
+    response.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 fn range_start(response: &Response) -> Option<u64> {

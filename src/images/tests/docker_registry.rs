@@ -226,6 +226,44 @@ async fn a_client_certificate_opens_the_registry() {
     assert_eq!(images.pull(&name, None).await.unwrap().as_str(), id);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_host_may_skip_its_storage_may_not() {
+    let plain = start();
+    let (content, _, id) = image();
+    push(plain.port, "app", &content).await;
+    let dir = Arc::clone(&plain.dir);
+    let file = |name: &str| dir.path().join(name).into_os_string().into_string().unwrap();
+    let (certificate, key) = (file("tls.pem"), file("tls.key"));
+    make_certificate("localhost", &certificate, &key);
+    let tls = serve(Arc::clone(&dir), &format!(", tls: {{certificate: {certificate:?}, key: {key:?}}}"));
+    let place = format!("https://localhost:{}", tls.port);
+    let front = super::server::Server::start(move |ask| {
+        let to = format!("{place}{}", ask.path);
+        super::server::Reply::new(307, "").with("Location", to)
+    });
+    let certs = dir.path().join("certs.d");
+    let own = |host: &str, port: u16, hosts: String| {
+        let own = certs.join(format!("{host}_{port}_"));
+        std::fs::create_dir_all(&own).unwrap();
+        std::fs::write(own.join("hosts.toml"), hosts).unwrap();
+    };
+    own(
+        "127.0.0.1",
+        front.port,
+        format!("server = \"http://127.0.0.1:{}\"\nskip_verify = true\nca = {certificate:?}\n", front.port),
+    );
+    own("localhost", tls.port, String::new());
+    let config = config::Images { certs_dirs: vec![certs.clone()], ..config() };
+    let root = tempfile::tempdir().unwrap();
+    let images = Images::open(root.path(), &config).unwrap();
+    let error = images.pull(&front.name("app:single"), None).await.unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, ImageError::Unavailable { .. }) && text.contains("certificate"), "{text}");
+    // What the node says of the storage itself holds there.
+    own("localhost", tls.port, format!("ca = {certificate:?}\n"));
+    assert_eq!(images.pull(&front.name("app:single"), None).await.unwrap().as_str(), id);
+}
+
 /// A proxy that leads every tunnel to `port`; returns its own port and what it was asked for.
 fn tunnels(port: u16) -> (u16, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

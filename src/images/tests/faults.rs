@@ -202,7 +202,11 @@ async fn tokens_are_fetched_and_never_leave_their_host() {
         ..Default::default()
     };
     let root = tempfile::tempdir().unwrap();
-    let images = open(root.path());
+    // The node names the storage service, or it would not be led to on this machine.
+    let named = root.path().join("certs").join(format!("127.0.0.1_{}_", storage.port));
+    std::fs::create_dir_all(named).unwrap();
+    let config = config::Images { certs_dirs: vec![root.path().join("certs")], ..config() };
+    let images = Images::open(&root.path().join("store"), &config).unwrap();
     assert_eq!(images.pull(&server.name("x:t"), Some(auth("pw"))).await.unwrap().as_str(), id.as_str());
     assert_eq!(server.asks().iter().filter(|a| a.path.starts_with("/token")).count(), 1, "one token for all");
     assert!(!storage.asks().is_empty());

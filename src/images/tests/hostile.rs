@@ -40,9 +40,13 @@ async fn token_services_that_fail() {
         ("leads elsewhere", here, || Reply::new(307, "").with("Location", "http://127.0.0.1:1/"), "307"),
         ("is no URL", "::", || Reply::new(200, ""), "not a URL"),
     ];
+    let certs = tempfile::tempdir().unwrap();
+    // Named, or it would not even be tried.
+    std::fs::create_dir(certs.path().join("127.0.0.1_1_")).unwrap();
     for (name, realm, token, words) in cases {
         let server = guarded(realm, token);
-        let error = fails_cleanly(config(), &server.name("x:t"), Some(given())).await;
+        let config = crate::config::Images { certs_dirs: vec![certs.path().to_owned()], ..config() };
+        let error = fails_cleanly(config, &server.name("x:t"), Some(given())).await;
         let text = error.to_string();
         assert!(matches!(error, ImageError::Token { .. }) && text.contains(words), "{name}: {text}");
         assert!(!text.contains(SECRET) && !text.contains("secret=query"), "{name}: {text}");

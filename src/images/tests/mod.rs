@@ -8,6 +8,7 @@ pub(super) mod fixture;
 mod full;
 mod hostile;
 mod mirrors;
+mod reach;
 pub(super) mod server;
 mod sharing;
 mod signatures;

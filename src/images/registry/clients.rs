@@ -1,0 +1,156 @@
+//! HTTP clients by what they may do: TLS set-up, proxy, and where they may connect to. Clients are shared, so that
+//! connections are; what one host's settings say never holds for another's requests, as those have another client.
+
+use super::client::Registry;
+use super::hosts::Tls;
+use super::reach::Reach;
+use crate::images::error::ImageError;
+use reqwest::Url;
+use std::error::Error as _;
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+use std::time::{Duration, SystemTime};
+
+/// Idle connections are closed after this long, to give their memory back between pulls.
+const POOL_IDLE: Duration = Duration::from_secs(15);
+/// Set-ups remembered; more are made anew each time. A node has a handful of registries, each with a client for parts.
+const MAX_CLIENTS: usize = 16;
+
+/// A client is shared while its files are unchanged.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) struct ClientKey {
+    tls: Tls,
+    changed: Vec<Option<SystemTime>>,
+    connect_timeout: Duration,
+    /// A connection for each request: HTTP/2 would put parts that are fetched side by side into one.
+    separate: bool,
+    /// The proxy of every request; it resolves the names.
+    proxy: Option<String>,
+    reach: Reach,
+}
+
+impl Registry {
+    /// A client for requests to the origin of `url`, and to no other.
+    pub(super) fn http_client(
+        &self,
+        url: &Url,
+        tls: &Tls,
+        dial_timeout: Option<Duration>,
+        reach: Reach,
+        separate: bool,
+    ) -> Result<reqwest::Client, ImageError> {
+        let files = tls
+            .ca
+            .iter()
+            .chain(tls.client.iter().flat_map(|(c, k)| [Some(c), k.as_ref()].into_iter().flatten()));
+        let proxy = self.proxies.secret_for_url(url)?;
+        let key = ClientKey {
+            tls: tls.clone(),
+            changed: files.map(|f| f.metadata().and_then(|m| m.modified()).ok()).collect(),
+            connect_timeout: dial_timeout.unwrap_or(self.connect_timeout),
+            separate,
+            // The proxy itself may be on this machine, and is all that such a client resolves.
+            reach: if proxy.is_some() { Reach::Anywhere } else { reach },
+            proxy,
+        };
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(&key) {
+            return Ok(client.clone());
+        }
+        let client = build(&key)?;
+        if clients.len() < MAX_CLIENTS {
+            clients.insert(key, client.clone());
+        }
+        Ok(client)
+    }
+}
+
+fn build(key: &ClientKey) -> Result<reqwest::Client, ImageError> {
+    let read = |path: &PathBuf| std::fs::read(path).map_err(|e| ImageError::io("read", path, e));
+    let base = || {
+        let builder = reqwest::Client::builder()
+            .user_agent(concat!("podwright/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .connect_timeout(key.connect_timeout)
+            .pool_idle_timeout(POOL_IDLE)
+            .tls_danger_accept_invalid_certs(key.tls.skip_verify)
+            .no_proxy();
+        let builder = match &key.proxy {
+            Some(proxy) => builder.proxy(super::proxy::of_all(proxy)?),
+            None if key.reach == Reach::Anywhere => builder,
+            None => builder.dns_resolver(key.reach),
+        };
+        Ok(if key.separate { builder.http1_only() } else { builder })
+    };
+    let mut builder = base()?;
+    let mut roots = Vec::new();
+    for path in &key.tls.ca {
+        let pem = read(path)?;
+        let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| wrong(path, &e))?;
+        roots.extend(certificates);
+    }
+    let own_files = !roots.is_empty() || !key.tls.client.is_empty();
+    builder = builder.tls_certs_merge(roots);
+    // rustls offers one client certificate; the first is it.
+    if let Some((certificate, private_key)) = key.tls.client.first() {
+        let mut pem = read(certificate)?;
+        if let Some(path) = private_key {
+            pem.push(b'\n');
+            pem.extend(read(path)?);
+        }
+        builder = builder.identity(reqwest::Identity::from_pem(&pem).map_err(|e| wrong(certificate, &e))?);
+    }
+    match builder.build() {
+        Ok(client) => Ok(client),
+        // A machine without any root certificates can still use plain http.
+        Err(_) if !own_files => base()?.tls_certs_only([]).build().map_err(|e| wrong(Path::new("TLS"), &e)),
+        Err(e) => Err(wrong(Path::new("TLS"), &e)),
+    }
+}
+
+fn wrong(path: &Path, error: &reqwest::Error) -> ImageError {
+    ImageError::Hosts { path: path.to_owned(), reason: told(error) }
+}
+
+/// An HTTP error with its causes and without its URL, whose query may be signed.
+pub(super) fn told(error: &reqwest::Error) -> String {
+    let mut text = if error.is_connect() { "connect".to_owned() } else { "request".to_owned() };
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.ends_with(&part) {
+            text = format!("{text}: {part}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::images::registry::Proxies;
+    use crate::images::registry::reach::Refused;
+    use crate::images::tests::fixture::config;
+    use crate::images::tests::server::{Reply, Server};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_client_connects_only_where_it_may() {
+        let server = Server::start(|_| Reply::new(200, ""));
+        let registry = Registry::with_proxies(&config(), Proxies::default());
+        // A name: no check of a URL has seen what it means.
+        let url = Url::parse(&format!("http://localhost:{}/", server.port)).unwrap();
+        for reach in [Reach::Outside, Reach::Node] {
+            for separate in [false, true] {
+                let client = registry.http_client(&url, &Tls::default(), None, reach, separate).unwrap();
+                let error = client.get(url.clone()).send().await.unwrap_err();
+                assert!(Refused::behind(&error).is_some(), "{error:?}");
+            }
+        }
+        assert!(server.asks().is_empty());
+        let client = registry.http_client(&url, &Tls::default(), None, Reach::Anywhere, false).unwrap();
+        client.get(url).send().await.unwrap();
+        assert_eq!(server.asks().len(), 1);
+    }
+}

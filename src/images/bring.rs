@@ -7,25 +7,30 @@ use super::digest::Digest;
 use super::directories;
 use super::error::ImageError;
 use super::flight::Role;
-use super::index::{ImageRecord, Presence};
+use super::index::{ImageRecord, LayerRecord, Presence, Served};
 use super::layer::{self, Job};
 use super::manifest::{
     ConfigFile, Descriptor, Document, MAX_CONFIG, MAX_INDEX_DEPTH, Node, choose, is_artifact,
     parse as parse_manifest,
 };
 use super::progress::{LayerProgress, LayerState, PullProgress};
+use super::proof::Caller;
 use super::pull::blocking;
 use super::slots::Slot;
 use super::source::{Source, Stream};
 use super::staging::Staging;
 use super::stats::{PullStats, Stage};
-use super::store::{KEEP_UNREFERENCED, NewImage};
+use super::store::{Giver, KEEP_UNREFERENCED, NewImage};
 use super::unpack::Unpacked;
 use crate::model::ImageId;
 use futures_util::future::try_join_all;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::sync::Semaphore;
+
+/// Layers of a pull that a registry is asked about at once; a connection each where it speaks HTTP/1.
+const ASKED_AT_ONCE: usize = 8;
 
 /// An image to be brought.
 #[derive(Debug)]
@@ -38,6 +43,8 @@ pub(super) struct Wanted {
     pub(super) document: Option<Vec<u8>>,
     /// Names that it gets: normalised tags and `name@digest`.
     pub(super) names: Vec<String>,
+    /// Whose right to each layer is to be shown, also where it is here; None: root's, who may have all.
+    pub(super) caller: Option<Caller>,
 }
 
 /// Brings an image into the store while nobody watches.
@@ -52,7 +59,8 @@ pub(super) async fn bring_watched(
     wanted: Wanted,
     progress: &PullProgress,
 ) -> Result<ImageId, ImageError> {
-    let Wanted { what, top, document, names } = wanted;
+    let Wanted { what, top, document, names, caller } = wanted;
+    let giver = if caller.is_some() { Giver::Pull } else { Giver::Root };
     let Found { manifest, config, layers, is_checkpoint } = descend(source, &what, top, document).await?;
     let config_body = source.small_blob(&config, MAX_CONFIG).await?;
     let (digest, diff_ids, layers, artifact) = if is_artifact(&config, &layers) {
@@ -72,7 +80,7 @@ pub(super) async fn bring_watched(
     // What a registry said of an image says where to fetch it again, so files do not overwrite it.
     if let Source::Local(_) = source {
         let (store, id, names) = (Arc::clone(&inner.store), id.clone(), names.clone());
-        if blocking(move || store.add_names(&id, &names)).await? {
+        if blocking(move || store.add_names(&id, &names, giver)).await? {
             return Ok(ImageId::from_digest(digest.as_str()));
         }
     }
@@ -92,16 +100,23 @@ pub(super) async fn bring_watched(
     // From here on no sweep takes a layer away.
     let _lease = inner.store.lease(super::state::keys(&record));
     inner.progress.layers(progress, &diff_ids, &layers, &inner.store.state());
-    fetch_layers(inner, source, &diff_ids, &layers).await?;
+    fetch_layers(inner, source, &diff_ids, &layers, caller.as_ref()).await?;
+    let state = inner.store.state();
+    if state.images.get(&id).is_some_and(|known| known.record.manifest == record.manifest) {
+        let (store, id, names) = (Arc::clone(&inner.store), id.clone(), names.clone());
+        if blocking(move || store.add_names(&id, &names, giver)).await? {
+            return Ok(ImageId::from_digest(digest.as_str()));
+        }
+    }
     let (store, new_id) = (Arc::clone(&inner.store), id.clone());
     blocking(move || {
         let directories = directories::build(&store, &super::state::keys(&record))?;
         let _directories_lease = store.lease(directories.iter().map(|d| d.key.clone()).collect());
         if let Some(directories) = directories {
-            store.add_layer(&directories.key, directories.staging, &directories.unpacked)?;
+            store.add_layer(&directories.key, directories.staging, &directories.unpacked, None)?;
             record.directories = Some(directories.key);
         }
-        store.add_image(NewImage { id: new_id, record, config: config_body, names })?;
+        store.add_image(NewImage { id: new_id, record, config: config_body, names, giver })?;
         if let Err(error) = store.sweep(KEEP_UNREFERENCED) {
             tracing::warn!(%error, "layers of failed pulls stay");
         }
@@ -147,36 +162,100 @@ pub(super) async fn descend(
     })
 }
 
-/// Fetches all layers that are absent, side by side; the same layer once.
+/// Sees to it that all layers are here and that the caller may have them, side by side; the same layer once.
 async fn fetch_layers(
     inner: &Shared,
     source: &Source,
     diff_ids: &[Digest],
     layers: &[Descriptor],
+    caller: Option<&Caller>,
 ) -> Result<(), ImageError> {
     let wanted: BTreeMap<&Digest, &Descriptor> = diff_ids.iter().zip(layers).collect();
     let state = inner.store.state();
-    let (present, absent): (Vec<_>, Vec<_>) =
-        wanted.into_iter().partition(|(diff_id, _)| state.layers.contains_key(diff_id.hex()));
-    PullStats::add(&inner.stats.layers_reused, u64::try_from(present.len()).unwrap_or_default());
-    try_join_all(absent.into_iter().map(|(diff_id, blob)| fetch_layer(inner, source, diff_id, blob))).await?;
+    let present = wanted.keys().filter(|diff_id| state.layers.contains_key(diff_id.hex())).count();
+    PullStats::add(&inner.stats.layers_reused, u64::try_from(present).unwrap_or_default());
+    let asking = Semaphore::new(ASKED_AT_ONCE);
+    let layers =
+        wanted.into_iter().map(|(diff_id, blob)| have_layer(inner, source, diff_id, blob, caller, &asking));
+    try_join_all(layers).await?;
     Ok(())
 }
 
-async fn fetch_layer(
+/// A layer that is here is the caller's only when its registry has shown so; that others may have it says nothing.
+async fn have_layer(
     inner: &Shared,
     source: &Source,
     diff_id: &Digest,
     blob: &Descriptor,
+    caller: Option<&Caller>,
+    asking: &Semaphore,
 ) -> Result<(), ImageError> {
+    let has_shown = || {
+        if let Some(caller) = caller {
+            inner.proofs.put(caller, &blob.digest);
+        }
+    };
     loop {
+        let here = inner.store.state().layers.get(diff_id.hex()).cloned();
+        if let Some(record) = here {
+            if caller.is_some_and(|c| !record.is_of(&blob.digest) || !inner.proofs.has(c, &blob.digest)) {
+                prove(inner, source, diff_id, blob, &record, asking).await?;
+                has_shown();
+            }
+            return Ok(());
+        }
         let work = || one_layer(Arc::clone(inner), source.clone(), diff_id.clone(), blob.clone());
         match inner.layers.join(diff_id.clone(), blob.digest.as_str(), work).await {
             // It failed with another pull's registry and credentials; ours may do better.
             (Err(error), Role::Joined) => tracing::debug!(%diff_id, %error, "a joined layer download failed"),
-            (result, _) => return result,
+            (Err(error), Role::Started) => return Err(error),
+            (Ok(Fetched::Now), Role::Started) => {
+                has_shown();
+                return Ok(());
+            }
+            // It is here by another's right.
+            (Ok(_), _) => {}
         }
     }
+}
+
+/// Has a layer that is here shown to be the caller's: by the word of a host that is known to have its bytes, or by all of
+/// them again. What the manifest says of blob and diff id is believed only once both were seen together.
+async fn prove(
+    inner: &Shared,
+    source: &Source,
+    diff_id: &Digest,
+    blob: &Descriptor,
+    record: &LayerRecord,
+    asking: &Semaphore,
+) -> Result<(), ImageError> {
+    if let Source::Registry(session) = source {
+        let _one_of_few = asking.acquire().await;
+        if session.grants(blob, |host| record.is_from(&blob.digest, host)).await {
+            return Ok(());
+        }
+    }
+    tracing::debug!(%diff_id, blob = %blob.digest, "a layer that is here is fetched to show the right to it");
+    let progress = inner.progress.layer(diff_id, blob);
+    let _failed_unless_done = progress.guard();
+    let (staging, _, served) = stage(inner, source, diff_id, blob, &progress).await?;
+    let (store, key) = (Arc::clone(&inner.store), diff_id.hex().to_owned());
+    blocking(move || {
+        drop(staging);
+        served.map_or(Ok(()), |served| store.add_served(&key, served))
+    })
+    .await?;
+    progress.set(LayerState::Present);
+    Ok(())
+}
+
+/// How a layer came to be here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fetched {
+    /// By this very work.
+    Now,
+    /// Another has fetched it.
+    Before,
 }
 
 async fn one_layer(
@@ -184,30 +263,30 @@ async fn one_layer(
     source: Source,
     diff_id: Digest,
     blob: Descriptor,
-) -> Result<(), ImageError> {
+) -> Result<Fetched, ImageError> {
     // The flight that had it may have ended between our look and our start.
     if inner.store.state().layers.contains_key(diff_id.hex()) {
-        return Ok(());
+        return Ok(Fetched::Before);
     }
     let progress = inner.progress.layer(&diff_id, &blob);
     let _failed_unless_done = progress.guard();
-    let (staging, unpacked) = stage(&inner, &source, &diff_id, &blob, &progress).await?;
+    let (staging, unpacked, served) = stage(&inner, &source, &diff_id, &blob, &progress).await?;
     let (store, begun) = (Arc::clone(&inner.store), Instant::now());
-    blocking(move || store.add_layer(diff_id.hex(), staging, &unpacked)).await?;
+    blocking(move || store.add_layer(diff_id.hex(), staging, &unpacked, served)).await?;
     inner.stats.spent(Stage::Publish, begun.elapsed());
     PullStats::add(&inner.stats.layers, 1);
     progress.set(LayerState::Unpacked);
-    Ok(())
+    Ok(Fetched::Now)
 }
 
-/// Fetches a layer into a staging directory.
+/// Fetches a layer into a staging directory; blob and diff id are verified.
 pub(super) async fn stage(
     inner: &Shared,
     source: &Source,
     diff_id: &Digest,
     blob: &Descriptor,
     progress: &Arc<LayerProgress>,
-) -> Result<(Staging, Unpacked), ImageError> {
+) -> Result<(Staging, Unpacked, Option<Served>), ImageError> {
     let mut stream = source.layer(diff_id, blob);
     loop {
         let slot = open(inner, source.queue(), &mut stream).await?;
@@ -226,7 +305,7 @@ pub(super) async fn stage(
             progress: Arc::clone(progress),
         };
         match layer::fetch(&mut stream, job, slot).await {
-            Ok(done) => return Ok(done),
+            Ok((staging, unpacked)) => return Ok((staging, unpacked, stream.served())),
             Err(error) if stream.begin_again(&error) => {}
             Err(error) => return Err(error),
         }

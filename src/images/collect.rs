@@ -120,8 +120,9 @@ impl Store {
                     || entry.image.pinned
                     || leases.images.contains_key(id)
             });
-            let State { names, images, .. } = &mut state;
+            let State { names, ages, images, .. } = &mut state;
             names.retain(|_, id| images.contains_key(id));
+            ages.retain(|name, _| names.contains_key(name));
         }
         let needed = state.referenced();
         state.layers.retain(|key, _| needed.contains(key) || leases.layers.contains_key(key));

@@ -21,6 +21,8 @@ const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
 const CONFIGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("configs");
 /// `registry/repository:tag` or `registry/repository@digest` → image id.
 const NAMES: TableDefinition<'_, &str, &str> = TableDefinition::new("names");
+/// Name → its place in the order in which names were given; an older podwright gave it: 0.
+const AGES: TableDefinition<'_, &str, u64> = TableDefinition::new("ages");
 /// Layer key (hex) → `LayerRecord` as JSON.
 const LAYERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("layers");
 /// Layer key → paths of implied directories, NUL between them.
@@ -75,6 +77,45 @@ pub(crate) struct LayerRecord {
     pub(crate) inodes: u64,
     /// Seconds since the epoch when it was made.
     pub(crate) since: u64,
+    /// Blobs that were seen to unpack to it, the latest last. Empty: files of this machine, or an older podwright.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) served: Vec<Served>,
+}
+
+/// A blob, and the host that has served the whole of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Served {
+    pub(crate) blob: Digest,
+    /// URL of its API; empty: several hosts had a part in it.
+    pub(crate) host: String,
+}
+
+/// Pairs of blob and host kept of a layer: a base image may be at a few registries, in a few compressions. Of one that is
+/// forgotten the blob is fetched again to know.
+const MAX_SERVED: usize = 16;
+
+impl LayerRecord {
+    /// Whether the blob is known to unpack to this layer.
+    pub(crate) fn is_of(&self, blob: &Digest) -> bool {
+        self.served.iter().any(|served| served.blob == *blob)
+    }
+
+    /// Whether the host has served the blob.
+    pub(crate) fn is_from(&self, blob: &Digest, host: &str) -> bool {
+        self.served.iter().any(|served| served.blob == *blob && served.host == host)
+    }
+
+    /// Remembers what was served; false: it is known.
+    pub(crate) fn add_served(&mut self, served: Served) -> bool {
+        if self.served.contains(&served) {
+            return false;
+        }
+        if self.served.len() >= MAX_SERVED {
+            self.served.remove(0);
+        }
+        self.served.push(served);
+        true
+    }
 }
 
 /// All that the daemon keeps in memory.
@@ -82,6 +123,7 @@ pub(crate) struct LayerRecord {
 pub(crate) struct Contents {
     pub(crate) images: Vec<(String, ImageRecord, Vec<u8>)>,
     pub(crate) names: Vec<(String, String)>,
+    pub(crate) ages: Vec<(String, u64)>,
     pub(crate) layers: Vec<(String, LayerRecord)>,
 }
 
@@ -92,8 +134,8 @@ pub(crate) enum Change<'a> {
     PutImage(&'a str, &'a ImageRecord),
     /// Adds or replaces a config.
     PutConfig(&'a str, &'a [u8]),
-    /// Points a name to an image.
-    PutName(&'a str, &'a str),
+    /// Points a name to an image, with its place in the order of names.
+    PutName(&'a str, &'a str, u64),
     /// Drops a name.
     DropName(&'a str),
     /// Drops an image and its config.
@@ -133,6 +175,7 @@ impl Index {
                 write.open_table(IMAGES)?;
                 write.open_table(CONFIGS)?;
                 write.open_table(NAMES)?;
+                write.open_table(AGES)?;
                 write.open_table(LAYERS)?;
                 write.open_table(IMPLIED)?;
                 found.unwrap_or(SCHEMA)
@@ -205,6 +248,10 @@ impl Index {
                 let (name, id) = item?;
                 contents.names.push((name.value().to_owned(), id.value().to_owned()));
             }
+            for item in read.open_table(AGES)?.iter()? {
+                let (name, age) = item?;
+                contents.ages.push((name.value().to_owned(), age.value()));
+            }
             for item in read.open_table(LAYERS)?.iter()? {
                 let (key, record) = item?;
                 match serde_json::from_slice(record.value()) {
@@ -227,7 +274,7 @@ impl Index {
             let write = database.begin_write()?;
             {
                 let (mut images, mut configs) = (write.open_table(IMAGES)?, write.open_table(CONFIGS)?);
-                let mut names = write.open_table(NAMES)?;
+                let (mut names, mut ages) = (write.open_table(NAMES)?, write.open_table(AGES)?);
                 let (mut layers, mut implied) = (write.open_table(LAYERS)?, write.open_table(IMPLIED)?);
                 for change in changes {
                     match change {
@@ -237,11 +284,13 @@ impl Index {
                         Change::PutConfig(id, config) => {
                             configs.insert(*id, *config)?;
                         }
-                        Change::PutName(name, id) => {
+                        Change::PutName(name, id, age) => {
                             names.insert(*name, *id)?;
+                            ages.insert(*name, *age)?;
                         }
                         Change::DropName(name) => {
                             names.remove(*name)?;
+                            ages.remove(*name)?;
                         }
                         Change::DropImage(id) => {
                             images.remove(*id)?;

@@ -48,7 +48,7 @@ impl Store {
         } else {
             staging.publish(&place)?;
         }
-        let record = LayerRecord { bytes: unpacked.bytes, inodes: unpacked.inodes, since: old.since };
+        let record = LayerRecord { bytes: unpacked.bytes, inodes: unpacked.inodes, ..old };
         self.index().commit(&[Change::PutLayer(key, &record, &unpacked.implied)])?;
         let mut state = (*self.state()).clone();
         state.layers.insert(key.to_owned(), record);

@@ -28,6 +28,7 @@ mod manifest;
 mod mend;
 mod policy;
 mod progress;
+mod proof;
 mod pull;
 mod recipe;
 mod reference;
@@ -62,6 +63,7 @@ use crate::model::ImageId;
 use digest::Digest;
 use flight::Flights;
 use progress::Progresses;
+use proof::Proofs;
 use slots::Slots;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -84,7 +86,8 @@ struct Inner {
     /// Pulls by reference and credentials: a caller never gets an image by another's rights.
     pulls: Flights<(Reference, Option<Credentials>), ImageId>,
     /// Layers by diffID.
-    layers: Flights<Digest, ()>,
+    layers: Flights<Digest, bring::Fetched>,
+    proofs: Proofs,
     downloads: Slots,
     limits: Limits,
     policy: policy::SignaturePolicy,
@@ -145,6 +148,7 @@ impl Images {
                 registry: registry::Registry::new(config),
                 pulls: Flights::default(),
                 layers: Flights::default(),
+                proofs: Proofs::new()?,
                 downloads: Slots::new(config),
                 limits: Limits { bytes: config.max_layer_bytes, entries: config.max_layer_entries },
                 policy: policy::SignaturePolicy::open(&config.signature_policy)?,

@@ -1,4 +1,5 @@
-//! A pull: what a reference means at its registry now, whether the policy lets it in, and whether it is here already. `bring` does the rest.
+//! A pull: what a reference means at its registry now, whether the policy lets it in, and whether this caller has had it
+//! from there already. `bring` does the rest.
 
 use super::bring::{Wanted, bring_watched};
 use super::digest::Digest;
@@ -8,6 +9,7 @@ use super::reference::{Reference, Target};
 use super::registry::{Credentials, Session};
 use super::source::Source;
 use super::stats::PullStats;
+use super::store::Giver;
 use super::{Inner, Shared};
 use crate::model::ImageId;
 use std::sync::Arc;
@@ -57,15 +59,22 @@ async fn steps(
         // Reads hosts.toml and certificates.
         blocking(move || Session::new(&registry, &reference, credentials.as_ref())).await?
     };
+    let caller = inner.proofs.caller(&session);
     let (top, document) = session.resolve().await?;
     inner.policy.admit(&session, reference, &top.digest, &inner.stats).await?;
     let names = names(reference, &top.digest);
-    if let Some(id) = known(inner, &top.digest, &names).await? {
+    // The word of a registry that it has an image is worth nothing: anybody's may say so. Once the caller has had all of
+    // it from there, it is enough.
+    if inner.proofs.has(&caller, &top.digest)
+        && let Some(id) = known(inner, &top.digest, &names).await?
+    {
         return Ok(id);
     }
-    let what = reference.to_string();
-    let wanted = Wanted { what, top, document, names };
-    bring_watched(inner, &Source::Registry(Arc::new(session)), wanted, progress).await
+    let (what, digest) = (reference.to_string(), top.digest.clone());
+    let wanted = Wanted { what, top, document, names, caller: Some(caller) };
+    let id = bring_watched(inner, &Source::Registry(Arc::new(session)), wanted, progress).await?;
+    inner.proofs.put(&caller, &digest);
+    Ok(id)
 }
 
 /// The names that a pull gives to its image.
@@ -77,8 +86,7 @@ fn names(reference: &Reference, top: &Digest) -> Vec<String> {
     tag.into_iter().chain([reference.at_digest(top)]).collect()
 }
 
-/// The image that the digest is known to mean, with its new names. The registry has just answered for the reference, so the
-/// caller may have it.
+/// The image that the digest is known to mean, with its new names.
 async fn known(inner: &Shared, top: &Digest, names: &[String]) -> Result<Option<ImageId>, ImageError> {
     let state = inner.store.state();
     let suffix = format!("@{top}");
@@ -87,7 +95,7 @@ async fn known(inner: &Shared, top: &Digest, names: &[String]) -> Result<Option<
         return Ok(None);
     };
     let (store, names, target) = (Arc::clone(&inner.store), names.to_vec(), id.clone());
-    let there = blocking(move || store.add_names(&target, &names)).await?;
+    let there = blocking(move || store.add_names(&target, &names, Giver::Pull)).await?;
     Ok(there.then(|| ImageId::from_digest(&id)))
 }
 

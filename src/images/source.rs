@@ -3,6 +3,7 @@
 
 use super::digest::Digest;
 use super::error::ImageError;
+use super::index::Served;
 use super::manifest::{Descriptor, MAX_MANIFEST};
 use super::pull::blocking;
 use super::registry::{Blob, Session};
@@ -179,6 +180,16 @@ impl Stream<'_> {
         }
     }
 
+    /// What has been read to its end, and who has served it; None: files of this machine.
+    pub(super) fn served(&self) -> Option<Served> {
+        match self {
+            Self::Registry(blob, descriptor) => {
+                Some(Served { blob: descriptor.digest.clone(), host: blob.served_by() })
+            }
+            Self::Local(_) => None,
+        }
+    }
+
     /// How often they had to be asked for again.
     pub(super) fn asked_again(&self) -> u32 {
         match self {
@@ -278,7 +289,7 @@ mod tests {
     fn wanted(content: &Content, manifest: &Digest) -> Wanted {
         let size = content.manifests[manifest.as_str()].1.len();
         let top = Descriptor::new(manifest.clone(), u64::try_from(size).unwrap());
-        Wanted { what: "x".into(), top, document: None, names: vec!["r.example/x:t".into()] }
+        Wanted { what: "x".into(), top, document: None, names: vec!["r.example/x:t".into()], caller: None }
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -23,9 +23,15 @@ pub(crate) struct State {
     pub(crate) images: BTreeMap<String, Entry>,
     /// Tags and `name@digest`.
     pub(crate) names: BTreeMap<String, String>,
+    /// The order in which names were given.
+    pub(crate) ages: HashMap<String, u64>,
     /// Layers by key.
     pub(crate) layers: HashMap<String, LayerRecord>,
 }
+
+/// Names of one image that pulls may give it. Each goes into lists of images, whose size is limited; real ones have a few,
+/// a repository with a tag for each build that changes nothing some dozens.
+pub(crate) const MAX_NAMES: usize = 100;
 
 impl State {
     /// Builds the snapshot of an index.
@@ -33,6 +39,7 @@ impl State {
         let mut state = Self {
             images: BTreeMap::new(),
             names: contents.names.into_iter().collect(),
+            ages: contents.ages.into_iter().collect(),
             layers: contents.layers.into_iter().collect(),
         };
         for (id, record, config) in contents.images {
@@ -83,6 +90,48 @@ impl State {
         }
     }
 
+    /// Points a name to an image; the one that loses it. The place in the order of names is that of the latest.
+    pub(crate) fn name(&mut self, name: &str, id: &str) -> Option<String> {
+        let age = self.next_age();
+        self.ages.insert(name.to_owned(), age);
+        self.names.insert(name.to_owned(), id.to_owned()).filter(|loser| loser != id)
+    }
+
+    /// Forgets a name.
+    pub(crate) fn forget(&mut self, name: &str) {
+        self.names.remove(name);
+        self.ages.remove(name);
+    }
+
+    /// The place of the next name in the order of names.
+    pub(crate) fn next_age(&self) -> u64 {
+        self.ages.values().max().map_or(1, |age| age.saturating_add(1))
+    }
+
+    /// The names of an image that go when `fresh` come, so that it has no more than [`MAX_NAMES`]: of the repository that
+    /// has the most the oldest tag, then the oldest digest. No more go than come, and none that is pinned.
+    pub(crate) fn surplus(&self, id: &str, fresh: &[&String], pinned: &BTreeSet<String>) -> Vec<String> {
+        let mut own: Vec<&String> =
+            self.names.iter().filter(|(name, t)| *t == id && !fresh.contains(name)).map(|(n, _)| n).collect();
+        let over = (own.len() + fresh.len()).saturating_sub(MAX_NAMES).min(fresh.len());
+        let mut gone = Vec::new();
+        for _ in 0..over {
+            let size = |name: &str| {
+                let repository = repository(name);
+                own.iter().chain(fresh).filter(|other| self::repository(other) == repository).count()
+            };
+            let oldest = own.iter().enumerate().filter(|(_, name)| !pinned.contains(**name)).min_by_key(
+                |(_, name)| {
+                    let age = self.ages.get(**name).copied().unwrap_or_default();
+                    (std::cmp::Reverse(size(name)), name.contains('@'), age)
+                },
+            );
+            let Some((at, _)) = oldest else { break };
+            gone.push(own.remove(at).clone());
+        }
+        gone
+    }
+
     /// Listed images in the order of their ids.
     pub(crate) fn listed(&self) -> impl Iterator<Item = &Arc<Image>> {
         self.images.values().filter(|e| e.record.presence == Presence::Listed).map(|e| &e.image)
@@ -124,6 +173,14 @@ impl State {
     pub(crate) fn referenced(&self) -> BTreeSet<String> {
         let keys = |e: &Entry| keys(&e.record);
         self.images.values().flat_map(keys).collect()
+    }
+}
+
+/// A name without its tag or digest.
+fn repository(name: &str) -> &str {
+    match name.split_once('@') {
+        Some((repository, _)) => repository,
+        None => name.rsplit_once(':').map_or(name, |(repository, _)| repository),
     }
 }
 
@@ -182,6 +239,25 @@ mod tests {
         for missing in ["", "sha256:", "ac", "sha256:ff", &"c".repeat(64)] {
             assert!(id(missing).is_err(), "{missing}");
         }
+    }
+
+    #[test]
+    fn the_oldest_tag_of_the_repository_with_the_most_goes() {
+        let mut state = State::default();
+        state.name("victim.example/x:t", "id");
+        (0..MAX_NAMES - 2).for_each(|n| drop(state.name(&format!("evil.example/x:{n}"), "id")));
+        state.name("evil.example/x@sha256:0", "id");
+        let fresh = |n: usize| -> Vec<String> { (0..n).map(|n| format!("evil.example/x:new{n}")).collect() };
+        let surplus = |state: &State, fresh: &[String], pinned: &[&str]| {
+            let pinned = pinned.iter().map(|&name| name.to_owned()).collect();
+            state.surplus("id", &fresh.iter().collect::<Vec<_>>(), &pinned)
+        };
+        assert!(surplus(&state, &[], &[]).is_empty());
+        assert_eq!(surplus(&state, &fresh(2), &[]), ["evil.example/x:0", "evil.example/x:1"]);
+        assert_eq!(surplus(&state, &fresh(1), &["evil.example/x:0"]), ["evil.example/x:1"]);
+        // What is more than that by other ways stays so.
+        (0..200).for_each(|n| drop(state.name(&format!("loaded.example/x:{n}"), "id")));
+        assert_eq!(surplus(&state, &fresh(1), &[]), ["loaded.example/x:0"]);
     }
 
     #[test]

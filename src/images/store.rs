@@ -8,7 +8,7 @@
 //! Locks: `writer` (disk changes, one after the other) before `leases` (counts) before `state` (a pointer swap).
 
 use super::error::ImageError;
-use super::index::{Change, ImageRecord, Index, LayerRecord, Presence};
+use super::index::{Change, ImageRecord, Index, LayerRecord, Presence, Served};
 use super::staging::{Staging, fresh};
 use super::state::{Entry, State, keys};
 use super::unpack::{Unpacked, remove_tree};
@@ -59,6 +59,37 @@ pub(crate) struct NewImage {
     pub(crate) config: Vec<u8>,
     /// Tags, and `name@digest` of what a reference pointed to.
     pub(crate) names: Vec<String>,
+    pub(crate) giver: Giver,
+}
+
+/// Who gives an image its names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Giver {
+    /// Whoever may pull: up to [`MAX_NAMES`](super::state::MAX_NAMES).
+    Pull,
+    /// The node's root, from files.
+    Root,
+}
+
+/// What giving names to an image changes.
+struct Named {
+    /// Images that lost a name to it.
+    losers: Vec<String>,
+    changes: Vec<NameChange>,
+}
+
+enum NameChange {
+    Put(String, u64),
+    Drop(String),
+}
+
+impl NameChange {
+    fn of<'a>(&'a self, id: &'a str) -> Change<'a> {
+        match self {
+            Self::Put(name, age) => Change::PutName(name, id, *age),
+            Self::Drop(name) => Change::DropName(name),
+        }
+    }
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -143,7 +174,7 @@ impl Store {
             self.index.commit(&changes)?;
         }
         state.images.retain(|id, _| !broken.contains(id));
-        state.names.retain(|name, _| !names.contains(name));
+        names.iter().for_each(|name| state.forget(name));
         self.publish(state);
         for key in &lost {
             // A directory without `fs` inside.
@@ -213,13 +244,15 @@ impl Store {
         key: &str,
         staging: Staging,
         unpacked: &Unpacked,
+        served: Option<Served>,
     ) -> Result<(), ImageError> {
         let _writer = lock(&self.writer);
         if self.state().layers.contains_key(key) {
             return Ok(());
         }
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let record = LayerRecord { bytes: unpacked.bytes, inodes: unpacked.inodes, since };
+        let served = served.into_iter().collect();
+        let record = LayerRecord { bytes: unpacked.bytes, inodes: unpacked.inodes, since, served };
         staging.publish(&self.layer_dir(key))?;
         if let Err(error) = self.index.commit(&[Change::PutLayer(key, &record, &unpacked.implied)]) {
             self.discard(&self.layer_dir(key))?;
@@ -228,6 +261,18 @@ impl Store {
         let mut state = (*self.state()).clone();
         state.layers.insert(key.to_owned(), record);
         self.publish(state);
+        Ok(())
+    }
+
+    /// Remembers that a blob was seen to unpack to a layer that is here, and who served it.
+    pub(crate) fn add_served(&self, key: &str, served: Served) -> Result<(), ImageError> {
+        let _writer = lock(&self.writer);
+        let mut state = (*self.state()).clone();
+        let Some(record) = state.layers.get_mut(key) else { return Ok(()) };
+        if record.add_served(served) {
+            self.index.commit(&[Change::PutLayer(key, record, &[])])?;
+            self.publish(state);
+        }
         Ok(())
     }
 
@@ -242,15 +287,12 @@ impl Store {
                 reason: format!("layer {key} is absent"),
             });
         }
+        let mut state = (*state).clone();
+        let Named { losers, changes: named } = self.name(&mut state, &new.id, &new.names, new.giver);
         let mut changes =
             vec![Change::PutImage(&new.id, &new.record), Change::PutConfig(&new.id, &new.config)];
-        changes.extend(new.names.iter().map(|name| Change::PutName(name, &new.id)));
+        changes.extend(named.iter().map(|change| change.of(&new.id)));
         self.index.commit(&changes)?;
-        let mut state = (*state).clone();
-        let mut losers = Vec::new();
-        for name in &new.names {
-            losers.extend(state.names.insert(name.clone(), new.id.clone()).filter(|old| *old != new.id));
-        }
         state.put(&new.id, Arc::new(new.record), file, &self.pinned);
         for loser in losers {
             state.rename(&loser, &self.pinned);
@@ -261,26 +303,45 @@ impl Store {
     }
 
     /// Gives a listed image further names; false: it is not there any more.
-    pub(crate) fn add_names(&self, id: &str, names: &[String]) -> Result<bool, ImageError> {
+    pub(crate) fn add_names(&self, id: &str, names: &[String], giver: Giver) -> Result<bool, ImageError> {
         let _writer = lock(&self.writer);
         let mut state = (*self.state()).clone();
         if state.images.get(id).is_none_or(|e| e.record.presence != Presence::Listed) {
             return Ok(false);
         }
-        let fresh: Vec<&String> =
-            names.iter().filter(|n| state.names.get(*n).is_none_or(|known| known != id)).collect();
-        if fresh.is_empty() {
+        let Named { losers, changes } = self.name(&mut state, id, names, giver);
+        if changes.is_empty() {
             return Ok(true);
         }
-        self.index.commit(&fresh.iter().map(|name| Change::PutName(name, id)).collect::<Vec<_>>())?;
-        for name in fresh {
-            if let Some(loser) = state.names.insert(name.clone(), id.to_owned()) {
-                state.rename(&loser, &self.pinned);
-            }
+        self.index.commit(&changes.iter().map(|change| change.of(id)).collect::<Vec<_>>())?;
+        for loser in losers {
+            state.rename(&loser, &self.pinned);
         }
         state.rename(id, &self.pinned);
         self.publish(state);
         Ok(true)
+    }
+
+    /// Gives an image those of the names that it has not, and takes from it what is too many then.
+    fn name(&self, state: &mut State, id: &str, names: &[String], giver: Giver) -> Named {
+        let fresh: Vec<&String> =
+            names.iter().filter(|n| state.names.get(*n).is_none_or(|known| known != id)).collect();
+        let surplus = match giver {
+            Giver::Pull => state.surplus(id, &fresh, &self.pinned),
+            Giver::Root => Vec::new(),
+        };
+        let mut named = Named { losers: Vec::new(), changes: Vec::new() };
+        for name in surplus {
+            tracing::info!(image = id, name, "an image has too many names, its oldest goes");
+            state.forget(&name);
+            named.changes.push(NameChange::Drop(name));
+        }
+        for name in fresh {
+            let age = state.next_age();
+            named.losers.extend(state.name(name, id));
+            named.changes.push(NameChange::Put(name.clone(), age));
+        }
+        named
     }
 
     /// Removes an image with all its names. While containers hold it, its record stays unlisted, so that their layers
@@ -295,7 +356,7 @@ impl Store {
             let mut changes: Vec<Change<'_>> = names.iter().map(|n| Change::DropName(n)).collect();
             let mut state = (*old).clone();
             for name in &names {
-                state.names.remove(*name);
+                state.forget(name);
             }
             let record = ImageRecord { presence: Presence::Removed, ..(*entry.record).clone() };
             if leases.images.contains_key(id) {

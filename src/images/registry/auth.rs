@@ -53,6 +53,18 @@ pub(super) enum Secret {
     Registry(String),
 }
 
+impl Secret {
+    /// All of it, for a digest.
+    pub(super) fn parts(&self) -> [&str; 3] {
+        match self {
+            Self::Anonymous => ["anonymous", "", ""],
+            Self::Password { username, password } => ["password", username, password],
+            Self::Identity(token) => ["identity", token, ""],
+            Self::Registry(token) => ["registry", token, ""],
+        }
+    }
+}
+
 impl Credentials {
     /// The secret for a host of the image's `registry`: by default that registry only, never a mirror; with a server
     /// address only where it names the registry or the host itself.

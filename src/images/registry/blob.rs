@@ -106,6 +106,14 @@ impl<'s> Blob<'s> {
         self.stream.as_ref().map(|stream| self.session.host(stream.host).name()).unwrap_or_default()
     }
 
+    /// Where all of the bytes came from; empty: several hosts.
+    pub(crate) fn served_by(&self) -> String {
+        match self.served.as_slice() {
+            [one] => self.session.host(*one).base().to_string(),
+            _ => String::new(),
+        }
+    }
+
     /// How often a host was asked again, or the next one.
     pub(crate) fn asked_again(&self) -> u32 {
         self.asked_again

@@ -158,6 +158,11 @@ impl HostClient {
         auth::authority(&self.host.base)
     }
 
+    /// The secret that it gets.
+    pub(super) fn secret(&self) -> &Secret {
+        &self.secret.0
+    }
+
     /// The image's repository at this host.
     pub(super) fn repository(&self) -> &str {
         &self.repository

@@ -246,6 +246,54 @@ impl Session {
         if left == 0 { Ok(chunks) } else { Err(wrong()) }
     }
 
+    /// Tells who asks: the repository, the hosts, and the secret that each gets.
+    pub(crate) fn tell_caller(&self, tell: &mut dyn FnMut(&[u8])) {
+        tell(self.reference.registry().as_bytes());
+        tell(self.reference.repository().as_bytes());
+        for client in &self.hosts {
+            tell(client.base().as_str().as_bytes());
+            tell(client.repository().as_bytes());
+            for part in client.secret().parts() {
+                tell(part.as_bytes());
+            }
+        }
+    }
+
+    /// Whether a host lets this caller have a blob that it has served to this node before: it knows the bytes, so its word
+    /// counts. False: the blob has to be fetched to know.
+    pub(crate) async fn grants(&self, blob: &Descriptor, has_served: impl Fn(&str) -> bool) -> bool {
+        for index in self.blob_hosts() {
+            let client = &self.hosts[index];
+            if has_served(client.base().as_str()) && self.grants_at(client, blob).await {
+                return true;
+            }
+        }
+        false
+    }
+
+    async fn grants_at(&self, host: &HostClient, blob: &Descriptor) -> bool {
+        let what = blob.digest.as_str();
+        let url = self.url(host, Kind::Blob, what);
+        let head = Request { method: Method::HEAD, url, accept: "*/*", from: 0, end: None, what };
+        let Ok(answer) = host.send(&head).await else { return false };
+        let status = answer.response.status();
+        if status.is_success() && length(&answer.response) == Some(blob.size) {
+            return true;
+        }
+        // Storage services behind redirects may know GET only, and some registries have no HEAD.
+        let no_head = status.is_success() || matches!(status.as_u16(), 400 | 405 | 501);
+        if answer.led_to.is_none() && !no_head {
+            return false;
+        }
+        let first = Request { method: Method::GET, end: Some(1), ..head };
+        let Ok(answer) = host.send(&first).await else { return false };
+        match answer.response.status().as_u16() {
+            200 => length(&answer.response) == Some(blob.size),
+            206 => range_total(&answer.response) == Some(blob.size),
+            _ => false,
+        }
+    }
+
     /// Whether the blob is large enough to be fetched in parts side by side.
     pub(super) fn in_parts(&self, descriptor: &Descriptor) -> bool {
         self.parts_from.is_some_and(|from| descriptor.size >= from && descriptor.size > PART)
@@ -368,6 +416,10 @@ fn described(response: &Response, known: Option<&Digest>) -> Option<Descriptor> 
 /// What the header says, also where no body follows.
 fn length(response: &Response) -> Option<u64> {
     response.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn range_total(response: &Response) -> Option<u64> {
+    response.headers().get(header::CONTENT_RANGE)?.to_str().ok()?.rsplit('/').next()?.trim().parse().ok()
 }
 
 fn range_start(response: &Response) -> Option<u64> {

@@ -9,6 +9,7 @@ mod full;
 mod hostile;
 mod mirrors;
 mod reach;
+mod rights;
 pub(super) mod server;
 mod sharing;
 mod signatures;

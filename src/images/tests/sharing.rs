@@ -6,7 +6,7 @@ use crate::images::{ImageError, Images};
 use std::path::Path;
 
 /// Waits for the background to get there; each turn gives way to it.
-async fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub(super) async fn until(what: &str, mut done: impl FnMut() -> bool) {
     let patience = std::time::Instant::now() + std::time::Duration::from_secs(20);
     while !done() {
         assert!(std::time::Instant::now() < patience, "{what}");
@@ -25,7 +25,8 @@ fn stalling(content: &Content) -> Server {
 
 fn layer_asks(server: &Server, content: &Content) -> usize {
     let layer = |d: &str| content.blobs.get(d).is_some_and(|b| b[0] != b'{');
-    server.asks().iter().filter(|a| a.path.rsplit('/').next().is_some_and(layer)).count()
+    let fetched = |a: &&super::server::Ask| a.method == "GET" && a.path.rsplit('/').next().is_some_and(layer);
+    server.asks().iter().filter(fetched).count()
 }
 
 #[tokio::test(flavor = "multi_thread")]

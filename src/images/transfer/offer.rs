@@ -49,7 +49,7 @@ impl Offer {
         let names = self.names();
         let called = names.first().map_or(self.top.digest.as_str(), String::as_str);
         let what = format!("{called} in {}", self.source.name());
-        let wanted = Wanted { what, top: self.top, document: None, names: names.clone() };
+        let wanted = Wanted { what, top: self.top, document: None, names: names.clone(), caller: None };
         let id = bring(inner, &Source::Local(self.source), wanted).await?;
         tracing::info!(%id, ?names, "loaded");
         Ok(Loaded { id, names })

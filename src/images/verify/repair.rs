@@ -68,7 +68,7 @@ pub(super) async fn layer(inner: &Shared, diff_id: &Digest) -> Result<(), ImageE
             stage(inner, &source, diff_id, &blob, &progress).await
         };
         match fetched.await {
-            Ok((staging, unpacked)) => {
+            Ok((staging, unpacked, _)) => {
                 let (store, key) = (Arc::clone(&inner.store), diff_id.hex().to_owned());
                 blocking(move || store.replace_layer(&key, staging, &unpacked)).await?;
                 PullStats::add(&inner.stats.layers, 1);

@@ -1,0 +1,105 @@
+//! Who has proved what: that a registry has shown a caller, with the credentials of that pull, the bytes of something, or
+//! the right to them. What is on the node is given to nobody else. In memory, bounded, and without a secret in it: a caller
+//! is a keyed digest, whose key is this process's own.
+
+use super::digest::Digest;
+use super::error::ImageError;
+use super::registry::Session;
+use ring::hmac;
+use std::collections::{HashSet, VecDeque};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+/// Proofs remembered, 2 MiB of them: some 2000 images of 8 layers. Of one that is forgotten the registry is asked again.
+const MAX_PROOFS: usize = 16_384;
+
+/// A repository with the hosts that serve it and the credentials that each gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Caller([u8; 32]);
+
+/// What is remembered.
+#[derive(Debug)]
+pub(crate) struct Proofs {
+    key: hmac::Key,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    proofs: HashSet<[u8; 32]>,
+    oldest_first: VecDeque<[u8; 32]>,
+}
+
+impl Proofs {
+    pub(crate) fn new() -> Result<Self, ImageError> {
+        let mut secret = [0; 32];
+        let mut filled = 0;
+        while filled < secret.len() {
+            filled += rustix::rand::getrandom(&mut secret[filled..], rustix::rand::GetRandomFlags::empty())
+                .map_err(|e| {
+                ImageError::io("read random bytes for", Path::new("the proofs of pulls"), e)
+            })?;
+        }
+        Ok(Self { key: hmac::Key::new(hmac::HMAC_SHA256, &secret), known: Mutex::default() })
+    }
+
+    /// The caller of a pull.
+    pub(crate) fn caller(&self, session: &Session) -> Caller {
+        let mut context = hmac::Context::with_key(&self.key);
+        session.tell_caller(&mut |part: &[u8]| {
+            // With its length, or two parts could be read as two others.
+            context.update(&part.len().to_be_bytes());
+            context.update(part);
+        });
+        Caller(bytes(context.sign()))
+    }
+
+    fn proof(&self, caller: &Caller, digest: &Digest) -> [u8; 32] {
+        bytes(hmac::sign(&self.key, &[&caller.0[..], digest.as_str().as_bytes()].concat()))
+    }
+
+    /// Whether the caller may have what `digest` names.
+    pub(crate) fn has(&self, caller: &Caller, digest: &Digest) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.proofs.contains(&self.proof(caller, digest))
+    }
+
+    /// Remembers that the caller may have what `digest` names.
+    pub(crate) fn put(&self, caller: &Caller, digest: &Digest) {
+        let proof = self.proof(caller, digest);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.proofs.insert(proof) {
+            known.oldest_first.push_back(proof);
+        }
+        if known.oldest_first.len() > MAX_PROOFS
+            && let Some(oldest) = known.oldest_first.pop_front()
+        {
+            known.proofs.remove(&oldest);
+        }
+    }
+}
+
+fn bytes(tag: hmac::Tag) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    // HMAC-SHA256 has as many.
+    bytes.copy_from_slice(&tag.as_ref()[..32]);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proofs_are_one_callers_and_the_oldest_go() {
+        let proofs = Proofs::new().unwrap();
+        let digest = |n: usize| Digest::sha256(&n.to_be_bytes());
+        let (one, other) = (Caller([1; 32]), Caller([2; 32]));
+        proofs.put(&one, &digest(0));
+        assert!(proofs.has(&one, &digest(0)) && !proofs.has(&other, &digest(0)));
+        (1..=MAX_PROOFS).for_each(|n| proofs.put(&one, &digest(n)));
+        assert!(!proofs.has(&one, &digest(0)) && proofs.has(&one, &digest(1)));
+        let known = proofs.known.lock().unwrap();
+        assert_eq!((known.proofs.len(), known.oldest_first.len()), (MAX_PROOFS, MAX_PROOFS));
+    }
+}

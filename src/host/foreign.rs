@@ -216,7 +216,9 @@ impl Progress {
 
     fn note(&self, place: usize, patience: Duration) {
         if let Some(job) = self.shared.lock().running.get_mut(&self.number) {
-            (job.at, job.since, job.patience) = (place, Instant::now(), patience);
+            let given_up = job.patience.is_zero();
+            job.patience = if given_up { Duration::ZERO } else { patience };
+            (job.at, job.since) = (place, Instant::now());
         }
     }
 }
@@ -365,11 +367,16 @@ impl Foreign {
         match tokio::time::timeout_at(until, told).await {
             Ok(Ok(result)) => Ok(result),
             Ok(Err(_)) => Err(ForeignError::Panicked { path: first }),
-            Err(_) => Err(ForeignError::Silent {
-                path: self.0.lock().running.get(&number).map_or(first, |job| job.place().to_owned()),
-                limit: asked.limit,
-            }),
+            Err(_) => Err(ForeignError::Silent { path: self.given_up(number, first), limit: asked.limit }),
         }
+    }
+
+    /// Nobody waits for the job any more: from now on it hangs. Where it is; `first` if it has just ended.
+    fn given_up(&self, number: u64, first: PathBuf) -> PathBuf {
+        let mut jobs = self.0.lock();
+        let Some(job) = jobs.running.get_mut(&number) else { return first };
+        job.patience = Duration::ZERO;
+        job.place().to_owned()
     }
 
     async fn entry(&self, asked: &Asked, until: tokio::time::Instant) -> Result<Entry, ForeignError> {

@@ -80,7 +80,8 @@ async fn what_is_written_to_a_pods_files_is_bounded_counted_and_its_own() {
     let second = node.create(&pod, &node.pod("fills"), container("second", &[])).await.unwrap();
     node.start(&second).await.unwrap();
     let sizes = ["sh", "-c", "wc -c /etc/resolv.conf /etc/hostname /etc/hosts | tail -1"];
-    assert!(node.output(&second, &sizes).await.starts_with(&format!("{total} ")));
+    let words = node.output(&second, &sizes).await;
+    assert_eq!(words.split_whitespace().next(), Some(total.to_string().as_str()), "{words}");
     assert!(node.layer_of(&id, before + (200 << 10)).await.timestamp >= layer.timestamp);
     assert!(used(&node.layer(&second).await.unwrap()).0 < 200 << 10);
     node.finish().await;

@@ -9,6 +9,7 @@ pub mod cgroups;
 pub mod command;
 pub mod criu;
 pub mod devices;
+pub mod doorway;
 pub mod foreign;
 pub mod interfaces;
 pub mod kernel;

@@ -1,5 +1,9 @@
 //! The HTTP listener: `/metrics` in Prometheus' text format and `/healthz`. Knows nothing else.
+//!
+//! A connection is for one request and has one deadline, whatever its client does. When all places are taken the oldest
+//! connection goes, so that clients which do not read never silence `/healthz`.
 
+use crate::host::doorway::Doorway;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -8,15 +12,20 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{Encoder as _, Registry, TextEncoder};
 use std::convert::Infallible;
-use std::sync::Arc;
-use std::time::Duration;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, TcpStream};
 
-/// Time for a client to send its request's head: a scraper sends it at once.
-const HEADER_WAIT: Duration = Duration::from_secs(10);
-/// Scrapes at once; more are left waiting in the kernel's backlog.
-const MAX_CONNECTIONS: usize = 16;
+/// Time for a connection, from its accept to the last byte that its client takes: a scraper's own limit is 10 s.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
+/// Connections at once; one more, and the oldest goes.
+const MAX_CONNECTIONS: usize = 32;
+/// Head of a request, bytes: the smallest that hyper takes.
+const MAX_HEAD_BYTES: usize = 8 << 10;
+/// Headers of a request; scrapers send some ten.
+const MAX_HEADERS: usize = 64;
+/// How old the figures may be that one of many clients gets: so a crowd costs neither memory nor time by its number.
+const CROWD_AGE: Duration = Duration::from_secs(1);
 
 /// Why the listener cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -42,51 +51,167 @@ pub async fn serve(
     let listener = TcpListener::bind(address)
         .await
         .map_err(|source| MetricsError::Listen { address: address.to_owned(), source })?;
-    Ok(accept(listener, registry))
+    Ok(accept(listener, registry, CONNECTION_LIMIT))
 }
 
-async fn accept(listener: TcpListener, registry: Registry) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+async fn accept(listener: TcpListener, registry: Registry, limit: Duration) {
+    let doorway = Doorway::new(MAX_CONNECTIONS);
+    let page = Arc::new(Page { registry, doorway: doorway.clone(), last: Mutex::default() });
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else { continue };
-        let registry = registry.clone();
-        tokio::spawn(async move {
-            let _place = place;
-            let service = service_fn(move |request| {
-                let response = answer(&request, &registry);
-                async { Ok::<_, Infallible>(response) }
-            });
-            let mut server = hyper::server::conn::http1::Builder::new();
-            server.timer(TokioTimer::new()).header_read_timeout(HEADER_WAIT);
-            // A client that breaks off is its own affair.
-            let _ = server.serve_connection(TokioIo::new(stream), service).await;
-        });
-    }
-}
-
-fn answer(request: &Request<Incoming>, registry: &Registry) -> Response<Full<Bytes>> {
-    match (request.method(), request.uri().path()) {
-        (&Method::GET, "/metrics") => {
-            let mut text = Vec::new();
-            let encoder = TextEncoder::new();
-            match encoder.encode(&registry.gather(), &mut text) {
-                Ok(()) => reply(StatusCode::OK, encoder.format_type(), text),
-                Err(error) => {
-                    reply(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string().into())
-                }
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (place, pushed) = doorway.enter().await;
+                let page = page.clone();
+                tokio::spawn(async move {
+                    let _place = place;
+                    tokio::select! {
+                        // First: a request that is there is answered, however many wait.
+                        biased;
+                        () = connection(stream, page) => {}
+                        () = pushed.out() => {}
+                        () = tokio::time::sleep(limit) => {}
+                    }
+                });
             }
+            Err(error) => doorway.after_failed_accept("metrics.address", &error).await,
         }
-        (&Method::GET, "/healthz") => reply(StatusCode::OK, "text/plain", b"ok\n".to_vec()),
-        _ => reply(StatusCode::NOT_FOUND, "text/plain", b"try /metrics or /healthz\n".to_vec()),
     }
 }
 
-fn reply(status: StatusCode, kind: &str, body: Vec<u8>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    if let Ok(kind) = http::HeaderValue::from_str(kind) {
-        response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+async fn connection(stream: TcpStream, page: Arc<Page>) {
+    let service = service_fn(move |request| {
+        let response = answer(&request, &page);
+        async { Ok::<_, Infallible>(response) }
+    });
+    let mut server = hyper::server::conn::http1::Builder::new();
+    server
+        .timer(TokioTimer::new())
+        .header_read_timeout(CONNECTION_LIMIT)
+        .keep_alive(false)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .max_headers(MAX_HEADERS);
+    // A client that breaks off is its own affair.
+    let _ = server.serve_connection(TokioIo::new(stream), service).await;
+}
+
+/// The figures as text.
+struct Page {
+    registry: Registry,
+    doorway: Doorway,
+    last: Mutex<Option<(Instant, Bytes)>>,
+}
+
+impl Page {
+    fn text(&self) -> Result<Bytes, prometheus::Error> {
+        // Held while it is made, so that a crowd makes one.
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((made, text)) = &*last
+            && self.doorway.is_crowded()
+            && made.elapsed() < CROWD_AGE
+        {
+            return Ok(text.clone());
+        }
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        let text = Bytes::from(text);
+        *last = self.doorway.is_crowded().then(|| (Instant::now(), text.clone()));
+        Ok(text)
     }
+}
+
+fn answer(request: &Request<Incoming>, page: &Page) -> Response<Full<Bytes>> {
+    match (request.method(), request.uri().path()) {
+        (&Method::GET, "/metrics") => match page.text() {
+            Ok(text) => reply(StatusCode::OK, prometheus::TEXT_FORMAT, text),
+            Err(error) => reply(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string().into()),
+        },
+        (&Method::GET, "/healthz") => reply(StatusCode::OK, "text/plain", Bytes::from_static(b"ok\n")),
+        _ => {
+            let words = Bytes::from_static(b"try /metrics or /healthz\n");
+            reply(StatusCode::NOT_FOUND, "text/plain", words)
+        }
+    }
+}
+
+fn reply(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus::{IntCounterVec, Opts};
+    use std::net::SocketAddr;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A listener whose page is larger than what sockets buffer.
+    async fn listener(limit: Duration) -> SocketAddr {
+        let registry = Registry::new();
+        let many = IntCounterVec::new(Opts::new("many", "Figures."), &["number"]).unwrap();
+        registry.register(Box::new(many.clone())).unwrap();
+        for number in 0..100_000 {
+            many.with_label_values(&[&format!("{number:0100}")]).inc();
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(accept(listener, registry, limit));
+        address
+    }
+
+    async fn ask(address: SocketAddr, path: &str) -> TcpStream {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        socket.write_all(head.as_bytes()).await.unwrap();
+        socket
+    }
+
+    async fn rest(mut socket: TcpStream) -> Vec<u8> {
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(PATIENCE, socket.read_to_end(&mut answer)).await;
+        // A reset is an end, too.
+        let _ = read.expect("the listener does not answer");
+        answer
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn clients_that_never_read_do_not_silence_the_listener() {
+        // Longer than the test: nobody goes because of his deadline.
+        let address = listener(10 * PATIENCE).await;
+        let mut silent = Vec::new();
+        for number in 0..3 * MAX_CONNECTIONS {
+            silent.push(match number % 2 {
+                0 => ask(address, "/metrics").await,
+                _ => TcpStream::connect(address).await.unwrap(),
+            });
+        }
+        let answer = rest(ask(address, "/healthz").await).await;
+        assert!(answer.starts_with(b"HTTP/1.1 200 ") && answer.ends_with(b"ok\n"));
+        let answer = rest(ask(address, "/metrics").await).await;
+        assert!(answer.len() > 10 << 20, "{}", answer.len());
+        drop(silent);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_connection_ends_after_one_answer_and_at_its_deadline() {
+        let address = listener(Duration::from_millis(300)).await;
+        assert!(
+            rest(ask(address, "/healthz").await).await.ends_with(b"ok\n"),
+            "it is closed after the answer"
+        );
+        assert!(rest(TcpStream::connect(address).await.unwrap()).await.is_empty());
+        // One that asks, and takes nothing until the deadline is over, does not get everything.
+        let mut slow = ask(address, "/metrics").await;
+        let ended = async {
+            // The server's end is seen by what cannot be written to it any more.
+            while slow.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, ended).await.unwrap();
+    }
 }

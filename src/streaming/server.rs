@@ -11,6 +11,7 @@ use super::tls::{self, Certificates, TlsError};
 use super::tokens::{self, Ticket, TokenError, Tokens};
 use super::{exec, forward, forward_channels};
 use crate::config;
+use crate::host::doorway::{Doorway, Place, Pushed};
 use bytes::Bytes;
 use http::header::{
     CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
@@ -34,7 +35,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 /// How long a client may take to close after everything was sent to it.
 pub(super) const LINGER: Duration = Duration::from_secs(5);
-/// Handshakes at once; more are left waiting in the kernel's backlog.
+/// Handshakes at once; one more, and the oldest that has shown no token has to go.
 const MAX_HANDSHAKES: usize = 256;
 /// Head of a request, bytes: the smallest that hyper takes; clients send below 1 KiB.
 const MAX_HEAD_BYTES: usize = 8 << 10;
@@ -43,8 +44,6 @@ const MAX_HEADERS: usize = 64;
 /// Connections at once that are worth a tidying up of the allocator's pages when they are gone; what fewer leave is used
 /// again.
 const CROWD: usize = 32;
-/// Pause after a failed accept: descriptors have run out, and trying at once would only burn time.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why the server cannot start, or gives no URL.
 #[derive(Debug, thiserror::Error)]
@@ -257,24 +256,21 @@ async fn accept<B: Backend>(
     listener: TcpListener,
     certificates: Option<Arc<Certificates>>,
 ) {
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let doorway = Doorway::new(MAX_HANDSHAKES);
     // Their end is the server's.
     let mut connections = JoinSet::new();
     // The most that there were since the last tidying up.
     let mut crowd = 0;
     let mut ending = std::pin::pin!(context.ending());
     loop {
-        let Ok(handshake) = handshakes.clone().acquire_owned().await else { return };
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(serve(context.clone(), stream, certificates.clone(), handshake));
+                    let place = doorway.enter().await;
+                    connections.spawn(serve(context.clone(), stream, certificates.clone(), place));
                     crowd = crowd.max(connections.len());
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "the streaming server cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+                Err(error) => doorway.after_failed_accept("streaming.address", &error).await,
             },
             Some(_) = connections.join_next() => {
                 while connections.try_join_next().is_some() {}
@@ -310,13 +306,22 @@ async fn serve<B: Backend>(
     context: Arc<Context<B>>,
     stream: TcpStream,
     certificates: Option<Arc<Certificates>>,
-    handshake: OwnedSemaphorePermit,
+    (door, pushed): (Place, Pushed),
 ) {
     // Keystrokes are small and must not wait for one another.
     let _ = stream.set_nodelay(true);
-    let shaken = tokio::time::timeout(context.settings.handshake, shake(&context, stream, certificates));
-    let Ok(Some((plan, socket, early))) = shaken.await else { return };
-    drop(handshake);
+    let shake = shake(&context, stream, certificates, &door);
+    let shaken = tokio::select! {
+        // First: what a client has sent already counts, however full the door is.
+        biased;
+        shaken = tokio::time::timeout(context.settings.handshake, shake) => shaken,
+        () = pushed.out() => {
+            context.metrics.refused("crowded");
+            return;
+        }
+    };
+    let Ok(Some((plan, socket, early))) = shaken else { return };
+    drop(door);
     let Plan { what, place: _place, open, .. } = plan;
     let (context, meter) = (&*context, open.meter());
     match what {
@@ -339,6 +344,7 @@ async fn shake<B: Backend>(
     context: &Arc<Context<B>>,
     stream: TcpStream,
     certificates: Option<Arc<Certificates>>,
+    door: &Place,
 ) -> Option<(Plan, Socket, Bytes)> {
     let socket = match certificates {
         Some(certificates) => Socket::Tls(Box::new(certificates.acceptor().accept(stream).await.ok()?)),
@@ -348,6 +354,8 @@ async fn shake<B: Backend>(
     let service = service_fn(|request| {
         let response = match answer(context, request) {
             Ok((plan, response)) => {
+                // Its token was good.
+                door.leave();
                 *planned.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan);
                 response
             }

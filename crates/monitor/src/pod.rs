@@ -27,6 +27,8 @@ const MAX_CLIENTS: usize = 16;
 
 /// After this time without anything to do, the read buffer and free heap pages go back to the kernel.
 const IDLE: Duration = Duration::from_secs(1);
+/// After a failed accept: descriptors have run out, and the poll would return at once for as long as somebody waits.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 const SIGCHLD: i32 = 17;
 const SIGPIPE: i32 = 13;
@@ -72,6 +74,8 @@ pub(crate) struct Pod {
     pub(crate) namespaces: Namespaces,
     signals: Signals,
     listener: OwnedFd,
+    /// Nobody is let in before this: descriptors have run out.
+    deaf_until: Option<Instant>,
     clients: Vec<Client>,
     pub(crate) containers: Vec<Container>,
     pub(crate) execs: Vec<Exec>,
@@ -129,6 +133,7 @@ impl Pod {
             namespaces,
             signals,
             listener,
+            deaf_until: None,
             clients: Vec::new(),
             containers: Vec::new(),
             execs: Vec::new(),
@@ -200,9 +205,12 @@ impl Pod {
     /// What has something for us. Empty when only time has passed.
     fn wait(&mut self) -> Vec<Ready> {
         let timeout = self.timeout();
-        let mut what = vec![Ready::Signals, Ready::Listener];
-        let mut fds =
-            vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
+        let mut what = vec![Ready::Signals];
+        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        if self.deaf_until.is_none() {
+            what.push(Ready::Listener);
+            fds.push(PollFd::new(&self.listener, PollFlags::IN));
+        }
         if let Some(oom) = self.oom.fd() {
             what.push(Ready::Memory);
             fds.push(PollFd::from_borrowed_fd(oom, PollFlags::IN));
@@ -275,7 +283,8 @@ impl Pod {
             Rest::Awake(since) => Some(since + IDLE),
             Rest::Asleep => None,
         };
-        let next = tails.chain(drains).chain(jobs).chain(self.shutdown.until()).chain(rest).min();
+        let next = tails.chain(drains).chain(jobs).chain(self.shutdown.until()).chain(rest);
+        let next = next.chain(self.deaf_until).min();
         next.map(|at| at.saturating_duration_since(Instant::now())).map(|left| Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(left.subsec_nanos()),
@@ -323,7 +332,16 @@ impl Pod {
     }
 
     fn accept(&mut self) {
-        while let Ok(Some(connection)) = socket::accept(self.listener.as_fd()) {
+        loop {
+            let connection = match socket::accept(self.listener.as_fd()) {
+                Ok(Some(connection)) => connection,
+                Ok(None) => return,
+                Err(error) => {
+                    self.diary.note(format!("cannot accept a connection: {error}"));
+                    self.deaf_until = Some(Instant::now() + ACCEPT_PAUSE);
+                    return;
+                }
+            };
             let known = socket::peer(connection.as_fd())
                 .is_ok_and(|peer| peer.uid == 0 || peer.uid == rustix::process::geteuid().as_raw());
             if known && self.clients.len() < MAX_CLIENTS {
@@ -388,6 +406,7 @@ impl Pod {
 
     /// Everything whose time has come.
     fn expire(&mut self, now: Instant) {
+        self.deaf_until = self.deaf_until.filter(|until| *until > now);
         for container in &mut self.containers {
             for stream in &mut container.streams {
                 stream.expire(now, container.log.as_mut(), container.max_line);

@@ -80,6 +80,39 @@ async fn a_slow_handshake_is_cut_off() {
     .unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stalled_handshakes_do_not_delay_a_client_with_a_token() {
+    for tls in [false, true] {
+        let config = crate::config::Streaming { tls, ..Default::default() };
+        // Longer than the test: nobody goes because of his time.
+        let node = node_with(config, Settings { handshake: 10 * PATIENCE, ..durations() }).await;
+        let mut stalled = Vec::new();
+        for _ in 0..600 {
+            let mut socket = node.connect().await;
+            socket.write_all(b"GET /").await.unwrap();
+            stalled.push(socket);
+        }
+        let served = async {
+            if tls {
+                // Its hello is not one: what matters is that it is answered.
+                let mut socket = node.connect().await;
+                socket.write_all(b"POST / HTTP/1.1\r\n\r\n").await.unwrap();
+                let _ = socket.read_to_end(&mut Vec::new()).await;
+            } else {
+                let mut client = node.spdy(&node.exec(&["cat"], PLAIN), &["v4.channel.k8s.io"]).await;
+                open(&mut client, PLAIN, false).await;
+                // The door is full of others again, and this one is not of them any more.
+                for _ in 0..300 {
+                    stalled.push(node.connect().await);
+                }
+                client.data(STDIN, 1, b"hello").await;
+                assert_eq!(finish(&mut client).await.stdout, b"hello");
+            }
+        };
+        tokio::time::timeout(PATIENCE, served).await.expect("others' handshakes are waited for");
+    }
+}
+
 #[tokio::test]
 async fn a_slow_tls_handshake_is_cut_off() {
     let config = crate::config::Streaming { tls: true, ..Default::default() };

@@ -176,6 +176,9 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if config.containers.host_path_seconds == 0 {
         return value("containers.host_path_seconds", "must be at least 1".into());
     }
+    if config.containers.exec_memory_bytes < 1 << 20 {
+        return value("containers.exec_memory_bytes", "must be at least 1048576".into());
+    }
     if config.containers.usage_period_seconds == 0 {
         return value("containers.usage_period_seconds", "must be at least 1".into());
     }

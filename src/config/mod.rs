@@ -194,6 +194,12 @@ pub struct Containers {
     /// `grpc.max_message_bytes` is cut to fit.
     /// Unit: bytes.
     pub exec_output_bytes: usize,
+    /// What all ExecSync calls hold of their output together, until their clients have it. Half of it is for shares of
+    /// 32 KiB, one a call, which nobody else can take: with the default 1024 calls at once, 256 in one pod; more are
+    /// answered ResourceExhausted. From the other half comes what a call has beyond its share; when it is taken, output
+    /// is cut as at `exec_output_bytes`, and the command goes on.
+    /// Unit: bytes, at least 1 MiB.
+    pub exec_memory_bytes: usize,
     /// How long an ExecSync that has ended waits for output which a child of it still holds open. An exec with streams
     /// passes such output on until it was silent for this long.
     /// Unit: seconds.
@@ -480,6 +486,8 @@ impl Default for Containers {
             log_line_bytes: 16 << 10,
             pids_limit: 0,
             exec_output_bytes: 16 << 20,
+            // Four of the longest answers, or a share for each of more probes than a node of 110 pods runs at once.
+            exec_memory_bytes: 64 << 20,
             exec_drain_seconds: 2,
             host_path_seconds: 110,
             shm_bytes: 64 << 20,

@@ -8,7 +8,7 @@ use crate::model::{
     ContainerSpec, IdMapping, Mount, MountSource, NamespaceMode, Namespaces, PodName, Propagation, Resources,
     SandboxSpec, Timestamp, UserNamespace,
 };
-use crate::sandbox::{ContainerSnapshot, ContainerState, Output, PodSnapshot, SandboxState};
+use crate::sandbox::{ContainerSnapshot, ContainerState, Output, OutputHold, PodSnapshot, SandboxState};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
@@ -25,7 +25,7 @@ const EXEC_ANSWER_OVERHEAD: usize = 3 + 3 * 10;
 
 /// An ExecSync answer that fits a message of `limit` bytes: the tail of the longer stream goes first, so that a short
 /// error message beside a long listing stays whole. gRPC would refuse the whole answer, exit code included.
-pub(super) fn output(mut output: Output, limit: usize) -> pb::ExecSyncResponse {
+pub(super) fn output(mut output: Output, limit: usize) -> (pb::ExecSyncResponse, OutputHold) {
     let room = limit.saturating_sub(EXEC_ANSWER_OVERHEAD);
     let shorter = output.stdout.len().min(output.stderr.len()).min(room / 2);
     for stream in [&mut output.stdout, &mut output.stderr] {
@@ -33,7 +33,8 @@ pub(super) fn output(mut output: Output, limit: usize) -> pb::ExecSyncResponse {
     }
     let left = room - output.stdout.len();
     output.stderr.truncate(left);
-    pb::ExecSyncResponse { stdout: output.stdout, stderr: output.stderr, exit_code: output.exit_code }
+    let Output { stdout, stderr, exit_code, hold } = output;
+    (pb::ExecSyncResponse { stdout, stderr, exit_code }, hold)
 }
 
 pub(super) fn sandbox_metadata(name: &PodName) -> pb::PodSandboxMetadata {

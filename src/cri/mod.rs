@@ -7,6 +7,7 @@ mod deadline;
 pub mod decode;
 mod encode;
 mod events;
+mod holding;
 mod image;
 mod info;
 mod lists;

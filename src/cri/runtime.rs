@@ -4,7 +4,7 @@ use super::chunks::{Chunks, chunks};
 use super::proto as pb;
 use super::proto::runtime_service_server::RuntimeService;
 use super::status::status;
-use super::{checkpoint, decode, encode, events, info, pod_metrics, stats, streaming};
+use super::{checkpoint, decode, encode, events, holding, info, pod_metrics, stats, streaming};
 use crate::host::cgroups::Driver;
 use crate::metrics::Rpcs;
 use crate::model::{ContainerId, ImageRequest, SandboxId};
@@ -283,7 +283,7 @@ impl RuntimeService for Runtime {
             let output = own(self.pods.exec_sync(&r.container_id, r.cmd, timeout).await)?;
             Ok(encode::output(output, self.pods.node().config.grpc.max_message_bytes))
         };
-        self.rpcs.observe("ExecSync", answer).await
+        Ok(holding::until_sent(self.rpcs.observe("ExecSync", answer).await?))
     }
 
     async fn container_stats(

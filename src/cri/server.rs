@@ -1,17 +1,19 @@
 //! The CRI socket: opened with its mode and group, served until told to end. Owns the socket file.
 
 use super::deadline::DeadlineLayer;
+use super::holding::HoldingLayer;
 use super::image::Image;
 use super::proto::image_service_server::ImageServiceServer;
 use super::proto::runtime_service_server::RuntimeServiceServer;
 use super::runtime::Runtime;
 use crate::config::Config;
+use crate::host::doorway;
 use crate::host::listeners::{self, Owner, Place};
 use std::future::Future;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::Stream;
 use tonic::service::Routes;
 
 /// Why the socket cannot be served.
@@ -89,6 +91,7 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let limit = config.grpc.max_message_bytes;
     let router = tonic::transport::Server::builder()
+        .layer(HoldingLayer)
         .layer(DeadlineLayer)
         .add_routes(beside)
         .add_service(
@@ -100,11 +103,23 @@ pub async fn serve(
             ImageServiceServer::new(image).max_decoding_message_size(limit).max_encoding_message_size(limit),
         );
     let served = tokio::select! {
-        served = router.serve_with_incoming(UnixListenerStream::new(listener)) => served,
+        served = router.serve_with_incoming(connections(listener)) => served,
         // Calls in flight are not waited for: their work is recorded and the next daemon takes it up.
         () = end => Ok(()),
     };
     // The next daemon replaces a socket that is still there.
     let _ = std::fs::remove_file(&config.grpc.socket);
     Ok(served?)
+}
+
+/// Who connects. tonic itself would try again without end, at once, when descriptors have run out.
+fn connections(listener: UnixListener) -> impl Stream<Item = std::io::Result<UnixStream>> {
+    futures_util::stream::unfold(listener, |listener| async move {
+        loop {
+            match listener.accept().await {
+                Ok((connection, _)) => return Some((Ok(connection), listener)),
+                Err(error) => doorway::after_failed_accept("grpc.socket", &error).await,
+            }
+        }
+    })
 }

@@ -92,6 +92,7 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::Unsupported(_) => Code::Unimplemented,
         SandboxError::ExecTimeout { .. } | SandboxError::StepTimeout { .. } => Code::DeadlineExceeded,
         SandboxError::Unkillable { .. } => Code::DeadlineExceeded,
+        SandboxError::TooManyExecs { .. } | SandboxError::TooLongToList { .. } => Code::ResourceExhausted,
         SandboxError::MonitorLost(_) => Code::FailedPrecondition,
         SandboxError::StartUnseen(_) | SandboxError::Panicked(_) => Code::Internal,
         SandboxError::ShuttingDown => Code::Unavailable,

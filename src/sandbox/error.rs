@@ -49,6 +49,29 @@ pub enum SandboxError {
         /// What trying said.
         why: String,
     },
+    /// One more, and a list of all would not fit a message.
+    #[error(
+        "labels and annotations of all {kind} would have {all} bytes, more than the {most} that a list can tell \
+         (three quarters of grpc.max_message_bytes)"
+    )]
+    TooLongToList {
+        /// pods or containers.
+        kind: &'static str,
+        /// With it.
+        all: usize,
+        /// The limit.
+        most: usize,
+    },
+    /// As many ExecSync calls run as there is memory for.
+    #[error(
+        "{most} commands of ExecSync run for {whose}, more do not fit containers.exec_memory_bytes: try again"
+    )]
+    TooManyExecs {
+        /// One pod or all.
+        whose: &'static str,
+        /// The limit.
+        most: usize,
+    },
     /// The sandbox's name is in use by one that differs or is not ready.
     #[error("pod sandbox name {name} is in use by {id}, {why}")]
     SandboxNameTaken {

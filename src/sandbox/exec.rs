@@ -1,23 +1,19 @@
 //! ExecSync: runs a command in a running container through its monitor and collects the output here, so that the
-//! monitor's memory does not grow with it. Goes around the pod's mailbox. Owns the limits; streams stand elsewhere.
+//! monitor's memory does not grow with it (`output`). Goes around the pod's mailbox. Owns the limits of time; streams
+//! stand elsewhere.
 
 use super::error::SandboxError;
 use super::node::Node;
+use super::output::{OutputHold, collect};
 use super::record::in_place;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::{ContainerState, Init};
 use crate::host::monitor::{ErrorKind, ExecRequest, ExecStdio, Monitor, MonitorError, Target};
 use crate::model::{ContainerId, TerminalSize, UserNamespace};
 use podwright_sys::pidfd::SIGKILL;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::io::AsyncReadExt as _;
-use tokio::net::unix::pipe;
-use tokio::task::JoinHandle;
 
-/// Bytes read from a pipe at once: a quarter of the kernel's default pipe.
-const READ_BYTES: usize = 16 << 10;
 /// How long a killed command may take to be reaped before its end is no longer waited for.
 const REAP_WAIT: Duration = Duration::from_secs(5);
 
@@ -28,14 +24,16 @@ const END_WAIT: Duration = Duration::from_millis(100);
 const END_POLL: Duration = Duration::from_millis(5);
 
 /// What a command left.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Output {
-    /// Cut at `containers.exec_output_bytes`.
+    /// Cut at `containers.exec_output_bytes`, and to what `containers.exec_memory_bytes` has room for.
     pub stdout: Vec<u8>,
-    /// Cut at `containers.exec_output_bytes`.
+    /// Cut in the same way.
     pub stderr: Vec<u8>,
     /// 128 plus the signal's number where a signal ended it.
     pub exit_code: i32,
+    /// To be dropped when the output is.
+    pub hold: OutputHold,
 }
 
 pub(super) async fn exec_sync(
@@ -53,13 +51,15 @@ pub(super) async fn exec_sync(
     let (ContainerState::Running { init, .. }, Some(monitor)) = (&container.state, &pod.monitor) else {
         return refuse(container.state.name());
     };
+    let hold = node.outputs.enter(&pod.spec.id, node.config.grpc.max_message_bytes)?;
     node.expect_cgroup_moves();
     let exec_id = ContainerId::random()?.short().to_owned();
     let bundle = node.bundle(id);
     let process_file = in_place(|| ProcessFile::write(&bundle, &exec_id, command, Terminal::No))?;
     let owner = pod.spec.namespaces.user.as_ref().and_then(UserNamespace::root);
-    let (stdout_end, stdout) = collect(node.config.containers.exec_output_bytes, owner)?;
-    let (stderr_end, stderr) = collect(node.config.containers.exec_output_bytes, owner)?;
+    let kept = node.config.containers.exec_output_bytes;
+    let (stdout_end, stdout) = collect(kept, &hold, owner)?;
+    let (stderr_end, stderr) = collect(kept, &hold, owner)?;
     let mut ended = node.execs.expect(&exec_id);
     let _forget = Forget { node, exec_id: &exec_id };
     let mut unfinished = Unfinished { monitor: Some(monitor), exec_id: &exec_id };
@@ -110,7 +110,8 @@ pub(super) async fn exec_sync(
     let drain = Duration::from_secs(node.config.containers.exec_drain_seconds);
     let exit_code = exit_code?;
     let deadline = tokio::time::Instant::now() + drain;
-    Ok(Output { stdout: stdout.finish(deadline).await, stderr: stderr.finish(deadline).await, exit_code })
+    let (stdout, stderr) = (stdout.finish(deadline).await, stderr.finish(deadline).await);
+    Ok(Output { stdout, stderr, exit_code, hold })
 }
 
 /// Kills the command with its process group, or the runtime that is about to start it.
@@ -229,47 +230,6 @@ impl Drop for ProcessFile {
     fn drop(&mut self) {
         // It may be gone already with its bundle.
         let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-/// Reads one stream to its end, keeping the first bytes.
-struct Collector {
-    task: JoinHandle<()>,
-    kept: std::sync::Arc<std::sync::Mutex<Vec<u8>>>,
-}
-
-fn collect(limit: usize, owner: Option<(u32, u32)>) -> Result<(OwnedFd, Collector), SandboxError> {
-    let pipe_error = || SandboxError::io("make a pipe for", Path::new("exec output"));
-    let (sender, mut receiver) = pipe::pipe().map_err(pipe_error())?;
-    let end = sender.into_blocking_fd().map_err(pipe_error())?;
-    if let Some((uid, gid)) = owner {
-        std::os::unix::fs::fchown(&end, Some(uid), Some(gid)).map_err(pipe_error())?;
-    }
-    let kept = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-    let keep = kept.clone();
-    let task = tokio::spawn(async move {
-        let mut buffer = vec![0; READ_BYTES];
-        while let Ok(n @ 1..) = receiver.read(&mut buffer).await {
-            let mut kept = keep.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let room = limit.saturating_sub(kept.len()).min(n);
-            kept.extend_from_slice(&buffer[..room]);
-        }
-    });
-    Ok((end, Collector { task, kept }))
-}
-
-impl Collector {
-    async fn finish(mut self, deadline: tokio::time::Instant) -> Vec<u8> {
-        if tokio::time::timeout_at(deadline, &mut self.task).await.is_err() {
-            self.task.abort();
-        }
-        std::mem::take(&mut *self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
-    }
-}
-
-impl Drop for Collector {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

@@ -5,6 +5,7 @@ use super::checkpoint::Checkpoints;
 use super::error::SandboxError;
 use super::files::PodFiles;
 use super::metrics::PodMetrics;
+use super::output::OutputBudget;
 use super::record::Records;
 use super::spec::HostFacts;
 use super::user_namespaces::UserNamespaces;
@@ -60,6 +61,8 @@ pub struct Node {
     pub layers: Arc<WritableLayers>,
     /// Execs whose end is awaited.
     pub execs: ExecWaiters,
+    /// Memory for the output of ExecSync.
+    pub outputs: OutputBudget,
     /// Who listens to container events.
     pub announcer: Announcer,
     /// Whether and whom it is checkpointing.

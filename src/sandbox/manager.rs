@@ -14,6 +14,7 @@ use super::session::{self, AttachSession, AttachStream, ExecSession, ExecStream}
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::spec::check_resources;
 use super::state::SandboxState;
+use super::tally;
 use super::volumes;
 use crate::host::netns;
 use crate::host::network::PodRanges;
@@ -112,6 +113,11 @@ impl Manager {
                 None => {
                     let others: Vec<_> =
                         tables.pods.values().map(|pod| pod.snapshots.borrow().clone()).collect();
+                    let tallies =
+                        others.iter().map(|pod| tally::bytes(&pod.spec.labels, &pod.spec.annotations));
+                    let new = tally::bytes(&spec.labels, &spec.annotations);
+                    let limit = self.node.config.grpc.max_message_bytes;
+                    tally::check("pods", new, tallies, limit).map_err(Arc::new)?;
                     let others = others.iter().map(AsRef::as_ref);
                     spec.selinux_level = selinux::level(&self.node, &spec, others).map_err(Arc::new)?;
                     let spec = Arc::new(spec);
@@ -172,6 +178,7 @@ impl Manager {
     pub async fn create_container(&self, mut spec: ContainerSpec) -> Outcome<ContainerId> {
         let handle = self.find_pod(spec.sandbox_id.as_str()).map_err(Arc::new)?;
         check_resources(&spec.resources, &self.node.facts).map_err(|e| Arc::new(e.into()))?;
+        self.check_listed(&spec).map_err(Arc::new)?;
         let hold = self.node.images.hold(spec.image.id.as_str()).map_err(|e| Arc::new(e.into()))?;
         if let ImageKind::Artifact { .. } = hold.image().kind {
             let reason = "an artifact, which can only be mounted as a volume".to_owned();
@@ -186,6 +193,17 @@ impl Manager {
         let granted = granted::grant(&self.node, &pod, &spec).await.map_err(Arc::new)?;
         let new = Box::new(NewContainer { spec, hold, volumes, granted });
         ask(&handle, |reply| Command::Create { new, reply }, gone).await
+    }
+
+    /// Whether a list can tell this container, too.
+    fn check_listed(&self, spec: &ContainerSpec) -> Result<(), SandboxError> {
+        let pods = self.pods();
+        // The same request again is for the same container.
+        let of = |spec: &ContainerSpec| (spec.sandbox_id.clone(), spec.name.clone(), spec.attempt);
+        let others = pods.iter().flat_map(|pod| &pod.containers).filter(|other| of(&other.spec) != of(spec));
+        let others = others.map(|other| tally::bytes(&other.spec.labels, &other.spec.annotations));
+        let new = tally::bytes(&spec.labels, &spec.annotations);
+        tally::check("containers", new, others, self.node.config.grpc.max_message_bytes)
     }
 
     /// The image of the container whose checkpoint this is: what a container that continues from it is of.

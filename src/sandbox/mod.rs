@@ -28,6 +28,7 @@ mod sources;
 pub mod spec;
 mod state;
 mod stop;
+mod tally;
 mod user_namespaces;
 mod volumes;
 mod writable;

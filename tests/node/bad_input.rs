@@ -19,12 +19,19 @@ async fn a_sandbox_request_with_a_wrong_field_names_it() {
         config
     };
     type Case = (fn(&mut pb::PodSandboxConfig), &'static str);
-    let cases: [Case; 11] = [
+    let cases: [Case; 18] = [
         (|c| c.metadata = None, "metadata"),
         (|c| c.linux.as_mut().unwrap().cgroup_parent = "/kubepods--x.slice".into(), "cgroup_parent"),
         (|c| c.metadata.as_mut().unwrap().name.clear(), "metadata.name"),
         (|c| c.metadata.as_mut().unwrap().uid.clear(), "metadata.uid"),
         (|c| c.metadata.as_mut().unwrap().namespace = "../x".into(), "metadata.namespace"),
+        (|c| c.metadata.as_mut().unwrap().name = "a;K8S_POD_NAME=x;EVIL=1".into(), "metadata.name"),
+        (|c| c.metadata.as_mut().unwrap().name = "a=b".into(), "metadata.name"),
+        (|c| c.metadata.as_mut().unwrap().namespace = "a;b".into(), "metadata.namespace"),
+        (|c| c.metadata.as_mut().unwrap().uid = "a\nb".into(), "metadata.uid"),
+        (|c| c.metadata.as_mut().unwrap().uid = "a;b".into(), "metadata.uid"),
+        (|c| c.annotations = map(&[("a", &"x".repeat(2 << 20))]), "annotations"),
+        (|c| c.linux.as_mut().unwrap().cgroup_parent = format!("/{}", "x".repeat(256)), "cgroup_parent"),
         (|c| c.hostname = "h".repeat(65), "hostname"),
         (|c| c.log_directory = "relative".into(), "log_directory"),
         (|c| c.linux.as_mut().unwrap().cgroup_parent = "/a/../..".into(), "cgroup_parent"),
@@ -52,6 +59,37 @@ async fn a_sandbox_request_with_a_wrong_field_names_it() {
     );
     assert!(node.list_pods().await.is_empty());
     node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_name_no_plugin_takes_can_be_stopped_and_removed() {
+    let mut node = Node::with_busybox().await;
+    let (pod, id) = node.running("odd", &[]).await;
+    let root = node.scratch.root().to_owned();
+    node.daemon.kill().unwrap();
+    // As a version left it that took such names: a record, and no attachment.
+    let spec = root.join("root/pods").join(&pod).join("spec.json");
+    let text = std::fs::read_to_string(&spec).unwrap();
+    let mut record: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let name = find(&mut record, "namespace").expect("the record has no name");
+    name["name"] = "a;K8S_POD_NAME=x".into();
+    name["uid"] = "u=1".into();
+    std::fs::write(&spec, record.to_string()).unwrap();
+    node.daemon.launch().unwrap();
+    assert_eq!(node.pod_status(&pod).await.unwrap().metadata.unwrap().name, "a;K8S_POD_NAME=x");
+    node.stop_pod(&pod).await.unwrap();
+    node.remove_pod(&pod).await.unwrap();
+    refused(node.status(&id).await, Code::NotFound, &[]);
+    assert!(node.list_pods().await.is_empty());
+    node.finish().await;
+}
+
+/// The first object that has this key.
+fn find<'a>(value: &'a mut serde_json::Value, key: &str) -> Option<&'a mut serde_json::Value> {
+    if value.get(key).is_some_and(serde_json::Value::is_string) {
+        return Some(value);
+    }
+    value.as_object_mut()?.values_mut().find_map(|inner| find(inner, key))
 }
 
 fn tmp(at: &str) -> pb::Mount {

@@ -3,7 +3,7 @@
 use super::mounts::{cdi_devices, devices, mounts};
 use super::resources::{check_resources, resources};
 use super::security::{check_same_user_namespace, container_security};
-use super::{Checked, MAX_PATH, invalid, name, relative_path, shown, sorted};
+use super::{Checked, MAX_PATH, invalid, metadata, name, relative_path, shown};
 use crate::cri::proto as pb;
 use crate::model::{ContainerId, ContainerSpec, ImageRequest, SandboxSpec, Timestamp};
 
@@ -18,7 +18,7 @@ pub fn container(
     id: ContainerId,
     created_at: Timestamp,
 ) -> Checked<ContainerSpec> {
-    let Some(metadata) = config.metadata else { return invalid("config.metadata", "is missing") };
+    let Some(names) = config.metadata else { return invalid("config.metadata", "is missing") };
     let linux = config.linux.unwrap_or_default();
     let log_path = match (&pod.log_directory, config.log_path.as_str()) {
         (None, _) | (_, "") => None,
@@ -29,8 +29,8 @@ pub fn container(
     Ok(ContainerSpec {
         id,
         sandbox_id: pod.id.clone(),
-        name: name("config.metadata.name", &metadata.name)?,
-        attempt: metadata.attempt,
+        name: name("config.metadata.name", &names.name)?,
+        attempt: names.attempt,
         created_at,
         image,
         command: without_nul("config.command", config.command)?,
@@ -40,8 +40,8 @@ pub fn container(
         mounts: mounts(config.mounts)?,
         devices: devices(config.devices)?,
         cdi_devices: cdi_devices(&config.cdi_devices, &config.annotations)?,
-        labels: sorted(config.labels),
-        annotations: sorted(config.annotations),
+        labels: metadata("config.labels", config.labels)?,
+        annotations: metadata("config.annotations", config.annotations)?,
         log_path,
         stdin: config.stdin,
         stdin_once: config.stdin_once,

@@ -64,6 +64,27 @@ pub fn pod_ranges(pod_cidr: &str) -> Result<Option<PodRanges>, Invalid> {
     PodRanges::parse(pod_cidr).map_err(|problem| Invalid { field, problem })
 }
 
+/// A pod's name, namespace or uid, which CNI plugins are told: `;` and `=` have a meaning there.
+fn pod_name(field: &'static str, value: &str) -> Checked<String> {
+    let value = name(field, value)?;
+    match value.contains([';', '=']) {
+        true => invalid(field, format!("{value:?} has a ';' or a '=', which CNI plugins cannot be told")),
+        false => Ok(value),
+    }
+}
+
+/// Labels, or annotations, of one pod or container: keys and values. Kubernetes lets an object have 256 KiB of annotations
+/// (`TotalAnnotationSizeLimitB`), to which the kubelet adds hooks and ports; an answer has to be able to list them.
+const MAX_METADATA_BYTES: usize = 1 << 20;
+
+fn metadata(field: &'static str, map: HashMap<String, String>) -> Checked<BTreeMap<String, String>> {
+    let bytes: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if bytes > MAX_METADATA_BYTES {
+        return invalid(field, format!("have {bytes} bytes, more than {MAX_METADATA_BYTES}"));
+    }
+    Ok(sorted(map))
+}
+
 /// The start of what a client sent, for a message: it may be megabytes.
 fn shown(text: &str) -> String {
     text.chars().take(80).collect()

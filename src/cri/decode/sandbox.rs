@@ -2,7 +2,7 @@
 
 use super::resources::resources;
 use super::security::{check_user_namespace, namespaces, seccomp, selinux};
-use super::{Checked, container_path, invalid, name, shown, sorted};
+use super::{Checked, MAX_PATH, container_path, invalid, metadata, pod_name, shown, sorted};
 use crate::cri::proto as pb;
 use crate::model::{
     DnsConfig, NamespaceMode, Namespaces, PodName, PortMapping, Protocol, SandboxId, SandboxSecurity,
@@ -13,6 +13,10 @@ use std::path::{Component, Path, PathBuf};
 
 /// Linux's limit on a host name.
 const MAX_HOSTNAME: usize = 64;
+/// Linux's NAME_MAX: a cgroup with a longer name cannot be made.
+const MAX_FILE_NAME: usize = 255;
+/// Leaves room in a path for the hierarchy above it and the container's cgroup below it.
+const MAX_CGROUP_PARENT: usize = MAX_PATH / 2;
 
 /// RunPodSandbox.
 ///
@@ -25,7 +29,7 @@ pub fn sandbox(
     created_at: Timestamp,
 ) -> Checked<SandboxSpec> {
     let Some(config) = config else { return invalid("config", "is missing") };
-    let Some(metadata) = config.metadata else { return invalid("config.metadata", "is missing") };
+    let Some(names) = config.metadata else { return invalid("config.metadata", "is missing") };
     let linux = config.linux.unwrap_or_default();
     let context = linux.security_context.unwrap_or_default();
     let namespaces = namespaces(context.namespace_options)?;
@@ -40,18 +44,18 @@ pub fn sandbox(
     Ok(SandboxSpec {
         id,
         name: PodName {
-            name: name("config.metadata.name", &metadata.name)?,
-            namespace: name("config.metadata.namespace", &metadata.namespace)?,
-            uid: name("config.metadata.uid", &metadata.uid)?,
-            attempt: metadata.attempt,
+            name: pod_name("config.metadata.name", &names.name)?,
+            namespace: pod_name("config.metadata.namespace", &names.namespace)?,
+            uid: pod_name("config.metadata.uid", &names.uid)?,
+            attempt: names.attempt,
         },
         created_at,
         hostname: hostname(config.hostname, host_network)?,
         log_directory: log_directory(&config.log_directory)?,
         dns: config.dns_config.map(dns).transpose()?,
         port_mappings: if host_network { Vec::new() } else { ports(config.port_mappings)? },
-        labels: sorted(config.labels),
-        annotations: sorted(config.annotations),
+        labels: metadata("config.labels", config.labels)?,
+        annotations: metadata("config.annotations", config.annotations)?,
         runtime_handler,
         cgroup_parent: cgroup_parent(linux.cgroup_parent)?,
         sysctls: sysctls(linux.sysctls, &namespaces)?,
@@ -135,11 +139,14 @@ fn ports(mappings: Vec<pb::PortMapping>) -> Checked<Vec<PortMapping>> {
 fn cgroup_parent(parent: String) -> Checked<String> {
     let plain =
         Path::new(&parent).components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
-    if plain && !parent.contains('\0') {
-        Ok(parent)
-    } else {
-        invalid("config.linux.cgroup_parent", format!("{parent:?} has a dot component"))
+    let field = "config.linux.cgroup_parent";
+    if !plain || parent.contains('\0') {
+        return invalid(field, format!("{:?} has a dot component", shown(&parent)));
     }
+    if parent.len() > MAX_CGROUP_PARENT || parent.split('/').any(|part| part.len() > MAX_FILE_NAME) {
+        return invalid(field, format!("{:?}… or a part of it is too long", shown(&parent)));
+    }
+    Ok(parent)
 }
 
 /// Namespaced sysctls, as both peers and the kubelet know them.

@@ -18,8 +18,34 @@ const BURST: u64 = u32::MAX as u64;
 /// The capability that maps host ports.
 pub(super) const PORT_MAPPINGS: &str = "portMappings";
 
+/// Whether CNI_ARGS can hold this value: plugins split at `;`, then at each `=`, and refuse what has one too many.
+pub(super) fn is_passable(value: &str) -> bool {
+    !value.contains([';', '=', '\0'])
+}
+
 /// CNI_ARGS as pairs. IgnoreUnknown comes first: it keeps plugins from refusing the others.
+///
+/// # Errors
+/// When a name cannot be passed.
 pub(super) fn cni_args(request: &Attachment) -> Result<Vec<[String; 2]>, NetworkError> {
+    let args = all_args(request);
+    match args.iter().find(|[_, value]| !is_passable(value)) {
+        Some([what, value]) => Err(NetworkError::Argument {
+            pod: request.pod.to_string(),
+            what: what.clone(),
+            value: value.clone(),
+        }),
+        None => Ok(args),
+    }
+}
+
+/// The same for DEL, which has to work for every pod that there is: what cannot be passed is left out. The sandbox's id,
+/// by which plugins find what is to go, always can.
+pub(super) fn cni_args_to_detach(request: &Attachment) -> Vec<[String; 2]> {
+    all_args(request).into_iter().filter(|[_, value]| is_passable(value)).collect()
+}
+
+fn all_args(request: &Attachment) -> Vec<[String; 2]> {
     let pod = &request.pod;
     let named = [
         ("K8S_POD_NAMESPACE", pod.namespace.as_str()),
@@ -28,13 +54,8 @@ pub(super) fn cni_args(request: &Attachment) -> Result<Vec<[String; 2]>, Network
         ("K8S_POD_UID", pod.uid.as_str()),
     ];
     let mut args = vec![["IgnoreUnknown".to_owned(), "1".to_owned()]];
-    for (what, value) in named {
-        if value.contains([';', '\0']) {
-            return Err(NetworkError::Argument { pod: pod.to_string(), what, value: value.to_owned() });
-        }
-        args.push([what.to_owned(), value.to_owned()]);
-    }
-    Ok(args)
+    args.extend(named.map(|(what, value)| [what.to_owned(), value.to_owned()]));
+    args
 }
 
 /// All capability arguments that there are for this pod; a plugin gets those that it declares.
@@ -143,9 +164,14 @@ mod tests {
             args,
             ["IgnoreUnknown=1", "K8S_POD_NAMESPACE=ns", "K8S_POD_NAME=web", &id, "K8S_POD_UID=u-1"]
         );
-        let mut evil = attachment();
-        evil.pod.name = "x;IP=1.2.3.4".into();
-        assert!(matches!(cni_args(&evil), Err(NetworkError::Argument { what: "K8S_POD_NAME", .. })));
+        for name in ["x;IP=1.2.3.4", "x=y", "x\0"] {
+            let mut evil = attachment();
+            evil.pod.name = name.into();
+            let refused = cni_args(&evil).unwrap_err();
+            assert!(matches!(&refused, NetworkError::Argument { what, .. } if what == "K8S_POD_NAME"));
+            let keys: Vec<_> = cni_args_to_detach(&evil).into_iter().map(|[key, _]| key).collect();
+            assert_eq!(keys, ["IgnoreUnknown", "K8S_POD_NAMESPACE", SANDBOX_KEY, "K8S_POD_UID"]);
+        }
     }
 
     #[test]

@@ -86,7 +86,7 @@ impl Inner {
             failures.extend(self.leave(current, entry, &pod, &mut spent).await.err());
         }
         if entries.is_empty() || torn {
-            let arguments = args::cni_args(request)?;
+            let arguments = args::cni_args_to_detach(request);
             // A bad annotation stopped ADD before any plugin ran.
             let capability_args = args::capability_args(request).unwrap_or_default();
             let unknown = current.iter().rev().filter(|network| !entries.iter().any(|e| e.is_of(network)));

@@ -4,7 +4,7 @@
 //! configuration and arguments that ADD was given. Not synced: it must outlive the daemon, not the machine, after
 //! whose crash DEL goes by the current configuration. Never deletes what others wrote.
 
-use super::args::SANDBOX_KEY;
+use super::args::{SANDBOX_KEY, is_passable};
 use super::directory::Chosen;
 use super::{INTERFACE, NetworkError};
 use serde::{Deserialize, Serialize};
@@ -68,9 +68,10 @@ impl Entry {
         }
     }
 
-    /// CNI_ARGS.
+    /// CNI_ARGS, without what an entry of an older version may have that no plugin takes.
     pub(super) fn args(&self) -> String {
-        let pairs = self.cni_args.iter().flatten().map(|[key, value]| format!("{key}={value}"));
+        let pairs = self.cni_args.iter().flatten().filter(|[_, value]| is_passable(value));
+        let pairs = pairs.map(|[key, value]| format!("{key}={value}"));
         pairs.collect::<Vec<_>>().join(";")
     }
 

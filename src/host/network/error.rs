@@ -53,7 +53,7 @@ pub enum NetworkError {
         /// The pod.
         pod: String,
         /// What it is.
-        what: &'static str,
+        what: String,
         /// Its value.
         value: String,
     },

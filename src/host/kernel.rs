@@ -14,7 +14,13 @@ pub fn release() -> String {
 /// Whether the kernel is of this version or newer.
 #[must_use]
 pub fn at_least(major: u32, minor: u32) -> bool {
-    version(&release()) >= (major, minor)
+    running() >= (major, minor)
+}
+
+/// Major and minor number of the running kernel.
+#[must_use]
+pub fn running() -> (u32, u32) {
+    version(&release())
 }
 
 /// Major and minor number of a release; 0 for what is no number.

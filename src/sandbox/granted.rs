@@ -11,7 +11,8 @@ use crate::host::cdi::{self, Edits};
 use crate::host::cgroups::CgroupMode;
 use crate::host::devices::{self, Owner, ResolvedDevice};
 use crate::host::foreign::Asked;
-use crate::host::security::seccomp;
+use crate::host::kernel;
+use crate::host::security::seccomp::{self, Machine};
 use crate::model::{ContainerSpec, Device, Profile, SandboxSpec};
 use oci_spec::runtime::LinuxBlockIo;
 use std::path::{Path, PathBuf};
@@ -54,7 +55,8 @@ pub(super) async fn grant(
         Profile::RuntimeDefault => Seccomp::RuntimeDefault,
         Profile::Localhost(path) => {
             let path = PathBuf::from(path);
-            let loaded = look(node, pod, vec![path.clone()], move || Ok(seccomp::load(&path)?));
+            let machine = Machine { arch: std::env::consts::ARCH, kernel: kernel::running() };
+            let loaded = look(node, pod, vec![path.clone()], move || Ok(seccomp::load(&path, machine)?));
             Seccomp::Profile(Box::new(loaded.await?))
         }
     };

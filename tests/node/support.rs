@@ -34,7 +34,7 @@ pub(crate) struct Node {
     _registry_dir: tempfile::TempDir,
 }
 
-fn programs() -> &'static Programs {
+pub(crate) fn programs() -> &'static Programs {
     static PROGRAMS: OnceLock<Programs> = OnceLock::new();
     PROGRAMS.get_or_init(|| Programs::load().unwrap())
 }

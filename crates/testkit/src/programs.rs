@@ -22,6 +22,8 @@ pub struct Programs {
     pub pause: Arc<[u8]>,
     /// Prints its effective uid.
     pub nnp: Arc<[u8]>,
+    /// Makes sockets by 32-bit calls.
+    pub sockets32: Arc<[u8]>,
 }
 
 /// The root of the checkout that this test kit was compiled in.
@@ -62,6 +64,7 @@ impl Programs {
             webserver: read("webserver")?.into(),
             pause: read("pause")?.into(),
             nnp: read("nnp")?.into(),
+            sockets32: read("sockets32")?.into(),
         })
     }
 }

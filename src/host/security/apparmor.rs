@@ -178,6 +178,11 @@ fn default_profile(daemon: Option<&str>) -> String {
   deny mount,
   deny pivot_root,
 
+  # The kernel's crypto interface and the hypervisor's sockets. The default seccomp profile denies both to socket(2); the
+  # old socketcall(2) of 32-bit programs, whose arguments no filter can read, meets its limit only here.
+  deny network alg,
+  deny network vsock,
+
   # /proc: a process may write what belongs to processes, that is /proc/<number>. Files at the top are the machine's ...
   deny /proc/* w,
   deny /proc/{{kcore,kmem,mem,sysrq-trigger}} rwklx,
@@ -254,6 +259,9 @@ mod tests {
         assert_eq!(runs, "--add --skip-cache --quiet\n");
         let text = std::fs::read_to_string(dir.path().join("text")).unwrap();
         assert!(text.starts_with("profile podwright-default ") && text.contains("deny mount,"));
+        for family in ["alg", "vsock"] {
+            assert!(text.contains(&format!("\n  deny network {family},\n")), "{family}");
+        }
     }
 
     #[tokio::test]

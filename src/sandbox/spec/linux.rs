@@ -45,7 +45,7 @@ pub(super) fn build(
         _ if security.privileged => None,
         Seccomp::Unconfined => None,
         Seccomp::RuntimeDefault => Some(default_profile(capabilities.given, SeccompArch::native())),
-        Seccomp::Profile(profile) => Some((**profile).clone()),
+        Seccomp::Profile(profile) => Some(profile.for_container(capabilities.given)),
     };
     let (uids, gids) = match &inputs.sandbox.namespaces.user {
         Some(user) => (Some(mappings(&user.uids)?), Some(mappings(&user.gids)?)),

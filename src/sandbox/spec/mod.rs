@@ -23,12 +23,11 @@ use crate::host::cgroups::CgroupMode;
 use crate::host::devices::ResolvedDevice;
 use crate::host::mountinfo::MountEntry;
 use crate::host::security::CapSet;
+use crate::host::security::seccomp::NodeProfile;
 use crate::host::security::selinux::Contexts;
 use crate::host::users::User;
 use crate::model::{ContainerSpec, IdMapping, SandboxSpec};
-use oci_spec::runtime::{
-    Hook, HookBuilder, Hooks, LinuxBlockIo, LinuxSeccomp, RootBuilder, Spec, SpecBuilder,
-};
+use oci_spec::runtime::{Hook, HookBuilder, Hooks, LinuxBlockIo, RootBuilder, Spec, SpecBuilder};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -101,7 +100,7 @@ pub enum Seccomp {
     /// podwright's default for the container's capabilities.
     RuntimeDefault,
     /// A loaded profile of the node.
-    Profile(Box<LinuxSeccomp>),
+    Profile(Box<NodeProfile>),
 }
 
 /// The part of an image's config that shapes the process.

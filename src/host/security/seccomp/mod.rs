@@ -4,10 +4,11 @@
 //! error. The default is an allow list with the peers' semantics; its table stands in `default.rs`.
 
 mod default;
+mod profile;
 
 pub use default::{SeccompArch, default_profile};
+pub use profile::{Machine, NodeProfile, ProfileError};
 
-use oci_spec::runtime::LinuxSeccomp;
 use rustix::fs::{FileType, Mode, OFlags};
 use std::fs::File;
 use std::io::Read as _;
@@ -45,21 +46,21 @@ pub enum SeccompError {
         /// The path.
         path: PathBuf,
     },
-    /// Not an OCI seccomp object.
-    #[error("parse seccomp profile {}: {cause}", path.display())]
+    /// Not a profile, or one with something that cannot be honoured.
+    #[error("seccomp profile {}: {cause}", path.display())]
     Parse {
         /// The path.
         path: PathBuf,
         /// Cause.
-        cause: serde_json::Error,
+        cause: ProfileError,
     },
 }
 
-/// Loads a profile in the OCI runtime's form, as the kubelet's Localhost type names it.
+/// Loads a profile in the OCI runtime's form or Docker's, as the kubelet's Localhost type names it.
 ///
 /// # Errors
-/// When the file is missing, no regular file, huge, or not such an object.
-pub fn load(path: &Path) -> Result<LinuxSeccomp, SeccompError> {
+/// When the file is missing, no regular file, huge, or has anything that cannot be honoured.
+pub fn load(path: &Path, machine: Machine) -> Result<NodeProfile, SeccompError> {
     if !path.is_absolute() {
         return Err(SeccompError::NotAbsolute { path: path.to_owned() });
     }
@@ -76,12 +77,15 @@ pub fn load(path: &Path) -> Result<LinuxSeccomp, SeccompError> {
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_PROFILE_BYTES {
         return Err(SeccompError::TooLarge { path: path.to_owned() });
     }
-    serde_json::from_slice(&bytes).map_err(|cause| SeccompError::Parse { path: path.to_owned(), cause })
+    profile::parse(&bytes, machine).map_err(|cause| SeccompError::Parse { path: path.to_owned(), cause })
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::caps::CapSet;
     use super::*;
+
+    const HERE: Machine = Machine { arch: "x86_64", kernel: (6, 1) };
 
     #[test]
     fn a_profile_of_the_node_is_loaded() {
@@ -92,7 +96,7 @@ mod tests {
             r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["chmod"],"action":"SCMP_ACT_ERRNO"}]}"#,
         )
         .unwrap();
-        let profile = load(&path).unwrap();
+        let profile = load(&path, HERE).unwrap().for_container(CapSet::EMPTY);
         assert_eq!(profile.syscalls().as_ref().unwrap()[0].names(), &["chmod"]);
     }
 
@@ -100,16 +104,16 @@ mod tests {
     fn what_cannot_be_used_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        assert!(matches!(load(Path::new("rel.json")), Err(SeccompError::NotAbsolute { .. })));
-        assert!(matches!(load(&at("absent")), Err(SeccompError::Read { .. })));
-        assert!(matches!(load(dir.path()), Err(SeccompError::NotRegular { .. })));
+        assert!(matches!(load(Path::new("rel.json"), HERE), Err(SeccompError::NotAbsolute { .. })));
+        assert!(matches!(load(&at("absent"), HERE), Err(SeccompError::Read { .. })));
+        assert!(matches!(load(dir.path(), HERE), Err(SeccompError::NotRegular { .. })));
         nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(matches!(load(&at("fifo")), Err(SeccompError::NotRegular { .. })));
+        assert!(matches!(load(&at("fifo"), HERE), Err(SeccompError::NotRegular { .. })));
         File::create(at("huge")).unwrap().set_len(MAX_PROFILE_BYTES + 1).unwrap();
-        assert!(matches!(load(&at("huge")), Err(SeccompError::TooLarge { .. })));
+        assert!(matches!(load(&at("huge"), HERE), Err(SeccompError::TooLarge { .. })));
         for bad in ["", "{}", "[]", "{\"defaultAction\":\"SCMP_ACT_NOTHING\"}", "{\"defaultAction\":"] {
             std::fs::write(at("bad"), bad).unwrap();
-            assert!(matches!(load(&at("bad")), Err(SeccompError::Parse { .. })), "{bad:?}");
+            assert!(matches!(load(&at("bad"), HERE), Err(SeccompError::Parse { .. })), "{bad:?}");
         }
     }
 }

@@ -137,7 +137,7 @@ pub(super) async fn over_websocket<B: Backend>(
 ) {
     let stdio = wanted.stdio();
     let hangup = socket.hangup();
-    let stream = websocket::accept(socket, &early).await;
+    let stream = websocket::accept(socket, &early);
     let mut incoming = Incoming::new();
     let stdin = stdio.stdin.then(|| Input::WebSocket(incoming.channel(STDIN)));
     let resize = (stdio.tty && channels.resize).then(|| Input::WebSocket(incoming.channel(RESIZE)));

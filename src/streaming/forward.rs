@@ -48,7 +48,7 @@ pub(super) async fn over_tunnel<B: Backend>(
     meter: &Meter,
 ) {
     let hangup = socket.hangup();
-    let tunnel = Tunnel::new(websocket::accept(socket, &early).await);
+    let tunnel = Tunnel::new(websocket::accept(socket, &early));
     let (reading, writing) = tokio::io::split(tunnel);
     serve(context, (Box::new(reading), Box::new(writing).into()), Bytes::new(), hangup, sandbox, meter).await;
 }

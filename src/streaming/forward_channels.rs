@@ -28,7 +28,7 @@ pub(super) async fn over_websocket<B: Backend>(
 ) {
     let PortForwardRequest { sandbox, ports } = request;
     let hangup = socket.hangup();
-    let stream = websocket::accept(socket, &early).await;
+    let stream = websocket::accept(socket, &early);
     let mut incoming = Incoming::new();
     let numbered: Vec<_> = ports.iter().copied().zip((0..=u8::MAX).step_by(2)).take(MAX_PORTS).collect();
     let inputs: Vec<_> = numbered.iter().map(|(_, number)| incoming.channel(*number)).collect();

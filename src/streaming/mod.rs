@@ -15,6 +15,7 @@ pub mod backend;
 mod exec;
 mod forward;
 mod forward_channels;
+mod frames;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod metrics;

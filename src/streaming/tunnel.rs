@@ -1,37 +1,39 @@
 //! A byte stream inside of a WebSocket's binary messages, whose bounds mean nothing: what carries SPDY for port-forward.
 
+use super::frames::{PAYLOAD_BYTES, Piece, Reader, Writer};
 use super::websocket::Stream;
-use bytes::{Buf as _, Bytes};
-use futures_util::{Sink, Stream as _};
 use std::io;
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::{Error, Message};
-
-/// Bytes of one message to the client.
-const MESSAGE_BYTES: usize = 32 << 10;
 
 /// The tunnel.
 pub(super) struct Tunnel {
-    websocket: Stream,
-    left: Bytes,
-    said_goodbye: bool,
+    reader: Reader,
+    writer: Writer,
+    /// Of the last piece.
+    left: Range<usize>,
+    ended: bool,
 }
 
 impl Tunnel {
-    pub(super) fn new(websocket: Stream) -> Self {
-        Self { websocket, left: Bytes::new(), said_goodbye: false }
+    pub(super) fn new((reader, writer): Stream) -> Self {
+        Self { reader, writer, left: 0..0, ended: false }
     }
-}
 
-fn io_error(error: Error) -> io::Error {
-    match error {
-        Error::Io(error) => error,
-        Error::ConnectionClosed | Error::AlreadyClosed => io::ErrorKind::BrokenPipe.into(),
-        other => io::Error::other(other),
+    /// Sends a frame between messages, to a client that takes what is sent; another gets none.
+    fn answer(
+        &mut self,
+        context: &mut Context<'_>,
+        put: impl FnOnce(&Reader, &mut Writer) -> io::Result<()>,
+    ) -> io::Result<()> {
+        if self.writer.poll_drain(context)?.is_ready() {
+            put(&self.reader, &mut self.writer)?;
+            // What does not go now goes with what comes next.
+            let _ = self.writer.poll_drain(context)?;
+        }
+        Ok(())
     }
 }
 
@@ -42,20 +44,29 @@ impl AsyncRead for Tunnel {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        while this.left.is_empty() {
-            match ready!(Pin::new(&mut this.websocket).poll_next(context)) {
-                Some(Ok(Message::Binary(data))) => this.left = data,
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
-                Some(Ok(Message::Text(_))) => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
-                Some(Ok(Message::Close(_)) | Err(Error::ConnectionClosed)) | None => {
-                    return Poll::Ready(Ok(()));
+        while this.left.is_empty() && !this.ended {
+            match ready!(this.reader.poll_next(context))? {
+                Some(Piece::Data { text: false, at, .. }) => this.left = at,
+                Some(Piece::Data { text: true, .. }) => {
+                    return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
                 }
-                Some(Err(error)) => return Poll::Ready(Err(io_error(error))),
+                Some(Piece::Ping(at)) => {
+                    let pong = |reader: &Reader, writer: &mut Writer| writer.put_pong(reader.bytes(&at));
+                    this.answer(context, pong)?;
+                }
+                Some(Piece::Pong) => {}
+                Some(Piece::Close) => {
+                    this.ended = true;
+                    // A client that has gone needs no answer.
+                    let _ = this.answer(context, |_, writer| writer.put_close());
+                }
+                None => this.ended = true,
             }
         }
-        let length = this.left.len().min(buffer.remaining());
-        buffer.put_slice(&this.left[..length]);
-        this.left.advance(length);
+        let bytes = this.reader.bytes(&this.left);
+        let length = bytes.len().min(buffer.remaining());
+        buffer.put_slice(&bytes[..length]);
+        this.left.start += length;
         Poll::Ready(Ok(()))
     }
 }
@@ -63,26 +74,24 @@ impl AsyncRead for Tunnel {
 impl AsyncWrite for Tunnel {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(Pin::new(&mut this.websocket).poll_ready(context)).map_err(io_error)?;
-        let piece = &data[..data.len().min(MESSAGE_BYTES)];
-        let message = Message::Binary(Bytes::copy_from_slice(piece));
-        Pin::new(&mut this.websocket).start_send(message).map_err(io_error)?;
+        ready!(this.writer.poll_drain(context))?;
+        let piece = &data[..data.len().min(PAYLOAD_BYTES)];
+        this.writer.put_binary(piece)?;
+        // It is in the writer's hands; the rest of it goes before whatever comes next.
+        let _ = this.writer.poll_drain(context)?;
         Poll::Ready(Ok(piece.len()))
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().websocket).poll_flush(context).map_err(io_error)
+        self.get_mut().writer.poll_drain(context)
     }
 
     /// Closes with status 1000, which a client takes for the end.
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !this.said_goodbye {
-            ready!(Pin::new(&mut this.websocket).poll_ready(context)).map_err(io_error)?;
-            let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-            Pin::new(&mut this.websocket).start_send(Message::Close(Some(frame))).map_err(io_error)?;
-            this.said_goodbye = true;
-        }
-        Pin::new(&mut this.websocket).poll_flush(context).map_err(io_error)
+        ready!(this.writer.poll_drain(context))?;
+        // Again after the first time it puts nothing.
+        this.writer.put_close()?;
+        this.writer.poll_drain(context)
     }
 }

@@ -1,6 +1,7 @@
 //! Kubernetes' channels over a WebSocket: each message begins with the number of its channel. Owns what goes out and the
-//! task that hands out what comes in; knows no channel's meaning.
+//! task that hands out what comes in, as it comes: a message is never held. Knows no channel's meaning.
 
+use super::frames::{self, PAYLOAD_BYTES, Piece, Writer};
 use super::protocol::Channels;
 use super::socket::Socket;
 use super::spdy::{Activity, Budget, End, Hangup, Inbox, InboxReader};
@@ -8,47 +9,31 @@ use super::wires::Lost;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt as _, StreamExt as _};
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 
-/// Longest message from a client. Go's clients send 32 KiB, others a whole input at once.
-const MAX_MESSAGE_BYTES: usize = 4 << 20;
-/// Buffers of the library, each way, bytes.
-const BUFFER_BYTES: usize = 16 << 10;
-/// Payload of a message to the client: what Go's clients send themselves.
-const PAYLOAD_BYTES: usize = 32 << 10;
 /// Held for one channel whose owner does not take it, and for all together.
 const INBOX_BYTES: usize = 64 << 10;
 /// First byte of the fifth protocol's message that ends a channel.
 const CLOSE: u8 = 0xff;
-/// How often it is looked whether the client is still there while its data cannot be taken.
+/// How often it is looked whether the client is still there while its data cannot be taken, and how long it may take to
+/// read an answer to a ping or to its goodbye.
 const HANGUP_CHECK: Duration = Duration::from_secs(1);
 
 /// A WebSocket over a client's socket.
-pub(super) type Stream = WebSocketStream<Socket>;
+pub(super) type Stream = (frames::Reader, Writer);
 
 /// Takes over a socket after the handshake; `early` was read with it.
-pub(super) async fn accept(socket: Socket, early: &Bytes) -> Stream {
-    let config = WebSocketConfig::default()
-        .read_buffer_size(BUFFER_BYTES)
-        .write_buffer_size(0)
-        .max_write_buffer_size(2 * PAYLOAD_BYTES + BUFFER_BYTES)
-        .max_message_size(Some(MAX_MESSAGE_BYTES))
-        .max_frame_size(Some(MAX_MESSAGE_BYTES));
-    WebSocketStream::from_partially_read(socket, early.to_vec(), Role::Server, Some(config)).await
+pub(super) fn accept(socket: Socket, early: &Bytes) -> Stream {
+    frames::open(socket, early)
 }
 
 struct Outgoing {
-    sink: tokio::sync::Mutex<(SplitSink<Stream, Message>, Vec<u8>)>,
+    writer: tokio::sync::Mutex<Writer>,
     base64: bool,
     activity: Arc<Activity>,
 }
@@ -72,41 +57,46 @@ impl Channel {
         &self,
         fill: impl FnOnce(&mut [u8]) -> io::Result<usize>,
     ) -> Result<io::Result<usize>, Lost> {
-        let mut guard = self.out.sink.lock().await;
-        let (sink, buffer) = &mut *guard;
-        if buffer.is_empty() {
-            *buffer = vec![0; 1 + PAYLOAD_BYTES];
-        }
-        let length = match fill(&mut buffer[1..]) {
+        let mut writer = self.out.writer.lock().await;
+        writer.drain().await.map_err(|_| Lost)?;
+        let room = writer.room(1 + PAYLOAD_BYTES);
+        let length = match fill(&mut room[1..]) {
             Ok(length @ 1..) => length,
             other => return Ok(other),
         };
-        buffer[0] = self.number;
-        let message = self.message(&buffer[..=length]);
-        sink.send(message).await.map_err(|_| Lost)?;
+        room[0] = self.number;
+        if self.out.base64 {
+            let text = self.text(&room[1..=length]);
+            writer.put_text(&text).map_err(|_| Lost)?;
+        } else {
+            writer.put_room(1 + length).map_err(|_| Lost)?;
+        }
+        writer.drain().await.map_err(|_| Lost)?;
         self.out.activity.touch();
         Ok(Ok(length))
     }
 
     /// Sends these bytes, at least one message.
     pub(super) async fn send(&self, data: &[u8]) -> Result<(), Lost> {
-        let mut guard = self.out.sink.lock().await;
+        let mut writer = self.out.writer.lock().await;
         for piece in data.chunks(PAYLOAD_BYTES).chain(data.is_empty().then_some(&[][..])) {
-            let message = self.message(&[&[self.number], piece].concat());
-            guard.0.send(message).await.map_err(|_| Lost)?;
+            writer.drain().await.map_err(|_| Lost)?;
+            let put = match self.out.base64 {
+                true => writer.put_text(&self.text(piece)),
+                false => writer.put_binary(&[&[self.number], piece].concat()),
+            };
+            put.map_err(|_| Lost)?;
+            writer.drain().await.map_err(|_| Lost)?;
         }
         Ok(())
     }
 
-    fn message(&self, with_number: &[u8]) -> Message {
-        if !self.out.base64 {
-            return Message::Binary(Bytes::copy_from_slice(with_number));
-        }
+    fn text(&self, data: &[u8]) -> String {
         let mut text = String::new();
         // Channels of base64 protocols are digits.
-        text.push(char::from(b'0' + with_number[0] % 10));
-        STANDARD.encode_string(&with_number[1..], &mut text);
-        Message::Text(text.into())
+        text.push(char::from(b'0' + self.number % 10));
+        STANDARD.encode_string(data, &mut text);
+        text
     }
 }
 
@@ -145,14 +135,15 @@ impl Multiplex {
         hangup: Option<Hangup>,
         idle: Duration,
     ) -> Self {
-        let (sink, stream) = stream.split();
+        let (reader, writer) = stream;
         let activity = Arc::new(Activity::new());
         let out = Arc::new(Outgoing {
-            sink: tokio::sync::Mutex::new((sink, Vec::new())),
+            writer: tokio::sync::Mutex::new(writer),
             base64: channels.base64,
             activity: activity.clone(),
         });
-        let reader = Reader { stream, incoming, channels, hangup, out: out.clone() };
+        let message = Begun::default();
+        let reader = Reader { reader, incoming, channels, hangup, out: out.clone(), message };
         let task = tokio::spawn(async move {
             tokio::select! {
                 () = reader.run() => {}
@@ -176,8 +167,7 @@ impl Multiplex {
     /// Says goodbye and waits up to `linger` for the client to do so too.
     pub(super) async fn close(mut self, linger: Duration) {
         let goodbye = async {
-            let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-            if self.out.sink.lock().await.0.send(Message::Close(Some(frame))).await.is_ok() {
+            if self.out.answer(Writer::put_close).await.is_ok() {
                 let _ = (&mut self.task).await;
             }
         };
@@ -191,12 +181,36 @@ impl Drop for Multiplex {
     }
 }
 
+impl Outgoing {
+    /// Sends a frame between messages.
+    async fn answer(&self, put: impl FnOnce(&mut Writer) -> io::Result<()>) -> io::Result<()> {
+        let mut writer = self.writer.lock().await;
+        writer.drain().await?;
+        put(&mut writer)?;
+        writer.drain().await
+    }
+
+    /// The same for a client that may not read: one that takes no answers gets none.
+    async fn try_answer(&self, put: impl FnOnce(&mut Writer) -> io::Result<()>) {
+        let _ = tokio::time::timeout(HANGUP_CHECK, self.answer(put)).await;
+    }
+}
+
 struct Reader {
-    stream: SplitStream<Stream>,
+    reader: frames::Reader,
     incoming: Incoming,
     channels: Channels,
     hangup: Option<Hangup>,
     out: Arc<Outgoing>,
+    message: Begun,
+}
+
+/// What is known of the message that comes.
+#[derive(Debug, Default)]
+struct Begun {
+    channel: Option<u8>,
+    /// Characters of base64 that are no group of four yet; or the payload of a message that ends a channel.
+    left: Vec<u8>,
 }
 
 impl Drop for Reader {
@@ -209,36 +223,70 @@ impl Drop for Reader {
 
 impl Reader {
     async fn run(mut self) {
-        while let Some(Ok(message)) = self.stream.next().await {
+        while let Ok(Some(piece)) = self.reader.next().await {
             self.out.activity.touch();
-            let taken = match message {
-                Message::Binary(data) => self.take(&data).await,
-                Message::Text(text) if self.channels.base64 => self.take(text.as_bytes()).await,
-                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => Ok(()),
-                Message::Text(_) | Message::Close(_) => Err(Lost),
-            };
-            if taken.is_err() {
-                // One more look has the library answer a goodbye.
-                let _ = tokio::time::timeout(HANGUP_CHECK, self.stream.next()).await;
-                return;
+            match piece {
+                Piece::Data { text, first, last, at } => {
+                    if text && !self.channels.base64 || self.take(first, last, &at).await.is_err() {
+                        break;
+                    }
+                }
+                Piece::Ping(at) => {
+                    let payload = self.reader.bytes(&at).to_vec();
+                    self.out.try_answer(|writer| writer.put_pong(&payload)).await;
+                }
+                Piece::Pong => {}
+                Piece::Close => break,
             }
         }
+        self.out.try_answer(Writer::put_close).await;
     }
 
-    async fn take(&self, message: &[u8]) -> Result<(), Lost> {
-        let Some((first, payload)) = message.split_first() else { return Ok(()) };
-        if self.channels.base64 {
-            let payload = STANDARD.decode(payload).map_err(|_| Lost)?;
-            return self.deliver(first.wrapping_sub(b'0'), &payload).await;
+    async fn take(&mut self, first: bool, last: bool, at: &Range<usize>) -> Result<(), Lost> {
+        if first {
+            self.message = Begun::default();
         }
-        if self.channels.close && *first == CLOSE {
-            let [channel] = payload else { return Err(Lost) };
-            if let Some(inbox) = self.incoming.inboxes.get(channel) {
-                inbox.end(End::Finished);
+        let mut data = self.reader.bytes(at);
+        let channel = match (self.message.channel, data.split_first()) {
+            (Some(channel), _) => channel,
+            (None, Some((channel, rest))) => {
+                data = rest;
+                *self.message.channel.insert(*channel)
             }
-            return Ok(());
+            // A message without a byte means nothing.
+            (None, None) => return Ok(()),
+        };
+        if self.channels.base64 {
+            let left = &mut self.message.left;
+            left.extend_from_slice(data);
+            let whole = if last { left.len() } else { left.len() / 4 * 4 };
+            let decoded = STANDARD.decode(&left[..whole]).map_err(|_| Lost)?;
+            left.drain(..whole);
+            return self.deliver(channel.wrapping_sub(b'0'), &decoded).await;
         }
-        self.deliver(*first, payload).await
+        if self.channels.close && channel == CLOSE {
+            return self.end(data.to_vec(), last);
+        }
+        self.deliver(channel, data).await
+    }
+
+    /// A message that ends a channel has the channel's number as its payload.
+    fn end(&mut self, payload: Vec<u8>, last: bool) -> Result<(), Lost> {
+        let left = &mut self.message.left;
+        if left.len() + payload.len() > 1 {
+            return Err(Lost);
+        }
+        left.extend(payload);
+        match (last, left.first()) {
+            (false, _) => {}
+            (true, None) => return Err(Lost),
+            (true, Some(channel)) => {
+                if let Some(inbox) = self.incoming.inboxes.get(channel) {
+                    inbox.end(End::Finished);
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn deliver(&self, channel: u8, mut data: &[u8]) -> Result<(), Lost> {
@@ -255,8 +303,12 @@ impl Reader {
                 }
                 // Unasked for, it means nothing; but the kernel of a client that is gone answers it with a reset. One that
                 // cannot be sent now is not needed: then more is on its way.
-                if let Ok(mut out) = self.out.sink.try_lock() {
-                    let pong = out.0.send(Message::Pong(Bytes::new()));
+                if let Ok(mut writer) = self.out.writer.try_lock() {
+                    let pong = async {
+                        writer.drain().await?;
+                        writer.put_pong(&[])?;
+                        writer.drain().await
+                    };
                     let _ = tokio::time::timeout(HANGUP_CHECK, pong).await;
                 }
             }

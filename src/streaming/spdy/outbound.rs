@@ -22,7 +22,7 @@ pub enum Writing {
     /// A socket as it is: what another socket has can go there within the kernel.
     Tcp(OwnedWriteHalf),
     /// Anything else.
-    Other(Box<dyn AsyncWrite + Send + Unpin>),
+    Other(Box<dyn AsyncWrite + Send + Sync + Unpin>),
 }
 
 impl std::fmt::Debug for Writing {
@@ -31,14 +31,15 @@ impl std::fmt::Debug for Writing {
     }
 }
 
-impl<W: AsyncWrite + Send + Unpin + 'static> From<Box<W>> for Writing {
+impl<W: AsyncWrite + Send + Sync + Unpin + 'static> From<Box<W>> for Writing {
     fn from(writer: Box<W>) -> Self {
         Self::Other(writer)
     }
 }
 
 impl Writing {
-    fn writer(&mut self) -> &mut (dyn AsyncWrite + Send + Unpin) {
+    /// Whatever it is.
+    pub(crate) fn writer(&mut self) -> &mut (dyn AsyncWrite + Send + Unpin) {
         match self {
             Self::Tcp(tcp) => tcp,
             Self::Other(other) => other,

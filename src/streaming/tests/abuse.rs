@@ -1,9 +1,11 @@
 use super::support::*;
 use crate::streaming::server::Settings;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::SinkExt as _;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_tungstenite::tungstenite::Message;
 
 const V4: &[&str] = &["v4.channel.k8s.io"];
@@ -161,15 +163,89 @@ async fn a_data_frame_of_the_greatest_length_is_carried_in_pieces() {
     sending.await.unwrap();
 }
 
-#[tokio::test]
-async fn oversize_messages_and_wrong_closes_end_a_websocket() {
+/// The head of a client's frame, whose mask is zero.
+fn head(first: u8, length: u64) -> Vec<u8> {
+    let mut head = vec![first, 0xff];
+    head.extend(length.to_be_bytes());
+    head.extend([0; 4]);
+    head
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unfinished_websocket_messages_are_passed_on_and_not_held() {
     let node = node().await;
-    for message in [
-        Message::binary(vec![0; 5 << 20]),
-        Message::binary(&[0xff][..]),
-        Message::binary(&[0xff, 0, 0][..]),
-        Message::text("0text"),
-    ] {
+    let mut clients = Vec::new();
+    for _ in 0..50 {
+        let socket = node.websocket(&node.exec(&["cat"], PLAIN), "v5.channel.k8s.io").await;
+        let mut socket = socket.into_inner();
+        // A message of 4 GiB, of which a little comes: what was sent is there before its end.
+        socket.write_all(&head(0x82, 4 << 30)).await.unwrap();
+        socket.write_all(b"\x00hello").await.unwrap();
+        clients.push(socket);
+    }
+    for socket in &mut clients {
+        let echoed = async {
+            let mut came = Vec::new();
+            while !came.ends_with(b"\x01hello") {
+                came.push(socket.read_u8().await.unwrap());
+            }
+        };
+        tokio::time::timeout(PATIENCE, echoed).await.expect("the message is held");
+    }
+    drop(clients);
+    node.quiet().await;
+    // One that nobody reads is held to the limit of its channel.
+    let socket = node.websocket(&node.exec(&["deaf"], PLAIN), "v5.channel.k8s.io").await;
+    let mut socket = socket.into_inner();
+    let flood = async {
+        socket.write_all(&head(0x82, 4 << 30)).await.unwrap();
+        let piece = vec![0; 100_000];
+        for _ in 0..1000 {
+            socket.write_all(&piece).await.unwrap();
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_millis(700), flood).await.is_err());
+    drop(socket);
+    node.quiet().await;
+}
+
+#[tokio::test]
+async fn base64_and_ends_of_channels_may_be_cut_anywhere() {
+    let node = node().await;
+    let socket = node.websocket(&node.exec(&["cat"], PLAIN), "base64.channel.k8s.io").await;
+    let mut socket = socket.into_inner();
+    for (number, byte) in b"0aGVsbG8=".iter().enumerate() {
+        let first = u8::from(number == 0) | if number == 8 { 0x80 } else { 0 };
+        socket.write_all(&head(first, 1)).await.unwrap();
+        socket.write_all(&[*byte]).await.unwrap();
+    }
+    // It comes back in as many pieces as `cat` read it in.
+    let whole = async {
+        let (mut text, mut decoded) = (Vec::new(), Vec::new());
+        while decoded != b"hello" {
+            text.push(socket.read_u8().await.unwrap());
+            let parts = text.split(|byte| *byte == 0x81).skip(1).filter_map(|frame| frame.get(2..));
+            decoded = parts.filter_map(|payload| STANDARD.decode(payload).ok()).flatten().collect();
+        }
+    };
+    tokio::time::timeout(PATIENCE, whole).await.unwrap();
+    drop(socket);
+    node.quiet().await;
+    let socket = node.websocket(&node.exec(&["cat"], PLAIN), "v5.channel.k8s.io").await;
+    let mut socket = socket.into_inner();
+    for (first, byte) in [(2, 0xff), (0x80, 0)] {
+        socket.write_all(&head(first, 1)).await.unwrap();
+        socket.write_all(&[byte]).await.unwrap();
+    }
+    // The end of its input is the end of `cat`.
+    node.quiet().await;
+}
+
+#[tokio::test]
+async fn wrong_messages_and_wrong_closes_end_a_websocket() {
+    let node = node().await;
+    for message in [Message::binary(&[0xff][..]), Message::binary(&[0xff, 0, 0][..]), Message::text("0text")]
+    {
         let mut socket = node.websocket(&node.exec(&["deaf"], PLAIN), "v5.channel.k8s.io").await;
         until_alive(&node, 1).await;
         // The server may close before it has taken all of it.

@@ -37,6 +37,7 @@ fn request(tmp: &Path) -> LaunchRequest {
         hostname: None,
         sysctls: BTreeMap::new(),
         log_max_line: None,
+        init_cgroups: vec![],
     }
 }
 

@@ -15,6 +15,7 @@ use crate::host::network::{Attachment, PodNetwork};
 use crate::host::rootfs;
 use crate::model::{ContainerId, NamespaceMode, SandboxSpec, UserNamespace};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -35,8 +36,18 @@ pub(super) struct BroughtUp {
 pub(super) async fn bring_up(node: Arc<Node>, spec: Arc<SandboxSpec>) -> Result<BroughtUp, SandboxError> {
     let begun = Instant::now();
     in_place(|| make_private_dir(&node.exit_dir(&spec.id)))?;
+    // Of a cgroup nobody but the record knows where it is.
+    let record_first = node.init_leaf(&spec)?.is_some();
+    if record_first {
+        node.metrics.step("run_pod_sandbox", "record", record(&node, &spec)).await?;
+    }
     let (recorded, launched, files) = tokio::join!(
-        node.metrics.step("run_pod_sandbox", "record", record(&node, &spec)),
+        async {
+            match record_first {
+                true => Ok(()),
+                false => node.metrics.step("run_pod_sandbox", "record", record(&node, &spec)).await,
+            }
+        },
         node.metrics.step("run_pod_sandbox", "monitor", launch(&node, &spec)),
         node.metrics.step("run_pod_sandbox", "files", write_files(&node, &spec)),
     );
@@ -63,9 +74,9 @@ async fn record(node: &Arc<Node>, spec: &Arc<SandboxSpec>) -> Result<(), Sandbox
     blocking(move || Ok(node.records.write_pod(&spec)?)).await
 }
 
-async fn launch(node: &Node, spec: &SandboxSpec) -> Result<(Monitor, Events), MonitorError> {
+async fn launch(node: &Arc<Node>, spec: &SandboxSpec) -> Result<(Monitor, Events), SandboxError> {
     let own_network = spec.namespaces.network != NamespaceMode::Node;
-    monitor::launch(LaunchRequest {
+    let launched = monitor::launch(LaunchRequest {
         binary: node.monitor_binary.clone(),
         sandbox_id: spec.id.to_string(),
         dir: node.pod_dir(&spec.id),
@@ -80,8 +91,16 @@ async fn launch(node: &Node, spec: &SandboxSpec) -> Result<(Monitor, Events), Mo
         hostname: (own_network && !spec.hostname.is_empty()).then(|| spec.hostname.clone()),
         sysctls: sysctls(node, spec),
         log_max_line: Some(node.config.containers.log_line_bytes),
-    })
-    .await
+        init_cgroups: init_cgroups(node, spec).await?,
+    });
+    Ok(launched.await?)
+}
+
+/// Makes the cgroup of the pod's own process 1, in which the monitor puts it.
+async fn init_cgroups(node: &Arc<Node>, spec: &SandboxSpec) -> Result<Vec<PathBuf>, SandboxError> {
+    let Some(leaf) = node.init_leaf(spec)? else { return Ok(Vec::new()) };
+    let node = node.clone();
+    blocking(move || Ok(node.cgroups.make(&leaf)?)).await
 }
 
 /// Groups that may ping.
@@ -217,7 +236,11 @@ async fn detach(node: &Node, spec: &SandboxSpec) -> Result<(), SandboxError> {
     Ok(())
 }
 
-async fn end_monitor(node: &Node, spec: &SandboxSpec, monitor: Option<Monitor>) -> Result<(), SandboxError> {
+async fn end_monitor(
+    node: &Arc<Node>,
+    spec: &SandboxSpec,
+    monitor: Option<Monitor>,
+) -> Result<(), SandboxError> {
     let dir = node.pod_dir(&spec.id);
     let monitor = match monitor {
         Some(monitor) => Some(monitor),
@@ -240,8 +263,12 @@ async fn end_monitor(node: &Node, spec: &SandboxSpec, monitor: Option<Monitor>) 
         }
     }
     // A monitor that was killed leaves its pin and the pod's own PID 1 behind.
-    let pin = node.netns(&spec.id);
-    blocking(move || Ok(monitor::sweep(&dir, &pin)?)).await
+    let (pin, leaf, node) = (node.netns(&spec.id), node.init_leaf(spec)?, node.clone());
+    blocking(move || {
+        monitor::sweep(&dir, &pin)?;
+        Ok(leaf.map_or(Ok(()), |leaf| node.cgroups.remove(&leaf))?)
+    })
+    .await
 }
 
 /// The processes that are left in a container's cgroup, for people.

@@ -18,7 +18,7 @@ use crate::host::oci::{Features, Runtime, Runtimes};
 use crate::host::security::apparmor::AppArmor;
 use crate::host::security::selinux::Selinux;
 use crate::images::Images;
-use crate::model::{Clock, ContainerId, SandboxId, SandboxSpec};
+use crate::model::{Clock, ContainerId, NamespaceMode, SandboxId, SandboxSpec};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -114,6 +114,15 @@ impl Node {
     /// When the pod's parent is malformed.
     pub fn leaf(&self, pod: &SandboxSpec, id: &ContainerId) -> Result<Leaf, SandboxError> {
         Ok(cgroups::leaf(self.cgroup_parent(pod), id)?)
+    }
+
+    /// The cgroup of the pod's own process 1, below the pod's; none where the pod has no such process.
+    ///
+    /// # Errors
+    /// As [`Self::leaf`].
+    pub fn init_leaf(&self, pod: &SandboxSpec) -> Result<Option<Leaf>, SandboxError> {
+        let shares = pod.namespaces.pid == NamespaceMode::Pod;
+        Ok(shares.then(|| cgroups::init_leaf(self.cgroup_parent(pod), &pod.id)).transpose()?)
     }
 
     /// The pod's own cgroup, in which those of its containers lie.

@@ -23,6 +23,7 @@ mod hung;
 mod image_volumes;
 mod images;
 mod images_cli;
+mod inner;
 mod lifecycle;
 mod mounts;
 mod network;

@@ -23,14 +23,18 @@ pub use record::{ExitRecord, MONITOR_RECORD, MONITOR_SOCKET, MonitorRecord, Name
 /// Version of the messages; the monitor tells its own in the reply to `Hello`.
 pub const PROTOCOL_VERSION: u32 = 1;
 
-/// What was added since the version began: 1 for sessions, 2 for restoring containers. In the monitor's record.
-pub const PROTOCOL_REVISION: u32 = 2;
+/// What was added since the version began: 1 for sessions, 2 for restoring containers, 3 for a process 1 of shared PID
+/// namespaces that has nothing. In the monitor's record.
+pub const PROTOCOL_REVISION: u32 = 3;
 
 /// The first revision with `Session` and `Attach`.
 pub const SESSIONS_REVISION: u32 = 1;
 
 /// The first revision with `Create::restore`.
 pub const RESTORE_REVISION: u32 = 2;
+
+/// The first revision whose process 1 of a shared PID namespace is worth nothing to the pod.
+pub const CONFINED_INIT_REVISION: u32 = 3;
 
 /// Version of [`MonitorRecord`] and [`ExitRecord`] on disk.
 pub const RECORD_VERSION: u32 = 1;

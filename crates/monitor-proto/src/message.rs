@@ -110,6 +110,9 @@ pub struct Launch {
     /// See [`crate::DEFAULT_LOG_LINE_BYTES`].
     #[serde(default = "default_log_line")]
     pub log_max_line: u32,
+    /// Directories of cgroups, one a hierarchy, which exist, for the process 1 of a shared pid namespace. Revision 3.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub init_cgroups: Vec<String>,
 }
 
 fn default_log_line() -> u32 {

@@ -81,6 +81,7 @@ fn requests() {
             hostname: Some("web".into()),
             sysctls: BTreeMap::from([("net.core.somaxconn".into(), "9".into())]),
             log_max_line: 16384,
+            init_cgroups: vec![],
         })),
         r#"{"launch":{"version":1,"sandbox_id":"s1","dir":"/run/p/s1","exit_dir":"/run/p/exits","namespaces":{"net":"/run/netns/s1","ipc":true,"uts":true,"pid":false},"hostname":"web","sysctls":{"net.core.somaxconn":"9"},"log_max_line":16384}}"#,
     );

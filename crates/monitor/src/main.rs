@@ -34,6 +34,9 @@ use std::process::ExitCode;
 const LARGE_BLOCK_BYTES: i32 = 32 * 1024;
 
 fn main() -> ExitCode {
+    if podinit::is_wanted() {
+        return podinit::run();
+    }
     podwright_sys::memory::keep_small(LARGE_BLOCK_BYTES);
     match launch::launch() {
         launch::Outcome::Pod(mut pod) => {

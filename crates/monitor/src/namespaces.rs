@@ -13,7 +13,7 @@ use podwright_sys::{pidfd, proc, process, userns};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
-use crate::podinit;
+use crate::podinit::{self, Candidate};
 
 /// Longest message of the helper; a path and an error text fit.
 const REPORT_BYTES: u64 = 4096;
@@ -42,8 +42,6 @@ pub(crate) struct Namespaces {
     pub(crate) init: Option<ProcessId>,
     /// Keep the user, ipc and uts namespaces alive, and are what `paths` points to.
     held: Vec<OwnedFd>,
-    /// While it is open, the pod's init lives. No other process has it: it goes with the monitor.
-    leash: Option<PipeWriter>,
 }
 
 impl Namespaces {
@@ -72,18 +70,14 @@ impl Namespaces {
         }
         let (mut report, report_end) = io::pipe().map_err(NamespaceError::Helper)?;
         let (stay, stay_end) = io::pipe().map_err(NamespaceError::Helper)?;
-        let (leash, leash_end) = io::pipe().map_err(NamespaceError::Helper)?;
         let user = user.as_ref().map(OwnedFd::as_fd);
         let helper = process::fork_child(|| {
-            // Our copy of what the monitor holds; the parent's stays open.
-            close_raw(leash_end.as_raw_fd());
-            helper(request, &kinds, user, &report_end, &stay, stay_end.as_raw_fd(), &leash)
+            // Our copy of the monitor's end: who reports is to notice when the monitor is gone.
+            close_raw(report.as_raw_fd());
+            helper(request, &kinds, user, &report_end, &stay, stay_end.as_raw_fd())
         })
         .map_err(NamespaceError::Helper)?;
-        drop((report_end, stay, leash));
-        if kinds.contains(&Namespace::Pid) {
-            self.leash = Some(leash_end);
-        }
+        drop((report_end, stay));
         let outcome = self.adopt(helper, &mut report, &kinds, request);
         drop(stay_end);
         let _ = process::wait(helper);
@@ -99,12 +93,11 @@ impl Namespaces {
     ) -> Result<(), NamespaceError> {
         let mut text = String::new();
         report.take(REPORT_BYTES).read_to_string(&mut text).map_err(NamespaceError::Helper)?;
-        let Some(init) = text.strip_prefix("ok ") else {
-            let text = if text.is_empty() { "namespace helper died".to_owned() } else { text };
-            return Err(NamespaceError::Inside(text));
-        };
-        if let Some(pid) = init.parse().ok().filter(|pid| *pid != 0) {
-            self.init = Some(ProcessId { pid, start_time: 0 });
+        let report = Report::parse(&text);
+        // Known before an error is told, so that it is taken down.
+        self.init = report.init.map(|pid| ProcessId { pid, start_time: 0 });
+        report.check(kinds.contains(&Namespace::Pid))?;
+        if let Some(pid) = report.init {
             let start_time = proc::start_time(pid).map_err(|source| NamespaceError::Init { pid, source })?;
             self.init = Some(ProcessId { pid, start_time });
             self.paths.pid = Some(format!("/proc/{pid}/ns/pid"));
@@ -158,8 +151,49 @@ impl Namespaces {
             }
         }
         self.held.clear();
-        self.leash = None;
         wrong
+    }
+}
+
+/// What the helper says, and the pod's init beside it: a line each, in any order.
+#[derive(Debug, Default)]
+struct Report<'a> {
+    /// The helper has done all that it was to do.
+    done: bool,
+    init: Option<u32>,
+    /// The init has become what it is to be.
+    ready: bool,
+    /// Anything else is an error.
+    error: Option<&'a str>,
+}
+
+/// The helper's last line.
+const DONE: &str = "done";
+
+impl<'a> Report<'a> {
+    fn parse(text: &'a str) -> Self {
+        let mut report = Self::default();
+        for line in text.lines() {
+            match line {
+                DONE => report.done = true,
+                podinit::READY => report.ready = true,
+                line => match line.strip_prefix(podinit::INIT).and_then(|pid| pid.parse().ok()) {
+                    Some(pid) => report.init = Some(pid),
+                    None => report.error = Some(line),
+                },
+            }
+        }
+        report
+    }
+
+    fn check(&self, wants_init: bool) -> Result<(), NamespaceError> {
+        let error = match self.error {
+            Some(error) => error,
+            None if !self.done => "namespace helper died",
+            None if wants_init && !(self.ready && self.init.is_some()) => "the pod's process 1 died",
+            None => return Ok(()),
+        };
+        Err(NamespaceError::Inside(error.to_owned()))
     }
 }
 
@@ -216,13 +250,13 @@ fn helper(
     mut report: &PipeWriter,
     stay: &PipeReader,
     stay_end: i32,
-    leash: &PipeReader,
 ) -> i32 {
-    let text = match set_up(request, kinds, user, leash) {
-        Ok(init) => format!("ok {init}"),
-        Err(message) => message,
+    let line = match set_up(request, kinds, user, report) {
+        Ok(()) => format!("{DONE}\n"),
+        Err(message) => format!("{message}\n"),
     };
-    let told = report.write_all(text.as_bytes());
+    // In one piece, as all lines: others report too.
+    let told = report.write_all(line.as_bytes());
     // The descriptors are the parent's objects, whose copies here nobody else uses; both must close now: the report's
     // so that the parent sees its end, the other's so that we see the parent's.
     close_raw(std::os::fd::AsRawFd::as_raw_fd(report));
@@ -241,14 +275,26 @@ fn close_raw(fd: i32) {
     }
 }
 
-/// Returns the pod init's pid, or 0 without one.
+/// With a pid namespace, the pod's init tells its pid in the report by itself.
 fn set_up(
     request: &Launch,
     kinds: &[Namespace],
     user: Option<BorrowedFd<'_>>,
-    leash: &PipeReader,
-) -> Result<u32, String> {
+    report: &PipeWriter,
+) -> Result<(), String> {
     let step = |what: String| move |error: io::Error| format!("{what}: {error}");
+    // What takes the host's root comes first.
+    let init = match kinds.contains(&Namespace::Pid) {
+        true => {
+            for dir in &request.init_cgroups {
+                let procs = Path::new(dir).join("cgroup.procs");
+                write_setting(&procs, "0")
+                    .map_err(step(format!("put the pod's process 1 into cgroup {dir:?}")))?;
+            }
+            Some(Candidate::start(report).map_err(step("start the pod's process 1".into()))?)
+        }
+        false => None,
+    };
     if let Some(user) = user {
         userns::enter(user).map_err(step("enter user namespace".into()))?;
     }
@@ -277,17 +323,16 @@ fn set_up(
         }
     }
     // Settings of an IPC namespace are its user namespace's root's from 6.9 on, and the host's root's before.
-    if user.is_some() && (!denied.is_empty() || kinds.contains(&Namespace::Pid)) {
+    if user.is_some() && (!denied.is_empty() || init.is_some()) {
         userns::become_root().map_err(step("become root of the user namespace".into()))?;
     }
     for (key, value, path) in denied {
         write_setting(&path, value).map_err(step(format!("write sysctl {key:?}")))?;
     }
-    if kinds.contains(&Namespace::Pid) {
-        namespace::unshare(Namespace::Pid).map_err(step("make pid namespace".into()))?;
-        return process::fork_child(|| podinit::run(leash)).map_err(step("start pod init".into()));
+    if let Some(init) = init {
+        init.begin(kinds, user.is_some()).map_err(step("begin the pod's process 1".into()))?;
     }
-    Ok(0)
+    Ok(())
 }
 
 fn write_setting(path: &Path, value: &str) -> io::Result<()> {

@@ -1,32 +1,185 @@
 //! PID 1 of a pod's shared pid namespace: reaps, and ends with its monitor, which ends the namespace. No signal but
-//! SIGKILL ends it: at the end of the machine everybody gets SIGTERM, and containers are to have their time then. Does
-//! and holds nothing else: one descriptor, no memory worth naming.
+//! SIGKILL ends it: at the end of the machine everybody gets SIGTERM, and containers are to have their time then.
+//!
+//! Every container of the pod sees it, and one that may trace others rules it. So it has nothing that is worth having: an
+//! empty root that cannot be written to, no descriptor, no capability in any set, none of the monitor's memory (it comes
+//! of this program run anew, from a mount that cannot be written through), and calls that do nothing but wait. Never does
+//! anything else, and never starts when a step of this fails.
+//!
+//! Who becomes it is run on the host's side and then moves into the pod: its memory belongs to the host's user
+//! namespace, so that rights in the pod's own are none over it.
 
-use std::io::PipeReader;
+use std::io::{self, PipeReader, PipeWriter, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::process::ExitCode;
 
-use podwright_sys::process::{self, Signals};
-use rustix::event::{PollFd, PollFlags, poll};
+use podwright_sys::namespace::{self, Namespace};
+use podwright_sys::seccomp::{self, Call};
+use podwright_sys::{confine, pidfd, process, userns};
 
-/// Never returns before its end; the value is the exit code. The other end of `leash` is the monitor's alone: when that
-/// is killed and nobody is left who could find this process, its end is told here.
-pub(crate) fn run(leash: &PipeReader) -> i32 {
-    let _ = rustix::process::setsid();
-    let _ = rustix::thread::set_name(c"podwright-init");
-    // As standard input, so that everything else can be closed at once. The helper's report pipe is among that: when the
-    // monitor reads its end, all of this is done.
-    if rustix::stdio::dup2_stdin(leash).is_err() || process::close_from(3).is_err() {
-        return 1;
+/// Its name, and the only argument: what `ps` shows in the pod.
+const NAME: &std::ffi::CStr = c"podwright-init";
+
+/// What it reports when it has become what it is to be.
+pub(crate) const READY: &str = "ready";
+
+/// The beginning of the line that tells its pid.
+pub(crate) const INIT: &str = "init ";
+
+/// In the order to begin: there is a user namespace to be joined.
+const USER: &str = "user";
+
+/// Kinds that it may have to join with the pod's helper.
+const KINDS: [Namespace; 3] = [Namespace::Net, Namespace::Ipc, Namespace::Uts];
+
+/// Longest order to begin: all of its words.
+const ORDER_BYTES: usize = 64;
+
+/// What it does: wait for a signal and for children, and before that report and close the report. With no descriptor
+/// there is nothing that the last two could be used for.
+const CALLS: [Call; 8] = [
+    seccomp::SYS_rt_sigtimedwait,
+    seccomp::SYS_wait4,
+    seccomp::SYS_restart_syscall,
+    seccomp::SYS_rt_sigreturn,
+    seccomp::SYS_exit,
+    seccomp::SYS_exit_group,
+    seccomp::SYS_write,
+    seccomp::SYS_close_range,
+];
+
+/// Who becomes the init once the pod's other namespaces are there.
+#[derive(Debug)]
+pub(crate) struct Candidate {
+    order: PipeWriter,
+}
+
+impl Candidate {
+    /// Starts it, as a child of the caller's parent, while the caller still has the host's rights.
+    pub(crate) fn start(report: &PipeWriter) -> io::Result<Self> {
+        let program = confine::own_program()?;
+        let helper = pidfd::open(std::process::id())?;
+        let (begin, order) = io::pipe()?;
+        process::fork_sibling(|| {
+            // Else it would wait for itself when the caller is gone.
+            if let Ok(fd) = u32::try_from(order.as_raw_fd()) {
+                let _ = process::close_one(fd);
+            }
+            execute(&program, &begin, report, &helper)
+        })?;
+        Ok(Self { order })
     }
-    let Ok(mut signals) = Signals::collect() else { return 1 };
+
+    /// Has it join the caller's namespaces and become the init, which the report tells of.
+    pub(crate) fn begin(mut self, kinds: &[Namespace], user: bool) -> io::Result<()> {
+        let names = kinds.iter().filter(|kind| KINDS.contains(kind)).map(|kind| kind.name());
+        let words: Vec<&str> = user.then_some(USER).into_iter().chain(names).collect();
+        self.order.write_all(format!("{}\n", words.join(" ")).as_bytes())
+    }
+}
+
+/// Runs this program anew, since a fork has the monitor's memory. Returns only on error.
+fn execute(program: &OwnedFd, begin: &PipeReader, report: &PipeWriter, helper: &OwnedFd) -> i32 {
+    let started = rustix::stdio::dup2_stdin(begin)
+        .and_then(|()| rustix::stdio::dup2_stdout(report))
+        .and_then(|()| rustix::stdio::dup2_stderr(helper))
+        .map_err(io::Error::from)
+        .and_then(|()| confine::execute(program.as_fd(), NAME));
+    let error = match started {
+        Ok(never) => match never {},
+        Err(error) => error,
+    };
+    let mut report = report;
+    let _ = report.write_all(format!("run the program of the pod's process 1: {error}\n").as_bytes());
+    1
+}
+
+/// Whether this process was run by [`Candidate::start`].
+pub(crate) fn is_wanted() -> bool {
+    std::env::args_os().next().is_some_and(|name| name.as_encoded_bytes() == NAME.to_bytes())
+}
+
+/// The candidate's life: standard input is its order, standard output the report, and standard error the helper.
+pub(crate) fn run() -> ExitCode {
+    match become_first() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tell(error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+type Step = (&'static str, io::Error);
+
+fn step(what: &'static str) -> impl Fn(io::Error) -> Step {
+    move |error| (what, error)
+}
+
+fn tell((what, error): Step) {
+    let line = format!("{what} for the pod's process 1: {error}\n");
+    let _ = rustix::io::write(rustix::stdio::stdout(), line.as_bytes());
+}
+
+fn become_first() -> Result<(), Step> {
+    process::close_from(3).map_err(step("close descriptors"))?;
+    process::block_signals().map_err(step("block signals"))?;
+    let mut order = [0; ORDER_BYTES];
+    let length = rustix::io::read(rustix::stdio::stdin(), &mut order)
+        .map_err(io::Error::from)
+        .map_err(step("read the order"))?;
+    let Some(order) = str::from_utf8(&order[..length]).ok().and_then(|order| order.strip_suffix('\n')) else {
+        // The helper failed, and tells why.
+        return Ok(());
+    };
+    let words: Vec<&str> = order.split_ascii_whitespace().collect();
+    let kinds: Vec<Namespace> = KINDS.into_iter().filter(|kind| words.contains(&kind.name())).collect();
+    let user = words.contains(&USER);
+    namespace::join(rustix::stdio::stderr(), &kinds, user).map_err(step("join namespaces"))?;
+    if user {
+        userns::become_root().map_err(step("become root of the user namespace"))?;
+    }
+    namespace::unshare(Namespace::Pid).map_err(step("make pid namespace"))?;
+    // The monitor's child, so that it can end with it.
+    let init = process::fork_sibling(|| {
+        let Err(error) = confine().and_then(|()| live());
+        tell(error);
+        1
+    });
+    let line = format!("{INIT}{}\n", init.map_err(step("start a process"))?);
+    rustix::io::write(rustix::stdio::stdout(), line.as_bytes())
+        .map_err(io::Error::from)
+        .map_err(step("report"))?;
+    Ok(())
+}
+
+/// Reaps for ever.
+fn live() -> Result<std::convert::Infallible, Step> {
     loop {
         while let Ok(Some(_)) = process::reap_any() {}
-        let leash = rustix::stdio::stdin();
-        let mut fds = [PollFd::new(&signals, PollFlags::IN), PollFd::new(&leash, PollFlags::IN)];
-        let _ = poll(&mut fds, None);
-        // Nothing is ever written: what there is to see is the end.
-        if !fds[1].revents().is_empty() {
-            return 0;
+        match process::await_signal() {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                return Err(("wait for signals", error));
+            }
+            _ => {}
         }
-        while let Ok(Some(_)) = signals.take() {}
     }
+}
+
+fn confine() -> Result<(), Step> {
+    let _ = rustix::process::setsid();
+    let _ = rustix::thread::set_name(NAME);
+    // Where its cgroups lie is no secret, and not every kernel has such namespaces.
+    let _ = confine::own_cgroup_namespace();
+    confine::empty_root().map_err(step("make an empty root"))?;
+    confine::give_up_rights().map_err(step("give up the rights"))?;
+    // Both are forgotten when rights change.
+    confine::hide().map_err(step("forbid tracing"))?;
+    confine::end_with_parent().map_err(step("tie the life to its monitor's"))?;
+    seccomp::allow_only(&CALLS).map_err(step("filter system calls"))?;
+    // The monitor alone reads it: without one this fails, and nobody would end us.
+    rustix::io::write(rustix::stdio::stdout(), format!("{READY}\n").as_bytes())
+        .map_err(io::Error::from)
+        .map_err(step("report"))?;
+    process::close_from(0).map_err(step("close the report"))
 }

@@ -87,6 +87,109 @@ fn a_pods_init_ends_with_a_monitor_that_is_killed() {
     until("the pod's init is gone", || !lives());
 }
 
+/// What there is to see of a process, and to be had from it.
+fn assert_worth_nothing(init: u32, cgroups: &[String]) {
+    let file = |name: &str| std::fs::read_to_string(format!("/proc/{init}/{name}")).unwrap();
+    let link = |name: &str| std::fs::read_link(format!("/proc/{init}/{name}"));
+    assert_eq!(file("cmdline"), "podwright-init\0");
+    assert_eq!(file("environ"), "");
+    let status = file("status");
+    let status: Vec<&str> = status.lines().collect();
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert!(status.contains(&format!("{set}:\t0000000000000000").as_str()), "{set}: {status:#?}");
+    }
+    for line in ["NoNewPrivs:\t1", "Seccomp:\t2", "Groups:\t "] {
+        assert!(status.contains(&line), "{line}: {status:#?}");
+    }
+    // One mount, empty, which can be written neither through nor by the file system's own state.
+    let mounts = file("mountinfo");
+    assert_eq!(mounts.lines().count(), 1, "{mounts}");
+    let words: Vec<&str> = mounts.split_whitespace().collect();
+    assert_eq!((words[4], words[5]), ("/", "ro,nosuid,nodev,noexec,relatime"), "{mounts}");
+    assert!(words.iter().any(|word| word.starts_with("ro,size=4k")), "{mounts}");
+    let root = PathBuf::from(format!("/proc/{init}/root/"));
+    assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
+    let refused = std::fs::write(root.join("x"), "x").unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    assert_eq!(link("cwd").unwrap(), Path::new("/"));
+    assert_eq!(std::fs::read_dir(format!("/proc/{init}/fd")).unwrap().count(), 0);
+    // Its program is the monitor's, and nobody writes to that.
+    let exe = format!("/proc/{init}/exe");
+    let refused =
+        rustix::fs::openat(rustix::fs::CWD, &exe, rustix::fs::OFlags::WRONLY, rustix::fs::Mode::empty());
+    assert!(matches!(refused, Err(rustix::io::Errno::ROFS | rustix::io::Errno::TXTBSY)), "{refused:?}");
+    let refused = rustix::fs::chmod(&exe, rustix::fs::Mode::empty()).unwrap_err();
+    assert_eq!(refused, rustix::io::Errno::ROFS);
+    for kind in ["mnt", "cgroup", "pid"] {
+        assert_ne!(
+            link(&format!("ns/{kind}")).unwrap(),
+            std::fs::read_link(format!("/proc/self/ns/{kind}")).unwrap()
+        );
+    }
+    for dir in cgroups {
+        let procs = std::fs::read_to_string(Path::new(dir).join("cgroup.procs")).unwrap();
+        assert_eq!(procs.trim(), init.to_string(), "{dir}");
+    }
+}
+
+/// A cgroup in each hierarchy, removed with the value.
+struct Cgroups(Vec<String>);
+
+impl Cgroups {
+    fn make(name: &str) -> Self {
+        let root = PathBuf::from("/sys/fs/cgroup");
+        let roots: Vec<PathBuf> = match root.join("cgroup.procs").exists() {
+            true => vec![root],
+            false => ["memory", "pids", "unified"].map(|name| root.join(name)).into(),
+        };
+        let name = format!("podwright-test-{name}-{}", std::process::id());
+        let dirs = roots.iter().filter(|root| root.is_dir()).map(|root| {
+            let dir = root.join(&name);
+            std::fs::create_dir(&dir).unwrap();
+            dir.to_str().unwrap().to_owned()
+        });
+        Self(dirs.collect())
+    }
+}
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        for dir in &self.0 {
+            let _ = std::fs::remove_dir(dir);
+        }
+    }
+}
+
+#[test]
+fn process_1_of_a_pod_has_nothing_that_is_worth_having() {
+    let range = |outside| vec![IdRange { inside: 0, outside, count: 65_536 }];
+    for user in [None, Some(IdMappings { uids: range(400_000), gids: range(500_000) })] {
+        let cgroups = Cgroups::make(if user.is_some() { "mapped" } else { "plain" });
+        let mut pod = Pod::launch("nothing", |launch| {
+            launch.namespaces = NamespaceRequest { pid: true, ipc: true, user, ..Default::default() };
+            launch.init_cgroups.clone_from(&cgroups.0);
+        });
+        let init = pod.record.init.unwrap().pid;
+        assert_worth_nothing(init, &cgroups.0);
+        assert_eq!(podwright_sys::proc::parent(init).unwrap(), pod.pid());
+        pod.shutdown();
+        for dir in &cgroups.0 {
+            std::fs::remove_dir(dir).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_cgroup_that_is_not_there_is_named_and_no_init_is_left() {
+    let outcome = Pod::try_launch("nocgroup", |launch| {
+        launch.namespaces.pid = true;
+        launch.init_cgroups = vec!["/sys/fs/cgroup/no/such".into()];
+    });
+    let Err((kind, message)) = outcome else { panic!("launched") };
+    assert_eq!(kind, ErrorKind::Namespace);
+    assert!(message.contains("/sys/fs/cgroup/no/such"), "{message}");
+}
+
 #[test]
 fn a_user_namespace_owns_the_others() {
     let pin = pin_path("user");

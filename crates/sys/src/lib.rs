@@ -4,6 +4,7 @@
 //! All errors are the kernel's, as [`std::io::Error`]; the caller adds what it was doing and to what.
 
 pub mod clock;
+pub mod confine;
 pub mod fdpass;
 pub mod memory;
 pub mod names;
@@ -13,6 +14,7 @@ pub mod pidfd;
 pub mod proc;
 pub mod process;
 pub mod quota;
+pub mod seccomp;
 pub mod socket;
 pub mod tty;
 pub mod userns;

@@ -71,6 +71,28 @@ pub fn enter(kind: Namespace, namespace: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::thread::move_into_link_name_space(namespace, Some(kind))?)
 }
 
+/// Moves the calling process, which has one thread, into another one's namespaces of these kinds, and with `user` into its
+/// user namespace before.
+///
+/// # Errors
+/// The kernel's: `EINVAL` before Linux 5.8, or for a user namespace that the caller is in already.
+pub fn join(process: BorrowedFd<'_>, kinds: &[Namespace], user: bool) -> io::Result<()> {
+    use rustix::thread::ThreadNameSpaceType as Kinds;
+    let mut all = if user { Kinds::USER } else { Kinds::empty() };
+    for kind in kinds {
+        all |= match kind {
+            Namespace::Net => Kinds::NETWORK,
+            Namespace::Ipc => Kinds::INTER_PROCESS_COMMUNICATION,
+            Namespace::Uts => Kinds::HOST_NAME_AND_NIS_DOMAIN_NAME,
+            Namespace::Pid => Kinds::PROCESS_ID,
+        };
+    }
+    if all.is_empty() {
+        return Ok(());
+    }
+    Ok(rustix::thread::move_into_thread_name_spaces(process, all)?)
+}
+
 /// Sets the host name of the caller's UTS namespace.
 ///
 /// # Errors

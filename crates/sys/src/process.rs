@@ -30,6 +30,29 @@ pub fn fork_child(body: impl FnOnce() -> i32) -> io::Result<u32> {
     }
 }
 
+/// As [`fork_child`], but the child is the caller's parent's. Its pid is told as the caller sees it, and after
+/// [`crate::namespace::unshare`] of a PID namespace it is the first of that.
+///
+/// # Errors
+/// As [`fork_child`].
+pub fn fork_sibling(body: impl FnOnce() -> i32) -> io::Result<u32> {
+    if crate::proc::own_threads()? != 1 {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "fork in a process with several threads"));
+    }
+    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM this is a fork, and this is the only thread: the child gets memory and locks in a consistent
+    // state, and goes on with this stack.
+    match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
+        0 => {
+            let code = body();
+            // SAFETY: _exit takes an integer and does not return.
+            unsafe { libc::_exit(code) }
+        }
+        pid if pid < 0 => Err(io::Error::last_os_error()),
+        pid => u32::try_from(pid).map_err(io::Error::other),
+    }
+}
+
 /// Closes every descriptor from `first` on.
 ///
 /// # The caller's duty
@@ -135,6 +158,28 @@ impl Signals {
         let Some(info) = self.0.read_signal()? else { return Ok(None) };
         let signal = i32::try_from(info.ssi_signo).map_err(io::Error::other)?;
         Ok(Some(Received { signal, sender: info.ssi_pid }))
+    }
+}
+
+/// Blocks every signal that can be blocked, for [`await_signal`].
+///
+/// # Errors
+/// None that is known.
+pub fn block_signals() -> io::Result<()> {
+    Ok(SigSet::all().thread_set_mask()?)
+}
+
+/// Waits for the next blocked signal, without a descriptor.
+///
+/// # Errors
+/// `EINTR` after the process was stopped or traced.
+pub fn await_signal() -> io::Result<i32> {
+    let set = SigSet::all();
+    let pointer: *const libc::sigset_t = set.as_ref();
+    // SAFETY: the set is a valid one that lives across the call; no information is asked for.
+    match unsafe { libc::sigwaitinfo(pointer, std::ptr::null_mut()) } {
+        signal if signal < 0 => Err(io::Error::last_os_error()),
+        signal => Ok(signal),
     }
 }
 

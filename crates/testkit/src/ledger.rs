@@ -139,7 +139,7 @@ impl Process {
 }
 
 /// Processes whose command line names the directory, whose cgroup is the node's, whose own mount namespace has mounts
-/// of the node while their cgroup is no other node's, or whose diary is in it (a monitor and a pod's process 1).
+/// of the node while their cgroup is no other node's, or whose diary is in it (a monitor).
 /// Callers' ancestors are not among them.
 pub(crate) fn processes(scratch: &Scratch) -> Vec<Process> {
     let own = ancestors();

@@ -1,16 +1,17 @@
 //! Cgroups of containers: which hierarchy the host has, where a container's cgroup lies, its processes and removal.
 //!
-//! Owns only leaves that end in a container's id. Never creates a cgroup (the OCI runtime does), never touches a
-//! parent: the kubelet owns those.
+//! Owns only leaves that end in a container's or a pod's id. Creates none but that of a pod's own process 1 (those of
+//! containers the OCI runtime does), never touches a parent: the kubelet owns those.
 
 mod details;
 mod hasten;
+mod make;
 mod place;
 mod rate;
 mod stats;
 
 pub use details::{CgroupDetails, DeviceIo, HugePages};
-pub use place::{Driver, Leaf, leaf, parent_path};
+pub use place::{Driver, Leaf, init_leaf, leaf, parent_path};
 pub use stats::{CgroupStats, MemoryStats, Pressure, PressureLine, PressureStats};
 
 use self::rate::Rates;
@@ -73,7 +74,7 @@ pub enum CgroupError {
     /// A file could not be read or written.
     #[error("{operation} {}: {cause}", path.display())]
     Io {
-        /// `read`, `write`, `remove`, `list`.
+        /// `read`, `write`, `make`, `remove`, `list`.
         operation: &'static str,
         /// The file or directory.
         path: PathBuf,

@@ -5,7 +5,7 @@
 
 use super::CgroupError;
 use crate::config::{self, CgroupDriver};
-use crate::model::ContainerId;
+use crate::model::{ContainerId, SandboxId};
 use std::path::{Component, Path, PathBuf};
 
 /// There while systemd is the system's manager (sd_booted(3)).
@@ -101,7 +101,8 @@ impl Driver {
     }
 }
 
-/// One container's cgroup. Only [`leaf`] makes one, so it always ends in a container's id.
+/// One container's cgroup, or that of a pod's own process 1. Only [`leaf`] and [`init_leaf`] make one, so it always ends in
+/// an id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leaf {
     path: PathBuf,
@@ -113,6 +114,12 @@ impl Leaf {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether systemd makes its parent.
+    #[must_use]
+    pub(super) fn is_below_slice(&self) -> bool {
+        self.path.parent().is_some_and(is_slice)
     }
 
     /// What the OCI runtime is told, `cgroupsPath`.
@@ -134,6 +141,17 @@ pub fn leaf(parent: &str, id: &ContainerId) -> Result<Leaf, CgroupError> {
         return Ok(Leaf { path, oci });
     }
     path.push(id.as_str());
+    Ok(Leaf { oci: path.clone(), path })
+}
+
+/// The cgroup of a pod's own process 1: `<parent>/podwright-init-<id>`, below a slice too. systemd knows of no such unit
+/// and leaves the directory alone; it goes with the slice at the latest.
+///
+/// # Errors
+/// When the parent is malformed.
+pub fn init_leaf(parent: &str, id: &SandboxId) -> Result<Leaf, CgroupError> {
+    let mut path = parent_path(parent)?;
+    path.push(format!("{SCOPE_PREFIX}-init-{id}"));
     Ok(Leaf { oci: path.clone(), path })
 }
 

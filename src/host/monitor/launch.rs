@@ -8,8 +8,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use podwright_monitor_proto::{
-    DEFAULT_LOG_LINE_BYTES, Launch, MONITOR_RECORD, MONITOR_SOCKET, MonitorRecord, NamespaceRequest,
-    PROTOCOL_VERSION, Reply, Request,
+    CONFINED_INIT_REVISION, DEFAULT_LOG_LINE_BYTES, Launch, MONITOR_RECORD, MONITOR_SOCKET, MonitorRecord,
+    NamespaceRequest, PROTOCOL_VERSION, Reply, Request,
 };
 use podwright_sys::{proc, socket};
 use tokio::net::UnixStream;
@@ -42,6 +42,8 @@ pub struct LaunchRequest {
     pub sysctls: BTreeMap<String, String>,
     /// Longest log line in bytes; 16 KiB if not given.
     pub log_max_line: Option<u32>,
+    /// Directories, which exist, of the cgroup for the process 1 of a shared PID namespace.
+    pub init_cgroups: Vec<PathBuf>,
 }
 
 /// Starts a monitor and has it make the pod's namespaces. On error nothing is left. The monitor goes on when this
@@ -70,16 +72,16 @@ pub async fn launch(request: LaunchRequest) -> Result<(Monitor, Events), Monitor
         hostname: request.hostname,
         sysctls: request.sysctls,
         log_max_line: request.log_max_line.unwrap_or(DEFAULT_LOG_LINE_BYTES),
+        init_cgroups: request.init_cgroups.iter().map(|dir| dir.to_string_lossy().into_owned()).collect(),
     };
-    let mapped = launch.namespaces.user.is_some();
+    let namespaces = launch.namespaces.clone();
     match link.call("launch", Request::Launch(Box::new(launch)), vec![], LAUNCH_DEADLINE).await {
-        // Never in the host's user namespace instead.
-        Ok((Reply::Launched(record), _)) if mapped && record.namespaces.user.is_none() => {
-            let _ = Monitor::new(*record, link).shutdown(true).await;
-            let _ = child.wait().await;
-            Err(MonitorError::Outdated { binary: request.binary, what: "user namespaces" })
-        }
         Ok((Reply::Launched(record), _)) => {
+            if let Some(what) = lacks(&namespaces, &record) {
+                let _ = Monitor::new(*record, link).shutdown(true).await;
+                let _ = child.wait().await;
+                return Err(MonitorError::Outdated { binary: request.binary, what });
+            }
             // The runtime reaps what is dropped here when it exits: no task and no descriptor per pod for that.
             drop(child);
             Ok((Monitor::new(*record, link), events))
@@ -91,6 +93,15 @@ pub async fn launch(request: LaunchRequest) -> Result<(Monitor, Events), Monitor
             Err(outcome.err().unwrap_or_else(|| link.mismatch("launch")))
         }
     }
+}
+
+/// What was asked of a monitor that is too old to have understood it, where less would be a weaker wall: the host's user
+/// namespace, or a process 1 that has the host's files.
+fn lacks(asked: &NamespaceRequest, record: &MonitorRecord) -> Option<&'static str> {
+    if asked.user.is_some() && record.namespaces.user.is_none() {
+        return Some("user namespaces");
+    }
+    (asked.pid && record.revision < CONFINED_INIT_REVISION).then_some("confined process 1 of pods")
 }
 
 /// Finds the monitor whose directory this is and has it answer.
@@ -151,5 +162,33 @@ fn check_alive(record: &MonitorRecord) -> Result<(), String> {
         Ok(start_time) if start_time == record.process.start_time => Ok(()),
         Ok(_) => Err(format!("process {pid} is another one by now")),
         Err(error) => Err(format!("process {pid}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podwright_monitor_proto::{IdMappings, NamespacePaths, PROTOCOL_REVISION, ProcessId};
+
+    #[test]
+    fn a_monitor_with_weaker_walls_than_asked_is_not_taken() {
+        let record = |revision, user: Option<&str>| MonitorRecord {
+            version: 1,
+            protocol: PROTOCOL_VERSION,
+            revision,
+            sandbox_id: "s1".into(),
+            process: ProcessId { pid: 5, start_time: 6 },
+            boot_id: "b".into(),
+            namespaces: NamespacePaths { user: user.map(str::to_owned), ..NamespacePaths::default() },
+            init: None,
+        };
+        let shared = NamespaceRequest { pid: true, ..NamespaceRequest::default() };
+        assert!(lacks(&shared, &record(2, None)).is_some());
+        assert_eq!(lacks(&shared, &record(PROTOCOL_REVISION, None)), None);
+        assert_eq!(lacks(&NamespaceRequest::default(), &record(0, None)), None);
+        let user = Some(IdMappings { uids: vec![], gids: vec![] });
+        let mapped = NamespaceRequest { user, ..NamespaceRequest::default() };
+        assert!(lacks(&mapped, &record(PROTOCOL_REVISION, None)).is_some());
+        assert_eq!(lacks(&mapped, &record(PROTOCOL_REVISION, Some("/proc/./5/fd/3"))), None);
     }
 }

@@ -186,6 +186,7 @@ impl Pod {
             hostname: None,
             sysctls: BTreeMap::new(),
             log_max_line: DEFAULT_LOG_LINE_BYTES,
+            init_cgroups: vec![],
         };
         adjust(&mut launch);
         let (mut child, socket) = spawn(&dir);

@@ -1,0 +1,109 @@
+//! Taking from the calling process what it does not need: files, capabilities, being looked into.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use nix::sched::CloneFlags;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+
+use crate::userns::{Reach, clone_mount, make_read_only};
+
+/// What the empty root file system may hold: its root directory. Zero would be no limit.
+const NOTHING: &CStr = c"size=4k,nr_inodes=1,mode=0555";
+
+/// Numbers of capabilities are looked at up to here; the kernel has 41 of at most 64.
+const CAPABILITIES: libc::c_ulong = 64;
+
+/// The calling process's own program, on a mount of its own that nobody can write through: whoever gets hold of it by
+/// `/proc/<pid>/exe` of a process that runs it, root of the host included, can read it and no more.
+///
+/// # Errors
+/// The kernel's: `ENOSYS` before Linux 5.12, `EINVAL` when the program is not in the caller's mount namespace.
+pub fn own_program() -> io::Result<OwnedFd> {
+    use rustix::fs::{CWD, Mode, OFlags, openat};
+    let program = openat(CWD, "/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let mount = clone_mount(program.as_fd(), Reach::Mount)?;
+    make_read_only(mount.as_fd())?;
+    Ok(mount)
+}
+
+/// Runs a program in place of the calling one, with its first argument and nothing else. Returns only on error.
+///
+/// # Errors
+/// The kernel's.
+pub fn execute(program: BorrowedFd<'_>, name: &CStr) -> io::Result<std::convert::Infallible> {
+    let nothing: [&CStr; 0] = [];
+    let flags = nix::fcntl::AtFlags::AT_EMPTY_PATH;
+    Ok(nix::unistd::execveat(program, c"", &[name], &nothing, flags)?)
+}
+
+/// Moves the calling thread into a mount namespace that has one empty directory, which nobody can write to, and nothing
+/// below or above it.
+///
+/// # Errors
+/// The kernel's: `PermissionDenied`, or `EINVAL` where the root is the kernel's first file system, from which no OCI
+/// runtime can leave either.
+pub fn empty_root() -> io::Result<()> {
+    nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    // Any directory will do, and this one is everywhere.
+    mount("none", "/proc", "tmpfs", flags, Some(NOTHING))?;
+    rustix::process::chdir("/proc")?;
+    rustix::process::pivot_root(".", ".")?;
+    // The old root lies on the new one now.
+    unmount(".", UnmountFlags::DETACH)?;
+    Ok(rustix::process::chdir("/")?)
+}
+
+/// Moves the calling thread into a cgroup namespace whose root is the cgroup that it is in.
+///
+/// # Errors
+/// The kernel's.
+pub fn own_cgroup_namespace() -> io::Result<()> {
+    Ok(nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP)?)
+}
+
+/// Gives up all groups but one's own and every capability, for good: no set has one, the bounding set included, and no
+/// program that is run brings one back.
+///
+/// # Errors
+/// The kernel's.
+pub fn give_up_rights() -> io::Result<()> {
+    nix::unistd::setgroups(&[])?;
+    for capability in 0..CAPABILITIES {
+        // SAFETY: prctl takes integers here.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } < 0 {
+            let error = io::Error::last_os_error();
+            // One that this kernel does not have, and so all that follow.
+            if error.raw_os_error() == Some(libc::EINVAL) && capability > 0 {
+                break;
+            }
+            return Err(error);
+        }
+    }
+    rustix::thread::clear_ambient_capability_set()?;
+    let none = rustix::thread::CapabilitySet::empty();
+    let none = rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
+    rustix::thread::set_capabilities(None, none)?;
+    Ok(rustix::thread::set_no_new_privs(true)?)
+}
+
+/// Has the calling process belong to root as far as procfs goes, without core dumps, looked into by nobody who may not
+/// trace everybody. The kernel forgets it when a program is run or ids change.
+///
+/// # Errors
+/// The kernel's.
+pub fn hide() -> io::Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?)
+}
+
+/// Has the kernel kill the calling process when its parent has ended, also as process 1 of a PID namespace. The kernel
+/// forgets it when ids change.
+///
+/// # Errors
+/// The kernel's.
+pub fn end_with_parent() -> io::Result<()> {
+    Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?)
+}

@@ -1,0 +1,87 @@
+//! System call filters of the calling process. They stay for its life, and for that of all that it starts.
+
+use std::io;
+
+/// Numbers of calls, for filters.
+pub use libc::{
+    SYS_close_range, SYS_exit, SYS_exit_group, SYS_restart_syscall, SYS_rt_sigreturn, SYS_rt_sigtimedwait,
+    SYS_wait4, SYS_write, c_long as Call,
+};
+
+/// What a call that the filter is asked about comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is made.
+    Allow,
+    /// It fails with EPERM.
+    Refuse,
+}
+
+impl Verdict {
+    fn code(self) -> u32 {
+        match self {
+            Self::Allow => libc::SECCOMP_RET_ALLOW,
+            Self::Refuse => libc::SECCOMP_RET_ERRNO | libc::EPERM.unsigned_abs(),
+        }
+    }
+}
+
+// linux/audit.h: AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64, AUDIT_ARCH_RISCV64.
+#[cfg(target_arch = "x86_64")]
+const ARCHITECTURE: Option<u32> = Some(0xC000_003E);
+#[cfg(target_arch = "aarch64")]
+const ARCHITECTURE: Option<u32> = Some(0xC000_00B7);
+#[cfg(target_arch = "riscv64")]
+const ARCHITECTURE: Option<u32> = Some(0xC000_00F3);
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
+const ARCHITECTURE: Option<u32> = None;
+
+/// Offsets in `struct seccomp_data`.
+const NUMBER: u32 = 0;
+const ARCH: u32 = 4;
+
+/// Lets the calling process make these calls and no other, which fail with EPERM. A call by the convention of another
+/// architecture (i386 on x86_64) kills it; those of x32 have numbers that are not listed.
+///
+/// # Errors
+/// The kernel's: no filters, or the caller has neither `no_new_privs` nor CAP_SYS_ADMIN. `Unsupported` on an architecture
+/// that is not known here.
+pub fn allow_only(calls: &[Call]) -> io::Result<()> {
+    let architecture = ARCHITECTURE.ok_or(io::ErrorKind::Unsupported)?;
+    install(&program(architecture, calls, Verdict::Allow, Verdict::Refuse)?)
+}
+
+/// Listed calls get one verdict, all others another.
+fn program(
+    architecture: u32,
+    calls: &[Call],
+    listed: Verdict,
+    others: Verdict,
+) -> io::Result<Vec<libc::sock_filter>> {
+    let load = |offset| instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, offset);
+    let equal = |yes, no, value| instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, yes, no, value);
+    let end = |verdict| instruction(libc::BPF_RET | libc::BPF_K, 0, 0, verdict);
+    let mut code =
+        vec![load(ARCH)?, equal(1, 0, architecture)?, end(libc::SECCOMP_RET_KILL_PROCESS)?, load(NUMBER)?];
+    for call in calls {
+        code.push(equal(0, 1, u32::try_from(*call).map_err(io::Error::other)?)?);
+        code.push(end(listed.code())?);
+    }
+    code.push(end(others.code())?);
+    Ok(code)
+}
+
+fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> io::Result<libc::sock_filter> {
+    Ok(libc::sock_filter { code: u16::try_from(code).map_err(io::Error::other)?, jt, jf, k })
+}
+
+fn install(code: &[libc::sock_filter]) -> io::Result<()> {
+    let len = u16::try_from(code.len()).map_err(io::Error::other)?;
+    let program = libc::sock_fprog { len, filter: code.as_ptr().cast_mut() };
+    let pointer: *const libc::sock_fprog = &program;
+    // SAFETY: the program has that many instructions, lives across the call, and the kernel only reads it.
+    if unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, pointer) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! Making the one cgroup that no OCI runtime makes: that of a pod's own process 1.
+
+use super::{CgroupError, Cgroups, Leaf};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// Without these nobody may enter a cgroup of v1's cpuset hierarchy.
+const CPUSET: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
+
+impl Cgroups {
+    /// Makes `leaf` in every hierarchy and tells its directories. What is there already is fine. Parents that are missing
+    /// are made as an OCI runtime makes them, but for slices: those are systemd's to make, and a hierarchy without the
+    /// slice is left out.
+    ///
+    /// # Errors
+    /// When a directory cannot be made.
+    pub fn make(&self, leaf: &Leaf) -> Result<Vec<PathBuf>, CgroupError> {
+        let relative = leaf.path().strip_prefix("/").unwrap_or(leaf.path());
+        let mut roots: Vec<_> = self.v1.values().chain(&self.v2).collect();
+        roots.sort();
+        roots.dedup();
+        let mut made = Vec::new();
+        for root in roots {
+            let dir = root.join(relative);
+            let slice_is_missing =
+                || leaf.is_below_slice() && dir.parent().is_some_and(|parent| !parent.is_dir());
+            if slice_is_missing() {
+                continue;
+            }
+            make_below(root, relative)?;
+            made.push(dir);
+        }
+        Ok(made)
+    }
+}
+
+fn make_below(root: &Path, relative: &Path) -> Result<(), CgroupError> {
+    let mut dir = root.to_owned();
+    for component in relative.components() {
+        let parent = dir.clone();
+        dir.push(component);
+        match std::fs::create_dir(&dir) {
+            Err(cause) if cause.kind() != ErrorKind::AlreadyExists => {
+                return Err(CgroupError::Io { operation: "make", path: dir, cause });
+            }
+            _ => {}
+        }
+        for file in CPUSET.into_iter().filter(|_| parent.join(CPUSET[0]).exists()) {
+            inherit(&parent.join(file), &dir.join(file))?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives a cpuset that has none its parent's. On v2 an empty one means that already, and the kernel takes no other word.
+fn inherit(from: &Path, to: &Path) -> Result<(), CgroupError> {
+    let failed = |operation, path: &Path| {
+        let path = path.to_owned();
+        move |cause| CgroupError::Io { operation, path, cause }
+    };
+    let own = std::fs::read_to_string(to).map_err(failed("read", to))?;
+    let is_v1 = || to.parent().is_some_and(|dir| dir.join("cpuset.sched_load_balance").exists());
+    if !own.trim().is_empty() || !is_v1() {
+        return Ok(());
+    }
+    let theirs = std::fs::read_to_string(from).map_err(failed("read", from))?;
+    std::fs::write(to, theirs.trim()).map_err(failed("write", to))
+}

@@ -19,6 +19,7 @@ mod null;
 mod offspring;
 mod oom;
 mod output;
+mod pace;
 mod pod;
 mod podinit;
 mod reap;

@@ -18,6 +18,7 @@ use crate::namespaces::Namespaces;
 use crate::null::NullDevices;
 use crate::oom::OomWatch;
 use crate::output::{self, Flow};
+use crate::pace::{self, Pace};
 use crate::runtime::{ERROR_BYTES, Job};
 use crate::session::Session;
 use crate::shutdown::Shutdown;
@@ -88,6 +89,8 @@ pub(crate) struct Pod {
     pub(crate) oom: OomWatch,
     next_serial: u32,
     rest: Rest,
+    /// Of containers' output.
+    pace: Pace,
 }
 
 /// Whether memory that only activity needs is still held.
@@ -145,6 +148,7 @@ impl Pod {
             oom: OomWatch::default(),
             next_serial: 1,
             rest: Rest::Awake(Instant::now()),
+            pace: Pace::new(Instant::now()),
         }
     }
 
@@ -189,16 +193,23 @@ impl Pod {
 
     /// Serves until shut down.
     pub(crate) fn run(&mut self) {
+        let mut before = pace::spent();
         while !self.shutdown.is_done() {
             let ready = self.wait();
             if !ready.is_empty() {
                 self.rest = Rest::Awake(Instant::now());
             }
+            let output = ready.iter().any(|ready| matches!(ready, Ready::Output(..) | Ready::Discard(..)));
             for item in ready {
                 self.serve(item);
             }
             self.expire(Instant::now());
             self.clients.retain(|client| !client.is_gone());
+            let after = pace::spent();
+            if output {
+                self.pace.spend(after.saturating_sub(before), Instant::now());
+            }
+            before = after;
         }
     }
 
@@ -223,8 +234,9 @@ impl Pod {
             what.push(Ready::Client(client.serial));
             fds.push(PollFd::new(client, flags));
         }
+        let closed = self.pace.closed_until(Instant::now()).is_some();
         for container in &self.containers {
-            let silent = matches!(container.state, State::Starting);
+            let silent = closed || matches!(container.state, State::Starting);
             for (index, stream) in container.streams.iter().enumerate().filter(|_| !silent) {
                 what.push(Ready::Output(container.serial, index));
                 fds.push(PollFd::new(stream, PollFlags::IN));
@@ -253,13 +265,13 @@ impl Pod {
                     what.push(Ready::Session(exec.serial));
                     fds.push(PollFd::new(leash, PollFlags::empty()));
                 }
-                Some(Session::Left { outputs }) => {
+                Some(Session::Left { outputs }) if !closed => {
                     for (index, output) in outputs.iter().enumerate() {
                         what.push(Ready::Discard(exec.serial, index));
                         fds.push(PollFd::new(output, PollFlags::IN));
                     }
                 }
-                None => {}
+                Some(Session::Left { .. }) | None => {}
             }
         }
         match poll(&mut fds, timeout.as_ref()) {
@@ -274,6 +286,7 @@ impl Pod {
 
     fn timeout(&self) -> Option<Timespec> {
         let tails = self.containers.iter().flat_map(|c| &c.streams).filter_map(output::Stream::flush_at);
+        let tails = tails.chain(self.pace.closed_until(Instant::now()));
         let drains = self.containers.iter().filter_map(|container| match &container.state {
             State::Draining { until, .. } => Some(*until),
             State::Creating { .. } | State::Starting | State::Running(_) | State::Exited(_) => None,

@@ -474,3 +474,23 @@ fn many_requests_at_once_on_one_connection() {
     assert_eq!(pod.children().len(), ids.len());
     pod.shutdown();
 }
+
+#[test]
+fn a_container_that_floods_takes_a_bounded_part_of_a_cpu() {
+    let mut pod = Pod::launch("flood", |_| {});
+    // Many small writes cost the most for their size.
+    pod.run("c1", &["sh", "-c", "while :; do echo x; done"]);
+    pod.run("c2", &["sh", "-c", "sleep 1; echo heard; exec sleep 1000"]);
+    until("the flood", || pod.log("c1").len() > 1000);
+    let cpu = || {
+        let text = std::fs::read_to_string(format!("/proc/{}/schedstat", pod.pid())).unwrap();
+        std::time::Duration::from_nanos(text.split_whitespace().next().unwrap().parse().unwrap())
+    };
+    let (begun, before) = (std::time::Instant::now(), cpu());
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    let (taken, passed) = (cpu() - before, begun.elapsed());
+    // A fifth and the burst, and as much again for what the poll itself takes.
+    assert!(taken < passed / 5 + std::time::Duration::from_millis(300), "{taken:?} in {passed:?}");
+    until("the other container's line", || pod.log("c2") == ["stdout F heard"]);
+    pod.shutdown();
+}

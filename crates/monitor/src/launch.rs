@@ -22,6 +22,7 @@ use crate::ids;
 use crate::namespaces::{NamespaceError, Namespaces};
 use crate::null::NullDevices;
 use crate::pod::{Pod, Setup};
+use crate::rights;
 
 /// Below everything that a kubelet gives to containers (-997 at the lowest), above the unkillable.
 const OOM_SCORE_ADJ: i32 = -998;
@@ -133,6 +134,7 @@ fn prepare(request: &Launch) -> Result<Pod, LaunchError> {
     let ready = listen(dir).map_err(io("listen on monitor.sock")).and_then(|(dir_fd, listener)| {
         let record = record(request, &namespaces).map_err(io("read own identity"))?;
         write_record(dir, &record).map_err(io("write monitor.json"))?;
+        rights::keep_needed().map_err(io("give up capabilities"))?;
         Ok((dir_fd, listener, record))
     });
     match ready {

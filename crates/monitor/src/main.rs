@@ -25,6 +25,7 @@ mod podinit;
 mod reap;
 mod record;
 mod requests;
+mod rights;
 mod runtime;
 mod session;
 mod shutdown;

@@ -15,6 +15,7 @@ use crate::container::{Container, Process, State};
 use crate::launch::remove_files;
 use crate::pod::Pod;
 use crate::requests::Refusal;
+use crate::rights;
 
 /// How long killed containers may take to be gone; one in uninterruptible sleep takes longer, and the caller comes
 /// again.
@@ -150,6 +151,9 @@ impl Pod {
             }
         }
         if self.jobs.is_empty() && self.containers.iter().all(Container::is_exited) {
+            if let Err(error) = rights::for_the_end() {
+                self.diary.note(format!("take capabilities into use: {error}"));
+            }
             for wrong in self.namespaces.take_down() {
                 self.diary.note(wrong);
             }

@@ -476,6 +476,37 @@ fn many_requests_at_once_on_one_connection() {
 }
 
 #[test]
+fn the_monitor_gives_up_capabilities_that_its_children_have() {
+    let mut pod = Pod::launch("rights", |_| {});
+    let all = |pid: &str| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let set = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            u64::from_str_radix(line.trim(), 16).unwrap()
+        };
+        [set("CapEff:"), set("CapPrm:"), set("CapBnd:")]
+    };
+    let (own, monitor) = (all("self"), all(&pod.pid().to_string()));
+    let bit = |number: u32| 1_u64 << number;
+    // CAP_CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, KILL, SYS_PTRACE, SYS_RESOURCE, MKNOD; then SYS_ADMIN.
+    let used = [0, 1, 2, 3, 5, 19, 24, 27].map(bit).iter().sum::<u64>() & own[1];
+    assert_eq!(monitor, [used, used | (bit(21) & own[1]), own[2]]);
+    // What it starts has them all, and can give them to a container.
+    pod.bundle("c1", &["cat", "/proc/self/status"], |config| {
+        let sets = ["effective", "permitted", "bounding"];
+        let wanted = json!(["CAP_NET_ADMIN", "CAP_SYS_MODULE", "CAP_SYS_TIME"]);
+        for set in sets {
+            config["process"]["capabilities"][set] = wanted.clone();
+        }
+    });
+    pod.run_with(pod.create_request("c1"));
+    assert_eq!(pod.client.exit_of("c1").exit_code, 0);
+    let has = format!("CapEff:\t{:016x}", bit(12) | bit(16) | bit(25));
+    assert!(pod.log("c1").iter().any(|line| line.contains(&has)), "{:?}", pod.log("c1"));
+    pod.shutdown();
+}
+
+#[test]
 fn a_container_that_floods_takes_a_bounded_part_of_a_cpu() {
     let mut pod = Pod::launch("flood", |_| {});
     // Many small writes cost the most for their size.

@@ -53,6 +53,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    keep_secrets();
     // Not fatal: what the person has in nsswitch.conf may do.
     if cfg!(target_feature = "crt-static")
         && let Err(error) = podwright_sys::names::only_files_and_dns()
@@ -72,6 +73,20 @@ fn main() -> ExitCode {
         Err(error) => {
             report(&error, check.as_deref());
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Before anything else: this process will know passwords of registries, which no core dump is to hold, and will run
+/// programs, which are to get no descriptor of whoever started it.
+fn keep_secrets() {
+    let undumpable = podwright_sys::process::never_dump_core();
+    for (what, done) in [
+        ("forbid core dumps", undumpable),
+        ("keep descriptors from programs", podwright_sys::process::keep_to_ourselves(3)),
+    ] {
+        if let Err(error) = done {
+            report(&anyhow::Error::new(error).context(what), None);
         }
     }
 }
@@ -126,6 +141,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Serve { config } => {
             let config = load(config)?;
+            // What we were started with, but for the three standard ones; nothing of ours is open yet.
+            podwright_sys::process::close_from(3).context("close inherited descriptors")?;
             start_logs(&config)?;
             podwright_sys::memory::keep_small(daemon::LARGE_ALLOCATION);
             let runtime = tokio::runtime::Builder::new_multi_thread()

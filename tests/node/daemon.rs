@@ -123,3 +123,35 @@ async fn without_a_network_configuration_only_host_network_pods_run() {
     assert!(node.list_pods().await.is_empty());
     node.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_daemon_is_started_with_ends_with_it_and_reaches_no_program() {
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    let inherited = std::fs::File::open(secret.path()).unwrap();
+    rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty()).unwrap();
+    let node = Node::new(Options::default()).await;
+    rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::CLOEXEC).unwrap();
+    let open = std::fs::read_dir(format!("/proc/{}/fd", node.daemon.pid().unwrap())).unwrap();
+    let leads = open.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    let kept: Vec<_> = leads.filter(|to| to == secret.path()).collect();
+    assert!(kept.is_empty(), "{kept:?}");
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_crashes_leaves_no_core_and_containers_keep_their_limit() {
+    use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
+    use std::os::unix::process::ExitStatusExt as _;
+    let mut node = Node::with_busybox().await;
+    let pid = Pid::from_raw(i32::try_from(node.daemon.pid().unwrap()).unwrap()).unwrap();
+    let most = getrlimit(Resource::Core).maximum;
+    prlimit(Some(pid), Resource::Core, Rlimit { current: most, maximum: most }).unwrap();
+    let (_, id) = node.running("core", &["sleep", "1000000"]).await;
+    let expected = most.map_or("unlimited".to_owned(), |blocks| (blocks / 512).to_string());
+    assert_eq!(node.output(&id, &["sh", "-c", "ulimit -c"]).await, expected);
+    kill_process(pid, Signal::ABORT).unwrap();
+    let status = node.daemon.stop().unwrap().unwrap();
+    assert_eq!((status.signal(), status.core_dumped()), (Some(6), false));
+    node.daemon.launch().unwrap();
+    node.finish().await;
+}

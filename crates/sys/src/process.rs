@@ -69,6 +69,31 @@ pub fn close_from(first: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Lets no program that this process runs inherit any descriptor from `first` on that is open now.
+///
+/// # Errors
+/// The kernel's (before Linux 5.11 close_range does not know how).
+pub fn keep_to_ourselves(first: u32) -> io::Result<()> {
+    // SAFETY: close_range takes integers, and with this flag closes nothing here.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Has the kernel write no core dump of this process, whatever its limits are, which programs that it runs get as they
+/// are: exec undoes this.
+///
+/// # Errors
+/// None that is known.
+pub fn never_dump_core() -> io::Result<()> {
+    // SAFETY: prctl takes integers here.
+    if unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Makes the program that `command` will run start with an empty signal mask, and with `oom_score_adj` when given
 /// (raising it is always allowed; a refusal is ignored).
 pub fn clean_before_exec(command: &mut Command, oom_score_adj: Option<i32>) {

@@ -301,6 +301,7 @@ pub(super) async fn start(
         bundle: text(&node.bundle(&spec.id)),
         pid_file: None,
         log_path: spec.log_path.as_deref().map(text),
+        log_directory: pod.log_directory.as_deref().map(text),
         log_max_line: None,
         terminal: spec.tty,
         stdin: spec.stdin,

@@ -25,6 +25,7 @@ mod images;
 mod images_cli;
 mod inner;
 mod lifecycle;
+mod log_paths;
 mod mounts;
 mod network;
 mod null_device;

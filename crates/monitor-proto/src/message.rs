@@ -188,6 +188,9 @@ pub struct Create {
     /// Log file; output is discarded without one.
     #[serde(default)]
     pub log_path: Option<String>,
+    /// The pod's log directory, of which `log_path` is below: neither it nor anything below may be a symbolic link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_directory: Option<String>,
     /// Instead of the pod's.
     #[serde(default)]
     pub log_max_line: Option<u32>,

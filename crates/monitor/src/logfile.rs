@@ -5,12 +5,16 @@ use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, fchmod, fstat, openat};
+use podwright_sys::path::{open_directory_without_links, open_root};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, fchmod, fstat, openat, unlinkat};
 
 use crate::record::{Record, Stamp, Tag};
 
 /// Readable by the owner and the group, as kubelet's own files and containerd's.
 const MODE: u32 = 0o640;
+
+/// Of directories that are made for it.
+const DIRECTORY_MODE: u32 = 0o755;
 
 /// Segments in one writev; the kernel's limit is 1024, and more than this gains nothing.
 const SEGMENTS: usize = 192;
@@ -36,7 +40,7 @@ impl StreamName {
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LogError {
-    #[error("make log directory {path:?}: {source}")]
+    #[error("open the directory of log file {path:?}, where no link is followed: {source}")]
     Directory { path: PathBuf, source: io::Error },
     #[error("open log file {path:?}: {source}")]
     Open { path: PathBuf, source: io::Error },
@@ -46,7 +50,7 @@ pub(crate) enum LogError {
 
 #[derive(Debug)]
 pub(crate) struct LogFile {
-    path: PathBuf,
+    place: Place,
     file: OwnedFd,
     /// We made it, so that it may be removed when nothing came of the container.
     made: bool,
@@ -56,18 +60,16 @@ pub(crate) struct LogFile {
 }
 
 impl LogFile {
-    pub(crate) fn open(path: &Path) -> Result<Self, LogError> {
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)
-                .map_err(|source| LogError::Directory { path: parent.into(), source })?;
-        }
-        let (file, made) = open(path)?;
-        Ok(Self { path: path.into(), file, made, torn: false, dropped: 0 })
+    /// `top` is the pod's log directory; without it, links are followed up to the file.
+    pub(crate) fn open(path: &Path, top: Option<&Path>) -> Result<Self, LogError> {
+        let place = Place { path: path.into(), top: top.map(Into::into) };
+        let (file, made) = place.open(Some(Mode::from_raw_mode(DIRECTORY_MODE)))?;
+        Ok(Self { place, file, made, torn: false, dropped: 0 })
     }
 
     /// Switches to the file that is now at the path, made if missing. On error nothing changed.
     pub(crate) fn reopen(&mut self) -> Result<(), LogError> {
-        let (file, made) = open(&self.path)?;
+        let (file, made) = self.place.open(None)?;
         self.file = file;
         self.made = made;
         self.torn = false;
@@ -80,8 +82,11 @@ impl LogFile {
 
     /// Removes the file if this object made it and nothing was written.
     pub(crate) fn discard(self) {
-        if self.made && fstat(&self.file).is_ok_and(|stat| stat.st_size == 0) {
-            let _ = std::fs::remove_file(&self.path);
+        if self.made
+            && fstat(&self.file).is_ok_and(|stat| stat.st_size == 0)
+            && let Ok((directory, name)) = self.place.directory(None)
+        {
+            let _ = unlinkat(directory, name, AtFlags::empty());
         }
     }
 
@@ -142,27 +147,59 @@ fn byte_at(segments: &[IoSlice<'_>], mut index: usize) -> Option<u8> {
     None
 }
 
-/// Opens for appending and tells whether the file was made. The last component may not be a symbolic link (a container
-/// with a host path mount of the log directory could plant one), and opening never blocks, whatever is there.
-fn open(path: &Path) -> Result<(OwnedFd, bool), LogError> {
-    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let mode = Mode::from_raw_mode(MODE);
-    let made = openat(CWD, path, flags | OFlags::CREATE | OFlags::EXCL, mode);
-    let (file, made) = match made {
-        Ok(file) => (Ok(file), true),
-        Err(rustix::io::Errno::EXIST) => (openat(CWD, path, flags | OFlags::CREATE, mode), false),
-        Err(error) => (Err(error), false),
-    };
-    let file = file.map_err(|error| LogError::Open { path: path.into(), source: error.into() })?;
-    let stat = fstat(&file).map_err(|error| LogError::Open { path: path.into(), source: error.into() })?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(LogError::NotAFile { path: path.into() });
+/// Where a log file is. Looked up anew each time, for the kubelet moves files away.
+#[derive(Debug)]
+struct Place {
+    path: PathBuf,
+    top: Option<PathBuf>,
+}
+
+impl Place {
+    /// The directory, and the file's name in it. A container with a host path mount of the log directory could plant a
+    /// link anywhere on the way, and have others' files written.
+    fn directory(&self, make: Option<Mode>) -> io::Result<(OwnedFd, &std::ffi::OsStr)> {
+        let (Some(parent), Some(name)) = (self.path.parent(), self.path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let below = self.top.as_ref().and_then(|top| Some((top, parent.strip_prefix(top).ok()?)));
+        let directory = match below {
+            Some((top, below)) => open_directory_without_links(top, below, make)?,
+            None => {
+                if make.is_some() {
+                    std::fs::create_dir_all(parent)?;
+                }
+                open_root(parent)?
+            }
+        };
+        Ok((directory, name))
     }
-    if made {
-        // The umask is ours (022), but a default ACL of the directory may have cut the mode; failing is harmless.
-        let _ = fchmod(&file, mode);
+
+    /// Opens for appending and tells whether the file was made. It may not be a symbolic link, and opening never blocks,
+    /// whatever is there.
+    fn open(&self, make: Option<Mode>) -> Result<(OwnedFd, bool), LogError> {
+        let path = || self.path.clone();
+        let (directory, name) =
+            self.directory(make).map_err(|source| LogError::Directory { path: path(), source })?;
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let mode = Mode::from_raw_mode(MODE);
+        let made = openat(&directory, name, flags | OFlags::CREATE | OFlags::EXCL, mode);
+        let (file, made) = match made {
+            Ok(file) => (Ok(file), true),
+            Err(rustix::io::Errno::EXIST) => (openat(&directory, name, flags | OFlags::CREATE, mode), false),
+            Err(error) => (Err(error), false),
+        };
+        let failed = |error: rustix::io::Errno| LogError::Open { path: path(), source: error.into() };
+        let file = file.map_err(failed)?;
+        let stat = fstat(&file).map_err(failed)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(LogError::NotAFile { path: path() });
+        }
+        if made {
+            // The umask is ours (022), but a default ACL of the directory may have cut the mode; failing is harmless.
+            let _ = fchmod(&file, mode);
+        }
+        Ok((file, made))
     }
-    Ok((file, made))
 }
 
 #[cfg(test)]
@@ -181,7 +218,7 @@ mod tests {
     fn records_are_byte_exact() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b/0.log");
-        let mut log = LogFile::open(&path).unwrap();
+        let mut log = LogFile::open(&path, None).unwrap();
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o640);
         log.append(StreamName::Stdout, Records::new(b"one\ntwo\r\n\nrest", 16, Pause::End));
         log.append(StreamName::Stderr, Records::new(b"0123456789abcdefg\n", 16, Pause::None));
@@ -205,7 +242,7 @@ mod tests {
     fn many_records_span_several_writes_without_loss() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("0.log");
-        let mut log = LogFile::open(&path).unwrap();
+        let mut log = LogFile::open(&path, None).unwrap();
         let data: String = (0..1000).map(|number| format!("{number}\n")).collect();
         log.append(StreamName::Stdout, Records::new(data.as_bytes(), 100, Pause::None));
         let expected: Vec<String> = (0..1000).map(|number| format!("stdout F {number}")).collect();
@@ -216,7 +253,7 @@ mod tests {
     fn reopening_swaps_and_a_link_or_pipe_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (path, old) = (dir.path().join("0.log"), dir.path().join("old"));
-        let mut log = LogFile::open(&path).unwrap();
+        let mut log = LogFile::open(&path, None).unwrap();
         log.append(StreamName::Stdout, Records::new(b"1\n", 9, Pause::None));
         std::fs::rename(&path, &old).unwrap();
         log.reopen().unwrap();
@@ -230,9 +267,40 @@ mod tests {
     }
 
     #[test]
+    fn no_link_is_followed_below_the_pods_log_directory() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let (pods, trap) = (dir.path().join("pods"), dir.path().join("trap"));
+        std::fs::create_dir(&trap).unwrap();
+        std::fs::create_dir(&pods).unwrap();
+        // The administrator's.
+        let logs = dir.path().join("logs");
+        symlink(&pods, &logs).unwrap();
+        let (top, path) = (logs.join("pod"), logs.join("pod/main/0.log"));
+        let mut log = LogFile::open(&path, Some(&top)).unwrap();
+        log.append(StreamName::Stdout, Records::new(b"1\n", 9, Pause::None));
+        let planted = |at: &Path| {
+            std::fs::rename(at, at.with_extension("real")).unwrap();
+            symlink(&trap, at).unwrap();
+        };
+        let refused = |log: &mut LogFile| {
+            assert!(matches!(log.reopen(), Err(LogError::Directory { .. })));
+            assert!(matches!(LogFile::open(&path, Some(&top)), Err(LogError::Directory { .. })));
+            log.append(StreamName::Stdout, Records::new(b"2\n", 9, Pause::None));
+        };
+        planted(&top.join("main"));
+        refused(&mut log);
+        std::fs::remove_file(top.join("main")).unwrap();
+        planted(&top);
+        refused(&mut log);
+        assert_eq!(std::fs::read_dir(&trap).unwrap().count(), 0);
+        assert_eq!(lines(&pods.join("pod.real/main.real/0.log")).len(), 3);
+    }
+
+    #[test]
     fn a_full_disk_is_counted_and_survived() {
         let mut log = LogFile {
-            path: "/dev/full".into(),
+            place: Place { path: "/dev/full".into(), top: None },
             file: std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap().into(),
             made: false,
             torn: false,
@@ -249,7 +317,7 @@ mod tests {
         mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), Some(c"size=64k")).unwrap();
         let (path, ballast) = (dir.path().join("0.log"), dir.path().join("ballast"));
         std::fs::write(&ballast, vec![0; 32 * 1024]).unwrap();
-        let mut log = LogFile::open(&path).unwrap();
+        let mut log = LogFile::open(&path, None).unwrap();
         let line = format!("{}\n", "x".repeat(1000));
         let lines_of = |count: usize| line.repeat(count);
         while log.dropped_bytes() == 0 {
@@ -270,10 +338,10 @@ mod tests {
     fn an_unused_file_is_removed_only_when_ours_and_empty() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("0.log");
-        LogFile::open(&path).unwrap().discard();
+        LogFile::open(&path, None).unwrap().discard();
         assert!(!path.exists());
         std::fs::write(&path, "").unwrap();
-        LogFile::open(&path).unwrap().discard();
+        LogFile::open(&path, None).unwrap().discard();
         assert!(path.exists());
     }
 }

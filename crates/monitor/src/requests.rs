@@ -135,7 +135,7 @@ impl Pod {
         let max_line = usize::try_from(max_line).unwrap_or(usize::MAX);
         let log = match &create.log_path {
             Some(path) => Some(
-                LogFile::open(Path::new(path))
+                LogFile::open(Path::new(path), create.log_directory.as_deref().map(Path::new))
                     .map_err(|error| Refusal::new(ErrorKind::Io, error.to_string()))?,
             ),
             None => None,

@@ -47,6 +47,36 @@ pub fn open_without_links(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     resolve(CWD, path, flags, Mode::empty(), how)
 }
 
+/// Opens the directory `below` of the directory `top` (`O_PATH`). Neither `top` itself nor anything below it may be a
+/// symbolic link; what is above it may. With a mode, those that are missing are made.
+///
+/// # Errors
+/// The kernel's: ENOTDIR for a link. `InvalidInput` for a path with `..` or an absolute one below.
+pub fn open_directory_without_links(top: &Path, below: &Path, make: Option<Mode>) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // A slash at the end would have a link followed.
+    let top: std::path::PathBuf = top.components().collect();
+    if make.is_some() {
+        std::fs::DirBuilder::new().recursive(true).create(&top)?;
+    }
+    let mut here = openat(CWD, &top, flags, Mode::empty())?;
+    for component in below.components() {
+        let name = match component {
+            Component::CurDir => continue,
+            Component::Normal(name) => name,
+            Component::RootDir | Component::ParentDir | Component::Prefix(_) => {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+        };
+        match make.map(|mode| mkdirat(&here, name, mode)) {
+            None | Some(Ok(()) | Err(rustix::io::Errno::EXIST)) => {}
+            Some(Err(error)) => return Err(error.into()),
+        }
+        here = openat(&here, name, flags, Mode::empty())?;
+    }
+    Ok(here)
+}
+
 /// Makes `path` and its missing parents inside `root`, each with `mode`, and returns the last one (`O_PATH`).
 /// Existing symbolic links are followed inside the root; a link that dangles is an error, not a place to create at.
 /// Those that are made get an `owner`, uid and gid, if there is one.
@@ -124,6 +154,19 @@ mod tests {
         }
         assert!(open_beneath(root.as_fd(), Path::new("etc/name"), read, Mode::empty()).is_ok());
         let mode = Mode::from_raw_mode(0o755);
+        // A link above is followed, the directory itself and all below may be none.
+        let top = dir.join("link");
+        for (top, below) in [("link/", "x"), ("link", "x"), ("etc", "sub"), ("etc", "../etc"), ("etc", "/")] {
+            symlink(dir.join("etc"), dir.join("etc/sub")).ok();
+            let opened = open_directory_without_links(&dir.join(top), Path::new(below), Some(mode));
+            assert!(opened.is_err(), "{top} {below}");
+        }
+        assert!(!dir.join("etc/x").exists());
+        let above = dir.join("above");
+        symlink(&dir, &above).unwrap();
+        assert!(open_directory_without_links(&above.join("etc"), Path::new("y/z"), None).is_err());
+        open_directory_without_links(&above.join("etc"), Path::new("y/z"), Some(mode)).unwrap();
+        assert!(dir.join("etc/y/z").is_dir() && top.is_symlink());
         mkdir_all_in_root(root.as_fd(), Path::new("/link/a/b"), mode, None).unwrap();
         assert!(dir.join("etc/a/b").is_dir());
         assert!(mkdir_all_in_root(root.as_fd(), Path::new("dangling/x"), mode, None).is_err());

@@ -8,7 +8,8 @@ use crate::sandbox::error::SandboxError;
 use crate::sandbox::node::Node;
 use crate::sandbox::snapshot::{ContainerSnapshot, PodSnapshot};
 use crate::sandbox::state::ContainerState;
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use podwright_sys::path::open_directory_without_links;
+use rustix::fs::{Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fs::File;
@@ -124,11 +125,14 @@ pub(super) fn pod(spec: &SandboxSpec, containers: Vec<String>) -> Description {
     Description(vec![(POD_DUMP, pod), (POD_OPTIONS, options)], None)
 }
 
-/// Copies the log, if it is a plain file: whoever may write into the log directory must not choose what is read.
-pub(super) fn copy_log(log: Option<&Path>, dir: &Path) -> Result<(), SandboxError> {
-    let Some(log) = log else { return Ok(()) };
+/// Copies the log, below the pod's log directory, if it is a plain file and no link leads to it: whoever may write into the log directory must not choose what is read.
+pub(super) fn copy_log(log: Option<(&Path, &Path)>, dir: &Path) -> Result<(), SandboxError> {
+    let Some((top, log)) = log else { return Ok(()) };
+    let (Some(parent), Some(name)) = (log.parent(), log.file_name()) else { return Ok(()) };
+    let Ok(below) = parent.strip_prefix(top) else { return Ok(()) };
+    let Ok(directory) = open_directory_without_links(top, below, None) else { return Ok(()) };
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let Ok(file) = openat(CWD, log, flags, Mode::empty()) else { return Ok(()) };
+    let Ok(file) = openat(&directory, name, flags, Mode::empty()) else { return Ok(()) };
     let mut file = File::from(file);
     if !file.metadata().is_ok_and(|meta| meta.is_file()) {
         return Ok(());
@@ -173,11 +177,15 @@ mod tests {
         let (log, link) = (dir.path().join("0.log"), dir.path().join("link"));
         std::fs::write(&log, "said").unwrap();
         std::os::unix::fs::symlink(&log, &link).unwrap();
-        for (from, copied) in [(&link, false), (&dir.path().to_owned(), false), (&log, true)] {
-            copy_log(Some(from), dir.path()).unwrap();
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("up")).unwrap();
+        let through = dir.path().join("up/0.log");
+        for (from, copied) in
+            [(&link, false), (&dir.path().to_owned(), false), (&through, false), (&log, true)]
+        {
+            copy_log(Some((dir.path(), from)), dir.path()).unwrap();
             assert_eq!(dir.path().join(LOG).exists(), copied, "{}", from.display());
         }
-        copy_log(Some(&dir.path().join("none")), dir.path()).unwrap();
+        copy_log(Some((dir.path(), &dir.path().join("none"))), dir.path()).unwrap();
         copy_log(None, dir.path()).unwrap();
     }
 }

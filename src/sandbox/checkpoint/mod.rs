@@ -228,10 +228,11 @@ pub(super) async fn container(
         let subjects = vec![subject(&node, spec, staging.path().to_owned())];
         capture::capture(&node, &pod.runtime, &subjects, vec![staging.path().to_owned()], budget).await?;
         let (described, dir) = (describe::container(&node, &pod, &container), staging.path().to_owned());
-        let log = spec.log_path.clone();
+        let log = pod.spec.log_directory.clone().zip(spec.log_path.clone());
         super::bring_up::blocking(move || {
             described.write(&dir)?;
-            describe::copy_log(log.as_deref(), &dir)?;
+            let log = log.as_ref().map(|(top, log)| (top.as_path(), log.as_path()));
+            describe::copy_log(log, &dir)?;
             out.fill(&dir)
         })
         .await

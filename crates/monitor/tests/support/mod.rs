@@ -273,6 +273,7 @@ impl Pod {
             start: false,
             pid_file: None,
             log_path: Some(self.log_path(id).to_str().unwrap().into()),
+            log_directory: Some(self.path("logs").to_str().unwrap().into()),
             log_max_line: None,
             terminal: false,
             stdin: false,

@@ -7,7 +7,7 @@ use super::error::SandboxError;
 use super::files::PodFiles;
 use super::granted::Granted;
 use super::idmap;
-use super::node::{Node, make_private_dir};
+use super::node::{Node, make_private_dir, write_private};
 use super::recover;
 use super::selinux;
 use super::sources::{Look, Source};
@@ -211,7 +211,7 @@ fn prepare(request: &Request, sources: &[Source]) -> Result<Prepared, SandboxErr
         }
     }
     let text = serde_json::to_vec(&oci).map_err(encode)?;
-    std::fs::write(&config, text).map_err(SandboxError::io("write", &config))?;
+    write_private(&config, &text)?;
     node.layers.begin(&spec.id);
     Ok(Prepared { user })
 }
@@ -375,7 +375,7 @@ pub(super) async fn update(
         let text = with_limits(&text, limits)
             .map_err(|e| SandboxError::io("change", &config)(std::io::Error::from(e)))?;
         let new = config.with_extension("json.new");
-        std::fs::write(&new, text).map_err(SandboxError::io("write", &new))?;
+        write_private(&new, &text)?;
         std::fs::rename(&new, &config).map_err(SandboxError::io("replace", &config))
     })
     .await

@@ -3,7 +3,7 @@
 //! stand elsewhere.
 
 use super::error::SandboxError;
-use super::node::Node;
+use super::node::{Node, write_private};
 use super::output::{OutputHold, collect};
 use super::record::in_place;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
@@ -207,7 +207,7 @@ impl ProcessFile {
         };
         let path = bundle.join(format!("exec-{exec_id}.json"));
         let text = serde_json::Value::Object(process).to_string();
-        std::fs::write(&path, text).map_err(SandboxError::io("write", &path))?;
+        write_private(&path, text.as_bytes())?;
         Ok(Self(path))
     }
 
@@ -242,6 +242,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
         let file = ProcessFile::write(dir.path(), "e1", vec!["ls".into(), "-l".into()], terminal).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::mode(&file.0.metadata().unwrap().permissions());
+        assert_eq!(mode & 0o7777, 0o600, "it has the environment");
         let process = serde_json::from_slice(&std::fs::read(file.path()).unwrap()).unwrap();
         drop(file);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);

@@ -217,6 +217,16 @@ pub(super) fn make_private_dir(path: &Path) -> Result<(), SandboxError> {
         .map_err(SandboxError::io("make directory", path))
 }
 
+/// Writes a file that nobody but root reads: a bundle with a user namespace lets that one's root through, and what runs
+/// in a container, with its environment, is told in such files. The OCI runtimes read them as root.
+pub(super) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), SandboxError> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
+    file.and_then(|mut file| file.write_all(bytes)).map_err(SandboxError::io("write", path))
+}
+
 /// Those who wait for an exec's end, by exec id. A short section, never held over an await.
 #[derive(Debug, Default)]
 pub struct ExecWaiters(Mutex<HashMap<String, oneshot::Sender<i32>>>);

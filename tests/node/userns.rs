@@ -101,6 +101,9 @@ async fn a_pods_ids_are_others_on_the_host_and_of_no_other_pod() {
         let script = "echo x > /tmp/new && chown 1000:50 /tmp/new && rm /etc/group && stat -c %u:%g /tmp/new";
         assert_eq!(node.output(id, &["sh", "-c", script]).await, "1000:50");
         assert_eq!(owner(&upper(&node, id)), (root, root));
+        // The bundle lets root of the pod through, who is a group of the node; its environment is nobody's to read.
+        let config = node.scratch.root().join("state/containers").join(id).join("config.json");
+        assert_eq!(std::fs::metadata(config).unwrap().permissions().mode() & 0o7777, 0o600);
         assert_eq!(owner(&upper(&node, id).join("tmp/new")), (root + 1000, root + 50));
         // What all of the pod's containers share is theirs.
         let script = "echo 10.0.0.1 x >> /etc/hosts && echo ok > /dev/shm/f && stat -c %u:%a /dev/shm && \

@@ -4,7 +4,8 @@
 use super::runtimes::CgroupPath;
 use super::{OciError, Runtime};
 use serde_json::{Value, json};
-use std::os::unix::fs::PermissionsExt as _;
+use std::io::Write as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -167,7 +168,10 @@ fn make(bundle: &Path, mut spec: Value, further: Further<'_>) -> std::io::Result
             spec["linux"]["gidMappings"] = json!([{ "containerID": 0, "hostID": gid, "size": count }]);
         }
     }
-    std::fs::write(bundle.join("config.json"), spec.to_string())
+    // As that of a container: the runtime reads it as root.
+    let mut config = std::fs::OpenOptions::new();
+    let config = config.write(true).create(true).truncate(true).mode(0o600).open(bundle.join("config.json"));
+    config?.write_all(spec.to_string().as_bytes())
 }
 
 fn spec(cgroup: &str, command: &[&str]) -> Value {

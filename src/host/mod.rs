@@ -19,6 +19,7 @@ pub mod mountinfo;
 pub mod netns;
 pub mod network;
 pub mod oci;
+pub mod pidns;
 pub mod processes;
 pub mod quota;
 pub mod rootfs;

@@ -21,7 +21,7 @@ use crate::host::monitor::{
 use crate::host::oci::{Runtime, criu_words};
 use crate::host::rootfs::IdMap;
 use crate::host::users::{self, User};
-use crate::host::{devices, mountinfo, rootfs};
+use crate::host::{devices, mountinfo, pidns, rootfs};
 use crate::images::Hold;
 use crate::model::{ContainerId, ContainerSpec, Mount, MountSource, NamespaceMode, Resources, SandboxSpec};
 use std::path::{Path, PathBuf};
@@ -47,7 +47,8 @@ pub(super) struct Request {
     pub(super) volumes: volumes::Holds,
     pub(super) granted: Granted,
     pub(super) namespaces: NamespacePaths,
-    pub(super) target_pid: Option<u32>,
+    /// Whose PID namespace a TARGET container joins.
+    pub(super) target: Option<Init>,
 }
 
 /// A bundle that is ready.
@@ -63,17 +64,34 @@ pub(super) fn retry_of(existing: &ContainerSpec, again: &ContainerSpec) -> bool 
 }
 
 /// The process whose pid namespace a TARGET container joins.
-pub(super) fn target_pid(
+pub(super) fn target(
     spec: &ContainerSpec,
     state_of: impl Fn(&ContainerId) -> Option<ContainerState>,
-) -> Result<Option<u32>, SandboxError> {
+) -> Result<Option<Init>, SandboxError> {
     let NamespaceMode::Target(target) = &spec.security.namespaces.pid else { return Ok(None) };
     let refuse = |why| SandboxError::Target { target: target.to_string(), why };
     match state_of(target) {
         None => Err(refuse("it is not a container of this pod sandbox")),
-        Some(ContainerState::Running { init, .. }) => Ok(Some(init.pid)),
-        Some(_) => Err(refuse("it is not running")),
+        Some(ContainerState::Running { init, .. }) => Ok(Some(init)),
+        Some(_) => Err(refuse(NOT_RUNNING)),
     }
+}
+
+const NOT_RUNNING: &str = "it is not running";
+
+/// Holds the target's PID namespace in the bundle from now on, which unmounts it with its volumes: between create and
+/// start the target may end, and its pid become another's.
+fn pin_target(bundle: &Path, spec: &ContainerSpec, target: Init) -> Result<PathBuf, SandboxError> {
+    let dir = volumes::dir(bundle);
+    std::fs::create_dir_all(&dir).map_err(SandboxError::io("make directory", &dir))?;
+    let at = dir.join("target-pid");
+    pidns::pin(target.pid, target.start_time, &at).map_err(|error| match &spec.security.namespaces.pid {
+        NamespaceMode::Target(id) if error.kind() == std::io::ErrorKind::NotFound => {
+            SandboxError::Target { target: id.to_string(), why: NOT_RUNNING }
+        }
+        _ => SandboxError::io("pin a PID namespace at", &at)(error),
+    })?;
+    Ok(at)
 }
 
 /// The stop signal: CRI's, else the image's, else SIGTERM.
@@ -135,7 +153,7 @@ async fn within_limit(
 }
 
 fn prepare(request: &Request, sources: &[Source]) -> Result<Prepared, SandboxError> {
-    let Request { node, pod, spec, hold, granted, namespaces, target_pid, .. } = request;
+    let Request { node, pod, spec, hold, granted, namespaces, target, .. } = request;
     let bundle = node.bundle(&spec.id);
     let (root, writable) = (bundle.join("rootfs"), node.writable(&spec.id));
     let (upper, work) = (writable.join("upper"), writable.join("work"));
@@ -145,6 +163,7 @@ fn prepare(request: &Request, sources: &[Source]) -> Result<Prepared, SandboxErr
         idmap::let_through(&bundle, map)?;
     }
     selinux::share_pod_files(node, pod, spec)?;
+    let target = target.map(|target| pin_target(&bundle, spec, target)).transpose()?;
     let label = selinux::mount_option(node, pod, spec);
     let mounts = bound_sources(request, sources, &bundle, map.as_ref(), label.as_deref())?;
     make_private_dir(&writable)?;
@@ -186,7 +205,7 @@ fn prepare(request: &Request, sources: &[Source]) -> Result<Prepared, SandboxErr
         user: &user,
         host: &node.facts_for(&pod.runtime_handler),
         config: &node.config.containers,
-        namespaces: &pod_namespaces(namespaces, *target_pid),
+        namespaces: &pod_namespaces(namespaces, target),
         files: &bound_files(&PodFiles::below(&node.pod_dir(&pod.id)), pod),
         mount_sources: &mounts,
         volumes: &[],
@@ -216,14 +235,14 @@ fn prepare(request: &Request, sources: &[Source]) -> Result<Prepared, SandboxErr
     Ok(Prepared { user })
 }
 
-fn pod_namespaces(paths: &NamespacePaths, target_pid: Option<u32>) -> PodNamespaces {
+fn pod_namespaces(paths: &NamespacePaths, target_pid: Option<PathBuf>) -> PodNamespaces {
     let path = |text: &Option<String>| text.as_ref().map(PathBuf::from);
     PodNamespaces {
         network: path(&paths.net),
         ipc: path(&paths.ipc),
         uts: path(&paths.uts),
         pid: path(&paths.pid),
-        target_pid: target_pid.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/pid"))),
+        target_pid,
         user: path(&paths.user),
     }
 }

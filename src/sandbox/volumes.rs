@@ -183,7 +183,8 @@ pub(super) fn unmount(bundle: &Path) -> Result<(), SandboxError> {
     Ok(())
 }
 
-fn dir(bundle: &Path) -> PathBuf {
+/// What is mounted for a bundle, and unmounted with it.
+pub(super) fn dir(bundle: &Path) -> PathBuf {
     bundle.join("volumes")
 }
 

@@ -4,7 +4,7 @@
 use crate::support::*;
 use podwright::cri::proto as pb;
 use podwright_testkit::{Options, wait_for};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tonic::Code;
@@ -380,8 +380,21 @@ async fn a_debug_container_sees_its_targets_processes() {
     assert!(processes.contains("sleep 7771") && !processes.contains("sleep 7772"), "{processes}");
     // The target's end is the end of all that live in its namespace.
     let id = started(&mut node, &pod, &config, debug("second")).await;
+    // One that is made before and started after it gets into no other namespace, whoever has the target's pid then.
+    let early = node.create(&pod, &config, debug("early")).await.unwrap();
+    let bundle = node.scratch.root().join("state/containers").join(&early);
+    let spec = std::fs::read(bundle.join("config.json")).unwrap();
+    let spec: serde_json::Value = serde_json::from_slice(&spec).unwrap();
+    let namespaces = spec["linux"]["namespaces"].as_array().unwrap();
+    let joined = namespaces.iter().find(|n| n["type"] == "pid").unwrap()["path"].as_str().unwrap().to_owned();
+    let namespace = |path: &str| std::fs::metadata(path).unwrap().ino();
+    let of_target = namespace(&format!("/proc/{}/ns/pid", node.pid(&target).await));
+    assert_eq!(namespace(&joined), of_target);
     node.stop(&target, 0).await.unwrap();
     assert_eq!(node.exited(&id).await.exit_code, 137);
+    node.exited(&target).await;
+    assert_eq!(namespace(&joined), of_target, "held from the moment that it was looked at");
+    assert!(node.start(&early).await.is_err());
     let refusal = node.create(&pod, &config, debug("late")).await;
     refused(refusal, Code::FailedPrecondition, &[&target, "not running"]);
     node.finish().await;

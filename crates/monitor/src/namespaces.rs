@@ -40,7 +40,7 @@ pub(crate) enum NamespaceError {
 pub(crate) struct Namespaces {
     pub(crate) paths: NamespacePaths,
     pub(crate) init: Option<ProcessId>,
-    /// Keep the user, ipc and uts namespaces alive, and are what `paths` points to.
+    /// Keep the user, ipc, uts and pid namespaces alive, and are what `paths` points to.
     held: Vec<OwnedFd>,
 }
 
@@ -100,7 +100,11 @@ impl Namespaces {
         if let Some(pid) = report.init {
             let start_time = proc::start_time(pid).map_err(|source| NamespaceError::Init { pid, source })?;
             self.init = Some(ProcessId { pid, start_time });
-            self.paths.pid = Some(format!("/proc/{pid}/ns/pid"));
+            // It is not reaped before we are done here. By its pid it could be another's, when it was killed.
+            let open = |source| NamespaceError::Open { kind: "pid", source };
+            let fd = std::fs::File::open(format!("/proc/{pid}/ns/pid")).map_err(open)?.into();
+            self.paths.pid = Some(path_of(&fd));
+            self.held.push(fd);
         }
         for kind in kinds {
             let kind = *kind;

@@ -6,7 +6,7 @@ mod support;
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use podwright_monitor_proto::*;
 use serde_json::json;
@@ -387,7 +387,11 @@ fn a_pod_with_one_pid_namespace_has_a_reaping_init_and_no_zombie() {
     let mut pod = Pod::launch("sharedpid", |launch| launch.namespaces.pid = true);
     let init = pod.record.init.unwrap();
     assert_eq!(std::fs::read_to_string(format!("/proc/{}/comm", init.pid)).unwrap(), "podwright-init\n");
-    assert_eq!(pod.record.namespaces.pid, Some(format!("/proc/{}/ns/pid", init.pid)));
+    // Held by a descriptor: the pid could be another's one day.
+    let path = pod.record.namespaces.pid.clone().unwrap();
+    assert!(path.starts_with(&format!("/proc/./{}/fd/", pod.pid())), "{path}");
+    let inode = |path: &str| std::fs::metadata(path).unwrap().ino();
+    assert_eq!(inode(&path), inode(&format!("/proc/{}/ns/pid", init.pid)));
     assert_eq!(std::fs::read_dir(format!("/proc/{}/fd", init.pid)).unwrap().count(), 0);
     pod.run("c1", &["sleep", "1000"]);
     pod.run("c2", &["sh", "-c", "sleep 0.01 & sh -c 'sleep 0.01 & sleep 0.01 &'; ps; kill -15 1; exit 0"]);

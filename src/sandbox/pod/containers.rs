@@ -46,11 +46,10 @@ impl Pod {
         let Some(monitor) = self.monitor.clone() else {
             return send(reply, refuse(SandboxError::MonitorLost(self.spec.id.clone())));
         };
-        let target_pid =
-            match container::target_pid(&spec, |id| self.containers.get(id).map(|c| c.state.clone())) {
-                Ok(pid) => pid,
-                Err(error) => return send(reply, refuse(error)),
-            };
+        let target = match container::target(&spec, |id| self.containers.get(id).map(|c| c.state.clone())) {
+            Ok(target) => target,
+            Err(error) => return send(reply, refuse(error)),
+        };
         let spec = Arc::new(spec);
         let resources = spec.resources.clone();
         let mut container = Container::new(spec.clone(), ContainerState::Creating, resources);
@@ -80,7 +79,7 @@ impl Pod {
             volumes,
             granted,
             namespaces: monitor.info().namespaces.clone(),
-            target_pid,
+            target,
         };
         let failed = Finished::Created(id.clone(), Box::new(Err(SandboxError::Panicked("creation"))));
         self.work(failed, async move {

@@ -140,6 +140,25 @@ fn only_command_and_monitor_start_programs() {
     }
 }
 
+/// Recursion over what a container made has ended the daemon: whatever removes a tree is `host/remove.rs`.
+#[test]
+fn trees_are_removed_in_one_place() {
+    for dir in ["src", "crates/sys", "crates/monitor/src", "crates/monitor-proto"] {
+        for path in sources(dir) {
+            if is_test(&path) {
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            let word = "remove_dir_all";
+            assert!(
+                !without_tests(&text).contains(word),
+                "{} uses {word}: see host/remove.rs",
+                relative(&path)
+            );
+        }
+    }
+}
+
 #[test]
 fn every_file_opens_with_what_it_is() {
     for dir in ["src", "crates", "tests"] {

@@ -39,7 +39,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+        if let Err(error) = crate::host::remove::tree(&self.0) {
             tracing::warn!(directory = %self.0.display(), %error, "cannot be removed");
         }
     }

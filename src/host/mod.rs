@@ -1,7 +1,7 @@
 //! Mechanisms of the host: what runs programs, talks to the network and the kernel on behalf of the domain.
 //!
-//! Modules here do not see each other, except `command`, which those that run programs use, and
-//! `mountinfo`.
+//! Modules here do not see each other, except `command`, which those that run programs use, `mountinfo`, and `walk` with
+//! `remove`, the ways through a tree.
 
 pub mod blockio;
 pub mod cdi;
@@ -22,10 +22,11 @@ pub mod oci;
 pub mod pidns;
 pub mod processes;
 pub mod quota;
+pub mod remove;
 pub mod rootfs;
 pub mod security;
 pub mod settings;
 pub mod space;
 pub mod usage;
 pub mod users;
-mod walk;
+pub(crate) mod walk;

@@ -1,8 +1,8 @@
 //! What a directory tree takes on its file system, by a walk: allocated bytes and inodes, a file with several names
-//! once. Reads only; never follows a symlink, never leaves the tree, and takes trees of any depth and any change
-//! meanwhile.
+//! once. Reads only; never follows a symlink or crosses a mount, never leaves the tree, and takes trees of any shape and
+//! any change meanwhile, in slices.
 
-use super::walk::{self, Failed, Visitor};
+use super::walk::{self, Failed, Visitor, Walk};
 use rustix::fd::OwnedFd;
 use rustix::fs::{self, AtFlags, CWD, FileType, RawDirEntry, Stat};
 use rustix::io::Errno;
@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use std::convert::Infallible;
 use std::ffi::CStr;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Bytes of a block as stat(2) counts them, whatever the file system's own are.
 const STAT_BLOCK: u64 = 512;
@@ -38,18 +39,67 @@ impl Usage {
 /// # Errors
 /// When the directory itself cannot be read.
 pub fn measure(root: &Path) -> std::io::Result<Usage> {
-    match walk::whole(Sum::default(), walk::open(CWD, root)?) {
-        Ok(sum) => Ok(sum.usage),
-        Err(Failed::Read(error)) => Err(error.into()),
-        Err(Failed::Visit(never)) => match never {},
+    let mut measuring = Measuring::begin(root)?;
+    loop {
+        if let Some(usage) = measuring.slice(SLICE) {
+            return Ok(usage);
+        }
     }
 }
 
-#[derive(Default)]
+/// Of a measurement that nobody wants to interrupt: whatever comes.
+const SLICE: Duration = Duration::from_secs(1);
+/// Files with several names that are remembered, so that they count once: some 8 MiB. Each name of a further one counts
+/// as its share of the file.
+const MAX_LINKED: usize = 1 << 18;
+
+/// A measurement under way. It can be given up at any time.
+#[derive(Debug)]
+pub struct Measuring(Walk<Sum>);
+
+impl Measuring {
+    /// Begins to measure what is in a directory.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn begin(root: &Path) -> std::io::Result<Self> {
+        let mut walk = Walk::new(Sum::new());
+        match walk.enter(walk::open(CWD, root)?) {
+            Ok(()) => Ok(Self(walk)),
+            Err(Failed::Read(error)) => Err(error.into()),
+            Err(Failed::Visit(never)) => match never {},
+        }
+    }
+
+    /// Goes on for about so long; the figure at the end.
+    pub fn slice(&mut self, time: Duration) -> Option<Usage> {
+        match self.0.slice(Instant::now() + time) {
+            Ok(true) => None,
+            Ok(false) => Some(self.0.visitor.sum()),
+            Err(never) => match never {},
+        }
+    }
+}
+
+#[derive(Debug)]
 struct Sum {
     usage: Usage,
+    max_linked: usize,
     /// Files with several names that were counted.
     seen: HashSet<(u64, u64)>,
+    /// Inodes of files of which each name is counted as a share, in 2^-32.
+    shares: u64,
+}
+
+impl Sum {
+    fn new() -> Self {
+        Self { usage: Usage::default(), max_linked: MAX_LINKED, seen: HashSet::new(), shares: 0 }
+    }
+
+    fn sum(&self) -> Usage {
+        let inodes = self.shares.saturating_add(1 << 31) >> 32;
+        self.usage.plus(Usage { bytes: 0, inodes })
+    }
 }
 
 impl Visitor for Sum {
@@ -68,12 +118,21 @@ impl Visitor for Sum {
             return Ok(false);
         }
         let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let bytes = u64::try_from(stat.st_blocks).unwrap_or_default().saturating_mul(STAT_BLOCK);
         // A directory's links are its subdirectories.
-        if !is_directory && stat.st_nlink > 1 && !self.seen.insert((stat.st_dev, stat.st_ino)) {
-            return Ok(false);
+        if !is_directory && stat.st_nlink > 1 {
+            let identity = (stat.st_dev, stat.st_ino);
+            if self.seen.contains(&identity) {
+                return Ok(false);
+            }
+            if self.seen.len() >= self.max_linked {
+                self.usage = self.usage.plus(Usage { bytes: bytes / stat.st_nlink, inodes: 0 });
+                self.shares = self.shares.saturating_add((1 << 32) / stat.st_nlink);
+                return Ok(false);
+            }
+            self.seen.insert(identity);
         }
-        let blocks = u64::try_from(stat.st_blocks).unwrap_or_default();
-        self.usage = self.usage.plus(Usage { bytes: blocks.saturating_mul(STAT_BLOCK), inodes: 1 });
+        self.usage = self.usage.plus(Usage { bytes, inodes: 1 });
         Ok(is_directory)
     }
 
@@ -85,7 +144,7 @@ impl Visitor for Sum {
 
 #[cfg(test)]
 mod tests {
-    use super::walk::{MAX_OPEN, Walk, make_a_deep_tree};
+    use super::walk::{MAX_OPEN, make_a_chain, make_a_deep_tree};
     use super::*;
     use rustix::fs::{Mode, OFlags};
     use std::os::unix::fs::symlink;
@@ -145,7 +204,7 @@ mod tests {
         let deep = root.path().join("d/".repeat(MAX_OPEN + 8));
         std::fs::create_dir_all(&deep).unwrap();
         std::fs::create_dir(root.path().join("d/sibling")).unwrap();
-        let mut walk = Walk::new(Sum::default());
+        let mut walk = Walk::new(Sum::new());
         walk.enter(walk::open(CWD, root.path()).unwrap()).unwrap();
         while walk.depth() < MAX_OPEN + 4 {
             assert!(walk.step().unwrap());
@@ -156,5 +215,69 @@ mod tests {
         while walk.step().unwrap() {}
         // Eight levels more below the open ones; the moved part, once inside, is counted; `full` is not.
         assert_eq!(walk.visitor.usage.inodes, u64::try_from(MAX_OPEN + 8 + 1).unwrap());
+    }
+
+    #[test]
+    fn a_chain_of_19000_directories_is_measured_on_a_small_stack() {
+        let root = tempfile::tempdir().unwrap();
+        make_a_chain(root.path(), 19_000);
+        let path = root.path().to_owned();
+        let small = std::thread::Builder::new().stack_size(128 << 10);
+        let measured = small.spawn(move || measure(&path).unwrap()).unwrap().join().unwrap();
+        assert_eq!(measured.inodes, 19_000);
+        crate::host::remove::tree(root.path()).unwrap();
+    }
+
+    #[test]
+    fn a_wide_directory_is_measured_in_slices_and_few_names_are_held() {
+        let root = tempfile::tempdir().unwrap();
+        for at in 0..9000 {
+            std::fs::create_dir(root.path().join(at.to_string())).unwrap();
+        }
+        let mut measuring = Measuring::begin(root.path()).unwrap();
+        let mut slices = 1;
+        let usage = loop {
+            match measuring.slice(Duration::ZERO) {
+                Some(usage) => break usage,
+                None => slices += 1,
+            }
+        };
+        // A step of a slice is a directory, so there are at least as many.
+        assert!(slices > 9000, "{slices}");
+        assert_eq!(usage, measure(root.path()).unwrap());
+        assert_eq!(usage.inodes, 9000);
+    }
+
+    #[test]
+    fn files_with_several_names_count_once_beyond_those_that_are_remembered() {
+        let root = tempfile::tempdir().unwrap();
+        for at in 0..10 {
+            let file = root.path().join(at.to_string());
+            std::fs::write(&file, vec![1; 12_288]).unwrap();
+            for name in ["b", "c"] {
+                std::fs::hard_link(&file, root.path().join(format!("{at}{name}"))).unwrap();
+            }
+        }
+        let whole = measure(root.path()).unwrap();
+        let sum = Sum { max_linked: 3, ..Sum::new() };
+        let few = walk::whole(sum, walk::open(CWD, root.path()).unwrap()).map_err(|_| ()).unwrap();
+        assert_eq!((few.sum(), few.seen.len()), (whole, 3));
+    }
+
+    #[test]
+    fn what_is_mounted_in_a_tree_is_not_walked() {
+        let root = tempfile::tempdir().unwrap();
+        let point = root.path().join("point");
+        std::fs::create_dir(&point).unwrap();
+        let no_data: Option<&CStr> = None;
+        rustix::mount::mount("none", &point, "tmpfs", rustix::mount::MountFlags::empty(), no_data).unwrap();
+        std::fs::write(point.join("file"), "x").unwrap();
+        let measured = measure(root.path());
+        let removed = crate::host::remove::tree(root.path()).map_err(|e| e.to_string());
+        let kept = point.join("file").exists();
+        rustix::mount::unmount(&point, rustix::mount::UnmountFlags::empty()).unwrap();
+        assert_eq!(measured.unwrap(), Usage::default());
+        assert!(kept, "not of the tree");
+        assert!(removed.as_ref().is_err_and(|e| e.contains("point") && e.contains("mounted")), "{removed:?}");
     }
 }

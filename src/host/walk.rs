@@ -1,20 +1,29 @@
-//! The way through a directory tree that others may change meanwhile: no symlink is followed, the tree is not left, and
-//! trees of any depth take no more than a few open directories.
+//! The way through a directory tree that others may change meanwhile: no symlink is followed, no mount is crossed, the
+//! tree is not left. Trees of any shape take a few open directories and a bounded number of names, and the way can be
+//! gone in slices. `remove` has its own, since it may change the tree.
 //!
 //! Never judges what is found: that is the visitor's.
 
-use rustix::fd::OwnedFd;
-use rustix::fs::{self, Mode, OFlags, RawDir, RawDirEntry, Stat};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{self, Mode, OFlags, RawDir, RawDirEntry, ResolveFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 use std::ffi::{CStr, CString};
+use std::time::Instant;
 
 /// Directories held open at once. Deeper ones are left by `..`, so that a tree of any depth takes no more than this.
-pub(super) const MAX_OPEN: usize = 32;
+pub(crate) const MAX_OPEN: usize = 32;
 /// Entries are read in pieces of this many bytes, as the C library does.
 const READ: usize = 32 << 10;
+/// Entries that one step looks at: some milliseconds, so that a slice ends also in a directory of millions.
+const STEP_ENTRIES: usize = 2048;
+/// Names of directories that are remembered, in all levels together: at most 2 MiB. With these in hand, a directory is
+/// read on only when its last one has been walked.
+const MAX_NAMES: usize = 8192;
+/// Levels that are remembered, about 60 MiB of them: a tree that deep takes gigabytes of disk for its directories.
+const MAX_LEVELS: usize = 1 << 20;
 
 /// Who looks at what is found.
-pub(super) trait Visitor {
+pub(crate) trait Visitor {
     /// What ends a walk.
     type Error;
 
@@ -26,13 +35,19 @@ pub(super) trait Visitor {
         entry: &RawDirEntry<'_>,
     ) -> Result<bool, Self::Error>;
 
+    /// The walk goes into the directory of this name.
+    fn entered(&mut self, _name: &CStr) {}
+
+    /// The walk leaves the deepest directory that it went into.
+    fn left(&mut self) {}
+
     /// What has this name in an open directory was one to go into, but cannot be opened or read.
     fn unreadable(&mut self, directory: &OwnedFd, name: &CStr, error: Errno) -> Result<(), Self::Error>;
 }
 
 /// Why what is in a directory was not looked at.
 #[derive(Debug)]
-pub(super) enum Failed<E> {
+pub(crate) enum Failed<E> {
     /// It cannot be read.
     Read(Errno),
     /// The visitor ends the walk.
@@ -40,48 +55,89 @@ pub(super) enum Failed<E> {
 }
 
 /// A directory on the way down.
+#[derive(Debug)]
 struct Level {
     /// Open, or given up for the sake of [`MAX_OPEN`].
     directory: Option<OwnedFd>,
     /// Device and inode, by which it is known again.
     identity: (u64, u64),
-    /// Directories in it that are still to be walked.
+    /// Directories in it that were found and are still to be walked.
     left: Vec<CString>,
+    /// Where reading goes on, as the file system counts; None: all has been read.
+    rest: Option<u64>,
 }
 
 /// A walk under way.
-pub(super) struct Walk<V> {
-    pub(super) visitor: V,
+#[derive(Debug)]
+pub(crate) struct Walk<V> {
+    pub(crate) visitor: V,
     levels: Vec<Level>,
+    /// Names in all levels.
+    names: usize,
     buffer: Vec<u8>,
 }
 
 impl<V: Visitor> Walk<V> {
-    pub(super) fn new(visitor: V) -> Self {
-        Self { visitor, levels: Vec::new(), buffer: Vec::with_capacity(READ) }
+    pub(crate) fn new(visitor: V) -> Self {
+        Self { visitor, levels: Vec::new(), names: 0, buffer: Vec::with_capacity(READ) }
     }
 
-    /// One step down, or one up; false at the end.
-    pub(super) fn step(&mut self) -> Result<bool, V::Error> {
+    /// Goes on until the end or the time; false: at the end.
+    pub(crate) fn slice(&mut self, until: Instant) -> Result<bool, V::Error> {
+        while self.step()? {
+            if Instant::now() >= until {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// One step down, one up, or some entries on; false at the end.
+    pub(crate) fn step(&mut self) -> Result<bool, V::Error> {
+        let deep = self.levels.len();
         let Some(level) = self.levels.last_mut() else { return Ok(false) };
         let Some(directory) = level.directory.take() else {
             // Its way back was lost: what was below it moved away.
+            self.names -= level.left.len();
             self.levels.pop();
+            if deep > 1 {
+                self.visitor.left();
+            }
             return Ok(true);
         };
-        let Some(name) = level.left.pop() else {
+        let parent = deep - 1;
+        if let Some(name) = level.left.pop() {
+            self.names -= 1;
+            let entered = match open_in(&directory, &name) {
+                // The kernel's word for a path that is too long; this one is in levels.
+                Ok(_) if parent + 1 >= MAX_LEVELS => Err(Failed::Read(Errno::NAMETOOLONG)),
+                Ok(child) => {
+                    self.visitor.entered(&name);
+                    self.enter(child).inspect_err(|_| self.visitor.left())
+                }
+                Err(error) => Err(Failed::Read(error)),
+            };
+            match entered {
+                Err(Failed::Visit(error)) => return Err(error),
+                Err(Failed::Read(error)) => self.visitor.unreadable(&directory, &name, error)?,
+                // The parent is given up.
+                Ok(()) if parent + 1 >= MAX_OPEN => return Ok(true),
+                Ok(()) => {}
+            }
+        } else if let Some(from) = level.rest.take() {
+            match self.read(&directory, from) {
+                Ok((_, left, rest)) => {
+                    if let Some(level) = self.levels.get_mut(parent) {
+                        (level.left, level.rest) = (left, rest);
+                    }
+                }
+                Err(Failed::Visit(error)) => return Err(error),
+                Err(Failed::Read(error)) => self.visitor.unreadable(&directory, c".", error)?,
+            }
+        } else {
             level.directory = Some(directory);
             self.leave();
             return Ok(true);
-        };
-        let parent = self.levels.len() - 1;
-        let entered = open(&directory, name.as_c_str()).map_err(Failed::Read).and_then(|c| self.enter(c));
-        match entered {
-            Err(Failed::Visit(error)) => return Err(error),
-            Err(Failed::Read(error)) => self.visitor.unreadable(&directory, &name, error)?,
-            // The parent is given up.
-            Ok(()) if parent + 1 >= MAX_OPEN => return Ok(true),
-            Ok(()) => {}
         }
         if let Some(level) = self.levels.get_mut(parent) {
             level.directory = Some(directory);
@@ -89,34 +145,55 @@ impl<V: Visitor> Walk<V> {
         Ok(true)
     }
 
-    /// Looks at what is in a directory and makes it the deepest level.
-    pub(super) fn enter(&mut self, directory: OwnedFd) -> Result<(), Failed<V::Error>> {
-        let own = fs::fstat(&directory).map_err(Failed::Read)?;
-        let mut left = Vec::new();
-        let mut entries = RawDir::new(&directory, self.buffer.spare_capacity_mut());
+    /// Looks at the first entries of a directory and makes it the deepest level.
+    pub(crate) fn enter(&mut self, directory: OwnedFd) -> Result<(), Failed<V::Error>> {
+        let (own, left, rest) = self.read(&directory, 0)?;
+        let identity = (own.st_dev, own.st_ino);
+        self.levels.push(Level { directory: Some(directory), identity, left, rest });
+        Ok(())
+    }
+
+    /// Looks at the next entries of a directory; returns the directories among them, and where it goes on.
+    #[expect(clippy::type_complexity, reason = "three results of one reading, used at once")]
+    fn read(
+        &mut self,
+        directory: &OwnedFd,
+        from: u64,
+    ) -> Result<(Stat, Vec<CString>, Option<u64>), Failed<V::Error>> {
+        let own = fs::fstat(directory).map_err(Failed::Read)?;
+        fs::seek(directory, SeekFrom::Start(from)).map_err(Failed::Read)?;
+        let room = MAX_NAMES.saturating_sub(self.names).max(1);
+        let (mut left, mut rest, mut looked) = (Vec::new(), None, 0);
+        let mut entries = RawDir::new(directory, self.buffer.spare_capacity_mut());
         while let Some(entry) = entries.next() {
             let entry = entry.map_err(Failed::Read)?;
             let name = entry.file_name();
             if name.to_bytes() == b"." || name.to_bytes() == b".." {
                 continue;
             }
-            if self.visitor.entry(&directory, &own, &entry).map_err(Failed::Visit)? {
+            if self.visitor.entry(directory, &own, &entry).map_err(Failed::Visit)? {
                 left.push(name.to_owned());
             }
+            looked += 1;
+            if left.len() >= room || looked >= STEP_ENTRIES {
+                rest = Some(entry.next_entry_cookie());
+                break;
+            }
         }
-        self.levels.push(Level { directory: Some(directory), identity: (own.st_dev, own.st_ino), left });
-        Ok(())
+        self.names += left.len();
+        Ok((own, left, rest))
     }
 
     /// How deep it is.
     #[cfg(test)]
-    pub(super) fn depth(&self) -> usize {
+    pub(crate) fn depth(&self) -> usize {
         self.levels.len()
     }
 
     fn leave(&mut self) {
         let Some(done) = self.levels.pop() else { return };
         let Some(parent) = self.levels.last_mut() else { return };
+        self.visitor.left();
         if parent.directory.is_some() {
             return;
         }
@@ -129,7 +206,7 @@ impl<V: Visitor> Walk<V> {
 }
 
 /// Goes through all that is in an open directory.
-pub(super) fn whole<V: Visitor>(visitor: V, root: OwnedFd) -> Result<V, Failed<V::Error>> {
+pub(crate) fn whole<V: Visitor>(visitor: V, root: OwnedFd) -> Result<V, Failed<V::Error>> {
     let mut walk = Walk::new(visitor);
     walk.enter(root)?;
     while walk.step().map_err(Failed::Visit)? {}
@@ -137,11 +214,31 @@ pub(super) fn whole<V: Visitor>(visitor: V, root: OwnedFd) -> Result<V, Failed<V
 }
 
 /// Opens a directory without touching its access time.
-pub(super) fn open(at: impl rustix::fd::AsFd, path: impl rustix::path::Arg + Copy) -> Result<OwnedFd, Errno> {
+pub(crate) fn open(at: impl AsFd, path: impl rustix::path::Arg + Copy) -> Result<OwnedFd, Errno> {
+    without_a_trace(|flags| fs::openat(&at, path, flags, Mode::empty()))
+}
+
+/// Opens a directory of this name in an open one, without touching its access time. What is mounted there is `XDEV`.
+pub(crate) fn open_in(at: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
+    let how = ResolveFlags::BENEATH
+        | ResolveFlags::NO_XDEV
+        | ResolveFlags::NO_SYMLINKS
+        | ResolveFlags::NO_MAGICLINKS;
+    without_a_trace(|flags| {
+        loop {
+            match fs::openat2(&at, name, flags, Mode::empty(), how) {
+                Err(Errno::INTR) => {}
+                opened => return opened,
+            }
+        }
+    })
+}
+
+fn without_a_trace(open: impl Fn(OFlags) -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match fs::openat(&at, path, flags | OFlags::NOATIME, Mode::empty()) {
+    match open(flags | OFlags::NOATIME) {
         // Only the owner may.
-        Err(Errno::PERM) => fs::openat(&at, path, flags, Mode::empty()),
+        Err(Errno::PERM) => open(flags),
         opened => opened,
     }
 }
@@ -150,7 +247,7 @@ pub(super) fn open(at: impl rustix::fd::AsFd, path: impl rustix::path::Arg + Cop
 /// `look` gets the open directory and the names of the three in it, of which the second has the next level. Returns the
 /// deepest.
 #[cfg(test)]
-pub(super) fn down_a_deep_tree(root: &std::path::Path, look: impl Fn(&OwnedFd, [&str; 3])) -> OwnedFd {
+pub(crate) fn down_a_deep_tree(root: &std::path::Path, look: impl Fn(&OwnedFd, [&str; 3])) -> OwnedFd {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     let mut at = fs::open(root, flags, Mode::empty()).unwrap();
     let down = "m".repeat(200);
@@ -163,10 +260,21 @@ pub(super) fn down_a_deep_tree(root: &std::path::Path, look: impl Fn(&OwnedFd, [
 
 /// Makes such a tree; returns its deepest directory.
 #[cfg(test)]
-pub(super) fn make_a_deep_tree(root: &std::path::Path) -> OwnedFd {
+pub(crate) fn make_a_deep_tree(root: &std::path::Path) -> OwnedFd {
     down_a_deep_tree(root, |at, names| {
         for name in names {
             fs::mkdirat(at, name, Mode::RWXU).unwrap();
         }
     })
+}
+
+/// Makes a chain of this many directories named `d`, without any path that is longer than one.
+#[cfg(test)]
+pub(crate) fn make_a_chain(root: &std::path::Path, levels: usize) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let mut at = fs::open(root, flags, Mode::empty()).unwrap();
+    for _ in 0..levels {
+        fs::mkdirat(&at, "d", Mode::RWXU).unwrap();
+        at = fs::openat(&at, "d", flags, Mode::empty()).unwrap();
+    }
 }

@@ -85,11 +85,7 @@ impl Images {
 
     /// Waits until what was deleted is gone from the disk. Blocking.
     pub fn settle(&self) {
-        let deleting = std::mem::take(&mut *lock(&self.inner.store.deleting));
-        for thread in deleting {
-            // Its own panic has been printed.
-            let _ = thread.join();
-        }
+        crate::host::remove::settle();
     }
 }
 

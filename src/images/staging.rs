@@ -3,7 +3,8 @@
 
 use super::error::ImageError;
 use super::recipe::REPLACED;
-use super::unpack::remove_tree;
+use super::store::trash;
+use crate::host::remove;
 use rustix::io::Errno;
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -62,7 +63,8 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if let Err(error) = remove_tree(&self.path) {
+        let trash = self.path.parent().and_then(Path::parent).map(trash).unwrap_or_default();
+        if let Err(error) = remove::soon(&self.path, &trash) {
             tracing::warn!(path = %self.path.display(), %error, "staging directory stays until the next start");
         }
     }

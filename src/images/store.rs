@@ -1,17 +1,18 @@
 //! The local store: layer directories, the index, and who needs what. Blocking; callers are on blocking threads.
 //!
-//! Layout: `index.redb`; `layers/<key>/fs`, one directory a layer, visible only when whole; `staging/`, swept at open;
-//! `retired/`, damaged layers that containers may still use (`mend`).
+//! Layout: `index.redb`; `layers/<key>/fs`, one directory a layer, visible only when whole; `staging/`, swept at open, as is
+//! `trash/`, with what is being deleted; `retired/`, damaged layers that containers may still use (`mend`).
 //! Order of a layer's birth: staged, synced, renamed, indexed. Of its death: out of the snapshot, out of the index, renamed
-//! into staging, deleted. So a crash leaves a directory without a record, never a record without its directory.
+//! into the trash, deleted. So a crash leaves a directory without a record, never a record without its directory.
 //!
 //! Locks: `writer` (disk changes, one after the other) before `leases` (counts) before `state` (a pointer swap).
 
 use super::error::ImageError;
 use super::index::{Change, ImageRecord, Index, LayerRecord, Presence, Served};
-use super::staging::{Staging, fresh};
+use super::staging::Staging;
 use super::state::{Entry, State, keys};
-use super::unpack::{Unpacked, remove_tree};
+use super::unpack::Unpacked;
+use crate::host::remove;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -30,8 +31,6 @@ pub(crate) struct Store {
     pub(super) pinned: BTreeSet<String>,
     pub(super) writer: Mutex<()>,
     pub(super) leases: Mutex<Leases>,
-    /// Threads that delete directories.
-    pub(super) deleting: Mutex<Vec<std::thread::JoinHandle<()>>>,
     state: RwLock<Arc<State>>,
 }
 
@@ -109,8 +108,9 @@ impl Store {
         std::fs::set_permissions(root, Permissions::from_mode(0o700))
             .map_err(|e| ImageError::io("chmod", root, e))?;
         let staging = root.join("staging");
+        remove::sweep(&trash(root)).map_err(|e| ImageError::io("sweep", &trash(root), e))?;
         for name in names(&staging)? {
-            remove(&staging.join(name))?;
+            discard(&staging.join(name), root)?;
         }
         let index = Index::open(&root.join("index.redb"))?;
         let state = State::from_index(index.load()?, &pinned)?;
@@ -120,7 +120,6 @@ impl Store {
             pinned,
             writer: Mutex::default(),
             leases: Mutex::default(),
-            deleting: Mutex::default(),
             state: RwLock::new(Arc::new(state)),
         };
         store.reconcile()?;
@@ -178,7 +177,7 @@ impl Store {
         self.publish(state);
         for key in &lost {
             // A directory without `fs` inside.
-            remove(&self.layer_dir(key))?;
+            self.discard(&self.layer_dir(key))?;
         }
         Ok(())
     }
@@ -441,25 +440,9 @@ impl Store {
         Ok(freed)
     }
 
-    /// Takes a layer directory out of sight at once and deletes it on a thread of its own.
+    /// Takes a layer directory out of sight at once and has it deleted. Absent is fine.
     pub(super) fn discard(&self, from: &Path) -> Result<(), ImageError> {
-        let to = fresh(&self.staging_dir());
-        std::fs::rename(from, &to).map_err(|e| ImageError::io("move away", from, e))?;
-        let path = to.clone();
-        let deleting = std::thread::Builder::new().name("layer-delete".into()).spawn(move || {
-            if let Err(error) = remove(&path) {
-                tracing::warn!(%error, "a deleted layer stays until the next start");
-            }
-        });
-        match deleting {
-            Ok(thread) => {
-                let mut deleting = lock(&self.deleting);
-                deleting.retain(|thread| !thread.is_finished());
-                deleting.push(thread);
-                Ok(())
-            }
-            Err(_) => remove(&to),
-        }
+        discard(from, &self.root)
     }
 }
 
@@ -505,6 +488,13 @@ pub(super) fn names(dir: &Path) -> Result<Vec<String>, ImageError> {
         .collect()
 }
 
-fn remove(path: &Path) -> Result<(), ImageError> {
-    remove_tree(path).map_err(|e| ImageError::io("remove", path, e))
+/// What is being deleted.
+pub(super) fn trash(root: &Path) -> PathBuf {
+    root.join("trash")
+}
+
+/// Has a directory deleted that is of the store at `root`.
+fn discard(from: &Path, root: &Path) -> Result<(), ImageError> {
+    // The caller waits for nothing: a failure is logged, and tried again at the next start.
+    remove::behind(from, &trash(root)).map(drop).map_err(|e| ImageError::io("move away", from, e))
 }

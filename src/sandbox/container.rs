@@ -21,7 +21,7 @@ use crate::host::monitor::{
 use crate::host::oci::{Runtime, criu_words};
 use crate::host::rootfs::IdMap;
 use crate::host::users::{self, User};
-use crate::host::{devices, mountinfo, pidns, rootfs};
+use crate::host::{devices, mountinfo, pidns, remove, rootfs};
 use crate::images::Hold;
 use crate::model::{ContainerId, ContainerSpec, Mount, MountSource, NamespaceMode, Resources, SandboxSpec};
 use std::path::{Path, PathBuf};
@@ -30,6 +30,9 @@ use std::time::Duration;
 
 /// How long making a bundle may take: the kubelet's own limit for CreateContainer.
 const PREPARE_LIMIT: Duration = Duration::from_secs(110);
+/// How long RemoveContainer waits for a writable layer to be gone, a tenth of the kubelet's own limit. A larger one is out
+/// of sight by then, and goes on being removed; a daemon that ends meanwhile goes on with it at its next start.
+const REMOVAL_WAIT: Duration = Duration::from_secs(12);
 /// Nothing reads a writable layer after a reboot (records of containers do not survive one either), so nothing in it
 /// need be synced. Without this (Linux 5.10), the end of each container syncs the whole file system that the layer is
 /// on, other people's data included.
@@ -476,13 +479,18 @@ pub(super) async fn clean(
 
 /// Removes everything of a container but its record and log.
 pub(super) async fn remove(node: &Arc<Node>, spec: &ContainerSpec) -> Result<(), SandboxError> {
-    let (bundle, writable) = (node.bundle(&spec.id), node.writable(&spec.id));
-    blocking(move || {
+    let (bundle, writable, trash) = (node.bundle(&spec.id), node.writable(&spec.id), node.trash());
+    let behind = blocking(move || {
         unmount(&bundle)?;
         remove_tree(&bundle)?;
-        remove_tree(&writable)
+        Ok(remove::soon(&writable, &trash)?)
     })
     .await?;
+    if let Some(told) = behind
+        && let Ok(Ok(done)) = tokio::time::timeout(REMOVAL_WAIT, told).await
+    {
+        done?;
+    }
     node.layers.forget(&spec.id);
     Ok(())
 }
@@ -494,12 +502,7 @@ pub(super) fn unmount(bundle: &Path) -> Result<(), SandboxError> {
 }
 
 pub(super) fn remove_tree(dir: &Path) -> Result<(), SandboxError> {
-    match std::fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(SandboxError::io("remove", dir)(error))
-        }
-        _ => Ok(()),
-    }
+    Ok(remove::tree(dir)?)
 }
 
 /// Has the monitor drop an ended container and its exit record.

@@ -14,6 +14,7 @@ use crate::host::monitor::MonitorError;
 use crate::host::network::NetworkError;
 use crate::host::oci::OciError;
 use crate::host::quota::QuotaError;
+use crate::host::remove::RemoveError;
 use crate::host::rootfs::RootfsError;
 use crate::host::security::apparmor::AppArmorError;
 use crate::host::security::seccomp::SeccompError;
@@ -252,6 +253,9 @@ pub enum SandboxError {
     /// The root file system.
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
+    /// A tree cannot be removed.
+    #[error(transparent)]
+    Remove(#[from] RemoveError),
     /// The quota of a writable layer.
     #[error(transparent)]
     Quota(#[from] QuotaError),

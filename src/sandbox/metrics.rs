@@ -56,7 +56,12 @@ impl PodMetrics {
 
     /// Records the time since `begun` for one step.
     pub fn observe(&self, operation: &str, step: &str, begun: Instant) {
-        self.steps.with_label_values(&[operation, step]).observe(begun.elapsed().as_secs_f64());
+        self.spent(operation, step, begun.elapsed());
+    }
+
+    /// Records the time of one step.
+    pub fn spent(&self, operation: &str, step: &str, time: std::time::Duration) {
+        self.steps.with_label_values(&[operation, step]).observe(time.as_secs_f64());
     }
 
     /// Records time spent in other people's programs during an operation, so that our own share can be told.

@@ -24,6 +24,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tokio::sync::oneshot;
 
+/// Trees that are being removed. Within the directory of those that are not, since that may be a file system of its own;
+/// no id of a container is such a name.
+const TRASH: &str = ".trash";
+
 /// Everything below the domain, wired once in `main`.
 #[derive(Debug)]
 pub struct Node {
@@ -100,6 +104,12 @@ impl Node {
     #[must_use]
     pub fn writable(&self, id: &ContainerId) -> PathBuf {
         self.config.root.join("containers").join(id.as_str())
+    }
+
+    /// Where writable layers are that are being removed.
+    #[must_use]
+    pub fn trash(&self) -> PathBuf {
+        self.config.root.join("containers").join(TRASH)
     }
 
     /// Where the pod's network namespace is pinned.

@@ -391,10 +391,7 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>, RecordError> {
 }
 
 fn remove_tree(dir: &Path) -> Result<(), RecordError> {
-    match fs::remove_dir_all(dir) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(io("remove", dir)(source)),
-        _ => Ok(()),
-    }
+    crate::host::remove::tree(dir).map_err(|error| io("remove", dir)(error.into()))
 }
 
 fn io(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RecordError {

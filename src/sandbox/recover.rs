@@ -22,6 +22,7 @@ use crate::host::foreign::Asked;
 use crate::host::monitor::{self, Events, Monitor, MonitorError};
 use crate::host::network::Network;
 use crate::host::oci::Runtime;
+use crate::host::remove;
 use crate::model::{ContainerId, SandboxId, SandboxSpec, Timestamp};
 use podwright_monitor_proto::{ContainerState as MonitorContainer, ExitRecord};
 use std::collections::{HashMap, HashSet};
@@ -396,18 +397,27 @@ async fn sweep(node: &Arc<Node>, known: &HashSet<String>) {
     }
     // Side by side, as above.
     futures_util::future::join_all(pods.into_iter().map(sweep_pod)).await;
-    for parent in [node.config.state.join("containers"), node.config.root.join("containers")] {
-        for dir in strangers(&parent, known) {
+    let trash = node.trash();
+    if let Err(error) = remove::sweep(&trash) {
+        tracing::error!(dir = %trash.display(), %error, "cannot sweep");
+    }
+    let (bundles, layers) = (node.config.state.join("containers"), node.config.root.join("containers"));
+    for parent in [&bundles, &layers] {
+        for dir in strangers(parent, known) {
             // Whichever runtime it was made with: it kills what runs and removes the cgroup that it made.
             let id = dir.file_name().unwrap_or_default().to_string_lossy();
             for runtime in node.runtimes.names().iter().filter_map(|name| node.runtime(name).ok()) {
                 report(&dir, runtime.delete(&id).await.map_err(SandboxError::from));
             }
             tracing::warn!(dir = %dir.display(), "removing a container's directory that no record knows");
+            // A bundle is our own. Nobody waits for the end of what a container made: the socket opens meanwhile.
+            let trash = (*parent == layers).then(|| trash.clone());
             let swept = dir.clone();
             let removed = blocking(move || {
                 container::unmount(&swept)?;
-                remove_tree(&swept)
+                let Some(trash) = trash else { return remove_tree(&swept) };
+                remove::behind(&swept, &trash)?;
+                Ok(())
             });
             report(&dir, removed.await);
             if let Ok(id) = ContainerId::parse(&id) {

@@ -7,7 +7,7 @@
 use super::metrics::PodMetrics;
 use crate::config::Config;
 use crate::host::quota::{Limits, Projects, QuotaError};
-use crate::host::usage::{self, Usage};
+use crate::host::usage::{self, Measuring, Usage};
 use crate::model::{Clock, ContainerId, Timestamp};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,9 @@ const COST_FACTOR: u32 = 20;
 /// A layer is measured on for so many periods after somebody asked, so that one who asks each period finds figures
 /// younger than that, and one who went away costs nothing.
 const LINGER: u32 = 3;
+/// How long one layer is walked before it is the next one's turn, so that millions of files in one hold up no other's
+/// figure.
+const SLICE: Duration = Duration::from_millis(100);
 /// How long a reader waits for the first figure of a container, which only a daemon that has just started lacks.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 
@@ -64,11 +67,30 @@ struct Meter {
     /// It changes no more once this is true; one more walk is the last.
     ended: bool,
     settled: bool,
+    /// A walk that goes on when it is this layer's turn again.
+    under_way: Option<Walk>,
+}
+
+/// A walk through a layer.
+#[derive(Debug)]
+struct Walk {
+    measuring: Measuring,
+    /// When its figure was true.
+    at: Timestamp,
+    begun: Instant,
+    /// On it alone.
+    spent: Duration,
+}
+
+impl Walk {
+    fn begin(upper: &Path, at: Timestamp, begun: Instant) -> std::io::Result<Self> {
+        Ok(Self { measuring: Measuring::begin(upper)?, at, begun, spent: Duration::ZERO })
+    }
 }
 
 impl Meter {
     fn new(now: Instant, counted: bool) -> Self {
-        Self { counted, last: None, next: now, idle_from: now, ended: false, settled: false }
+        Self { counted, last: None, next: now, idle_from: now, ended: false, settled: false, under_way: None }
     }
 
     /// When the next walk is due; None: nobody wants one.
@@ -86,12 +108,19 @@ impl Meter {
         (self.ended, self.settled, self.next) = (true, false, now);
     }
 
-    /// A walk that began at `begun`, and `ended` then or not, has come to an end.
-    fn walked(&mut self, found: Option<Measured>, begun: Instant, now: Instant, period: Duration) {
+    /// A walk that began at `begun`, and `ended` then or not, has come to an end after that much work.
+    fn walked(
+        &mut self,
+        found: Option<Measured>,
+        begun: Instant,
+        spent: Duration,
+        now: Instant,
+        period: Duration,
+    ) {
         self.last = found.or(self.last);
         // One that ended during the walk is walked once more.
         self.settled = self.ended && self.next <= begun;
-        self.next = now + period.max((now - begun) * COST_FACTOR);
+        self.next = now + period.max(spent * COST_FACTOR);
     }
 }
 
@@ -175,7 +204,7 @@ impl WritableLayers {
         let begun = Instant::now();
         let mut meter = Meter::new(begun, self.project(id).is_some());
         if !meter.counted {
-            meter.walked(self.walk(id), begun, begun, self.period);
+            meter.walked(self.walk(id), begun, Duration::ZERO, begun, self.period);
         }
         self.meters().insert(id.clone(), meter);
     }
@@ -293,7 +322,7 @@ impl WritableLayers {
 
     fn walk(&self, id: &ContainerId) -> Option<Measured> {
         let at = self.clock.now();
-        match usage::measure(&self.directory(id).join("upper")) {
+        match usage::measure(&self.upper(id)) {
             Ok(usage) => Some(Measured { usage, at }),
             Err(error) => {
                 tracing::debug!(container = %id, %error, "cannot measure a writable layer");
@@ -302,18 +331,40 @@ impl WritableLayers {
         }
     }
 
-    /// Walks one container's layer, if it is due.
+    /// Walks one container's layer for a while, if it is due; it stays due until the walk is through.
     fn walk_due(&self, id: &ContainerId, metrics: &PodMetrics) {
         let begun = Instant::now();
-        if self.meters().get(id).and_then(Meter::due).is_none_or(|due| due > begun) {
-            return;
-        }
-        let found = self.walk(id);
+        let under_way = match self.meters().get_mut(id) {
+            Some(meter) if meter.due().is_some_and(|due| due <= begun) => meter.under_way.take(),
+            _ => return,
+        };
+        let walk = under_way.map_or_else(|| Walk::begin(&self.upper(id), self.clock.now(), begun), Ok);
+        let (found, spent, first) = match walk {
+            Ok(mut walk) => {
+                let usage = walk.measuring.slice(SLICE);
+                walk.spent += begun.elapsed();
+                let Some(usage) = usage else {
+                    if let Some(meter) = self.meters().get_mut(id) {
+                        meter.under_way = Some(walk);
+                    }
+                    return;
+                };
+                (Some(Measured { usage, at: walk.at }), walk.spent, walk.begun)
+            }
+            Err(error) => {
+                tracing::debug!(container = %id, %error, "cannot measure a writable layer");
+                (None, begun.elapsed(), begun)
+            }
+        };
         if let Some(meter) = self.meters().get_mut(id) {
-            meter.walked(found, begun, Instant::now(), self.period);
+            meter.walked(found, first, spent, Instant::now(), self.period);
         }
         self.measured.send_replace(());
-        metrics.observe("writable_layer", "walk", begun.into_std());
+        metrics.spent("writable_layer", "walk", spent);
+    }
+
+    fn upper(&self, id: &ContainerId) -> PathBuf {
+        self.directory(id).join("upper")
     }
 
     /// Who is due at what time, the earliest first.
@@ -348,7 +399,7 @@ async fn run(layers: Arc<WritableLayers>, metrics: PodMetrics) {
     }
 }
 
-/// Walks these layers one after the other on a thread of its own: it gives way, which a thread of the pool that later
+/// Walks these layers one after the other, each for a while, on a thread of its own: it gives way, which a thread of the pool that later
 /// does something else must not.
 async fn round(layers: &Arc<WritableLayers>, due: Vec<ContainerId>, metrics: &PodMetrics) {
     let (done, ended) = oneshot::channel::<()>();
@@ -389,7 +440,7 @@ mod tests {
         let now = Instant::now();
         let mut meter = Meter::new(now, false);
         assert_eq!(meter.due(), Some(now));
-        meter.walked(found(1), now, now, PERIOD);
+        meter.walked(found(1), now, Duration::ZERO, now, PERIOD);
         assert_eq!(meter.due(), None, "nobody asked");
         meter.asked(after(60, now), PERIOD);
         let mut at = meter.due().unwrap();
@@ -397,7 +448,7 @@ mod tests {
         at = at.max(after(60, now));
         let mut walks = 0;
         while meter.due().is_some() {
-            meter.walked(found(2), at, at, PERIOD);
+            meter.walked(found(2), at, Duration::ZERO, at, PERIOD);
             at = after(10, at);
             walks += 1;
         }
@@ -408,11 +459,11 @@ mod tests {
     fn a_walk_that_takes_long_makes_the_next_wait_long() {
         let now = Instant::now();
         let mut meter = Meter::new(now, false);
-        meter.walked(found(1), now, after(3, now), PERIOD);
+        meter.walked(found(1), now, Duration::from_secs(3), after(3, now), PERIOD);
         meter.asked(after(3, now), PERIOD);
         assert_eq!(meter.due(), Some(after(3 + 60, now)));
         // One that failed too, and the last figure stays.
-        meter.walked(None, after(63, now), after(64, now), PERIOD);
+        meter.walked(None, after(63, now), Duration::from_secs(1), after(64, now), PERIOD);
         assert_eq!(meter.last, found(1));
         assert_eq!(meter.due(), Some(after(64 + 20, now)));
     }
@@ -421,13 +472,13 @@ mod tests {
     fn an_ended_container_is_walked_once_more() {
         let now = Instant::now();
         let mut meter = Meter::new(now, false);
-        meter.walked(found(1), now, now, PERIOD);
+        meter.walked(found(1), now, Duration::ZERO, now, PERIOD);
         meter.asked(after(1, now), PERIOD);
         // It ends while a walk is under way, which may have missed what it wrote last.
         meter.ended(after(12, now));
-        meter.walked(found(2), after(11, now), after(13, now), PERIOD);
+        meter.walked(found(2), after(11, now), Duration::from_secs(2), after(13, now), PERIOD);
         assert!(meter.due().is_some());
-        meter.walked(found(3), after(60, now), after(61, now), PERIOD);
+        meter.walked(found(3), after(60, now), Duration::from_secs(1), after(61, now), PERIOD);
         assert_eq!((meter.due(), meter.last), (None, found(3)));
         meter.asked(after(70, now), PERIOD);
         assert_eq!(meter.due(), None);

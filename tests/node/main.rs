@@ -14,6 +14,7 @@ mod checkpoint;
 mod churn;
 mod containers;
 mod daemon;
+mod deep_layers;
 mod events;
 mod faults;
 mod full;

@@ -414,25 +414,31 @@ fn children(dir: &Path) -> Result<Vec<PathBuf>, CgroupError> {
     Ok(children)
 }
 
-fn collect_pids(dir: &Path, pids: &mut Vec<i32>) -> Result<(), CgroupError> {
-    let file = dir.join("cgroup.procs");
-    match stats::text(&file)? {
-        // 0 is a process outside our pid namespace.
-        Some(text) => {
-            pids.extend(text.lines().filter_map(|l| l.trim().parse::<i32>().ok()).filter(|p| *p > 0))
-        }
-        None => return Ok(()),
+/// A cgroup and all below it, parents first. Not recursive: a container may nest as many as its path has room for.
+fn with_descendants(dir: &Path) -> Result<Vec<PathBuf>, CgroupError> {
+    let (mut found, mut at) = (vec![dir.to_owned()], 0);
+    while let Some(dir) = found.get(at) {
+        let children = children(dir)?;
+        found.extend(children);
+        at += 1;
     }
-    for child in children(dir)? {
-        collect_pids(&child, pids)?;
+    Ok(found)
+}
+
+fn collect_pids(dir: &Path, pids: &mut Vec<i32>) -> Result<(), CgroupError> {
+    for dir in with_descendants(dir)? {
+        // 0 is a process outside our pid namespace.
+        let text = stats::text(&dir.join("cgroup.procs"))?.unwrap_or_default();
+        pids.extend(text.lines().filter_map(|l| l.trim().parse::<i32>().ok()).filter(|p| *p > 0));
     }
     Ok(())
 }
 
 fn remove_tree(dir: &Path) -> Result<(), CgroupError> {
-    for child in children(dir)? {
-        remove_tree(&child)?;
-    }
+    with_descendants(dir)?.iter().rev().try_for_each(|dir| remove_one(dir))
+}
+
+fn remove_one(dir: &Path) -> Result<(), CgroupError> {
     let mut attempt = 1;
     loop {
         match std::fs::remove_dir(dir) {

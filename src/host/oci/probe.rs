@@ -3,6 +3,7 @@
 
 use super::runtimes::CgroupPath;
 use super::{OciError, Runtime};
+use crate::host::remove;
 use serde_json::{Value, json};
 use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
@@ -87,8 +88,8 @@ pub(super) async fn sweep(runtime: &Runtime, state: &Path) {
     for id in names.filter(|name| is_of(name, &runtime.name)) {
         let bundle = state.join(&id);
         let removed = match runtime.delete(&id).await {
-            Ok(()) => std::fs::remove_dir_all(&bundle)
-                .map_err(|source| OciError::Probe { path: bundle.clone(), source }),
+            Ok(()) => remove::tree(&bundle)
+                .map_err(|error| OciError::Probe { path: bundle.clone(), source: error.into() }),
             // The next start has its bundle to find it by.
             Err(error) => Err(error),
         };
@@ -138,7 +139,7 @@ async fn run(
         let _ = runtime.delete(&id).await;
     }
     // Below the state directory, which the next boot clears.
-    let _ = std::fs::remove_dir_all(&bundle);
+    let _ = remove::tree(&bundle);
     result
 }
 

@@ -3,6 +3,7 @@
 //! host sees it.
 
 use super::{Overlay, RootfsError, mount_as_is, open_dir};
+use crate::host::remove;
 use podwright_sys::userns::{self, IdRange, Propagation, Reach};
 use rustix::fs::CWD;
 use rustix::io::Errno;
@@ -95,12 +96,7 @@ pub(super) fn mount(overlay: &Overlay<'_>, map: &IdMap) -> Result<(), RootfsErro
         if done.as_ref().is_err_and(is_invalid) {
             // What the attempt left: a mark of `volatile` would have the next one refused.
             let left = overlay.work.join("work");
-            match std::fs::remove_dir_all(&left) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(directory("remove", &left)(error));
-                }
-                _ => {}
-            }
+            remove::tree(&left).map_err(|error| directory("remove", &left)(error.into()))?;
         }
         done
     })
@@ -243,7 +239,7 @@ pub fn supports_idmap(parent: &Path) -> Result<(), RootfsError> {
 
 fn remove_probe(scratch: &Path) -> Result<(), RootfsError> {
     let unmounted = super::unmount(&scratch.join("merged"));
-    let removed = std::fs::remove_dir_all(scratch).map_err(directory("remove", scratch));
+    let removed = remove::tree(scratch).map_err(|error| directory("remove", scratch)(error.into()));
     unmounted.and(removed)
 }
 

@@ -15,7 +15,6 @@ mod contents;
 mod header;
 mod meta;
 mod pax;
-mod remove;
 mod sparse;
 mod tar;
 mod tree;
@@ -26,7 +25,6 @@ pub(crate) mod tests;
 pub(crate) use apply::{Unpacked, skeleton, unpack, unrecorded};
 pub(crate) use contents::{Content, Fault, contents};
 pub(crate) use meta::{Meta, OPAQUE, apply_dir, read_dir};
-pub(crate) use remove::remove_tree;
 pub(crate) use tree::is_whiteout;
 
 use super::error::ImageError;

@@ -150,12 +150,7 @@ async fn thaw_one(node: &Arc<Node>, note: &Content) -> bool {
         all_free &= set_free(&runtime, id).await.is_ok();
     }
     for path in &note.made {
-        let removed = match std::fs::symlink_metadata(path) {
-            Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(path),
-            Ok(_) => std::fs::remove_file(path),
-            Err(_) => Ok(()),
-        };
-        if let Err(error) = removed {
+        if let Err(error) = remove_tree(path) {
             tracing::warn!(path = %path.display(), %error, "half a checkpoint stays");
         }
     }

@@ -5,7 +5,7 @@ use super::error::CheckpointError;
 use super::source::Source;
 use super::{CHANGES, DELETED, IMAGES, changes, pod_images};
 use crate::host::monitor::NamespacePaths;
-use crate::host::settings;
+use crate::host::{remove, settings};
 use crate::images::Images;
 use crate::model::Restore;
 use crate::sandbox::error::SandboxError;
@@ -57,7 +57,7 @@ pub(in crate::sandbox) fn lead_into_cgroup(
 /// They are needed for one start only, and as large as the memory of the processes.
 pub(in crate::sandbox) fn forget_images(writable: &Path) {
     let images = images(writable);
-    if let Err(error) = std::fs::remove_dir_all(&images) {
+    if let Err(error) = remove::tree(&images) {
         tracing::debug!(images = %images.display(), %error, "images of a restored container stay until its removal");
     }
 }
@@ -77,9 +77,7 @@ pub(super) fn check_empty(dir: &Path) -> Result<(), SandboxError> {
 pub(super) fn empty(dir: &Path) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
-        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        let removed = if is_dir { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-        if let Err(error) = removed {
+        if let Err(error) = remove::tree(&path) {
             tracing::warn!(path = %path.display(), %error, "half a checkpoint stays");
         }
     }

@@ -155,13 +155,7 @@ impl Pod {
 
     /// Removes what is left on disk, the record last.
     pub(super) fn erase(&self) -> Result<(), SandboxError> {
-        let dir = self.node.pod_dir(&self.spec.id);
-        match std::fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(SandboxError::io("remove", &dir)(error));
-            }
-            _ => {}
-        }
+        crate::host::remove::tree(&self.node.pod_dir(&self.spec.id))?;
         Ok(self.node.records.remove_pod(&self.spec.id)?)
     }
 

@@ -2,13 +2,15 @@
 //!
 //! A tree may be changed by others meanwhile, those who are to be confined included. So no symbolic link is ever
 //! followed, neither on the way to the tree nor in it: each file is named by its open directory and its last name. What
-//! is mounted in the tree belongs to it, as it does for whoever binds it into a container.
+//! is mounted in the tree is somebody else's, and keeps its labels.
 
 use super::SelinuxError;
 use crate::host::walk::{self, Failed, Visitor};
 use podwright_sys::path::open_without_links;
 use rustix::fd::{AsRawFd as _, OwnedFd};
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RawDirEntry, Stat, XattrFlags};
+use rustix::fs::{
+    self, AtFlags, FileType, Mode, OFlags, RawDirEntry, Stat, StatxAttributes, StatxFlags, XattrFlags,
+};
 use rustix::io::Errno;
 use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt as _;
@@ -189,6 +191,13 @@ impl Labels<'_> {
     }
 }
 
+/// Whether something is mounted there. A kernel that does not say it (before Linux 5.8) does not go in either.
+fn is_mount_point(directory: &OwnedFd, name: &CStr) -> bool {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    fs::statx(directory, name, flags, StatxFlags::empty())
+        .is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
 impl Visitor for Labels<'_> {
     type Error = SelinuxError;
 
@@ -199,6 +208,9 @@ impl Visitor for Labels<'_> {
         entry: &RawDirEntry<'_>,
     ) -> Result<bool, SelinuxError> {
         let name = entry.file_name();
+        if is_mount_point(directory, name) {
+            return Ok(false);
+        }
         let outcome = self.put_on(File::In(directory, name))?;
         let kind = match entry.file_type() {
             FileType::Unknown => fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
@@ -212,6 +224,8 @@ impl Visitor for Labels<'_> {
         match error {
             // It vanished, or became something else.
             Errno::NOENT | Errno::NOTDIR | Errno::LOOP => Ok(()),
+            // Something was mounted there meanwhile.
+            Errno::XDEV => Ok(()),
             error => Err(self.failed(&File::In(directory, name).shown(), error.into())),
         }
     }
@@ -283,6 +297,34 @@ mod tests {
                 assert!(labels.are_on(File::In(at, &CString::new(name).unwrap())), "{name:?}");
             }
         });
+    }
+
+    #[test]
+    fn what_is_mounted_in_a_tree_keeps_its_labels() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        let point = root.join("point");
+        std::fs::create_dir(&point).unwrap();
+        std::fs::write(root.join("file"), "").unwrap();
+        let no_data: Option<&CStr> = None;
+        // A part of the same file system, and of another one.
+        for (source, kind, flags) in [
+            (root.join("other"), "none", rustix::mount::MountFlags::BIND),
+            (PathBuf::from("none"), "tmpfs", rustix::mount::MountFlags::empty()),
+        ] {
+            let _ = std::fs::create_dir(root.join("other"));
+            rustix::mount::mount(&source, &point, kind, flags, no_data).unwrap();
+            std::fs::write(point.join("in"), "").unwrap();
+            let outside = root.join("other");
+            std::fs::rename(&outside, root.with_extension("away")).unwrap();
+            let done = relabel(&root, LABEL_B, Known::Root);
+            let labels = [label_of(&point), label_of(&point.join("in"))];
+            std::fs::rename(root.with_extension("away"), &outside).unwrap();
+            rustix::mount::unmount(&point, rustix::mount::UnmountFlags::empty()).unwrap();
+            done.unwrap();
+            assert!(labels.iter().all(|label| label.as_deref() != Some(LABEL_B)), "{kind}: {labels:?}");
+            assert_eq!(label_of(&root.join("file")).as_deref(), Some(LABEL_B));
+        }
     }
 
     #[test]

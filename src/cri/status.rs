@@ -109,6 +109,7 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::Rootfs(error) => rootfs_code(error),
         SandboxError::Quota(error) => quota_code(error),
         SandboxError::Remove(_) => Code::Internal,
+        SandboxError::ImageContent { .. } => Code::InvalidArgument,
         SandboxError::User(error) => user_code(error),
         SandboxError::Seccomp(error) => seccomp_code(error),
         SandboxError::AppArmor(error) => apparmor_code(error),

@@ -9,6 +9,7 @@ use super::granted::Granted;
 use super::idmap;
 use super::node::{Node, make_private_dir, write_private};
 use super::recover;
+use super::root_dirs;
 use super::selinux;
 use super::sources::{Look, Source};
 use super::spec::{self, ImageProcess, Inputs, PodNamespaces};
@@ -190,6 +191,7 @@ fn prepare(request: &Request, sources: &[Source]) -> Result<Prepared, SandboxErr
         within_quota: node.layers.limits().any(),
     })?;
     let image = hold.image();
+    root_dirs::check(&root, &spec.image.display)?;
     let user = users::resolve(&root, &image.config.user, &spec.security.run_as)?;
     make_volumes(&root, image.config.volumes.keys(), map.as_ref().and_then(IdMap::root))?;
     let leaf = node.leaf(pod, &spec.id)?;

@@ -253,6 +253,14 @@ pub enum SandboxError {
     /// The root file system.
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
+    /// An image that no container is made of.
+    #[error("image {image} cannot be run: {problem}")]
+    ImageContent {
+        /// As people know it.
+        image: String,
+        /// What is wrong, and what is allowed.
+        problem: String,
+    },
     /// A tree cannot be removed.
     #[error(transparent)]
     Remove(#[from] RemoveError),

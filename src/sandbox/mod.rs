@@ -21,6 +21,7 @@ mod output;
 mod pod;
 mod record;
 mod recover;
+mod root_dirs;
 mod selinux;
 mod session;
 mod snapshot;

@@ -20,6 +20,7 @@ mod faults;
 mod full;
 mod handlers;
 mod host_network;
+mod hostile_images;
 mod hung;
 mod image_volumes;
 mod images;

@@ -339,6 +339,7 @@ fn user_code(error: &UserError) -> Code {
         | UserError::OutOfRange { .. }
         | UserError::Unknown { .. }
         | UserError::NotRegular { .. }
+        | UserError::TooManyGroups { .. }
         | UserError::TooLarge { .. } => Code::InvalidArgument,
         UserError::Read { cause, .. } => io_code(cause),
     }

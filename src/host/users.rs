@@ -74,6 +74,12 @@ pub enum UserError {
         /// The root.
         rootfs: PathBuf,
     },
+    /// More than a process may have.
+    #[error("the user is in {groups} groups, and a process can be in {MAX_GROUPS} at most")]
+    TooManyGroups {
+        /// By the request and the image's /etc/group.
+        groups: usize,
+    },
     /// More than [`MAX_USER_FILE_BYTES`].
     #[error("{file} of the container root {} is larger than {MAX_USER_FILE_BYTES} bytes", rootfs.display())]
     TooLarge {
@@ -83,6 +89,9 @@ pub enum UserError {
         rootfs: PathBuf,
     },
 }
+
+/// Supplementary groups of a process: Linux's NGROUPS_MAX. A group file that is just small enough has twenty times as many.
+const MAX_GROUPS: usize = 65_536;
 
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
@@ -221,6 +230,9 @@ fn resolve_in(files: &Files, user: Word<'_>, group: Word<'_>, run_as: &RunAs) ->
     }
     additional_gids.sort_unstable();
     additional_gids.dedup();
+    if additional_gids.len() > MAX_GROUPS {
+        return Err(UserError::TooManyGroups { groups: additional_gids.len() });
+    }
     let home = line.as_ref().map(|line| line.home).filter(|home| home.starts_with('/')).unwrap_or("/");
     Ok(User { uid, gid, additional_gids, home: home.to_owned(), username: line.map(|l| l.name.to_owned()) })
 }
@@ -327,6 +339,19 @@ mod tests {
             assert!(matches!(by(text), Err(UserError::Unknown { .. })), "{text}");
         }
         assert_eq!(by("fine").unwrap().additional_gids, [7, 8]);
+    }
+
+    #[test]
+    fn more_groups_than_a_process_can_have_are_an_error() {
+        let root = image();
+        let members = |count: u32| (0..count).map(|gid| format!("g{gid}:x:{gid}:web\n")).collect::<String>();
+        let of = |count| {
+            std::fs::write(root.path().join("etc/group"), members(count)).unwrap();
+            resolve(root.path(), "web", &RunAs::default())
+        };
+        // As many as fit into the file.
+        assert!(matches!(of(400_000), Err(UserError::TooManyGroups { groups: 400_000 })));
+        assert_eq!(of(65_536).unwrap().additional_gids.len(), 65_536);
     }
 
     #[test]

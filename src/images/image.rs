@@ -3,6 +3,7 @@
 use crate::model::ImageId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// One image of the local store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +104,40 @@ pub struct ImageConfig {
     pub labels: BTreeMap<String, String>,
 }
 
+/// Volumes that an image may declare. Each component of their paths may become a directory of the node's disk whenever a
+/// container is made; images in use have a few of each.
+const MAX_VOLUMES: usize = 256;
+/// Components of the paths of all volumes together: directories that are made in some tens of milliseconds.
+const MAX_VOLUME_DIRECTORIES: usize = 2048;
+/// Bytes of such a path: Linux's PATH_MAX, with its NUL.
+const MAX_VOLUME_PATH: usize = 4095;
+
+impl ImageConfig {
+    /// Whether its volumes are within bounds; else what is too much.
+    ///
+    /// # Errors
+    /// In words that name the limit.
+    pub fn check_volumes(&self) -> Result<(), String> {
+        if self.volumes.len() > MAX_VOLUMES {
+            return Err(format!(
+                "its config has {} Volumes, at most {MAX_VOLUMES} are allowed",
+                self.volumes.len()
+            ));
+        }
+        if let Some(path) = self.volumes.keys().find(|path| path.len() > MAX_VOLUME_PATH) {
+            let shown: String = path.chars().take(80).collect();
+            return Err(format!("its volume {shown:?}… has a path of more than {MAX_VOLUME_PATH} bytes"));
+        }
+        let directories: usize = self.volumes.keys().map(|path| Path::new(path).components().count()).sum();
+        if directories > MAX_VOLUME_DIRECTORIES {
+            return Err(format!(
+                "its config has Volumes of {directories} directories, at most {MAX_VOLUME_DIRECTORIES} are allowed"
+            ));
+        }
+        Ok(())
+    }
+}
+
 fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,
@@ -121,6 +156,23 @@ mod tests {
         assert_eq!(ImageUser::parse("nobody"), Some(ImageUser::Name("nobody".into())));
         assert_eq!(ImageUser::parse(""), None);
         assert_eq!(ImageUser::parse(":5"), None);
+    }
+
+    #[test]
+    fn volumes_are_limited_in_number_length_and_depth() {
+        let of = |paths: Vec<String>| {
+            let volumes = paths.into_iter().map(|path| (path, serde_json::Value::Null)).collect();
+            ImageConfig { volumes, ..ImageConfig::default() }.check_volumes()
+        };
+        of((0..MAX_VOLUMES).map(|n| format!("/data/{n}")).collect()).unwrap();
+        for (paths, word) in [
+            ((0..=MAX_VOLUMES).map(|n| format!("/data/{n}")).collect(), "257 Volumes"),
+            (vec!["/a".repeat(2048)], "4095 bytes"),
+            ((0..4).map(|n| format!("/{n}{}", "/d".repeat(600))).collect(), "directories"),
+        ] {
+            let error = of(paths).unwrap_err();
+            assert!(error.contains(word), "{error}");
+        }
     }
 
     #[test]

@@ -318,6 +318,9 @@ impl ConfigFile {
         if let Some(odd) = file.diff_ids().iter().find(|d| !d.is_sha256()) {
             return Err(ImageError::Unsupported { what: what.to_owned(), reason: format!("diff id {odd}") });
         }
+        if let Some(Err(problem)) = file.config.as_ref().map(super::image::ImageConfig::check_volumes) {
+            return bad(problem);
+        }
         if node.fit(&file.os, &file.architecture, &file.variant).is_none() {
             return bad(format!(
                 "no match for platform linux/{}: it is {}/{}{}",

@@ -193,6 +193,11 @@ fn prepare(request: &Request, sources: &[Source]) -> Result<Prepared, SandboxErr
     let image = hold.image();
     root_dirs::check(&root, &spec.image.display)?;
     let user = users::resolve(&root, &image.config.user, &spec.security.run_as)?;
+    // An image that came before there was a limit, or from another daemon's store.
+    image
+        .config
+        .check_volumes()
+        .map_err(|problem| SandboxError::ImageContent { image: spec.image.display.clone(), problem })?;
     make_volumes(&root, image.config.volumes.keys(), map.as_ref().and_then(IdMap::root))?;
     let leaf = node.leaf(pod, &spec.id)?;
     let handler = node.handler(&pod.runtime_handler);

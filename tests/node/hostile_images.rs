@@ -1,7 +1,8 @@
 //! Images that are made to reach the host, or to keep it busy, by what their layers and their config say.
 
 use crate::support::*;
-use podwright_testkit::{Compression, Entry, LayerBuilder};
+use podwright_testkit::{Compression, Entry, LayerBuilder, Options};
+use serde_json::{Map, Value, json};
 use std::path::Path;
 use tonic::Code;
 
@@ -43,5 +44,19 @@ async fn an_image_whose_dev_proc_or_sys_is_a_link_is_refused_and_the_host_untouc
     assert_eq!(names(&trap), ["ptmx"]);
     assert_eq!(std::fs::read_to_string(trap.join("ptmx")).unwrap(), "the host's");
     assert!(node.list_containers().await.is_empty());
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_with_too_many_volumes_is_refused_when_it_is_pulled() {
+    let mut node = Node::new(Options::default()).await;
+    let deep: Map<String, Value> =
+        (0..200).map(|n| (format!("/{n}{}", "/d".repeat(1000)), json!({}))).collect();
+    let many: Map<String, Value> = (0..1000).map(|n| (format!("/{n}"), json!({}))).collect();
+    for (tag, volumes, says) in [("deep", deep, "directories"), ("many", many, "1000 Volumes")] {
+        push(&node.registry, "library/volumes", tag, busybox().process("Volumes", volumes.into()).build());
+        let pulled = node.pull(&format!("docker.io/library/volumes:{tag}")).await;
+        refused(pulled, Code::DataLoss, &["library/volumes", says]);
+    }
     node.finish().await;
 }

@@ -10,8 +10,15 @@ use std::path::{Path, PathBuf};
 /// What mount options a request may add (CRI 0.37).
 const MOUNT_OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
 
+/// Mounts, and devices, of a container. The OCI runtime makes each with a few calls, and each is looked up in the host's
+/// table of mounts; real containers have some dozens.
+const MAX_MOUNTS: usize = 2048;
+
 /// All mounts of a container.
 pub(super) fn mounts(asked: Vec<pb::Mount>) -> Checked<Vec<Mount>> {
+    if asked.len() > MAX_MOUNTS {
+        return invalid("config.mounts", format!("has {}, and at most {MAX_MOUNTS} are made", asked.len()));
+    }
     let mounts = asked.into_iter().map(mount).collect::<Checked<Vec<_>>>()?;
     match twice(mounts.iter().map(|m| &m.container_path)) {
         Some(path) => invalid("config.mounts", format!("two mounts at {}", path.display())),
@@ -21,6 +28,9 @@ pub(super) fn mounts(asked: Vec<pb::Mount>) -> Checked<Vec<Mount>> {
 
 /// All devices of a container.
 pub(super) fn devices(asked: Vec<pb::Device>) -> Checked<Vec<Device>> {
+    if asked.len() > MAX_MOUNTS {
+        return invalid("config.devices", format!("has {}, and at most {MAX_MOUNTS} are made", asked.len()));
+    }
     let devices = asked.into_iter().map(device).collect::<Checked<Vec<_>>>()?;
     match twice(devices.iter().map(|d| &d.container_path)) {
         Some(path) => invalid("config.devices", format!("two devices at {}", path.display())),

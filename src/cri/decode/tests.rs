@@ -198,6 +198,7 @@ fn a_container_with_a_wrong_field_is_refused_by_its_name() {
         ("config.envs", |c| {
             c.envs = vec![pb::KeyValue { key: text("HOME"), value: b"/\nroot::0:0".to_vec() }]
         }),
+        ("config.mounts", |c| c.mounts = (0..2049).map(|n| mount(&format!("/{n}"))).collect()),
         (MOUNT_AT, |c| c.mounts = vec![mount("relative")]),
         (MOUNT_AT, |c| c.mounts = vec![mount("/a/../../b")]),
         (MOUNT_AT, |c| c.mounts = vec![mount("/")]),

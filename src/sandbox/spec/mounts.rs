@@ -7,6 +7,7 @@ use crate::host::cgroups::CgroupMode;
 use crate::host::mountinfo::{MountEntry, holding};
 use crate::model::{self, ContainerSpec, IdMapping, NamespaceMode, Propagation};
 use oci_spec::runtime::{Mount, MountBuilder};
+use std::collections::HashSet;
 use std::path::{Component, Path, PathBuf};
 
 /// What mount options a request may add.
@@ -31,9 +32,10 @@ pub(super) fn check(container: &ContainerSpec, host: &HostFacts) -> Result<(), S
 /// Where the mounts go, each once.
 fn paths(container: &ContainerSpec) -> Result<Vec<PathBuf>, SpecError> {
     let mut asked: Vec<PathBuf> = Vec::new();
+    let mut known = HashSet::new();
     for mount in &container.mounts {
         let path = clean(&mount.container_path)?;
-        if asked.contains(&path) {
+        if !known.insert(path.clone()) {
             return Err(SpecError::DuplicateMount { path });
         }
         asked.push(path);

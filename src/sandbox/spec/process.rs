@@ -7,6 +7,7 @@ use crate::model::{ContainerSecurity, ContainerSpec, Profile};
 use oci_spec::runtime::{
     PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, UserBuilder,
 };
+use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
 /// PATH of an image that sets none (Docker's default).
@@ -93,9 +94,14 @@ fn args(inputs: &Inputs<'_>) -> Result<Vec<String>, SpecError> {
 /// HOME is left to the OCI runtime, which reads the passwd file of the container.
 fn env(inputs: &Inputs<'_>) -> Result<Vec<String>, SpecError> {
     let mut all: Vec<(String, String)> = Vec::new();
-    let mut put = |name: &str, value: &str| match all.iter_mut().find(|(known, _)| known == name) {
+    // An image may have hundreds of thousands.
+    let mut places: HashMap<String, usize> = HashMap::new();
+    let mut put = |name: &str, value: &str| match places.get(name).and_then(|at| all.get_mut(*at)) {
         Some((_, old)) => value.clone_into(old),
-        None => all.push((name.to_owned(), value.to_owned())),
+        None => {
+            places.insert(name.to_owned(), all.len());
+            all.push((name.to_owned(), value.to_owned()));
+        }
     };
     put("PATH", DEFAULT_PATH);
     // An entry without "=" sets nothing.

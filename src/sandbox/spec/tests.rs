@@ -653,3 +653,14 @@ fn a_built_spec_runs_with_runc() {
         let _ = std::fs::remove_dir(dir.unwrap().path().join("podwright-spec-test"));
     }
 }
+
+#[test]
+fn an_image_with_hundreds_of_thousands_of_variables_makes_a_spec() {
+    let mut f = fixture();
+    f.image.env = (0..300_000).map(|n| format!("V{n}=")).collect();
+    // As many searches among as many took many minutes.
+    let begun = std::time::Instant::now();
+    let env = strings(&f.json()["process"]["env"]);
+    assert!(env.len() > 300_000);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(60), "{:?}", begun.elapsed());
+}

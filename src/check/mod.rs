@@ -4,6 +4,7 @@
 //! Never starts, stops or changes anything of the daemon's.
 
 mod cgroups;
+mod holes;
 mod kernel;
 mod kubelet;
 mod limits;

@@ -1,6 +1,7 @@
 //! The monitor and the OCI runtimes.
 
 use super::Finding;
+use super::holes;
 use super::scratch::Scratch;
 use crate::config::Config;
 use crate::host::cgroups::Driver;
@@ -62,7 +63,7 @@ fn runtimes(default: &str, trials: &[Trial]) -> Vec<Finding> {
         if default.is_empty() { oci::PREFERENCE.into_iter().find(|name| works(name)) } else { Some(default) };
     let mut found: Vec<_> = trials
         .iter()
-        .flat_map(|trial| [Some(runtime(trial, chosen)), in_user_namespace(trial)])
+        .flat_map(|trial| [Some(runtime(trial, chosen)), known_holes(trial), in_user_namespace(trial)])
         .flatten()
         .collect();
     if chosen.is_none() {
@@ -107,6 +108,20 @@ fn runtime(trial: &Trial, chosen: Option<&str>) -> Finding {
             },
         ),
     }
+}
+
+/// What is known of its version. A warning at most: distributions patch a version without changing its number.
+fn known_holes(trial: &Trial) -> Option<Finding> {
+    let holes = holes::of(&trial.version);
+    if trial.outcome.is_err() || holes.is_empty() {
+        return None;
+    }
+    let path = trial.path.display();
+    Some(Finding::warn(
+        format!("holes of {}", trial.handler),
+        format!("{} has {}, unless your distribution patched it", trial.version, holes.join("; ")),
+        format!("ask your distribution: apt-get changelog {0}\nor install a newer {path}", trial.handler),
+    ))
 }
 
 /// As the daemon's Status tells it of the handler.
@@ -159,6 +174,20 @@ mod tests {
         let Verdict::Warn { mend } = &found[1].verdict else { panic!("{found:?}") };
         assert!(found[1].found.contains("hostUsers: false") && mend.contains("RuntimeClass"), "{found:?}");
         assert_eq!(found[3].verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn a_version_with_known_holes_is_a_warning_that_names_them() {
+        let old = Trial { version: "runc version 1.1.5+ds1".into(), ..trial("runc", true) };
+        let found = runtimes("", &[old]);
+        assert!(matches!(found[1].verdict, Verdict::Warn { .. }), "{found:?}");
+        let said = &found[1].found;
+        assert!(
+            said.contains("1.1.5+ds1 has CVE-2024-21626;") && said.contains("unless your distribution"),
+            "{said}"
+        );
+        let new = Trial { version: "runc version 1.5.0".into(), ..trial("runc", true) };
+        assert!(runtimes("", &[new]).iter().all(|finding| finding.verdict == Verdict::Ok));
     }
 
     #[test]

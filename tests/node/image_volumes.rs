@@ -115,6 +115,47 @@ async fn an_image_is_mounted_whole_and_in_parts_and_cannot_be_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn devices_and_rights_in_a_volume_mean_nothing() {
+    let mut node = Node::with_busybox().await;
+    let busybox = std::fs::read("/usr/bin/busybox").unwrap();
+    let layer = LayerBuilder::new()
+        .entries([
+            // /dev/zero.
+            Entry::char_device("zero", 1, 5).mode(0o666),
+            Entry::file("busybox", busybox).mode(0o4755),
+        ])
+        .build(Compression::Gzip)
+        .unwrap();
+    push(&node.registry, "library/rights", "1", ImageBuilder::new().layer(&layer).build());
+    let image = "docker.io/library/rights:1";
+    node.pull(image).await.unwrap();
+    let config = node.pod("volumes");
+    let pod = node.run(&config).await.unwrap();
+    let noexec = pb::Mount { mount_options: vec!["noexec".into()], ..volume(image, "/quiet", "") };
+    let mut asked = with("main", vec![volume(image, "/v", ""), noexec]);
+    asked.linux.get_or_insert_default().security_context.get_or_insert_default().run_as_user =
+        Some(pb::Int64Value { value: 1000 });
+    let id = node.create(&pod, &config, asked).await.unwrap();
+    node.start(&id).await.unwrap();
+    for (at, flags) in
+        [("/v", &["ro", "nodev", "nosuid"][..]), ("/quiet", &["ro", "nodev", "nosuid", "noexec"])]
+    {
+        let table = node.output(&id, &["grep", &format!(" {at} "), "/proc/self/mounts"]).await;
+        let options: Vec<&str> = table.split(' ').nth(3).unwrap().split(',').collect();
+        assert!(flags.iter().all(|flag| options.contains(flag)), "{table}");
+    }
+    let read = node.exec(&id, &["head", "-c", "1", "/v/zero"]).await.unwrap();
+    assert!(read.exit_code != 0 && read.stdout.is_empty(), "{read:?}");
+    // Programs run, but nobody becomes root by them.
+    let su = node.exec(&id, &["/v/busybox", "su", "-c", "id"]).await.unwrap();
+    let said = String::from_utf8_lossy(&su.stderr).into_owned();
+    assert!(su.exit_code != 0 && said.contains("must be suid"), "{su:?}");
+    let quiet = node.exec(&id, &["/quiet/busybox", "id"]).await;
+    assert!(quiet.is_err() || quiet.is_ok_and(|answer| answer.exit_code != 0));
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_mounted_says_why_in_words_that_a_kubelet_knows() {
     let mut node = Node::with_busybox().await;
     push_model(&node);

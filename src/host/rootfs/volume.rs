@@ -10,8 +10,12 @@ use rustix::mount::{MountAttrFlags, MountFlags, MoveMountFlags};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// For mount(2). Devices in an image are nothing that a volume should lend.
-pub(super) const FLAGS: MountFlags = MountFlags::RDONLY.union(MountFlags::NODEV);
+/// For mount(2). Devices and others' rights in an image are nothing that a volume should lend.
+pub(super) const FLAGS: MountFlags = MountFlags::RDONLY.union(MountFlags::NODEV).union(MountFlags::NOSUID);
+/// The same for mount_setattr(2).
+const ATTRIBUTES: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY
+    .union(MountAttrFlags::MOUNT_ATTR_NODEV)
+    .union(MountAttrFlags::MOUNT_ATTR_NOSUID);
 
 /// Mounts `lowers` (bottom layer first) on `target`, read-only, with ids mapped if a map is given. overlayfs wants two
 /// layers where there is no upper directory: `empty`, an empty directory, lies below a single one. Each option is
@@ -60,7 +64,7 @@ fn mount_by_fsconfig(lowers: &[PathBuf], target: &Path, options: &[&str]) -> Res
     for option in options {
         context.set_option(option)?;
     }
-    context.finish(MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV)
+    context.finish(ATTRIBUTES)
 }
 
 /// A mount that is attached nowhere, and goes away when it is dropped.

@@ -5,13 +5,15 @@ use super::{HostFacts, Inputs, SpecError};
 use crate::host::cdi;
 use crate::host::cgroups::CgroupMode;
 use crate::host::mountinfo::{MountEntry, holding};
-use crate::model::{self, ContainerSpec, IdMapping, NamespaceMode, Propagation};
+use crate::model::{self, ContainerSpec, IdMapping, MountSource, NamespaceMode, Propagation};
 use oci_spec::runtime::{Mount, MountBuilder};
 use std::collections::HashSet;
 use std::path::{Component, Path, PathBuf};
 
 /// What mount options a request may add.
 const MOUNT_OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
+/// What a volume that is an image always has: its devices and others' rights in it mean nothing.
+const IMAGE_FLAGS: [&str; 2] = ["nodev", "nosuid"];
 /// Flags of a mount that who copies it into another user namespace cannot take away.
 const LOCKED_FLAGS: [&str; 4] = ["ro", "nosuid", "nodev", "noexec"];
 /// The group of terminals; in a user namespace that does not map it, the one of whoever makes a terminal.
@@ -217,6 +219,12 @@ fn asked_mount(
 ) -> Result<Mount, SpecError> {
     let mut options = vec!["rbind", propagation(inputs, mount, path, source)?];
     options.extend(access(inputs.host, mount, path)?);
+    if let MountSource::Image(_) = mount.source {
+        // OCI runtimes set the flags of a bind mount anew. Programs of an image may run: Kubernetes gave `noexec` up
+        // (kubernetes#135775), and whoever wants it asks for it.
+        options
+            .extend(IMAGE_FLAGS.into_iter().filter(|flag| !mount.options.iter().any(|asked| asked == flag)));
+    }
     // Mappings of the mount are the source's already: OCI runtimes differ in what they make of them.
     make(path, "bind", source, &options)
 }

@@ -664,3 +664,24 @@ fn an_image_with_hundreds_of_thousands_of_variables_makes_a_spec() {
     assert!(env.len() > 300_000);
     assert!(begun.elapsed() < std::time::Duration::from_secs(60), "{:?}", begun.elapsed());
 }
+
+#[test]
+fn what_an_image_lends_as_a_volume_has_no_devices_and_no_rights() {
+    use crate::model::{ImageVolume, MountSource};
+    let mut f = fixture();
+    let volume = ImageVolume {
+        image: "docker.io/library/model:1".into(),
+        user_specified: String::new(),
+        sub_path: String::new(),
+        resolved: None,
+    };
+    let mount = f.mount("/bundle/volumes/0", "/model");
+    mount.source = MountSource::Image(Box::new(volume));
+    mount.readonly = true;
+    assert_eq!(f.options("/model").as_deref(), Some("rbind,rprivate,ro,nodev,nosuid"));
+    f.container.mounts[0].options = vec!["noexec".into(), "nosuid".into()];
+    assert_eq!(f.options("/model").as_deref(), Some("rbind,rprivate,ro,noexec,nosuid,nodev"));
+    // A directory of the host is what the host makes of it.
+    f.mount("/host", "/dir");
+    assert_eq!(f.options("/dir").as_deref(), Some("rbind,rprivate,rw"));
+}

@@ -227,3 +227,68 @@ fn warnings_and_errors_of_the_log_are_explained() {
     let gone: Vec<_> = told.iter().filter(|text| !logged(text)).collect();
     assert!(gone.is_empty(), "docs/logs.md explains what is no longer logged: {gone:#?}");
 }
+
+/// Rows that the table of invariants has at least: it grows with what is found, and never shrinks below this.
+const INVARIANTS: usize = 50;
+
+/// Names of all test functions in a source.
+fn tests_in(source: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let mut is_test = false;
+    for line in source.lines().map(str::trim) {
+        if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
+            is_test = true;
+        } else if let Some((_, rest)) = line.split_once("fn ").filter(|_| is_test) {
+            names.insert(rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+            is_test = false;
+        }
+    }
+    names
+}
+
+/// What is wrong with a table of invariants, row by row.
+fn faults_of_invariants(table: &str, tests: &BTreeSet<String>) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut rows = 0;
+    for row in table.lines().filter(|line| line.starts_with('|')).skip(2) {
+        rows += 1;
+        let cells: Vec<_> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [_, _, _, named] = cells[..] else {
+            faults.push(format!("{} cells in place of 4: {row}", cells.len()));
+            continue;
+        };
+        if cells.iter().any(|cell| cell.is_empty()) {
+            faults.push(format!("an empty cell: {row}"));
+        }
+        let named = code_words(named, |_| true);
+        if named.is_empty() {
+            faults.push(format!("no test is named: {row}"));
+        }
+        faults.extend(named.difference(tests).map(|name| format!("there is no test {name}: {row}")));
+    }
+    if rows < INVARIANTS {
+        faults.push(format!("{rows} rows, which are less than {INVARIANTS}"));
+    }
+    faults
+}
+
+#[test]
+fn every_invariant_names_tests_that_exist() {
+    let sources = ["src", "tests", "crates"].map(|dir| sources_of(path(dir))).concat();
+    let tests: BTreeSet<String> = sources.iter().flat_map(|source| tests_in(source)).collect();
+    let document = read("docs/threat-model.md");
+    let table = section(&document, "## Invariants and their tests");
+    let faults = faults_of_invariants(table, &tests);
+    assert!(faults.is_empty(), "docs/threat-model.md:\n{}", faults.join("\n"));
+
+    // What would be wrong with it is seen.
+    for (change, word) in [
+        (table.replacen("`breakouts`", "`breakouts_of_old`", 1), "no test breakouts_of_old"),
+        (table.replacen("`breakouts`", "-", 1), "no test is named"),
+        (table.replacen("| image | ", "| ", 1), "3 cells"),
+        (table.lines().take(INVARIANTS).collect::<Vec<_>>().join("\n"), "less than"),
+    ] {
+        let faults = faults_of_invariants(&change, &tests);
+        assert!(faults.iter().any(|fault| fault.contains(word)), "{word}: {faults:?}");
+    }
+}

@@ -136,6 +136,16 @@ impl ImageConfig {
         }
         Ok(())
     }
+
+    /// The numbers of entries of its lists, by their names; volumes have a limit of their own.
+    pub(super) fn sizes(&self) -> [(&'static str, usize); 4] {
+        [
+            ("Entrypoint", self.entrypoint.len()),
+            ("Cmd", self.cmd.len()),
+            ("Env", self.env.len()),
+            ("Labels", self.labels.len()),
+        ]
+    }
 }
 
 fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>

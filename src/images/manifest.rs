@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
 /// Largest image config, bytes. Real ones are a few KiB; the index keeps it in memory while it is parsed.
 pub(crate) const MAX_CONFIG: u64 = 4 << 20;
+/// Entries of each list of a config. They stay in memory as long as the image is there, and in pieces they take some
+/// twenty times the bytes that they have in the config. Real ones have some hundred.
+const MAX_CONFIG_ITEMS: usize = 16 << 10;
 /// Layers of an image: overlayfs takes 500 lower layers (OVL_MAX_STACK); one is kept for directories.
 pub(crate) const MAX_LAYERS: usize = 499;
 /// Annotations of a manifest by which an image is a container's checkpoint: CRI-O's and checkpointctl's, which containerd
@@ -321,6 +324,16 @@ impl ConfigFile {
         if let Some(Err(problem)) = file.config.as_ref().map(super::image::ImageConfig::check_volumes) {
             return bad(problem);
         }
+        let config = file.config.as_ref();
+        if let Some((list, _)) =
+            config.and_then(|c| c.sizes().into_iter().find(|(_, n)| *n > MAX_CONFIG_ITEMS))
+        {
+            return Err(ImageError::Limit {
+                what: format!("{list} of the config of {what}"),
+                limit: u64::try_from(MAX_CONFIG_ITEMS).unwrap_or(u64::MAX),
+                unit: "entries",
+            });
+        }
         if node.fit(&file.os, &file.architecture, &file.variant).is_none() {
             return bad(format!(
                 "no match for platform linux/{}: it is {}/{}{}",
@@ -474,6 +487,32 @@ mod tests {
                 .to_string()
                 .contains("arm64")
         );
+    }
+
+    #[test]
+    fn a_config_has_no_more_entries_than_memory_is_for() {
+        let items = |n: usize, item: &str| vec![item; n].join(",");
+        let body = |config: String| {
+            format!(
+                r#"{{"os":"linux","architecture":"amd64","config":{{{config}}},"rootfs":{{"diff_ids":[]}}}}"#
+            )
+        };
+        let table = |n: usize| (0..n).map(|n| format!(r#""{n}":"""#)).collect::<Vec<_>>().join(",");
+        for (list, n, ok) in
+            [("Env", MAX_CONFIG_ITEMS, true), ("Env", MAX_CONFIG_ITEMS + 1, false), ("Cmd", 500_000, false)]
+        {
+            let parsed = ConfigFile::parse(
+                "t",
+                body(format!(r#""{list}":[{}]"#, items(n, r#""""#))).as_bytes(),
+                0,
+                NODE,
+            );
+            assert_eq!(parsed.is_ok(), ok, "{list} {n}");
+            assert!(parsed.is_ok() || parsed.unwrap_err().to_string().contains(list));
+        }
+        let labels = body(format!(r#""Labels":{{{}}}"#, table(MAX_CONFIG_ITEMS + 1)));
+        let error = ConfigFile::parse("t", labels.as_bytes(), 0, NODE).unwrap_err().to_string();
+        assert!(error.contains("Labels"), "{error}");
     }
 
     #[test]

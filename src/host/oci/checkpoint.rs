@@ -3,6 +3,7 @@
 
 use super::{OciError, Runtime, last_words};
 use crate::host::command::Command;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,13 +11,21 @@ use std::time::Duration;
 const GIVES_UP: [&str; 2] = ["Dumping FAILED", "Restoring FAILED"];
 /// How a runtime whose command line is clap's (youki) says that it does not know a command.
 const UNKNOWN_COMMAND: &str = "unrecognized subcommand";
+/// Bytes of its log's end that are looked at: a container's processes decide how long it is.
+const LOG_TAIL: u64 = 1 << 20;
 /// Characters of its log that go into an error message.
 const WORDS: usize = 512;
 
 /// The last error in CRIU's log: the runtimes say no more than where that is. Blocking.
 #[must_use]
 pub fn criu_words(log: &Path) -> Option<String> {
-    let text = String::from_utf8_lossy(&std::fs::read(log).ok()?).into_owned();
+    let mut file = std::fs::File::open(log).ok()?;
+    // A line for each mapping of each process may come before it.
+    let end = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(end.saturating_sub(LOG_TAIL))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(LOG_TAIL).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
     // What comes after that are consequences.
     let before = text.lines().take_while(|line| !GIVES_UP.iter().any(|end| line.contains(end)));
     let line = before.filter(|line| line.contains("Error")).last()?;
@@ -91,6 +100,11 @@ mod tests {
         assert_eq!(criu_words(&log), None);
         let said = "(0.1) Error (a.c:1): rlimit\n(0.2) Error (b.c:2): tcp\n(0.3) fine\n(0.4) Error (c.c:3): Dumping FAILED.\n(0.5) Error (d.c:4): gone\n";
         std::fs::write(&log, said).unwrap();
+        assert_eq!(criu_words(&log).unwrap(), "(0.2) Error (b.c:2): tcp");
+        // A terabyte, sparse: of a container's making, and never in memory.
+        let file = std::fs::File::create(&log).unwrap();
+        file.set_len(1 << 40).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, said.as_bytes(), 1 << 40).unwrap();
         assert_eq!(criu_words(&log).unwrap(), "(0.2) Error (b.c:2): tcp");
     }
 

@@ -14,6 +14,9 @@ use std::io::{Cursor, Read as _};
 use std::path::Path;
 use std::sync::Arc;
 
+/// Images of one archive: each has its config read, and a cluster's whole mirror has some hundred.
+const MAX_IMAGES: usize = 1024;
+
 pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(super) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub(super) const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
@@ -76,10 +79,17 @@ pub(super) fn offers(files: &Files) -> Result<Vec<Offer>, ImageError> {
     if saved.is_empty() {
         return Err(files.bad("manifest.json", "it names no image"));
     }
-    saved.into_iter().map(|saved| offer(files, saved)).collect()
+    if saved.len() > MAX_IMAGES {
+        return Err(files.bad("manifest.json", format!("it names more than {MAX_IMAGES} images")));
+    }
+    let mut described = HashMap::new();
+    saved.into_iter().map(|saved| offer(files, saved, &mut described)).collect()
 }
 
-fn offer(files: &Files, saved: Saved) -> Result<Offer, ImageError> {
+/// Layers by their places in the archive, of which a layer of many images is one: a compressed one has to be read whole.
+type Described = HashMap<[u64; 4], Descriptor>;
+
+fn offer(files: &Files, saved: Saved, described: &mut Described) -> Result<Offer, ImageError> {
     let config = files.document(&saved.config, MAX_CONFIG)?;
     let id = Digest::sha256(&config);
     // The file's name is the id, and nothing else in the archive says what the config should hash to.
@@ -105,7 +115,13 @@ fn offer(files: &Files, saved: Saved) -> Result<Offer, ImageError> {
         let Some(part) = files.find(layer)? else {
             return Err(ImageError::NotInSource { what: cut(layer), place: files.name().to_owned() });
         };
-        let blob = describe(files, layer, &part, diff_id)?;
+        let place = part.place().map_err(|e| ImageError::io("read", Path::new(files.name()), e))?;
+        let blob = match described.get(&place) {
+            // What is stored as it is, is known by the diff id that its own image states.
+            Some(blob) if blob.media_type != LAYER => blob.clone(),
+            _ => describe(files, layer, &part, diff_id)?,
+        };
+        described.insert(place, blob.clone());
         parts.insert(blob.digest.clone(), part);
         blobs.push(blob);
     }

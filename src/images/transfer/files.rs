@@ -8,7 +8,7 @@ use rustix::fs::OFlags;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -46,6 +46,12 @@ impl Part {
     pub(super) fn whole(file: File) -> io::Result<Self> {
         let size = file.metadata()?.len();
         Ok(Self { file: Arc::new(file), offset: 0, size })
+    }
+
+    /// The file's device and inode, and where in it the part lies: parts are the same if this is.
+    pub(super) fn place(&self) -> io::Result<[u64; 4]> {
+        let file = self.file.metadata()?;
+        Ok([file.dev(), file.ino(), self.offset, self.size])
     }
 
     pub(super) fn reader(&self) -> PartReader {

@@ -2,11 +2,12 @@
 
 use super::files::Files;
 use super::offer::Offer;
+use crate::images::digest::Digest;
 use crate::images::error::ImageError;
 use crate::images::manifest::{Descriptor, Document, MAX_MANIFEST, Node, choose, parse};
 use crate::images::reference::Reference;
 use crate::images::source::{LocalBlob, LocalSource};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// The one version of the layout.
@@ -91,12 +92,13 @@ fn usable(what: &str, entries: &[Descriptor]) -> Result<Vec<(Descriptor, Vec<Ref
         }
     }
     let mut found: Vec<(Descriptor, Vec<Reference>)> = Vec::new();
-    let mut add = |top: Descriptor, name: Option<Reference>| match found
-        .iter_mut()
-        .find(|f| f.0.digest == top.digest)
-    {
-        Some((_, names)) => names.extend(name),
-        None => found.push((top, name.into_iter().collect())),
+    let mut places: HashMap<Digest, usize> = HashMap::new();
+    let mut add = |top: Descriptor, name: Option<Reference>| match places.get(&top.digest) {
+        Some(place) => found[*place].1.extend(name),
+        None => {
+            places.insert(top.digest.clone(), found.len());
+            found.push((top, name.into_iter().collect()));
+        }
     };
     for (name, entries) in named.into_values() {
         add(choose(&format!("{name} in {what}"), &entries, Node::here())?, Some(name));

@@ -219,6 +219,24 @@ async fn archives_of_docker_save() {
     assert!(image.size > 2048);
     let (again, _) = docker(&[], &[], "null");
     assert!(load(&images, file(&pack(&again)).path()).await.unwrap()[0].names.is_empty());
+    let names = |entries: &Entries| {
+        let manifest = entries.iter().find(|(path, _)| path == "manifest.json").unwrap();
+        String::from_utf8(manifest.1.clone()).unwrap()
+    };
+    // Images that share a compressed layer, and more images than any archive has.
+    for (count, word) in [(2, None), (1025, Some("more than 1024 images"))] {
+        let one = names(&entries);
+        let one = one.trim().strip_prefix('[').and_then(|one| one.strip_suffix(']')).unwrap();
+        let many = vec![one; count].join(",");
+        let mut entries = entries.clone();
+        entries.retain(|(path, _)| path != "manifest.json");
+        entries.push(("manifest.json".into(), format!("[{many}]").into_bytes()));
+        let loaded = load(&images, file(&pack(&entries)).path()).await;
+        match word {
+            None => assert_eq!(loaded.unwrap().len(), count),
+            Some(word) => assert!(loaded.unwrap_err().to_string().contains(word)),
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

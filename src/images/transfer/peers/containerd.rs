@@ -11,6 +11,7 @@ use crate::images::source::LocalSource;
 use crate::images::transfer::files::Files;
 use crate::images::transfer::layout::Layout;
 use crate::images::transfer::offer::Offer;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -32,6 +33,7 @@ pub(super) fn candidates(root: &Path) -> Result<Vec<Candidate>, ImageError> {
     let files = Files::Directory { path: root.join("io.containerd.content.v1.content"), name: name.clone() };
     let source: Arc<dyn LocalSource> = Arc::new(Layout(Arc::new(files)));
     let mut found: Vec<Candidate> = Vec::new();
+    let mut places: HashMap<Digest, usize> = HashMap::new();
     for Row { name, target } in rows(&database, &name)? {
         // CRI keeps each image under its id too.
         if Digest::parse(&name).is_ok() {
@@ -49,11 +51,11 @@ pub(super) fn candidates(root: &Path) -> Result<Vec<Candidate>, ImageError> {
                 continue;
             }
         };
-        let same =
-            found.iter_mut().filter_map(|c| c.offer.as_mut().ok()).find(|o| o.top.digest == top.digest);
+        let same = places.get(&top.digest).and_then(|place| found[*place].offer.as_mut().ok());
         match same {
             Some(offer) => offer.references.push(reference),
             None => {
+                places.insert(top.digest.clone(), found.len());
                 let (source, digests) = (Arc::clone(&source), vec![top.digest.clone()]);
                 let offer = Offer { source, top, id: None, digests, references: vec![reference] };
                 found.push(Candidate { name, offer: Ok(offer) });

@@ -11,6 +11,9 @@ pub mod criu;
 pub mod devices;
 pub mod doorway;
 pub mod foreign;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod interfaces;
 pub mod kernel;
 pub mod listeners;

@@ -14,6 +14,10 @@ use std::path::{Path, PathBuf};
 /// Bytes of /etc/passwd or /etc/group that are read at most (containerd's limit after CVE-2026-47262).
 pub const MAX_USER_FILE_BYTES: u64 = 10 << 20;
 
+/// Longest login name and home directory, bytes: LOGIN_NAME_MAX and PATH_MAX. They go into records and the environment.
+const MAX_NAME: usize = 256;
+const MAX_HOME: usize = 4096;
+
 /// A resolved user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
@@ -184,10 +188,11 @@ fn id(text: &str) -> Option<u32> {
 fn passwd_lines(text: &str) -> impl Iterator<Item = Passwd<'_>> {
     text.lines().filter_map(|line| {
         let mut fields = line.trim_end_matches('\r').split(':');
-        let name = fields.next().filter(|name| !name.is_empty())?;
+        let name = fields.next().filter(|name| !name.is_empty() && name.len() <= MAX_NAME)?;
         let uid = id(fields.nth(1)?)?;
         let gid = id(fields.next()?)?;
-        Some(Passwd { name, uid, gid, home: fields.nth(1).unwrap_or("") })
+        let home = fields.nth(1).unwrap_or("");
+        (home.len() <= MAX_HOME).then_some(Passwd { name, uid, gid, home })
     })
 }
 
@@ -271,6 +276,22 @@ fn read(rootfs: &Path, file: &'static str) -> Result<String, UserError> {
         return Err(UserError::TooLarge { file, rootfs: rootfs.to_owned() });
     }
     Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+}
+
+/// The door of the fuzz target `users`: a user as an image names it, and the two files, with NULs between. An id is never
+/// the one that means "no change".
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let mut parts = text.splitn(3, '\0');
+    let mut part = || parts.next().unwrap_or_default();
+    let (image_user, files) = (part(), Files { passwd: part().to_owned(), group: part().to_owned() });
+    let run_as = RunAs::default();
+    let Ok((user, group)) = requested(image_user, &run_as) else { return };
+    let Ok(user) = resolve_in(&files, user, group, &run_as) else { return };
+    assert!(user.additional_gids.is_sorted() && user.additional_gids.contains(&user.gid));
+    assert!(user.uid != u32::MAX && !user.additional_gids.contains(&u32::MAX));
+    assert!(user.home.starts_with('/'));
 }
 
 #[cfg(test)]
@@ -428,6 +449,18 @@ mod tests {
         nix::sys::stat::mknod(&passwd, nix::sys::stat::SFlag::S_IFCHR, nix::sys::stat::Mode::S_IRWXU, zero)
             .unwrap();
         assert!(matches!(resolve(root.path(), "1", &RunAs::default()), Err(UserError::NotRegular { .. })));
+    }
+
+    #[test]
+    fn a_line_with_an_overlong_name_or_home_is_no_user() {
+        let root = image();
+        let (name, home) = ("n".repeat(257), "h".repeat(4096));
+        fs::write(root.path().join("etc/passwd"), format!("{name}:x:5:5::/:\na:x:6:6::/{home}:\n")).unwrap();
+        for (uid, user) in [("5", &name[..]), ("6", "a")] {
+            let found = resolve(root.path(), uid, &RunAs::default()).unwrap();
+            assert_eq!((found.username, found.home.as_str()), (None, "/"), "{uid}");
+            assert!(resolve(root.path(), user, &RunAs::default()).is_err(), "{uid}");
+        }
     }
 
     #[test]

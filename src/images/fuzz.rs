@@ -1,12 +1,12 @@
 //! Doors for the fuzz targets in `fuzz/`, which see only what is public: hostile bytes to the parsers that meet them. Built
-//! with `--cfg fuzzing` alone. A panic is a finding, and so is what is asserted here.
+//! with `--cfg fuzzing`, and for tests that go through every door. A panic is a finding, and so is what is asserted here.
 
 use super::digest::Digest;
 use super::manifest::{ConfigFile, Document, Node, choose, parse};
 use super::reference::Reference;
 use super::staging::Staging;
-use super::unpack::{Limits, unpack};
-use super::{policy, recipe, registry};
+use super::unpack::{self, Limits, unpack};
+use super::{policy, recipe, registry, transfer};
 use std::io::Read as _;
 use std::path::Path;
 
@@ -52,6 +52,21 @@ pub fn signatures(data: &[u8]) {
     policy::fuzz::any(data);
 }
 
+/// The tar parsers by themselves: PAX records, headers, tables of contents, by the first byte.
+pub fn pax(dir: &Path, data: &[u8]) {
+    unpack::fuzz::any(dir, data);
+}
+
+/// A recipe, or by the first byte the list of what a layer replaced.
+pub fn recipe(dir: &Path, data: &[u8]) {
+    recipe::fuzz::any(dir, data);
+}
+
+/// Archives of images, containerd's database, the records of containers/storage, by the first byte.
+pub fn stores(dir: &Path, data: &[u8]) {
+    transfer::fuzz::any(dir, data);
+}
+
 /// A layer's tar. What is unpacked can be made again byte for byte, and nothing outside of it is touched.
 ///
 /// # Panics
@@ -74,4 +89,28 @@ pub fn layer(dir: &Path, data: &[u8]) {
         [CANARY],
         "the staging directory is not the only thing that was made, or is still there"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::fuzz::seeds::through;
+
+    #[test]
+    fn seeds_and_what_is_near_them_go_through_every_door() {
+        through("documents", 1, documents);
+        through("reference", 1, reference);
+        through("challenge", 1, challenge);
+        through("signatures", 5, signatures);
+        for (target, choices, door) in [
+            ("hosts", 2, hosts as fn(&Path, &[u8])),
+            ("layer", 1, layer),
+            ("pax", 3, pax),
+            ("recipe", 2, recipe),
+            ("stores", 3, stores),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            through(target, choices, |data| door(dir.path(), data));
+        }
+    }
 }

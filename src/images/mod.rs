@@ -18,7 +18,7 @@ mod directories;
 mod endpoints;
 mod error;
 mod flight;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
 mod image;
@@ -268,13 +268,13 @@ impl Images {
     /// When it is hostile, corrupt or too large.
     pub fn unpack_changes(
         &self,
-        first: Vec<u8>,
+        first: impl std::io::Read + 'static,
         tar: impl std::io::Read + 'static,
         to: &Path,
         name: &str,
     ) -> Result<(), ImageError> {
         let tar = transfer::plain(tar, name)?;
-        let whole = std::io::BufReader::new(std::io::Read::chain(std::io::Cursor::new(first), tar));
+        let whole = std::io::BufReader::new(std::io::Read::chain(first, tar));
         unpack::unrecorded(whole, to, name, self.inner.limits).map(|_| ())
     }
 

@@ -11,6 +11,9 @@ mod container;
 mod error;
 mod exec;
 mod files;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod granted;
 mod idmap;
 mod machine;

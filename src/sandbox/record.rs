@@ -361,17 +361,20 @@ fn sync_dir(dir: &Path) -> Result<(), RecordError> {
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<Versioned<T>, RecordError> {
-    let text = fs::read(path).map_err(io("read", path))?;
+    parse(path, &fs::read(path).map_err(io("read", path))?)
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<Versioned<T>, RecordError> {
     #[derive(Deserialize)]
     struct Head {
         version: u32,
     }
     let malformed = |source| RecordError::Malformed { path: path.to_owned(), source };
-    let head: Head = serde_json::from_slice(&text).map_err(malformed)?;
+    let head: Head = serde_json::from_slice(text).map_err(malformed)?;
     if head.version > VERSION {
         return Err(RecordError::Version { path: path.to_owned(), found: head.version });
     }
-    serde_json::from_slice(&text).map_err(malformed)
+    serde_json::from_slice(text).map_err(malformed)
 }
 
 fn read_optional<T: DeserializeOwned>(path: &Path) -> Result<Option<Versioned<T>>, RecordError> {
@@ -397,4 +400,20 @@ fn remove_tree(dir: &Path) -> Result<(), RecordError> {
 fn io(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RecordError {
     let path = path.to_owned();
     move |source| RecordError::Io { operation, path, source }
+}
+
+/// The door of the fuzz target `records`: what is read is written and read back the same.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz<T: DeserializeOwned + Serialize + PartialEq + std::fmt::Debug>(text: &[u8]) {
+    let path = Path::new("record");
+    let Ok(record) = parse::<T>(path, text) else { return };
+    let again = serde_json::to_vec(&record).expect("a record is written");
+    let again = parse::<T>(path, &again).expect("what was written is read back");
+    assert_eq!((again.version, again.boot_id), (record.version, record.boot_id));
+    assert_eq!(again.body, record.body);
+}
+
+#[cfg(test)]
+pub(super) fn reads<T: DeserializeOwned>(text: &[u8]) -> bool {
+    parse::<T>(Path::new("record"), text).is_ok()
 }

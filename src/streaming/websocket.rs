@@ -315,3 +315,54 @@ impl Reader {
         }
     }
 }
+
+/// The door of the fuzz target `websocket`: frames as they come, or one around all bytes; the first of them came with the
+/// handshake. What is held for a channel stays within its room, and the session ends.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(data: &[u8]) {
+    use std::sync::LazyLock;
+    static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an asynchronous runtime")
+    });
+    let Some((door, data)) = data.split_first() else { return };
+    let protocol = ["v5.channel.k8s.io", "v4.base64.channel.k8s.io"][usize::from(door % 2)];
+    let framed = if door / 2 % 2 == 0 { data.to_vec() } else { frame(data, door % 2 == 1) };
+    let (early, late) = framed.split_at(framed.len().min(usize::from(door / 4)));
+    RUNTIME.block_on(async {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
+        let address = listener.local_addr().expect("an address");
+        let mut client = std::net::TcpStream::connect(address).expect("connect");
+        // Nothing of it lingers: there are thousands a second.
+        rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO)).expect("set linger");
+        client.set_nonblocking(true).expect("a socket that does not block");
+        // What it does not take at once is left out.
+        let _ = io::Write::write(&mut client, late);
+        client.shutdown(std::net::Shutdown::Write).expect("end the client's side");
+        let server = listener.accept().expect("accept").0;
+        server.set_nonblocking(true).expect("a socket that does not block");
+        let socket = Socket::Plain(tokio::net::TcpStream::from_std(server).expect("a socket"));
+        let stream = accept(socket, &Bytes::copy_from_slice(early));
+        let mut incoming = Incoming::new();
+        let mut readers = [incoming.channel(0), incoming.channel(4)];
+        let mut multiplex = Multiplex::new(stream, incoming, Channels::of(protocol), None, HANGUP_CHECK);
+        let read = async {
+            for reader in &mut readers {
+                while let Ok(Some(data)) = reader.next().await {
+                    assert!(!data.is_empty() && data.len() <= INBOX_BYTES);
+                }
+            }
+        };
+        tokio::join!(read, multiplex.gone());
+        drop(client);
+    });
+}
+
+/// A client's message, of text or of bytes.
+#[cfg(any(test, fuzzing))]
+fn frame(data: &[u8], text: bool) -> Vec<u8> {
+    let [.., a, b] = data.len().to_be_bytes();
+    // A mask of zeros changes nothing.
+    let mut framed = vec![if text { 0x81 } else { 0x82 }, 0xfe, a, b, 0, 0, 0, 0];
+    framed.extend(data.iter().take(usize::from(u16::MAX)));
+    framed
+}

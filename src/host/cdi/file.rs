@@ -3,7 +3,7 @@
 //! Owns parsing and checks. Never looks for files, never touches a device.
 
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// One specification file.
@@ -153,11 +153,12 @@ fn check(specification: &Specification) -> Result<(), String> {
         return Err("it has no device".to_owned());
     }
     check_edits(&specification.container_edits)?;
+    let mut names = BTreeSet::new();
     for device in &specification.devices {
         if !is_device(&device.name) {
             return Err(format!("{:?} is no device name", device.name));
         }
-        if specification.devices.iter().filter(|other| other.name == device.name).count() > 1 {
+        if !names.insert(device.name.as_str()) {
             return Err(format!("device {:?} is there twice", device.name));
         }
         check_edits(&device.container_edits).map_err(|e| format!("device {:?}: {e}", device.name))?;

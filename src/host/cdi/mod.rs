@@ -177,6 +177,26 @@ fn read(path: &Path) -> Result<String, String> {
     Ok(text)
 }
 
+/// The door of the fuzz target `cdi`: JSON or YAML by the first byte. What is taken has devices with names of their own.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(data: &[u8]) {
+    let Some((door, data)) = data.split_first() else { return };
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let path = Path::new(if door.is_multiple_of(2) { "a.json" } else { "a.yaml" });
+    let Ok(specification) = file::parse(path, text) else { return };
+    let names: std::collections::BTreeSet<_> = specification
+        .devices
+        .iter()
+        .map(|device| format!("{}={}", specification.kind, device.name))
+        .collect();
+    assert!(!names.is_empty() && names.len() == specification.devices.len());
+    assert!(names.iter().all(|name| is_qualified(name)));
+    let mut all = Edits::default();
+    for device in &specification.devices {
+        let _ = add(&mut all, &device.name, path, &device.container_edits);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,6 +263,35 @@ devices:
         std::fs::write(dirs[1].join("b.json"), json("other")).unwrap();
         let error = resolve(&dirs, &names(&["v.com/c=d"])).unwrap_err();
         assert!(matches!(error, CdiError::Conflict { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_file_of_devices_costs_no_more_than_its_length() {
+        let devices: Vec<String> = (0..200_000).map(|n| format!(r#"{{"name":"{n}"}}"#)).collect();
+        let text = |more: &str| {
+            format!(r#"{{"cdiVersion":"0.6.0","kind":"v.com/c","devices":[{}{more}]}}"#, devices.join(","))
+        };
+        let begun = std::time::Instant::now();
+        let path = Path::new("a.json");
+        assert_eq!(file::parse(path, &text("")).unwrap().devices.len(), 200_000);
+        assert!(file::parse(path, &text(r#",{"name":"7"}"#)).unwrap_err().contains("twice"));
+        // A second or two; comparing each with each took minutes.
+        assert!(begun.elapsed().as_secs() < 60);
+    }
+
+    #[test]
+    fn aliases_of_aliases_in_yaml_end() {
+        let mut text =
+            "cdiVersion: 0.6.0\nkind: v.com/c\nannotations:\n  a: &a [x, x, x, x, x, x, x, x, x]\n"
+                .to_owned();
+        for (name, of) in ('b'..='i').zip('a'..) {
+            text.push_str(&format!("  {name}: &{name} [{}]\n", vec![format!("*{of}"); 9].join(", ")));
+        }
+        text.push_str("devices: *i\n");
+        assert!(file::parse(Path::new("a.yaml"), &text).is_err());
+        let deep = format!("cdiVersion: 0.6.0\nkind: {}x{}\n", "[".repeat(100_000), "]".repeat(100_000));
+        assert!(file::parse(Path::new("a.yaml"), &deep).is_err());
+        assert!(file::parse(Path::new("a.json"), &format!("{{\"kind\":{}", "[".repeat(100_000))).is_err());
     }
 
     #[test]

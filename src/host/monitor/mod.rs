@@ -8,6 +8,8 @@ mod binary;
 mod calls;
 mod connection;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod launch;
 mod session;
 mod sweep;

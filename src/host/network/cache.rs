@@ -7,11 +7,12 @@
 use super::args::{SANDBOX_KEY, is_passable};
 use super::directory::Chosen;
 use super::{INTERFACE, NetworkError};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::fs::{DirBuilder, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -238,12 +239,45 @@ fn write(path: &Path, entry: &Entry) -> io::Result<()> {
 }
 
 fn parse(path: &Path) -> io::Result<Entry> {
-    if path.metadata()?.len() > FILE_LIMIT {
+    // The directory is shared with other programs: what is no file must not make us wait.
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "no regular file"));
+    }
+    let mut text = Vec::new();
+    file.take(FILE_LIMIT + 1).read_to_end(&mut text)?;
+    if u64::try_from(text.len()).unwrap_or(u64::MAX) > FILE_LIMIT {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "too large for a cache entry"));
     }
-    let entry: Entry = serde_json::from_slice(&std::fs::read(path)?)?;
+    read(&text)
+}
+
+pub(super) fn read(text: &[u8]) -> io::Result<Entry> {
+    let entry: Entry = serde_json::from_slice(text)?;
     if entry.kind != KIND {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("kind is {:?}", entry.kind)));
     }
     Ok(entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_of_ours_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(dir.path());
+        std::fs::create_dir(&cache.results).unwrap();
+        let place = |name: &str| cache.results.join(name);
+        nix::unistd::mkfifo(&place("n-one-eth0"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::fs::File::create(place("n-two-eth0")).unwrap().set_len(FILE_LIMIT + 1).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", place("n-three-eth0")).unwrap();
+        for sandbox in ["one", "two", "three"] {
+            let known = cache.of(None, sandbox);
+            assert!(known.torn && known.entries.is_empty(), "{sandbox}");
+        }
+        assert!(Path::new("/dev/zero").exists() && cache.all().is_empty());
+    }
 }

@@ -14,6 +14,8 @@ mod configure;
 mod directory;
 mod error;
 mod examine;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod health;
 mod list;
 mod orphans;

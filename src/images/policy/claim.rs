@@ -139,7 +139,7 @@ impl Claim {
         Ok(Self { found, message, signatures, body: Body::Statement(payload) })
     }
 
-    #[cfg(fuzzing)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn read_unverified(data: &[u8], identity: &Identity, image: &Reference, digest: &Digest) {
         let _ = check_payload(data, identity, image, digest);
         let _ = check_statement(data, identity, digest);

@@ -13,7 +13,7 @@
 mod claim;
 mod containers;
 mod file;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) mod fuzz;
 mod identity;
 mod key;

@@ -14,6 +14,8 @@
 //! `E` u64 bytes of the tar. An extent is u64 offset, u64 length, u32 CRC-32 of its data. The digest of the tar tells that
 //! something is wrong, the CRC tells where. The zstd frame has a checksum of its own.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod read;
 mod write;
 

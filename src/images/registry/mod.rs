@@ -11,7 +11,7 @@ mod client;
 mod clients;
 mod endpoints;
 mod files;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) mod fuzz;
 mod hosts;
 mod pace;

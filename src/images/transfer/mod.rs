@@ -13,6 +13,8 @@ mod archive;
 mod docker;
 mod export;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod layout;
 mod offer;
 mod peers;

@@ -12,6 +12,8 @@
 
 mod apply;
 mod contents;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod header;
 mod meta;
 mod pax;

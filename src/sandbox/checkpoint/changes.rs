@@ -300,21 +300,42 @@ fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
-/// The removals as the beginning of a layer's tar, to be read before the changes.
-pub(super) fn whiteouts(deleted: &[String]) -> io::Result<Vec<u8>> {
-    let mut tar = Builder::new(Vec::new());
-    for path in deleted {
-        let path = Path::new(path.trim_start_matches('/'));
-        let Some(name) = path.file_name() else { continue };
-        let mut marked = b".wh.".to_vec();
-        marked.extend_from_slice(OsStr::as_bytes(name));
-        let path = path.with_file_name(std::ffi::OsString::from_vec(marked));
-        let mut header = Header::new_gnu();
-        header.set_entry_type(EntryType::Regular);
-        header.set_mode(0o600);
-        header.set_size(0);
-        tar.append_data(&mut header, path, io::empty())?;
+/// The removals as the beginning of a layer's tar, to be read before the changes. Made as they are read: each takes a
+/// block or more, and a checkpoint may name millions.
+pub(super) struct Whiteouts {
+    left: std::vec::IntoIter<String>,
+    entry: io::Cursor<Vec<u8>>,
+}
+
+pub(super) fn whiteouts(deleted: Vec<String>) -> Whiteouts {
+    Whiteouts { left: deleted.into_iter(), entry: io::Cursor::default() }
+}
+
+impl io::Read for Whiteouts {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let read = self.entry.read(into)?;
+            if read > 0 || into.is_empty() {
+                return Ok(read);
+            }
+            let Some(path) = self.left.next() else { return Ok(0) };
+            self.entry = io::Cursor::new(whiteout(&path)?);
+        }
     }
+}
+
+fn whiteout(path: &str) -> io::Result<Vec<u8>> {
+    let path = Path::new(path.trim_start_matches('/'));
+    let Some(name) = path.file_name() else { return Ok(Vec::new()) };
+    let mut marked = b".wh.".to_vec();
+    marked.extend_from_slice(OsStr::as_bytes(name));
+    let path = path.with_file_name(std::ffi::OsString::from_vec(marked));
+    let mut header = Header::new_gnu();
+    header.set_entry_type(EntryType::Regular);
+    header.set_mode(0o600);
+    header.set_size(0);
+    let mut tar = Builder::new(Vec::new());
+    tar.append_data(&mut header, path, io::empty())?;
     let mut bytes = tar.into_inner()?;
     // Without the two blocks by which a tar ends.
     bytes.truncate(bytes.len().saturating_sub(1024));
@@ -326,7 +347,7 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn whiteout(path: &Path) {
+    fn make_whiteout(path: &Path) {
         let mode = Mode::from_raw_mode(0o600);
         rustix::fs::mknodat(CWD, path, rustix::fs::FileType::CharacterDevice, mode, 0).unwrap();
     }
@@ -342,7 +363,7 @@ mod tests {
         std::fs::write(upper.join("a/file"), "text").unwrap();
         std::fs::hard_link(upper.join("a/file"), upper.join("a/second")).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", upper.join("link")).unwrap();
-        whiteout(&upper.join("a/gone"));
+        make_whiteout(&upper.join("a/gone"));
         // Removed and made anew: of what was below, only `kept` is there again.
         std::fs::write(lower.join("a/anew/kept"), "").unwrap();
         std::fs::write(lower.join("a/anew/lost"), "").unwrap();
@@ -399,7 +420,15 @@ mod tests {
             (place("a/file").min(place("a/second")), place("a/file").max(place("a/second")));
         assert_eq!((entries[first].1, entries[second].1), (Regular, Link));
 
-        let prefix = whiteouts(&deleted).unwrap();
+        let mut prefix = Vec::new();
+        whiteouts(deleted).read_to_end(&mut prefix).unwrap();
+        let mut many = whiteouts(vec!["x".to_owned(); 100_000]);
+        let (mut piece, mut whole) = ([0; 4096], 0);
+        while let read @ 1.. = many.read(&mut piece).unwrap() {
+            whole += read;
+            assert!(many.entry.get_ref().len() <= 4096, "one removal at a time is in memory");
+        }
+        assert_eq!(whole, 100_000 * 512);
         assert_eq!(prefix.len() % 512, 0);
         let both = prefix.chain(File::open(out.join(CHANGES)).unwrap());
         let mut archive = tar::Archive::new(both);

@@ -13,6 +13,8 @@ mod describe;
 mod error;
 mod fits;
 mod frozen;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod pod_images;
 mod restore;
 mod rights;

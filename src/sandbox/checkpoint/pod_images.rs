@@ -4,7 +4,7 @@
 
 use crate::sandbox::error::SandboxError;
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::Path;
 
 /// First number of every image (CRIU, include/magic.h).
@@ -16,6 +16,8 @@ const IPC_VAR: u32 = 0x5311_5007;
 /// Beginnings of their names; a number follows.
 const UTS_NAME: &str = "utsns-";
 const IPC_VAR_NAME: &str = "ipcns-var-";
+/// Bytes of such an image: two names of 64 bytes, or some twenty numbers.
+const MAX_IMAGE: u64 = 64 << 10;
 /// The settings with their fields in the messages (CRIU, images/utsns.proto and ipc-var.proto).
 const NAMES: [(&str, u64); 2] = [("kernel/hostname", 1), ("kernel/domainname", 2)];
 const IPC: [(&str, u64); 14] = [
@@ -54,7 +56,12 @@ pub(super) fn adapt(dir: &Path, of_pod: &Settings) -> Result<(), SandboxError> {
             _ => continue,
         };
         let failed = |e| SandboxError::io("change CRIU's image", &path)(e);
-        let old = std::fs::read(&path).map_err(failed)?;
+        let file = std::fs::File::open(&path).map_err(failed)?;
+        let mut old = Vec::new();
+        file.take(MAX_IMAGE + 1).read_to_end(&mut old).map_err(failed)?;
+        if u64::try_from(old.len()).unwrap_or(u64::MAX) > MAX_IMAGE {
+            return Err(failed(bad("it is larger than any of its kind")));
+        }
         let (head, message) = split(&old, magic).ok_or_else(|| failed(bad("it is not of a known form")))?;
         let message = if magic == UTS { uts(of_pod) } else { ipc(message, of_pod).map_err(failed)? };
         let length = u32::try_from(message.len()).map_err(|_| failed(bad("it is too large")))?;
@@ -159,6 +166,23 @@ fn read(mut message: &[u8]) -> Option<BTreeMap<u64, Vec<u64>>> {
     Some(numbers)
 }
 
+/// Of the fuzz target `checkpoint`: an image that is taken becomes one that is taken again, and says what the pod has.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(image: &[u8], names: bool) {
+    let of_pod =
+        Settings::from([("kernel/hostname", "new".to_owned()), ("kernel/sem", "1 2 3 300".to_owned())]);
+    let magic = if names { UTS } else { IPC_VAR };
+    let Some((_, message)) = split(image, magic) else { return };
+    if names {
+        assert!(uts(&of_pod).starts_with(b"\x0a\x03new"));
+        return;
+    }
+    let Ok(new) = ipc(message, &of_pod) else { return };
+    let numbers = read(&new).expect("it is read back");
+    assert_eq!(numbers.get(&1).map(Vec::as_slice), Some(&[1, 2, 3, 300][..]));
+    assert_eq!(ipc(&new, &of_pod).expect("it is taken again"), new);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,7 +216,8 @@ mod tests {
         let new = b"\x08\x01\x08\x02\x08\x03\x08\xac\x02\x10\x80\x40\x40\x4d\x80\x01\x07";
         assert_eq!(std::fs::read(&var).unwrap(), image(IPC_VAR, new));
         assert_eq!(std::fs::read_to_string(&other).unwrap(), "as it was");
-        for broken in [&b""[..], b"short", &image(UTS, b"")[..], &image(IPC_VAR, &[0xff; 20])[..]] {
+        let huge = image(IPC_VAR, &vec![0; usize::try_from(MAX_IMAGE).unwrap()]);
+        for broken in [&b""[..], b"short", &huge, &image(UTS, b"")[..], &image(IPC_VAR, &[0xff; 20])[..]] {
             std::fs::write(&var, broken).unwrap();
             assert!(adapt(dir.path(), &of_pod).unwrap_err().to_string().contains("ipcns-var-10.img"));
         }

@@ -103,7 +103,7 @@ pub(in crate::sandbox) fn fetch(
         .map_err(SandboxError::io("read the settings of the pod in", Path::new("/proc/sys")))?;
     pod_images::adapt(&copies, &of_pod)?;
     let deleted: Vec<String> = source.maybe_json(Path::new(DELETED))?.unwrap_or_default();
-    let whiteouts = changes::whiteouts(&deleted).map_err(|e| source.malformed(Path::new(DELETED), e))?;
+    let whiteouts = changes::whiteouts(deleted);
     // Peers leave it out where nothing was changed.
     let changed: Box<dyn Read> = match source.file(Path::new(CHANGES))? {
         Some(file) => file.content,

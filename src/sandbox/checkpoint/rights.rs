@@ -98,6 +98,11 @@ fn strings(config: &Value, field: &str) -> BTreeSet<String> {
     elements.map(|e| e.as_str().map_or_else(|| e.to_string(), str::to_owned)).collect()
 }
 
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(data: &[u8]) {
+    super::fuzz::compare(data, |dumped, asked| elsewhere(dumped, asked).or_else(|| excess(dumped, asked)));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

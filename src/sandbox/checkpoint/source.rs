@@ -1,8 +1,8 @@
 //! The files of one container's checkpoint, wherever they lie: a directory, an archive, an image. They are only read, and
 //! of directories through descriptors, without following a link out of them.
 
-use super::IMAGES;
 use super::error::CheckpointError;
+use super::{DELETED, IMAGES};
 use crate::images::{Archive, Hold, ImageError, Images};
 use crate::model::Restore;
 use crate::sandbox::error::SandboxError;
@@ -15,8 +15,11 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// Bytes of a JSON file of a checkpoint.
-const MAX_JSON: u64 = 16 << 20;
+/// Bytes of a JSON file of a checkpoint, which takes up to forty times as much while it is looked at. The largest is the
+/// OCI configuration, whose arguments and variables the kernel keeps below 2 MiB.
+const MAX_JSON: u64 = 4 << 20;
+/// Bytes of the list of removed paths.
+const MAX_DELETED: u64 = 16 << 20;
 /// Files that CRIU may have written: a few for each process.
 const MAX_IMAGES: usize = 1 << 20;
 
@@ -117,11 +120,12 @@ impl Source {
     /// A JSON file; None: there is none.
     pub(super) fn maybe_json<T: DeserializeOwned>(&self, inside: &Path) -> Result<Option<T>, SandboxError> {
         let Some(file) = self.file(inside)? else { return Ok(None) };
-        if file.bytes > MAX_JSON {
-            return Err(self.malformed(inside, format!("is larger than {MAX_JSON} bytes")));
+        let limit = if inside == Path::new(DELETED) { MAX_DELETED } else { MAX_JSON };
+        if file.bytes > limit {
+            return Err(self.malformed(inside, format!("is larger than {limit} bytes")));
         }
         let mut text = Vec::new();
-        file.content.take(MAX_JSON).read_to_end(&mut text).map_err(|e| self.malformed(inside, e))?;
+        file.content.take(limit).read_to_end(&mut text).map_err(|e| self.malformed(inside, e))?;
         serde_json::from_slice(&text).map(Some).map_err(|e| self.malformed(inside, e))
     }
 
@@ -308,8 +312,13 @@ mod tests {
         let mut builder = ::tar::Builder::new(Vec::new());
         builder.append_link(&mut link, "checkpoint/inventory.img", "/etc/passwd").unwrap();
         assert!(fetch(&builder.into_inner().unwrap()).contains("inventory.img"));
-        let long = "1".repeat(usize::try_from(MAX_JSON).unwrap() + 1);
+        let long = "1".repeat(usize::try_from(MAX_DELETED).unwrap() + 1);
         assert!(fetch(&tar(&[image, ("deleted.files", &long)])).contains("larger than"));
+        std::fs::write(&path, tar(&[image, (SPEC_DUMP, &long[..=usize::try_from(MAX_JSON).unwrap()])]))
+            .unwrap();
+        let source = Source::open(&Restore::Archive(path.clone()), &store).unwrap();
+        let error = source.json::<serde_json::Value>(Path::new(SPEC_DUMP)).unwrap_err().to_string();
+        assert!(error.contains("larger than"), "{error}");
         for (place, word) in
             [("/no/such.tar", "config.image.image"), ("/dev/null", "plain file"), ("/", "plain file")]
         {

@@ -5,6 +5,7 @@
 //! root bucket. A writer never overwrites pages that the current transaction reaches, so as long as the current one has not
 //! changed, all that was read was whole.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -29,6 +30,9 @@ const MAX_DEPTH: usize = 32;
 const MAX_KEYS: usize = 1 << 18;
 /// Bytes of one page with its overflow: a value, and those of containerd are small.
 const MAX_PAGE: u64 = 64 << 20;
+/// Bytes of all pages that are read, some of them more than once: a database of ten thousand images has some 50 MiB. Branches
+/// of a hostile one may all lead to the same pages.
+const MAX_READ: u64 = 1 << 30;
 
 /// Why a database could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +50,8 @@ pub(super) struct Bolt {
     page_size: u64,
     root: u64,
     transaction: u64,
+    /// Of [`MAX_READ`].
+    read: Cell<u64>,
 }
 
 /// A value of a bucket.
@@ -72,7 +78,7 @@ impl Bolt {
     pub(super) fn open(path: &Path) -> Result<Self, Fault> {
         let file = File::open(path)?;
         let Meta { page_size, root, transaction } = newest(&file)?;
-        Ok(Self { file, page_size, root, transaction })
+        Ok(Self { file, page_size, root, transaction, read: Cell::new(0) })
     }
 
     /// Whether no transaction has ended since the database was opened.
@@ -97,30 +103,30 @@ impl Bolt {
         let mut found = Vec::new();
         match of {
             Bucket::Inline(page) => leaf(page, &mut found)?,
-            Bucket::Paged(page) => self.walk(*page, 0, &mut found)?,
+            Bucket::Paged(page) => self.walk(*page, &mut found)?,
         }
         Ok(found)
     }
 
-    fn walk(&self, page: u64, depth: usize, found: &mut Vec<(Vec<u8>, Value)>) -> Result<(), Fault> {
-        if depth > MAX_DEPTH {
-            return Err(Fault::Corrupt("a tree without end"));
-        }
-        let page = self.page(page)?;
-        match flags(&page)? {
-            f if f & LEAF != 0 => leaf(&page, found),
-            f if f & BRANCH != 0 => {
-                for index in 0..count(&page)? {
-                    let child = u64_at(&page, HEADER + index * ELEMENT + 8)?;
-                    self.walk(child, depth + 1, found)?;
-                    if found.len() > MAX_KEYS {
-                        return Err(Fault::Corrupt("more keys than any node has"));
+    /// The elements of all leaves below a page, in order.
+    fn walk(&self, root: u64, found: &mut Vec<(Vec<u8>, Value)>) -> Result<(), Fault> {
+        let mut left = vec![(root, 0)];
+        while let Some((page, depth)) = left.pop() {
+            if depth > MAX_DEPTH {
+                return Err(Fault::Corrupt("a tree without end"));
+            }
+            let page = self.page(page)?;
+            match flags(&page)? {
+                f if f & LEAF != 0 => leaf(&page, found)?,
+                f if f & BRANCH != 0 => {
+                    for index in (0..count(&page)?).rev() {
+                        left.push((u64_at(&page, HEADER + index * ELEMENT + 8)?, depth + 1));
                     }
                 }
-                Ok(())
+                _ => return Err(Fault::Corrupt("a page that is neither branch nor leaf")),
             }
-            _ => Err(Fault::Corrupt("a page that is neither branch nor leaf")),
         }
+        Ok(())
     }
 
     /// A page with its overflow.
@@ -134,7 +140,12 @@ impl Bolt {
         let pages = 1 + u64::from(u32_at(&header, 12)?);
         let length = pages.checked_mul(self.page_size).filter(|length| *length <= MAX_PAGE);
         let length = length.and_then(|length| usize::try_from(length).ok());
-        let mut page = vec![0; length.ok_or(Fault::Corrupt("a page that is too large"))?];
+        let length = length.ok_or(Fault::Corrupt("a page that is too large"))?;
+        self.read.set(self.read.get().saturating_add(u64::try_from(length).unwrap_or(u64::MAX)));
+        if self.read.get() > MAX_READ {
+            return Err(Fault::Corrupt("more pages than any node has"));
+        }
+        let mut page = vec![0; length];
         self.file.read_exact_at(&mut page, offset)?;
         Ok(page)
     }
@@ -145,6 +156,8 @@ fn leaf(page: &[u8], found: &mut Vec<(Vec<u8>, Value)>) -> Result<(), Fault> {
     if flags(page)? & LEAF == 0 {
         return Err(Fault::Corrupt("a page that should be a leaf"));
     }
+    // Elements do not overlap, so that what is copied of a page is no more than the page.
+    let mut left = page.len();
     for index in 0..count(page)? {
         let at = HEADER + index * ELEMENT;
         let field = |offset: usize| -> Result<usize, Fault> {
@@ -157,6 +170,9 @@ fn leaf(page: &[u8], found: &mut Vec<(Vec<u8>, Value)>) -> Result<(), Fault> {
             page.get(from..end).ok_or(Fault::Corrupt("an element beyond its page"))
         };
         let (key, value) = (bytes(position, key_size)?, bytes(position + key_size, value_size)?);
+        left = left
+            .checked_sub(key.len() + value.len())
+            .ok_or(Fault::Corrupt("elements that are larger than their page"))?;
         let value = if u32_at(page, at)? & BUCKET == 0 {
             Value::Bytes(value.to_vec())
         } else {
@@ -192,16 +208,20 @@ fn newest(file: &File) -> Result<Meta, Fault> {
 
 fn meta(page: &[u8]) -> Option<Meta> {
     let body = page.get(HEADER..)?;
-    let sum = body.get(..56)?.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        // FNV-1a.
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let sum = checksum(body.get(..56)?);
     let page_size = u64::from(u32_at(body, 8).ok()?);
     let valid = u32_at(body, 0).ok()? == MAGIC
         && u32_at(body, 4).ok()? == VERSION
         && u64_at(body, 56).ok()? == sum
         && (512..=1 << 20).contains(&page_size);
     valid.then_some(Meta { page_size, root: u64_at(body, 16).ok()?, transaction: u64_at(body, 48).ok()? })
+}
+
+/// FNV-1a.
+pub(super) fn checksum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 fn flags(page: &[u8]) -> Result<u16, Fault> {

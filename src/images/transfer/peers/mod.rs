@@ -4,6 +4,8 @@
 mod bolt;
 mod containerd;
 mod crio;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod tar_split;
 
 #[cfg(test)]

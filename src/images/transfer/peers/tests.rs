@@ -235,6 +235,45 @@ async fn no_store_is_an_error() {
     assert!(error.to_string().contains("malformed"), "{error}");
 }
 
+#[test]
+fn a_hostile_database_costs_a_bounded_amount_of_reading() {
+    const PAGE: usize = 4096;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("meta.db");
+    // Nine levels of branches, each two hundred times to the same page below: 10^18 leaves without a key.
+    let mut file = vec![0; 12 * PAGE];
+    file[..2 * PAGE].copy_from_slice(&database()[..2 * PAGE]);
+    for (id, page) in file.chunks_mut(PAGE).enumerate().skip(2) {
+        page[..8].copy_from_slice(&u64::try_from(id).unwrap().to_ne_bytes());
+        let (kind, count) = if id < 11 { (1u16, 200u16) } else { (2, 0) };
+        page[8..10].copy_from_slice(&kind.to_ne_bytes());
+        page[10..12].copy_from_slice(&count.to_ne_bytes());
+        for element in 0..usize::from(count) {
+            let at = 16 + 16 * element + 8;
+            page[at..at + 8].copy_from_slice(&u64::try_from(id + 1).unwrap().to_ne_bytes());
+        }
+    }
+    std::fs::write(&path, &file).unwrap();
+    let bolt = Bolt::open(&path).unwrap();
+    let error = bolt.entries(&bolt.root()).unwrap_err().to_string();
+    assert!(error.contains("more pages"), "{error}");
+
+    // Two hundred elements, each of which is all that there is room for.
+    let leaf = &mut file[2 * PAGE..3 * PAGE];
+    leaf[8..10].copy_from_slice(&2u16.to_ne_bytes());
+    for element in 0..200usize {
+        let at = 16 + 16 * element;
+        let (from, size) = (16 + 200 * 16 - at, PAGE - 16 - 200 * 16);
+        for (field, number) in [(at, 0), (at + 4, from), (at + 8, size), (at + 12, 0)] {
+            leaf[field..field + 4].copy_from_slice(&u32::try_from(number).unwrap().to_ne_bytes());
+        }
+    }
+    std::fs::write(&path, &file).unwrap();
+    let bolt = Bolt::open(&path).unwrap();
+    let error = bolt.entries(&bolt.root()).unwrap_err().to_string();
+    assert!(error.contains("larger than their page"), "{error}");
+}
+
 /// A database as bbolt writes it: two meta pages, a root with a bucket inline and one with a page of its own.
 fn database() -> Vec<u8> {
     const PAGE: usize = 4096;

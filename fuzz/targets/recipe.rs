@@ -1,0 +1,9 @@
+//! Recipes of layers and lists of what layers replaced.
+#![no_main]
+
+use std::sync::LazyLock;
+
+static DIR: LazyLock<tempfile::TempDir> =
+    LazyLock::new(|| tempfile::tempdir().expect("a directory to work in"));
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| podwright::images::fuzz::recipe(DIR.path(), data));

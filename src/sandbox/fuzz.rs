@@ -1,0 +1,61 @@
+//! Doors for the fuzz targets in `fuzz/`, which see only what is public: hostile bytes to the parsers of this layer. Built with
+//! `--cfg fuzzing`, and for tests that go through every door. A panic or a standstill is a finding, and so is what is
+//! asserted here.
+
+use super::record::{self, ContainerRecord, PodState};
+use crate::host::monitor::{ExitRecord, MonitorInfo};
+use crate::model::{ContainerSpec, SandboxSpec};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fmt::Debug;
+use std::path::Path;
+
+/// Records by the first byte: a pod's spec and state, a container's, a monitor's, an exit's.
+pub fn records(data: &[u8]) {
+    let Some((door, data)) = data.split_first() else { return };
+    match door % 6 {
+        0 => record::fuzz::<SandboxSpec>(data),
+        1 => record::fuzz::<PodState>(data),
+        2 => record::fuzz::<ContainerSpec>(data),
+        3 => record::fuzz::<ContainerRecord>(data),
+        4 => round_trip::<MonitorInfo>(data),
+        _ => round_trip::<ExitRecord>(data),
+    }
+}
+
+/// What is read is written and read back the same.
+fn round_trip<T: DeserializeOwned + Serialize + PartialEq + Debug>(data: &[u8]) {
+    let Ok(value) = serde_json::from_slice::<T>(data) else { return };
+    let text = serde_json::to_vec(&value).expect("a record is written");
+    assert_eq!(serde_json::from_slice::<T>(&text).expect("what was written is read back"), value);
+}
+
+/// Files of a checkpoint by the first byte: a whole archive, CRIU's images of the host name and of IPC, removed paths, an OCI
+/// configuration. `dir` is an existing directory; of it nothing changes but what the door makes there.
+pub fn checkpoint(dir: &Path, data: &[u8]) {
+    super::checkpoint::fuzz::any(dir, data);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::fuzz::seeds::through;
+
+    #[test]
+    fn seeds_and_what_is_near_them_go_through_every_door() {
+        through("records", 6, records);
+        for (name, is_read) in [
+            ("pod", record::reads::<SandboxSpec> as fn(&[u8]) -> bool),
+            ("pod-state", record::reads::<PodState>),
+            ("pod-state-held", record::reads::<PodState>),
+            ("container", record::reads::<ContainerSpec>),
+            ("container-state", record::reads::<ContainerRecord>),
+            ("container-state-exited", record::reads::<ContainerRecord>),
+        ] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/records").join(name);
+            assert!(is_read(&std::fs::read(path).unwrap()[1..]), "{name} is no record any more");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        through("checkpoint", 5, |data| checkpoint(dir.path(), data));
+    }
+}

@@ -35,10 +35,10 @@ impl Disk {
         std::fs::remove_file(self.0.path().join("ballast")).unwrap();
     }
 
-    /// Names of what is in a directory of the root.
+    /// Names of what is in a directory of the root, but for the trash, which stays.
     fn names(&self, dir: &str) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.root().join(dir)).into_iter().flatten().flatten();
-        entries.map(|e| e.path()).collect()
+        entries.map(|e| e.path()).filter(|path| !path.ends_with(".trash")).collect()
     }
 }
 

@@ -42,12 +42,14 @@ pub(crate) struct Namespaces {
     pub(crate) init: Option<ProcessId>,
     /// Keep the user, ipc, uts and pid namespaces alive, and are what `paths` points to.
     held: Vec<OwnedFd>,
+    /// Directories of the cgroup that the init is in.
+    init_cgroups: Vec<String>,
 }
 
 impl Namespaces {
     /// Makes what the request asks for; on error nothing is left.
     pub(crate) fn make(request: &Launch) -> Result<Self, NamespaceError> {
-        let mut made = Self::default();
+        let mut made = Self { init_cgroups: request.init_cgroups.clone(), ..Self::default() };
         match made.fill(request) {
             Ok(()) => Ok(made),
             Err(error) => {
@@ -144,6 +146,15 @@ impl Namespaces {
                     Ok(()) => drop(process::wait(init.pid)),
                     Err(error) => wrong.push(format!("kill pod init {}: {error}", init.pid)),
                 }
+            }
+        }
+        // The daemon removes them, too, but a pod whose record is lost has nobody else who knows where they are.
+        for dir in self.init_cgroups.drain(..) {
+            match std::fs::remove_dir(&dir) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    wrong.push(format!("remove {dir}: {error}"))
+                }
+                _ => {}
             }
         }
         if let Some(path) = self.paths.net.take() {

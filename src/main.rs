@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use podwright::cli;
 use podwright::config::{self, Config, LogFormat};
 use podwright::daemon;
+use podwright::images;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -53,6 +54,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = images::run_as_worker() {
+        return code;
+    }
+    images::use_workers();
     keep_secrets();
     // Not fatal: what the person has in nsswitch.conf may do.
     if cfg!(target_feature = "crt-static")

@@ -130,7 +130,11 @@ fn only_sys_is_unsafe() {
 fn only_command_and_monitor_start_programs() {
     for path in sources("src") {
         let relative = relative(&path);
-        if relative == "src/host/command.rs" || relative.starts_with("src/host/monitor/") || is_test(&path) {
+        // host/worker.rs starts this program itself, without rights: nothing of `command` fits that, which waits for the
+        // end of a program and keeps its output.
+        let allowed = ["src/host/command.rs", "src/host/worker.rs"].contains(&relative.as_str())
+            || relative.starts_with("src/host/monitor/");
+        if allowed || is_test(&path) {
             continue;
         }
         let text = fs::read_to_string(&path).unwrap();

@@ -360,6 +360,11 @@ pub struct Images {
     /// Files, directories and links of one layer, and the headers before them; more are refused.
     /// Unit: entries.
     pub max_layer_entries: u64,
+    /// Memory for large windows of zstd frames, of all that is decompressed at once: a layer waits until there is room for
+    /// its own. One that asks for more than all of it, or than 128 MiB, is refused. Windows up to 8 MiB, the largest that
+    /// zstd makes without being told to, take nothing of it.
+    /// Unit: bytes.
+    pub zstd_window_bytes: u64,
     /// Images that are reported as pinned, so that the kubelet does not collect them.
     /// Unit: references.
     pub pinned: Vec<String>,
@@ -555,6 +560,8 @@ impl Default for Images {
             progress_timeout_seconds: 300,
             max_layer_bytes: 64 << 30,
             max_layer_entries: 4_000_000,
+            // One layer with the largest window that the zstd tool takes without being told to.
+            zstd_window_bytes: 128 << 20,
             pinned: Vec::new(),
         }
     }

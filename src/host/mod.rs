@@ -33,3 +33,4 @@ pub mod space;
 pub mod usage;
 pub mod users;
 pub(crate) mod walk;
+pub mod worker;

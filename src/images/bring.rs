@@ -301,6 +301,7 @@ pub(super) async fn stage(
             diff_id: diff_id.clone(),
             staging,
             limits: inner.limits,
+            windows: Arc::clone(&inner.windows),
             stats: Arc::clone(&inner.stats),
             progress: Arc::clone(progress),
         };

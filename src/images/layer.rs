@@ -1,7 +1,13 @@
 //! One layer in one pass: socket or file → digest → decompress → digest → files, without a temporary blob.
 //!
-//! Three stages side by side: the async download, a thread that hashes and decompresses, a thread that hashes the tar and
-//! writes files. Bounded buffers between them; whichever fails stops the others, and its error is the one that is told.
+//! ```text
+//! download ─► layer-feed: blob digest ─► pipe ─► decompressor ─► pipe ─► layer-read ─► layer-decode: tar digest, files
+//!   (async)                              (a process without rights)       └─ tee ─► tar parser ─► what to do ─┘
+//! ```
+//!
+//! Three threads and two workers (`worker`) beside the async download, with bounded buffers and pipes between them;
+//! whichever fails stops the others, and its error is the one that is told. What the workers say is believed of their own
+//! layer alone: both digests are taken here, of the bytes that went in and of those that came out.
 
 use super::artifact::{self, Form};
 use super::digest::{Digest, Hasher};
@@ -10,10 +16,18 @@ use super::progress::LayerProgress;
 use super::source::Stream;
 use super::staging::Staging;
 use super::stats::{PullStats, Stage};
-use super::unpack::{Limits, Unpacked, unpack};
+use super::unpack::{self, Limits, Unpacked};
+use super::windows::Windows;
+use super::worker::{Decompressor, Fed, PARSER, cannot_start, pipe};
+use crate::host::worker::Worker;
 use bytes::{Buf as _, Bytes};
-use std::io::{self, BufRead, Read};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::OwnedFd;
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{self, BufRead, Read, Write as _};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as blocking;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -24,10 +38,12 @@ const NETWORK_PIECES: usize = 2;
 const TAR_BUFFER: usize = 256 << 10;
 /// Tar buffers between the threads.
 const TAR_BUFFERS: usize = 4;
-/// Largest zstd window, 2^27 bytes: what the zstd tool itself accepts without being told to use more.
-const MAX_ZSTD_WINDOW_LOG: u32 = 27;
-/// Stack of the worker threads: the decompressors keep their state on the heap.
+/// Bytes of a parser's words that are read at once.
+const WORDS: usize = 64 << 10;
+/// Stack of the threads: what they hold is on the heap.
 const STACK: usize = 512 << 10;
+/// A parser that has bytes and says nothing in this time is given up; an honest one needs milliseconds.
+const PATIENCE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
 
 /// A layer to be fetched.
 #[derive(Debug)]
@@ -38,6 +54,7 @@ pub(crate) struct Job {
     pub(crate) form: Form,
     pub(crate) staging: Staging,
     pub(crate) limits: Limits,
+    pub(crate) windows: Arc<Windows>,
     pub(crate) stats: Arc<PullStats>,
     pub(crate) progress: Arc<LayerProgress>,
 }
@@ -102,61 +119,81 @@ async fn download(
 }
 
 fn work(job: Job, receiver: mpsc::Receiver<Piece>) -> Result<(Staging, Unpacked), ImageError> {
-    let Job { blob, diff_id, staging, limits, stats, .. } = job;
-    let name = blob.to_string();
+    let Job { blob, diff_id, staging, limits, windows, stats, .. } = job;
+    let name = blob.as_str();
     let (full, tar) = blocking::sync_channel::<Vec<u8>>(TAR_BUFFERS);
     let (give_back, empty) = blocking::channel::<Vec<u8>>();
+    let (given, begun) = (Arc::new(AtomicU64::new(0)), Instant::now());
+    let (parser_input, to_parser) = pipe().map_err(cannot_start)?;
+    let (words, said) = pipe().map_err(cannot_start)?;
+    let (control, _nobody) = pipe().map_err(cannot_start)?;
+    let parser = Worker::start(&PARSER, parser_input, said, control).map_err(cannot_start)?;
     let (decoded, unpacked) = std::thread::scope(|scope| {
-        let unpacker = std::thread::Builder::new()
-            .name("layer-unpack".into())
-            .stack_size(STACK)
-            .spawn_scoped(scope, || {
-                let begun = Instant::now();
-                let mut source = TarSource {
-                    tar,
-                    give_back,
-                    current: Vec::new(),
-                    at: 0,
-                    hasher: Hasher::sha256(),
-                    ended: false,
-                    times: Times::default(),
-                };
-                let unpacked = unpack(&mut source, staging.path(), &name, limits)?;
-                let Times { waited, hashed } = source.times;
-                stats.spent(Stage::TarDigest, hashed);
-                stats.spent(Stage::Unpack, begun.elapsed().saturating_sub(waited + hashed));
-                let actual = source.hasher.finish();
-                if actual != diff_id {
-                    return Err(ImageError::DigestMismatch {
-                        what: format!("the content of layer {name}"),
-                        expected: diff_id.to_string(),
-                        actual: actual.to_string(),
-                    });
-                }
-                Ok(unpacked)
-            });
-        let unpacker = match unpacker {
-            Ok(unpacker) => unpacker,
-            Err(e) => {
-                return (Err(ImageError::io("start a thread for", staging.path(), e)), Err(stopped()));
-            }
+        let counted = Arc::clone(&given);
+        let decoder = std::thread::Builder::new().name("layer-read".into()).stack_size(STACK).spawn_scoped(
+            scope,
+            || {
+                let way = Way { full, empty, to_parser: Some(to_parser), given: counted };
+                decode(receiver, &blob, limits, &windows, way, &stats)
+            },
+        );
+        let decoder = match decoder {
+            Ok(decoder) => decoder,
+            Err(e) => return (Err(ImageError::io("start a thread for", staging.path(), e)), Err(stopped())),
         };
-        let decoded = decode(receiver, &blob, limits, &full, &empty, &stats);
-        if decoded.is_ok() {
-            // The empty buffer is the end mark; a channel that closes without it is a broken one.
-            let _ = full.send(Vec::new());
-        }
-        drop(full);
-        (decoded, unpacker.join().unwrap_or_else(|_| Err(stopped())))
+        let unpacked = (|| {
+            let waited = Cell::new(Duration::ZERO);
+            let taken = AtomicU64::new(0);
+            let mut source = TarSource {
+                tar,
+                give_back,
+                current: Vec::new(),
+                at: 0,
+                hasher: Hasher::sha256(),
+                ended: false,
+                hashed: Duration::ZERO,
+                waited: &waited,
+                taken: &taken,
+            };
+            let words = Words { words: words.into(), waited: &waited, given: &given, taken: &taken };
+            let words = io::BufReader::with_capacity(WORDS, words);
+            let unpacked = unpack::unpack_parsed(&mut source, words, staging.path(), name, limits);
+            // Before anything that waits: the other thread may be writing to it.
+            let unpacked = match unpacked {
+                Ok(unpacked) => {
+                    let end = parser.end();
+                    end.map_or(Ok(unpacked), |end| Err(unpack::Blame::new(name).corrupt(end)))?
+                }
+                Err(error) => {
+                    drop(parser);
+                    return Err(error);
+                }
+            };
+            let hashed = source.hashed;
+            stats.spent(Stage::TarDigest, hashed);
+            stats.spent(Stage::Unpack, begun.elapsed().saturating_sub(waited.get() + hashed));
+            let actual = source.hasher.finish();
+            if actual != diff_id {
+                return Err(ImageError::DigestMismatch {
+                    what: format!("the content of layer {name}"),
+                    expected: diff_id.to_string(),
+                    actual: actual.to_string(),
+                });
+            }
+            Ok(unpacked)
+        })();
+        (decoder.join().unwrap_or_else(|_| Err(stopped())), unpacked)
     });
     match (decoded, unpacked) {
-        (Ok(bytes), Ok(unpacked)) => {
+        (Ok(None), _) => Err(stopped()),
+        (Ok(Some(bytes)), Ok(unpacked)) => {
             PullStats::add(&stats.unpacked_bytes, bytes);
             Ok((staging, unpacked))
         }
-        (Err(error), Err(ImageError::Interrupted { .. })) => Err(error),
-        (_, Err(error)) => Err(error),
-        (Err(error), Ok(_)) => Err(error),
+        // What comes first on the way is the cause of what follows.
+        (Err(ImageError::Interrupted { .. }), Err(error)) | (Err(error), _) | (Ok(_), Err(error)) => {
+            Err(error)
+        }
     }
 }
 
@@ -166,7 +203,7 @@ fn copy(
     path: &std::path::Path,
     receiver: mpsc::Receiver<Piece>,
 ) -> Result<(Staging, Unpacked), ImageError> {
-    let blame = super::unpack::Blame::new(job.blob.as_str());
+    let blame = unpack::Blame::new(job.blob.as_str());
     let mut source = BlobSource::new(receiver, &job.blob);
     let unpacked = artifact::write(&job.staging, path, &mut source, &blame, job.limits)?;
     verify(&job.blob, &source.hasher.finish())?;
@@ -185,22 +222,85 @@ fn verify(blob: &Digest, actual: &Digest) -> Result<(), ImageError> {
     })
 }
 
-/// Hashes and decompresses; returns the bytes of tar.
+/// Where decompressed bytes go.
+struct Way {
+    full: blocking::SyncSender<Vec<u8>>,
+    empty: blocking::Receiver<Vec<u8>>,
+    to_parser: Option<OwnedFd>,
+    /// Bytes that the parser was given.
+    given: Arc<AtomicU64>,
+}
+
+/// Has the blob hashed and decompressed; returns the bytes of tar. None: the download has ended before the blob, and all that
+/// others say of a stream that is cut off means nothing.
 fn decode(
     receiver: mpsc::Receiver<Piece>,
     blob: &Digest,
     limits: Limits,
-    full: &blocking::SyncSender<Vec<u8>>,
-    empty: &blocking::Receiver<Vec<u8>>,
+    windows: &Arc<Windows>,
+    way: Way,
     stats: &PullStats,
-) -> Result<u64, ImageError> {
+) -> Result<Option<u64>, ImageError> {
     let begun = Instant::now();
-    // For the unpacker, which is then the slower one.
-    let mut waited_below = Duration::ZERO;
-    let name = blob.as_str();
-    let source = BlobSource::new(receiver, blob);
-    let blame = super::unpack::Blame::new(name);
-    let mut decoder = Decoder::sniff(source).map_err(|e| blame.stream(&e))?;
+    let fed = Arc::new(Fed::default());
+    let (mut decompressor, compressed) = Decompressor::start(windows, &fed).map_err(cannot_start)?;
+    std::thread::scope(|scope| {
+        let feeder = std::thread::Builder::new()
+            .name("layer-feed".into())
+            .stack_size(STACK)
+            .spawn_scoped(scope, || feed(BlobSource::new(receiver, blob), compressed, &fed))
+            .map_err(cannot_start)?;
+        // For the unpacker, which is then the slower one.
+        let mut waited_below = Duration::ZERO;
+        let read = read_tar(&mut decompressor, blob.as_str(), limits, way, &mut waited_below);
+        // Who feeds it is to stop too.
+        drop(decompressor);
+        let fed = feeder.join().unwrap_or_else(|_| Err(stopped()));
+        let Ok(fed) = fed else { return Ok(None) };
+        let (total, full) = read?;
+        let Some((actual, Times { waited, hashed })) = fed else { return Err(stopped()) };
+        verify(blob, &actual)?;
+        // The empty buffer is the end mark; a channel that closes without it is a broken one.
+        let _ = full.send(Vec::new());
+        stats.spent(Stage::Network, waited);
+        stats.spent(Stage::BlobDigest, hashed);
+        stats.spent(Stage::Decompress, begun.elapsed().saturating_sub(waited + waited_below));
+        Ok(Some(total))
+    })
+}
+
+/// Hashes the blob and hands it to the decompressor. None: the decompressor has ended before the blob has.
+fn feed(
+    mut source: BlobSource,
+    mut compressed: File,
+    fed: &Fed,
+) -> Result<Option<(Digest, Times)>, ImageError> {
+    loop {
+        fed.waiting.store(true, Ordering::Relaxed);
+        let piece = source.fill_buf();
+        fed.waiting.store(false, Ordering::Relaxed);
+        let piece = piece.map_err(|_| stopped())?;
+        let length = piece.len();
+        if length == 0 {
+            return Ok(Some((source.hasher.finish(), source.times)));
+        }
+        if compressed.write_all(piece).is_err() {
+            return Ok(None);
+        }
+        fed.bytes.fetch_add(u64::try_from(length).unwrap_or_default(), Ordering::Relaxed);
+        source.consume(length);
+    }
+}
+
+fn read_tar(
+    decompressor: &mut Decompressor,
+    name: &str,
+    limits: Limits,
+    way: Way,
+    waited_below: &mut Duration,
+) -> Result<(u64, blocking::SyncSender<Vec<u8>>), ImageError> {
+    let blame = unpack::Blame::new(name);
+    let Way { full, empty, mut to_parser, given } = way;
     let mut total = 0u64;
     let mut allocated = 0;
     loop {
@@ -210,34 +310,22 @@ fn decode(
                 allocated += 1;
                 vec![0; TAR_BUFFER]
             }
-            Err(_) => timed(&mut waited_below, || empty.recv()).map_err(|_| stopped())?,
+            Err(_) => timed(waited_below, || empty.recv()).map_err(|_| stopped())?,
         };
         buffer.resize(TAR_BUFFER, 0);
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match decoder.read(&mut buffer[filled..]) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(blame.stream(&e)),
-            }
-        }
+        let filled = decompressor.read_and_copy(&mut buffer, &mut to_parser).map_err(|e| blame.stream(&e))?;
         if filled == 0 {
-            break;
+            return Ok((total, full));
         }
-        total += u64::try_from(filled).unwrap_or_default();
+        let length = u64::try_from(filled).unwrap_or_default();
+        total += length;
         if total > limits.bytes {
             return Err(blame.limit("the tar", limits.bytes, "bytes"));
         }
+        given.fetch_add(length, Ordering::Relaxed);
         buffer.truncate(filled);
-        timed(&mut waited_below, || full.send(buffer)).map_err(|_| stopped())?;
+        timed(waited_below, || full.send(buffer)).map_err(|_| stopped())?;
     }
-    let (actual, Times { waited, hashed }) = decoder.finish().map_err(|e| blame.stream(&e))?;
-    verify(blob, &actual)?;
-    stats.spent(Stage::Network, waited);
-    stats.spent(Stage::BlobDigest, hashed);
-    stats.spent(Stage::Decompress, begun.elapsed().saturating_sub(waited + hashed + waited_below));
-    Ok(total)
 }
 
 /// What passing bytes on took.
@@ -268,21 +356,11 @@ impl BlobSource {
         let hasher = blob.hasher();
         Self { receiver, hasher, current: Bytes::new(), ended: false, times: Times::default() }
     }
-
-    /// Joins pieces until `length` bytes lie in a row, or the blob ends.
-    fn gather(&mut self, length: usize) -> io::Result<&[u8]> {
-        while self.current.len() < length && !self.ended {
-            let before = std::mem::take(&mut self.current);
-            self.fill_buf()?;
-            self.current = [before, std::mem::take(&mut self.current)].concat().into();
-        }
-        Ok(&self.current)
-    }
 }
 
 impl BufRead for BlobSource {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.current.is_empty() && !self.ended {
+        while self.current.is_empty() && !self.ended {
             match timed(&mut self.times.waited, || self.receiver.blocking_recv()) {
                 Some(Piece::Data(data)) => {
                     timed(&mut self.times.hashed, || self.hasher.update(&data));
@@ -310,72 +388,50 @@ impl Read for BlobSource {
     }
 }
 
-/// The compression is what the first bytes say: media types of old images lie.
-enum Decoder {
-    Plain(Box<BlobSource>),
-    Gzip(Box<flate2::bufread::MultiGzDecoder<BlobSource>>),
-    Zstd(Box<zstd::stream::read::Decoder<'static, BlobSource>>),
+/// What the tar parser says, waited for as long as it has nothing left to say it about.
+struct Words<'a> {
+    words: File,
+    waited: &'a Cell<Duration>,
+    given: &'a AtomicU64,
+    taken: &'a AtomicU64,
 }
 
-impl Decoder {
-    fn sniff(mut source: BlobSource) -> io::Result<Self> {
-        let start = source.gather(6)?;
-        if start.starts_with(&[0x1f, 0x8b]) {
-            return Ok(Self::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(source))));
-        }
-        // A frame, or a skippable one (zstd:chunked has them).
-        let zstd = start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd])
-            || (start.len() >= 4 && start[0] & 0xf0 == 0x50 && start[1..4] == [0x2a, 0x4d, 0x18]);
-        if zstd {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(source)?;
-            decoder.window_log_max(MAX_ZSTD_WINDOW_LOG)?;
-            return Ok(Self::Zstd(Box::new(decoder)));
-        }
-        if start.starts_with(b"BZh") || start.starts_with(b"\xfd7zXZ\0") {
-            return Err(io::Error::other("compressed with bzip2 or xz, which no image format allows"));
-        }
-        Ok(Self::Plain(Box::new(source)))
-    }
-
-    /// Reads the blob to its end and gives its digest.
-    fn finish(self) -> io::Result<(Digest, Times)> {
-        let mut source = match self {
-            Self::Plain(source) => *source,
-            Self::Gzip(decoder) => decoder.into_inner(),
-            Self::Zstd(decoder) => decoder.finish(),
-        };
-        loop {
-            let length = source.fill_buf()?.len();
-            if length == 0 {
-                return Ok((source.hasher.finish(), source.times));
-            }
-            source.consume(length);
-        }
-    }
-}
-
-impl Read for Decoder {
+impl Read for Words<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(source) => source.read(into),
-            Self::Gzip(decoder) => decoder.read(into),
-            Self::Zstd(decoder) => decoder.read(into),
+        let begun = Instant::now();
+        let idle = || self.given.load(Ordering::Relaxed) == self.taken.load(Ordering::Relaxed);
+        let mut had_work = false;
+        loop {
+            match poll(&mut [PollFd::new(&self.words, PollFlags::IN)], Some(&PATIENCE)) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+                Ok(0) if had_work && !idle() => {
+                    return Err(io::Error::other("its tar parser has stopped working"));
+                }
+                Ok(0) => had_work = !idle(),
+                Ok(_) => break,
+            }
         }
+        self.waited.set(self.waited.get() + begun.elapsed());
+        self.words.read(into)
     }
 }
 
 /// The tar, hashed buffer by buffer; spent buffers go back.
-struct TarSource {
+struct TarSource<'a> {
     tar: blocking::Receiver<Vec<u8>>,
     give_back: blocking::Sender<Vec<u8>>,
     current: Vec<u8>,
     at: usize,
     hasher: Hasher,
     ended: bool,
-    times: Times,
+    hashed: Duration,
+    waited: &'a Cell<Duration>,
+    /// Bytes that were made use of.
+    taken: &'a AtomicU64,
 }
 
-impl BufRead for TarSource {
+impl BufRead for TarSource<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.at == self.current.len() && !self.ended {
             let spent = std::mem::take(&mut self.current);
@@ -383,9 +439,11 @@ impl BufRead for TarSource {
                 // The decoder may have ended; then nobody needs it.
                 let _ = self.give_back.send(spent);
             }
-            let next = timed(&mut self.times.waited, || self.tar.recv());
+            let begun = Instant::now();
+            let next = self.tar.recv();
+            self.waited.set(self.waited.get() + begun.elapsed());
             let next = next.map_err(|_| io::Error::other(stopped()))?;
-            timed(&mut self.times.hashed, || self.hasher.update(&next));
+            timed(&mut self.hashed, || self.hasher.update(&next));
             self.ended = next.is_empty();
             (self.current, self.at) = (next, 0);
         }
@@ -394,10 +452,11 @@ impl BufRead for TarSource {
 
     fn consume(&mut self, amount: usize) {
         self.at += amount;
+        self.taken.fetch_add(u64::try_from(amount).unwrap_or_default(), Ordering::Relaxed);
     }
 }
 
-impl Read for TarSource {
+impl Read for TarSource<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let from = self.fill_buf()?;
         let length = from.len().min(into.len());

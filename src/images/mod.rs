@@ -12,6 +12,7 @@
 mod artifact;
 mod bring;
 mod collect;
+mod decompress;
 mod details;
 mod digest;
 mod directories;
@@ -42,6 +43,8 @@ mod store;
 mod transfer;
 mod unpack;
 mod verify;
+mod windows;
+mod worker;
 
 #[cfg(test)]
 mod tests;
@@ -90,11 +93,24 @@ struct Inner {
     proofs: Proofs,
     downloads: Slots,
     limits: Limits,
+    windows: Arc<windows::Windows>,
     policy: policy::SignaturePolicy,
     stats: Arc<PullStats>,
     progress: Progresses,
     /// Held while the store is verified.
     verifying: tokio::sync::Mutex<()>,
+}
+
+/// Whether this process was started to work on other people's bytes; then its work is done, and this is what it exits with.
+/// A program that opens a store calls this before anything else, and then [`use_workers`].
+#[must_use]
+pub fn run_as_worker() -> Option<std::process::ExitCode> {
+    crate::host::worker::run(&[&worker::DECOMPRESSOR, &worker::PARSER])
+}
+
+/// Has other people's bytes worked on in processes without rights from now on, not in threads of this one.
+pub fn use_workers() {
+    crate::host::worker::use_processes();
 }
 
 /// Use of the file system by images, from sums that the index keeps.
@@ -151,6 +167,7 @@ impl Images {
                 proofs: Proofs::new()?,
                 downloads: Slots::new(config),
                 limits: Limits { bytes: config.max_layer_bytes, entries: config.max_layer_entries },
+                windows: windows::Windows::new(config.zstd_window_bytes),
                 policy: policy::SignaturePolicy::open(&config.signature_policy)?,
                 stats: Arc::default(),
                 progress: Progresses::default(),
@@ -269,11 +286,11 @@ impl Images {
     pub fn unpack_changes(
         &self,
         first: impl std::io::Read + 'static,
-        tar: impl std::io::Read + 'static,
+        tar: impl std::io::Read + Send + 'static,
         to: &Path,
         name: &str,
     ) -> Result<(), ImageError> {
-        let tar = transfer::plain(tar, name)?;
+        let tar = transfer::plain(tar, name, &self.inner.windows)?;
         let whole = std::io::BufReader::new(std::io::Read::chain(first, tar));
         unpack::unrecorded(whole, to, name, self.inner.limits).map(|_| ())
     }

@@ -46,3 +46,4 @@ mod survive;
 mod usage;
 mod userns;
 mod watchdog;
+mod workers;

@@ -72,6 +72,15 @@ pub fn own_cgroup_namespace() -> io::Result<()> {
 /// The kernel's.
 pub fn give_up_rights() -> io::Result<()> {
     nix::unistd::setgroups(&[])?;
+    drop_bounding_set()?;
+    rustix::thread::clear_ambient_capability_set()?;
+    let none = rustix::thread::CapabilitySet::empty();
+    let none = rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
+    rustix::thread::set_capabilities(None, none)?;
+    Ok(rustix::thread::set_no_new_privs(true)?)
+}
+
+pub(crate) fn drop_bounding_set() -> io::Result<()> {
     for capability in 0..CAPABILITIES {
         // SAFETY: prctl takes integers here.
         if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } < 0 {
@@ -83,11 +92,7 @@ pub fn give_up_rights() -> io::Result<()> {
             return Err(error);
         }
     }
-    rustix::thread::clear_ambient_capability_set()?;
-    let none = rustix::thread::CapabilitySet::empty();
-    let none = rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
-    rustix::thread::set_capabilities(None, none)?;
-    Ok(rustix::thread::set_no_new_privs(true)?)
+    Ok(())
 }
 
 /// Has the calling process belong to root as far as procfs goes, without core dumps, looked into by nobody who may not

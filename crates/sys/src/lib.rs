@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod confine;
 pub mod fdpass;
+pub mod landlock;
 pub mod memory;
 pub mod names;
 pub mod namespace;
@@ -14,6 +15,7 @@ pub mod pidfd;
 pub mod proc;
 pub mod process;
 pub mod quota;
+pub mod rights;
 pub mod seccomp;
 pub mod socket;
 pub mod tty;

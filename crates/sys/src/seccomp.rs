@@ -4,8 +4,10 @@ use std::io;
 
 /// Numbers of calls, for filters.
 pub use libc::{
-    SYS_close_range, SYS_exit, SYS_exit_group, SYS_restart_syscall, SYS_rt_sigreturn, SYS_rt_sigtimedwait,
-    SYS_wait4, SYS_write, c_long as Call,
+    SYS_brk, SYS_clock_gettime, SYS_close, SYS_close_range, SYS_exit, SYS_exit_group, SYS_futex,
+    SYS_getrandom, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_read, SYS_readv,
+    SYS_restart_syscall, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_rt_sigtimedwait,
+    SYS_sigaltstack, SYS_splice, SYS_wait4, SYS_write, SYS_writev, c_long as Call,
 };
 
 /// What a call that the filter is asked about comes to.

@@ -27,7 +27,10 @@ impl Images {
                 reason: "it is not a plain file".into(),
             });
         }
-        Files::open(path, &inner.store.staging_dir(), inner.limits.bytes, &Cancel::default()).map(Archive)
+        {
+            let (staging, limit) = (inner.store.staging_dir(), inner.limits.bytes);
+            Files::open(path, &staging, limit, &inner.windows, &Cancel::default()).map(Archive)
+        }
     }
 }
 

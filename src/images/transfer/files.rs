@@ -4,6 +4,7 @@
 use super::spool::{Cancel, spool};
 use crate::images::error::{ImageError, cut};
 use crate::images::unpack::{Content, Fault, clean, contents};
+use crate::images::windows::Windows;
 use rustix::fs::OFlags;
 use std::collections::HashMap;
 use std::fs::File;
@@ -72,7 +73,13 @@ impl Read for PartReader {
 impl Files {
     /// Opens a directory or a tar; one that is compressed, or that comes through a pipe, is spooled in `staging`, `limit`
     /// bytes of it at most.
-    pub(super) fn open(path: &Path, staging: &Path, limit: u64, cancel: &Cancel) -> Result<Self, ImageError> {
+    pub(super) fn open(
+        path: &Path,
+        staging: &Path,
+        limit: u64,
+        windows: &Arc<Windows>,
+        cancel: &Cancel,
+    ) -> Result<Self, ImageError> {
         let name = path.display().to_string();
         let failed = |e| ImageError::io("open", path, e);
         let kind = std::fs::metadata(path).map_err(failed)?;
@@ -80,7 +87,7 @@ impl Files {
             return Ok(Self::Directory { path: path.to_owned(), name });
         }
         let file = File::open(path).map_err(failed)?;
-        let file = spool(file, &name, staging, limit, cancel)?;
+        let file = spool(file, &name, staging, limit, windows, cancel)?;
         let bad =
             |reason: String| ImageError::BadArchive { archive: name.clone(), entry: String::new(), reason };
         let found = contents(&file, MAX_ENTRIES).map_err(|fault| match fault {

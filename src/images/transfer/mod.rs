@@ -35,6 +35,7 @@ use super::Images;
 use super::error::ImageError;
 use super::pull::blocking;
 use super::reference::Reference;
+use super::windows::Windows;
 use crate::model::ImageId;
 use files::Files;
 use offer::Offer;
@@ -72,8 +73,9 @@ impl Images {
         let _guard = cancel.guard();
         let (from, staging, limit) =
             (path.to_owned(), self.inner.store.staging_dir(), self.inner.limits.bytes);
+        let windows = Arc::clone(&self.inner.windows);
         let mut offers = blocking(move || {
-            let files = Files::open(&from, &staging, limit, &cancel)?;
+            let files = Files::open(&from, &staging, limit, &windows, &cancel)?;
             offers(Arc::new(files))
         })
         .await?;
@@ -96,10 +98,14 @@ impl Images {
 }
 
 /// A tar as it is, or decompressed; `name` stands for it in errors.
-pub(super) fn plain(tar: impl Read + 'static, name: &str) -> Result<Box<dyn Read>, ImageError> {
-    match spool::decoder(std::io::BufReader::new(tar), name)? {
+pub(super) fn plain(
+    tar: impl Read + Send + 'static,
+    name: &str,
+    windows: &Arc<Windows>,
+) -> Result<Box<dyn Read>, ImageError> {
+    match spool::decoder(std::io::BufReader::new(tar), name, windows)? {
         Form::Plain(source) => Ok(Box::new(source)),
-        Form::Compressed(decoded) => Ok(decoded),
+        Form::Compressed(decoded) => Ok(Box::new(decoded)),
     }
 }
 

@@ -2,6 +2,8 @@
 //! frees when the last of its readers is gone, also after a crash.
 
 use crate::images::error::ImageError;
+use crate::images::windows::Windows;
+use crate::images::worker::{Decompressed, cannot_start};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
@@ -14,8 +16,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const PIECE: usize = 256 << 10;
 /// How often a wait for a pipe looks whether its caller is still there.
 pub(super) const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
-/// Largest zstd window, 2^27 bytes, as for layers.
-const MAX_ZSTD_WINDOW_LOG: u32 = 27;
 
 /// Tells blocking work that nobody waits for it.
 #[derive(Debug, Clone, Default)]
@@ -70,21 +70,21 @@ impl Read for Input {
 /// A stream, and what it was found to be.
 pub(super) enum Form<R> {
     Plain(R),
-    /// Decompressed as it is read.
-    Compressed(Box<dyn Read>),
+    /// Decompressed as it is read, by a worker without rights.
+    Compressed(Decompressed),
 }
 
 /// Looks at how a stream begins; `name` stands for it in errors.
-pub(super) fn decoder<R: BufRead + 'static>(mut source: R, name: &str) -> Result<Form<R>, ImageError> {
+pub(super) fn decoder<R: BufRead + Send + 'static>(
+    mut source: R,
+    name: &str,
+    windows: &Arc<Windows>,
+) -> Result<Form<R>, ImageError> {
     let failed = |e| ImageError::io("read", Path::new(name), e);
     let start = source.fill_buf().map_err(failed)?;
-    if start.starts_with(&[0x1f, 0x8b]) {
-        return Ok(Form::Compressed(Box::new(flate2::bufread::MultiGzDecoder::new(source))));
-    }
-    if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        let mut decoder = zstd::stream::read::Decoder::with_buffer(source).map_err(failed)?;
-        decoder.window_log_max(MAX_ZSTD_WINDOW_LOG).map_err(failed)?;
-        return Ok(Form::Compressed(Box::new(decoder)));
+    if start.starts_with(&[0x1f, 0x8b]) || start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        let decompressed = Decompressed::new(source, windows);
+        return decompressed.map(Form::Compressed).map_err(cannot_start);
     }
     if start.starts_with(b"BZh") || start.starts_with(b"\xfd7zXZ\0") {
         let reason = "compressed with bzip2 or xz; decompress it first".to_owned();
@@ -99,6 +99,7 @@ pub(super) fn spool(
     name: &str,
     dir: &Path,
     limit: u64,
+    windows: &Arc<Windows>,
     cancel: &Cancel,
 ) -> Result<File, ImageError> {
     use std::os::unix::fs::FileTypeExt as _;
@@ -113,8 +114,8 @@ pub(super) fn spool(
     let is_pipe = kind.is_fifo();
     let original = file.try_clone().map_err(failed)?;
     let source = BufReader::with_capacity(PIECE, Input { file, is_pipe, cancel: cancel.clone() });
-    let mut from: Box<dyn Read> = match decoder(source, name)? {
-        Form::Compressed(decoded) => decoded,
+    let mut from: Box<dyn Read> = match decoder(source, name, windows)? {
+        Form::Compressed(decoded) => Box::new(decoded),
         Form::Plain(source) if is_pipe => Box::new(source),
         Form::Plain(_) => return Ok(original),
     };

@@ -5,6 +5,7 @@
 //! data, its attributes and the steps of its path, which `tree` counts.
 
 use super::meta::{self, Meta};
+use super::parsed::Parsed;
 use super::sparse::Map;
 use super::tar::{Entry, Kind, TarReader};
 use super::tree::{OpenDir, Tree, is_whiteout};
@@ -14,7 +15,7 @@ use crate::images::recipe::{RECIPE, Recorder};
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{self, AtFlags, Dev, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
-use std::io::BufRead;
+use std::io::{BufRead, Read};
 use std::path::Path;
 
 /// Prefix of a whiteout, from the OCI image specification ("Representing Changes").
@@ -45,14 +46,51 @@ enum Content {
     Left,
 }
 
-/// Unpacks `source` into `<staging>/fs`, reading it to its end, and writes its recipe. `layer` names it in errors.
+/// The entries of a tar, one after the other, with its bytes.
+pub(super) trait Entries {
+    /// The next entry, after what is left of the last one. None at the end mark or a clean end.
+    fn next(&mut self) -> Result<Option<Entry>, ImageError>;
+    /// The data of the current entry goes into a file: its path without symlinks.
+    fn goes_into(&mut self, path: &[u8]);
+    /// Hands the entry's data over in pieces as they lie in the buffer, with the recorder to be told their places.
+    fn data(
+        &mut self,
+        sink: impl FnMut(&mut Recorder, &[u8]) -> Result<(), ImageError>,
+    ) -> Result<(), ImageError>;
+    /// All of the file's data was handed over.
+    fn end_file(&mut self) -> Result<(), ImageError>;
+    /// Reads what stands behind the end mark, so that the whole stream is hashed.
+    fn drain(&mut self) -> Result<(), ImageError>;
+    /// The recorder, when the stream was read to its end.
+    fn into_recorder(self) -> Recorder;
+}
+
+/// Unpacks `source` into `<staging>/fs`, reading it to its end, and writes its recipe. What it means is said by `words`, a
+/// parser's that gets the same bytes. `layer` names it in errors.
+pub(crate) fn unpack_parsed(
+    source: impl BufRead,
+    words: impl Read,
+    staging: &Path,
+    layer: &str,
+    limits: Limits,
+) -> Result<Unpacked, ImageError> {
+    let blame = Blame::new(layer);
+    let recorder = Recorder::create(&staging.join(RECIPE))?;
+    let parsed = Parsed::new(source, words, recorder, blame.clone());
+    apply(parsed, staging, blame, limits, Content::Written)
+}
+
+/// As `unpack_parsed`, parsing by itself.
+#[cfg(any(test, fuzzing))]
 pub(crate) fn unpack(
     source: impl BufRead,
     staging: &Path,
     layer: &str,
     limits: Limits,
 ) -> Result<Unpacked, ImageError> {
-    apply(source, staging, layer, limits, Recorder::create(&staging.join(RECIPE))?, Content::Written)
+    let (blame, recorder) = (Blame::new(layer), Recorder::create(&staging.join(RECIPE))?);
+    let tar = TarReader::new(source, recorder, blame.clone());
+    apply(tar, staging, blame, limits, Content::Written)
 }
 
 /// Unpacks `source` as `unpack` does, but for the data of its files: holes of their size stand for it. To see what a
@@ -63,7 +101,9 @@ pub(crate) fn skeleton(
     layer: &str,
     limits: Limits,
 ) -> Result<Unpacked, ImageError> {
-    apply(source, staging, layer, limits, Recorder::off(), Content::Left)
+    let blame = Blame::new(layer);
+    let tar = TarReader::new(source, Recorder::off(), blame.clone());
+    apply(tar, staging, blame, limits, Content::Left)
 }
 
 /// Unpacks `source` without a recipe: what is never exported nor verified.
@@ -73,19 +113,18 @@ pub(crate) fn unrecorded(
     layer: &str,
     limits: Limits,
 ) -> Result<Unpacked, ImageError> {
-    apply(source, staging, layer, limits, Recorder::off(), Content::Written)
+    let blame = Blame::new(layer);
+    let tar = TarReader::new(source, Recorder::off(), blame.clone());
+    apply(tar, staging, blame, limits, Content::Written)
 }
 
 fn apply(
-    source: impl BufRead,
+    mut tar: impl Entries,
     staging: &Path,
-    layer: &str,
+    blame: Blame,
     limits: Limits,
-    recorder: Recorder,
     content: Content,
 ) -> Result<Unpacked, ImageError> {
-    let blame = Blame::new(layer);
-    let mut tar = TarReader::new(source, recorder, blame.clone());
     let mut apply = Apply {
         tree: Tree::open(staging, blame.clone())?,
         blame,
@@ -127,7 +166,7 @@ struct Apply {
 }
 
 impl Apply {
-    fn entry(&mut self, tar: &mut TarReader<impl BufRead>, entry: Entry) -> Result<(), ImageError> {
+    fn entry(&mut self, tar: &mut impl Entries, entry: Entry) -> Result<(), ImageError> {
         self.entries += 1 + entry.headers;
         if self.entries > self.limits.entries {
             return Err(self.blame.limit("the entries", self.limits.entries, "entries"));
@@ -168,7 +207,7 @@ impl Apply {
     #[expect(clippy::too_many_arguments, reason = "one call; the parts of one entry")]
     fn file(
         &mut self,
-        tar: &mut TarReader<impl BufRead>,
+        tar: &mut impl Entries,
         parent: &OpenDir,
         name: &[u8],
         path: &[u8],

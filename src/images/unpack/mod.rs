@@ -1,6 +1,7 @@
 //! Turns the tar stream of one layer into a directory that overlayfs can use as a lower layer.
 //!
-//! Owns the reading of tar (`header`, `tar`, `contents`) and its application beneath one root (`apply`, `tree`). The input is hostile:
+//! Owns the reading of tar (`header`, `tar`, `contents`), its half in a process without rights (`parse`, `wire`, `parsed`), and
+//! its application beneath one root (`apply`, `tree`). The input is hostile:
 //! every parent is resolved by `openat2(RESOLVE_IN_ROOT)`, the last component is never followed, and names, records, entries
 //! and bytes have caps.
 //!
@@ -16,18 +17,25 @@ mod contents;
 pub(super) mod fuzz;
 mod header;
 mod meta;
+mod parse;
+mod parsed;
 mod pax;
 mod sparse;
 mod tar;
 mod tree;
+mod wire;
 
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub(crate) use apply::{Unpacked, skeleton, unpack, unrecorded};
+#[cfg(any(test, fuzzing))]
+pub(crate) use apply::unpack;
+pub(crate) use apply::{Unpacked, skeleton, unpack_parsed, unrecorded};
 pub(crate) use contents::{Content, Fault, contents};
 pub(crate) use meta::{Meta, OPAQUE, apply_dir, read_dir};
+pub(crate) use parse::parse;
 pub(crate) use tree::is_whiteout;
+pub(crate) use wire::plain;
 
 use super::error::ImageError;
 

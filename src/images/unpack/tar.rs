@@ -6,7 +6,9 @@
 //!
 //! The `tar` crate is not used here: it reads PAX and GNU name records into memory whatever their size.
 
+use super::apply::Entries;
 use super::header::{BLOCK, Header, OldSparse, ranges};
+use super::parse::Feed;
 use super::pax::{Pax, decimal};
 use super::sparse::Map;
 use super::{Blame, MAX_HEADERS, MAX_LONG_NAME, MAX_PAX, MAX_SPARSE};
@@ -45,36 +47,79 @@ pub(super) enum Kind {
     Fifo,
 }
 
+/// Who is told of the bytes that stand in no file.
+pub(super) trait Note {
+    /// These pass now.
+    fn inline(&mut self, bytes: &[u8]) -> Result<(), ImageError>;
+}
+
+impl Note for Recorder {
+    fn inline(&mut self, bytes: &[u8]) -> Result<(), ImageError> {
+        Self::inline(self, bytes)
+    }
+}
+
 /// A tar stream.
 #[derive(Debug)]
-pub(super) struct TarReader<R> {
+pub(super) struct TarReader<R, N> {
     source: R,
     blame: Blame,
     /// Told of every byte that passes: by the reader, but for file data, which only its writer knows the place of.
-    recorder: Recorder,
+    recorder: N,
     /// Unread bytes of the current entry's data, and of its padding.
     left: u64,
     padding: u64,
 }
 
-impl<R: BufRead> TarReader<R> {
-    pub(super) fn new(source: R, recorder: Recorder, blame: Blame) -> Self {
-        Self { source, blame, recorder, left: 0, padding: 0 }
+impl<R: BufRead> Entries for TarReader<R, Recorder> {
+    fn next(&mut self) -> Result<Option<Entry>, ImageError> {
+        self.next()
     }
 
-    /// The data of the current entry goes into a file: its path without symlinks.
-    pub(super) fn goes_into(&mut self, path: &[u8]) {
+    fn goes_into(&mut self, path: &[u8]) {
         self.recorder.file(path);
     }
 
-    /// All of the file's data was handed over.
-    pub(super) fn end_file(&mut self) -> Result<(), ImageError> {
+    fn data(
+        &mut self,
+        sink: impl FnMut(&mut Recorder, &[u8]) -> Result<(), ImageError>,
+    ) -> Result<(), ImageError> {
+        self.data(sink)
+    }
+
+    fn end_file(&mut self) -> Result<(), ImageError> {
         self.recorder.end_file()
     }
 
-    /// The recorder, when the stream was read to its end.
-    pub(super) fn into_recorder(self) -> Recorder {
+    fn drain(&mut self) -> Result<(), ImageError> {
+        self.drain()
+    }
+
+    fn into_recorder(self) -> Recorder {
         self.recorder
+    }
+}
+
+impl<N: Note> TarReader<Feed, N> {
+    /// Passes over the data of the current entry.
+    pub(super) fn pass(&mut self) -> Result<(), ImageError> {
+        let left = std::mem::take(&mut self.left);
+        match self.source.pass(left) {
+            Ok(passed) if passed == left => Ok(()),
+            Ok(_) => Err(self.blame.corrupt("the tar ends within a file")),
+            Err(e) => Err(self.blame.stream(&e)),
+        }
+    }
+
+    /// Passes over everything.
+    pub(super) fn pass_all(&mut self) -> std::io::Result<u64> {
+        self.source.pass(u64::MAX)
+    }
+}
+
+impl<R: BufRead, N: Note> TarReader<R, N> {
+    pub(super) fn new(source: R, recorder: N, blame: Blame) -> Self {
+        Self { source, blame, recorder, left: 0, padding: 0 }
     }
 
     /// The next entry, after skipping what is left of the last one. None at the end mark or a clean end.
@@ -244,7 +289,7 @@ impl<R: BufRead> TarReader<R> {
     /// Hands the entry's data over in pieces as they lie in the buffer, with the recorder to be told their places.
     pub(super) fn data(
         &mut self,
-        mut sink: impl FnMut(&mut Recorder, &[u8]) -> Result<(), ImageError>,
+        mut sink: impl FnMut(&mut N, &[u8]) -> Result<(), ImageError>,
     ) -> Result<(), ImageError> {
         while self.left > 0 {
             let buffer = self.source.fill_buf().map_err(|e| self.blame.stream(&e))?;
@@ -260,9 +305,9 @@ impl<R: BufRead> TarReader<R> {
     }
 
     fn skip_rest(&mut self) -> Result<(), ImageError> {
-        self.data(Recorder::inline)?;
+        self.data(N::inline)?;
         self.left = std::mem::take(&mut self.padding);
-        self.data(Recorder::inline)
+        self.data(N::inline)
     }
 
     /// The next block; None at the end mark (a zero block) or at a clean end of the stream.

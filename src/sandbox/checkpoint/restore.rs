@@ -105,7 +105,7 @@ pub(in crate::sandbox) fn fetch(
     let deleted: Vec<String> = source.maybe_json(Path::new(DELETED))?.unwrap_or_default();
     let whiteouts = changes::whiteouts(deleted);
     // Peers leave it out where nothing was changed.
-    let changed: Box<dyn Read> = match source.file(Path::new(CHANGES))? {
+    let changed: Box<dyn Read + Send> = match source.file(Path::new(CHANGES))? {
         Some(file) => file.content,
         None => Box::new(std::io::empty()),
     };

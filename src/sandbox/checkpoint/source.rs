@@ -26,7 +26,7 @@ const MAX_IMAGES: usize = 1 << 20;
 /// A plain file of a checkpoint.
 pub(super) struct Opened {
     pub(super) bytes: u64,
-    pub(super) content: Box<dyn Read>,
+    pub(super) content: Box<dyn Read + Send>,
 }
 
 /// Where they lie.

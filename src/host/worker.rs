@@ -1,0 +1,245 @@
+//! Processes of ours that work on other people's bytes and can do nothing else: they read one descriptor, write another,
+//! and talk to us over a third.
+//!
+//! Owns: starting one (this same program under another name), what it gives up before it reads a byte, and its end. A
+//! worker runs as nobody without capabilities, with `no_new_privs`, an address space of its own small size, no file that it
+//! may open (Landlock, and the system calls are not allowed either), and a filter of the calls that are needed to read,
+//! write and allocate: no socket, no program, no process, no signal to others. It dies with the thread that started it.
+//! Never knows what the bytes are; never trusts what a worker says.
+//!
+//! It has no namespaces of its own: without the calls that name anything outside, they would keep nothing more from it, and
+//! making them takes longer than the work on a small layer.
+
+use podwright_sys::{confine, landlock, process, rights, seccomp};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// First argument of a process that is a worker, where the program's name stands.
+const NAME: &str = "podwright-worker";
+/// The user of workers: the kernel's overflow id, which owns nothing.
+const NOBODY: u32 = 65534;
+/// Descriptors that a worker may have: three, their copies, and /dev/null.
+const DESCRIPTORS: u64 = 8;
+/// What a worker exits with when it could not give up its rights: it has read nothing then.
+const NOT_CONFINED: u8 = 70;
+
+/// Whether workers are processes. Unit tests and fuzzing run in programs that cannot be started as a worker: there they are
+/// threads, with the same code between the same descriptors.
+static PROCESSES: AtomicBool = AtomicBool::new(false);
+
+/// The calls of a worker: reading, writing and passing over, memory, and ending.
+const CALLS: [seccomp::Call; 22] = [
+    seccomp::SYS_read,
+    seccomp::SYS_write,
+    seccomp::SYS_readv,
+    seccomp::SYS_writev,
+    seccomp::SYS_splice,
+    seccomp::SYS_close,
+    seccomp::SYS_brk,
+    seccomp::SYS_mmap,
+    seccomp::SYS_munmap,
+    seccomp::SYS_mremap,
+    seccomp::SYS_mprotect,
+    seccomp::SYS_madvise,
+    seccomp::SYS_futex,
+    seccomp::SYS_clock_gettime,
+    seccomp::SYS_getrandom,
+    seccomp::SYS_rt_sigaction,
+    seccomp::SYS_rt_sigprocmask,
+    seccomp::SYS_rt_sigreturn,
+    seccomp::SYS_sigaltstack,
+    seccomp::SYS_restart_syscall,
+    seccomp::SYS_exit,
+    seccomp::SYS_exit_group,
+];
+
+/// The ends of a worker's descriptors that are its own.
+#[derive(Debug)]
+pub struct Ends {
+    /// What it works on.
+    pub input: File,
+    /// What comes of it.
+    pub output: File,
+    /// What it says, and is told.
+    pub control: File,
+    /// What is not needed goes here.
+    pub nowhere: File,
+}
+
+/// A kind of worker.
+#[derive(Debug, Clone, Copy)]
+pub struct Program {
+    /// Its name, for `ps` and for errors.
+    pub name: &'static str,
+    /// Address space, bytes.
+    pub memory: u64,
+    /// The work.
+    pub body: fn(Ends),
+}
+
+/// A worker at work. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Worker {
+    name: &'static str,
+    /// None: a thread, which ends when its descriptors do.
+    child: Option<Child>,
+}
+
+/// Has workers be processes from now on. For programs that call [`run`] before anything else.
+pub fn use_processes() {
+    PROCESSES.store(true, Ordering::Relaxed);
+}
+
+/// What a worker that was taken over would try, for the test that it cannot.
+#[cfg(debug_assertions)]
+const TRIAL: Program = Program { name: "trial", memory: 256 << 20, body: trial };
+
+#[cfg(debug_assertions)]
+fn trial(ends: Ends) {
+    use rustix::io::Errno;
+    use rustix::process::{Pid, Signal, kill_process};
+    use std::io::Write as _;
+    type Try = (&'static str, fn() -> io::Result<()>);
+    let tries: [Try; 13] = [
+        ("read /etc/shadow", || File::open("/etc/shadow").map(|_| ())),
+        ("read /proc/self/maps", || File::open("/proc/self/maps").map(|_| ())),
+        ("write /tmp", || File::create("/tmp/podwright-worker").map(|_| ())),
+        ("make a directory", || std::fs::create_dir("/tmp/podwright-worker")),
+        ("make a TCP socket", || std::net::UdpSocket::bind("127.0.0.1:0").map(|_| ())),
+        ("make a unix socket", || std::os::unix::net::UnixStream::pair().map(|_| ())),
+        ("run a program", || Command::new("/bin/true").status().map(|_| ())),
+        ("start a thread", || std::thread::Builder::new().spawn(|| {}).map(|_| ())),
+        ("signal process 1", || Ok(kill_process(Pid::INIT, Signal::CONT)?)),
+        ("become root", || Ok(nix::unistd::setuid(nix::unistd::Uid::from_raw(0))?)),
+        ("make a namespace", || Ok(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER)?)),
+        ("change a limit", || rights::limit(1 << 40, 1 << 10)),
+        ("make a pipe", || {
+            let flags = rustix::pipe::PipeFlags::CLOEXEC;
+            Ok(rustix::pipe::pipe_with(flags).map(|_| ())?)
+        }),
+    ];
+    let mut output = ends.output;
+    for (name, attempt) in tries {
+        let answer = match attempt() {
+            Ok(()) => "DONE".to_owned(),
+            Err(e) if e.raw_os_error() == Some(Errno::PERM.raw_os_error()) => "EPERM".to_owned(),
+            Err(e) => e.to_string(),
+        };
+        let _ = writeln!(output, "{name}: {answer}");
+    }
+}
+
+/// Whether this process was started as a worker; then its work is done, and this is what it exits with.
+#[must_use]
+pub fn run(programs: &[&Program]) -> Option<ExitCode> {
+    let mut arguments = std::env::args_os();
+    if arguments.next()? != NAME {
+        return None;
+    }
+    let name = arguments.next().unwrap_or_default();
+    #[cfg(debug_assertions)]
+    let programs = &[programs, &[&TRIAL]].concat();
+    let Some(program) = programs.iter().find(|program| name == program.name) else {
+        return Some(ExitCode::from(NOT_CONFINED));
+    };
+    // A panic is not told by itself: standard error is for the protocol.
+    std::panic::set_hook(Box::new(|_| {}));
+    let Ok(ends) = confined(program.memory) else { return Some(ExitCode::from(NOT_CONFINED)) };
+    (program.body)(ends);
+    Some(ExitCode::SUCCESS)
+}
+
+/// Gives everything up.
+fn confined(memory: u64) -> io::Result<Ends> {
+    process::close_from(3)?;
+    let ends = Ends {
+        input: std::io::stdin().as_fd().try_clone_to_owned()?.into(),
+        output: std::io::stdout().as_fd().try_clone_to_owned()?.into(),
+        control: std::io::stderr().as_fd().try_clone_to_owned()?.into(),
+        nowhere: nowhere()?,
+    };
+    std::env::set_current_dir("/")?;
+    rights::become_nobody(NOBODY)?;
+    confine::end_with_parent()?;
+    confine::hide()?;
+    rights::limit(memory, DESCRIPTORS)?;
+    match landlock::no_files() {
+        // The filter below forbids the same, in a kernel's other corner.
+        Err(error) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
+        _ => {}
+    }
+    seccomp::allow_only(&CALLS)?;
+    Ok(ends)
+}
+
+fn nowhere() -> io::Result<File> {
+    std::fs::OpenOptions::new().write(true).open("/dev/null")
+}
+
+impl Worker {
+    /// Starts one. It must be started, used and ended by one thread, with which it dies.
+    ///
+    /// # Errors
+    /// When the process or thread cannot be made.
+    pub fn start(program: &Program, input: OwnedFd, output: OwnedFd, control: OwnedFd) -> io::Result<Self> {
+        let name = program.name;
+        if !PROCESSES.load(Ordering::Relaxed) {
+            let ends = Ends {
+                input: input.into(),
+                output: output.into(),
+                control: control.into(),
+                nowhere: nowhere()?,
+            };
+            let body = program.body;
+            std::thread::Builder::new().name(name.into()).spawn(move || body(ends))?;
+            return Ok(Self { name, child: None });
+        }
+        // Our own program wherever it lies, also when it was replaced since we started. No pre_exec: std then need not
+        // fork, and the worker gives up its rights by itself, before it reads anything.
+        let child = Command::new("/proc/self/exe")
+            .arg0(NAME)
+            .arg(name)
+            .env_clear()
+            .stdin(Stdio::from(input))
+            .stdout(Stdio::from(output))
+            .stderr(Stdio::from(control))
+            .spawn()?;
+        Ok(Self { name, child: Some(child) })
+    }
+
+    /// Waits for its end, after its output has ended, and says what was wrong with it.
+    pub fn end(mut self) -> Option<String> {
+        let mut child = self.child.take()?;
+        match child.wait() {
+            Ok(status) if status.success() => None,
+            Ok(status) => Some(told(self.name, status)),
+            Err(error) => Some(format!("{} cannot be waited for: {error}", self.name)),
+        }
+    }
+}
+
+fn told(name: &str, status: ExitStatus) -> String {
+    match (status.signal(), status.code()) {
+        (Some(9), _) => format!("{name} was killed, perhaps for want of memory"),
+        (Some(signal), _) => format!("{name} crashed (signal {signal})"),
+        (None, Some(code)) if code == i32::from(NOT_CONFINED) => {
+            format!("{name} could not give up its rights on this kernel, and has done nothing")
+        }
+        (None, code) => format!("{name} ended with code {}", code.unwrap_or_default()),
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // One that is gone already is only reaped.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}

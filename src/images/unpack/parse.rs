@@ -1,0 +1,159 @@
+//! The tar parser as a worker: a tar on one descriptor, what is in it on the other. Passes over files' data without reading
+//! it. Knows no layer and no file.
+
+use super::tar::{Kind, Note, TarReader};
+use super::{Blame, wire};
+use crate::host::worker::Ends;
+use crate::images::error::ImageError;
+use rustix::pipe::{SpliceFlags, splice};
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, BufRead, Read, Write as _};
+use std::rc::Rc;
+
+/// Bytes of tar at a time.
+const BUFFER: usize = 64 << 10;
+/// Bytes said before they are written though nothing has to be waited for.
+const SAID: usize = 32 << 10;
+
+/// What is to be said, and what was not written yet of it.
+struct Out {
+    file: File,
+    said: Vec<u8>,
+    inline: u64,
+}
+
+impl Out {
+    fn settle(&mut self) {
+        if self.inline > 0 {
+            wire::inline(&mut self.said, std::mem::take(&mut self.inline));
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.settle();
+        let written = self.file.write_all(&self.said);
+        self.said.clear();
+        written
+    }
+}
+
+/// The tar. Before it is waited for, all that is to be said is written: who hears it may wait for just that.
+pub(super) struct Feed {
+    input: File,
+    nowhere: File,
+    buffer: Vec<u8>,
+    at: usize,
+    out: Rc<RefCell<Out>>,
+}
+
+impl Feed {
+    /// Passes over this many bytes; returns how many there were.
+    pub(super) fn pass(&mut self, wanted: u64) -> io::Result<u64> {
+        let held = self.buffer.len() - self.at;
+        let take = usize::try_from(wanted).unwrap_or(usize::MAX).min(held);
+        self.at += take;
+        let mut left = wanted - u64::try_from(take).unwrap_or_default();
+        if left > 0 {
+            self.out.borrow_mut().flush()?;
+        }
+        while left > 0 {
+            let step = usize::try_from(left).unwrap_or(usize::MAX).min(1 << 30);
+            match splice(&self.input, None, &self.nowhere, None, step, SpliceFlags::MOVE) {
+                Ok(0) => return Ok(wanted - left),
+                Ok(passed) => left -= u64::try_from(passed).unwrap_or_default(),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(wanted)
+    }
+}
+
+impl BufRead for Feed {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.at == self.buffer.len() {
+            self.out.borrow_mut().flush()?;
+            self.buffer.resize(BUFFER, 0);
+            let read = loop {
+                match self.input.read(&mut self.buffer) {
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    read => break read,
+                }
+            };
+            self.buffer.truncate(*read.as_ref().unwrap_or(&0));
+            self.at = 0;
+            read?;
+        }
+        Ok(&self.buffer[self.at..])
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.at += amount;
+    }
+}
+
+impl Read for Feed {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let from = self.fill_buf()?;
+        let length = from.len().min(into.len());
+        into[..length].copy_from_slice(&from[..length]);
+        self.consume(length);
+        Ok(length)
+    }
+}
+
+struct Counted(Rc<RefCell<Out>>);
+
+impl Note for Counted {
+    fn inline(&mut self, bytes: &[u8]) -> Result<(), ImageError> {
+        self.0.borrow_mut().inline += u64::try_from(bytes.len()).unwrap_or_default();
+        Ok(())
+    }
+}
+
+/// Reads a tar to its end and says what is in it.
+pub(crate) fn parse(ends: Ends) {
+    let Ends { input, output, control: _, nowhere } = ends;
+    let out = Rc::new(RefCell::new(Out { file: output, said: Vec::new(), inline: 0 }));
+    let feed = Feed { input, nowhere, buffer: Vec::new(), at: 0, out: Rc::clone(&out) };
+    let mut tar = TarReader::new(feed, Counted(Rc::clone(&out)), Blame::new(""));
+    let result = entries(&mut tar, &out);
+    {
+        let mut out = out.borrow_mut();
+        out.settle();
+        match result {
+            Ok(()) => wire::end(&mut out.said),
+            Err(error) => wire::refusal(&mut out.said, &error),
+        }
+        // Nobody hears it: the pull has ended.
+        if out.flush().is_err() {
+            return;
+        }
+    }
+    // What stands behind the end mark, so that who writes the tar can go on.
+    let _ = tar.pass_all();
+}
+
+fn entries(tar: &mut TarReader<Feed, Counted>, out: &Rc<RefCell<Out>>) -> Result<(), ImageError> {
+    let blame = Blame::new("");
+    while let Some(entry) = tar.next()? {
+        {
+            let mut out = out.borrow_mut();
+            out.settle();
+            // Only whole messages: what cannot be an entry is a refusal instead.
+            let before = out.said.len();
+            if let Err(error) = wire::entry(&mut out.said, &entry, &blame) {
+                out.said.truncate(before);
+                return Err(error);
+            }
+            if out.said.len() > SAID {
+                out.flush().map_err(|e| blame.stream(&e))?;
+            }
+        }
+        if let Kind::File { .. } = entry.kind {
+            tar.pass()?;
+        }
+    }
+    Ok(())
+}

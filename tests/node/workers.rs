@@ -1,0 +1,257 @@
+//! The processes that work on other people's bytes: what they are, what they cannot do, and that they go.
+
+use crate::support::*;
+use podwright_testkit::{Compression, Entry, Image, ImageBuilder, LayerBuilder, Options, wait_for};
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+use tonic::Code;
+
+/// How long a state that must come may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A registry that serves one image, but of its layer only the first half; the rest comes, or the connection ends, when it
+/// is told.
+struct Stalling {
+    address: SocketAddr,
+    go_on: mpsc::Sender<bool>,
+}
+
+impl Stalling {
+    fn start(image: Image) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (go_on, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            let told = Arc::new(Mutex::new(Some(told)));
+            for connection in listener.incoming() {
+                let (image, mut connection, told) = (image.clone(), connection.unwrap(), Arc::clone(&told));
+                std::thread::spawn(move || while serve(&image, &mut connection, &told).is_some() {});
+            }
+        });
+        Self { address, go_on }
+    }
+
+    fn name(&self) -> String {
+        format!("{}/stalling/image:t", self.address)
+    }
+}
+
+/// Answers one request; None: there will be none.
+fn serve(
+    image: &Image,
+    connection: &mut TcpStream,
+    told: &Mutex<Option<mpsc::Receiver<bool>>>,
+) -> Option<()> {
+    let mut request = Vec::new();
+    let mut byte = [0];
+    while !request.ends_with(b"\r\n\r\n") {
+        if connection.read(&mut byte).ok()? == 0 {
+            return None;
+        }
+        request.push(byte[0]);
+    }
+    let request = String::from_utf8(request).unwrap();
+    let (method, rest) = request.split_once(' ').unwrap();
+    let path = rest.split(' ').next().unwrap();
+    let layer = &image.layers[0];
+    let (kind, body): (&str, &[u8]) = match path {
+        path if path.contains("/manifests/") => (image.media_type, &image.manifest.bytes),
+        path if path.ends_with(&image.config.digest) => ("application/octet-stream", &image.config.bytes),
+        path if path.ends_with(&layer.digest) => ("application/octet-stream", &layer.blob),
+        _ => ("text/plain", b""),
+    };
+    let digest = if kind == image.media_type {
+        format!("Docker-Content-Digest: {}\r\n", image.manifest.digest)
+    } else {
+        String::new()
+    };
+    let head =
+        format!("HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n{digest}Content-Length: {}\r\n\r\n", body.len());
+    connection.write_all(head.as_bytes()).ok()?;
+    if method == "HEAD" {
+        return Some(());
+    }
+    if path.ends_with(&layer.digest) {
+        connection.write_all(&body[..body.len() / 2]).ok()?;
+        // Whoever asks again, asks a registry that has gone.
+        let told = told.lock().unwrap().take();
+        if !told?.recv().ok()? {
+            return None;
+        }
+        connection.write_all(&body[body.len() / 2..]).ok()?;
+        return Some(());
+    }
+    connection.write_all(body).ok()
+}
+
+/// An image of one layer whose half is several pipes full.
+fn large() -> Image {
+    let mut content = vec![0u8; 8 << 20];
+    let mut state = 1u64;
+    for byte in &mut content {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        *byte = state.to_be_bytes()[0];
+    }
+    let layer = LayerBuilder::new().entries([Entry::dir("d"), Entry::file("d/f", content)]);
+    ImageBuilder::new().layer(&layer.build(Compression::Gzip).unwrap()).build()
+}
+
+/// Workers of the daemon: pid → the lines of its status.
+fn workers(daemon: u32) -> BTreeMap<u32, BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        if !read("cmdline").starts_with("podwright-worker\0") {
+            continue;
+        }
+        let status: BTreeMap<String, String> = read("status")
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .map(|(key, value)| (key.to_owned(), value.trim().to_owned()))
+            .collect();
+        if status.get("PPid").is_some_and(|parent| *parent == daemon.to_string()) {
+            found.insert(pid, status);
+        }
+    }
+    found
+}
+
+fn gone(pids: &[u32]) {
+    wait_for("the workers end", PATIENCE, || {
+        let left = pids.iter().any(|pid| {
+            let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command.starts_with("podwright-worker\0")
+        });
+        (!left).then_some(())
+    })
+    .unwrap();
+}
+
+/// Starts a pull that stalls, and waits until both workers of its layer have given up their rights.
+async fn stalled(node: &Node, registry: &Stalling) -> (tokio::task::JoinHandle<bool>, Vec<u32>) {
+    let (name, mut images) = (registry.name(), node.images.clone());
+    let pull = tokio::spawn(async move {
+        let request =
+            podwright::cri::proto::PullImageRequest { image: Some(image_spec(&name)), ..Default::default() };
+        images.pull_image(request).await.is_ok()
+    });
+    let daemon = node.daemon.pid().unwrap();
+    let found = tokio::task::spawn_blocking(move || {
+        wait_for("two confined workers", PATIENCE, || {
+            let found = workers(daemon);
+            (found.len() == 2 && found.values().all(|status| status["Seccomp"] == "2")).then_some(found)
+        })
+        .unwrap()
+    })
+    .await
+    .unwrap();
+    for (pid, status) in &found {
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(u64::from_str_radix(&status[set], 16), Ok(0), "{set}: {status:?}");
+        }
+        assert_eq!((&*status["NoNewPrivs"], &*status["Groups"]), ("1", ""), "{status:?}");
+        assert_eq!(status["Uid"], "65534\t65534\t65534\t65534");
+        assert_eq!(status["Gid"], "65534\t65534\t65534\t65534");
+        assert_eq!(status["Threads"], "1");
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        let open: Vec<_> = open.map(|fd| std::fs::read_link(fd.unwrap().path()).unwrap()).collect();
+        let strange = |path: &std::path::PathBuf| {
+            let path = path.to_str().unwrap();
+            !path.starts_with("pipe:") && !path.starts_with("socket:") && path != "/dev/null"
+        };
+        assert!(!open.iter().any(strange) && open.len() <= 8, "{open:?}");
+        assert_eq!(std::fs::read(format!("/proc/{pid}/environ")).unwrap(), b"");
+    }
+    (pull, found.into_keys().collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_is_worked_on_by_processes_without_rights() {
+    let mut node = Node::new(Options::default()).await;
+    let registry = Stalling::start(large());
+    let (pull, pids) = stalled(&node, &registry).await;
+    registry.go_on.send(true).unwrap();
+    assert!(pull.await.unwrap(), "the pull ends well");
+    gone(&pids);
+    assert!(node.pull(&registry.name()).await.is_ok(), "the image is there");
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_end_with_the_daemon() {
+    let mut node = Node::new(Options::default()).await;
+    let registry = Stalling::start(large());
+    let (_pull, pids) = stalled(&node, &registry).await;
+    node.daemon.kill().unwrap();
+    gone(&pids);
+    node.daemon.launch().unwrap();
+    node.finish().await;
+}
+
+/// What the kernel answers a worker that was taken over.
+#[test]
+fn a_worker_can_do_nothing_but_its_work() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_podwright"))
+        .arg0("podwright-worker")
+        .arg("trial")
+        .stderr(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}: {said}", output.status);
+    let lines: Vec<_> = said.lines().collect();
+    assert!(lines.len() >= 12, "{said}");
+    for line in &lines {
+        assert!(line.ends_with(": EPERM"), "{line}");
+    }
+    // A worker's name alone makes none.
+    let none = std::process::Command::new(env!("CARGO_BIN_EXE_podwright"))
+        .arg0("podwright-worker")
+        .arg("version")
+        .output()
+        .unwrap();
+    assert!(!none.status.success());
+}
+
+/// Errors of streams are told as before, though they come from another process.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_a_layer_is_told() {
+    let mut node = Node::new(Options::default()).await;
+    let honest = LayerBuilder::new().entries([Entry::file("f", &b"x"[..])]);
+    let plain = honest.tar().unwrap();
+    let cut = honest.build(Compression::Gzip).unwrap().blob;
+    for (tag, blob, words) in [
+        ("cut", cut[..cut.len() - 9].to_vec(), "corrupt"),
+        (
+            "text",
+            b"this is not a tar, and longer than a header of one has to be: ".repeat(10),
+            "tar header with a bad",
+        ),
+        ("bzip2", b"BZh91AY&SY".to_vec(), "bzip2"),
+        (
+            "type",
+            {
+                let mut bad = plain.clone();
+                bad[156] = b'Z';
+                bad
+            },
+            "tar header with a bad checksum",
+        ),
+    ] {
+        // The blob under its own digest, with the honest layer's diffID.
+        let mut layer = honest.build(Compression::None).unwrap();
+        layer.digest = podwright_testkit::image::sha256(&blob);
+        layer.blob = blob.into();
+        push(&node.registry, "library/bad", tag, ImageBuilder::new().layer(&layer).build());
+        let result = node.pull(&format!("{}/library/bad:{tag}", node.registry.address())).await;
+        refused(result, Code::DataLoss, &[&layer.digest, words]);
+    }
+    node.finish().await;
+}

@@ -45,7 +45,7 @@ fn archive(dir: &Path, data: &[u8]) {
     let _ = fits::container(&from, &spec, store, dir);
     let _ = rights::check(&from, &json!({}), store);
     let _ = restore::fetch(&from, &to, &NamespacePaths::default(), store);
-    std::fs::remove_dir_all(&to).expect("remove what was made");
+    crate::host::remove::tree(&to).expect("remove what was made");
     assert_eq!(std::fs::read(&canary).expect("read the canary"), CANARY.as_bytes());
     let mut left: Vec<_> = std::fs::read_dir(dir).expect("list").flatten().map(|e| e.file_name()).collect();
     left.sort();

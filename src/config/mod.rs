@@ -2,6 +2,7 @@
 //!
 //! Owns the key names, what they mean (docs/configuration.md is made of the comments here) and the loader. Never opens what it names.
 
+mod deadlines;
 mod limits;
 mod load;
 mod reference;
@@ -13,7 +14,6 @@ pub use reference::markdown;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// Where `serve` looks when `--config` is not given; absent is fine.
 pub const DEFAULT_FILE: &str = "/etc/podwright/config.toml";
@@ -587,19 +587,5 @@ impl Default for Streaming {
 impl Default for Metrics {
     fn default() -> Self {
         Self { address: "127.0.0.1:9615".into() }
-    }
-}
-
-impl Config {
-    /// How long a look at a path of the host that a request names may take.
-    #[must_use]
-    pub fn host_path_limit(&self) -> Duration {
-        Duration::from_secs(self.containers.host_path_seconds)
-    }
-
-    /// Deadline of one call of the OCI runtime.
-    #[must_use]
-    pub fn runtime_timeout(&self) -> Duration {
-        Duration::from_secs(self.runtime.timeout_seconds)
     }
 }

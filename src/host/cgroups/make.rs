@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 /// Without these nobody may enter a cgroup of v1's cpuset hierarchy.
 const CPUSET: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
+/// A file of v1's cpuset hierarchy that v2 does not have.
+const ONLY_V1: &str = "cpuset.sched_load_balance";
 
 impl Cgroups {
     /// Makes `leaf` in every hierarchy and tells its directories. What is there already is fine. Parents that are missing
@@ -45,24 +47,39 @@ fn make_below(root: &Path, relative: &Path) -> Result<(), CgroupError> {
             }
             _ => {}
         }
-        for file in CPUSET.into_iter().filter(|_| parent.join(CPUSET[0]).exists()) {
+        for file in CPUSET.into_iter().filter(|_| parent.join(ONLY_V1).exists()) {
             inherit(&parent.join(file), &dir.join(file))?;
         }
     }
     Ok(())
 }
 
-/// Gives a cpuset that has none its parent's. On v2 an empty one means that already, and the kernel takes no other word.
+/// Gives a cpuset of v1 that has none its parent's. On v2 an empty one means that already, and one whose parent keeps the
+/// controller to itself has no such files.
 fn inherit(from: &Path, to: &Path) -> Result<(), CgroupError> {
     let failed = |operation, path: &Path| {
         let path = path.to_owned();
         move |cause| CgroupError::Io { operation, path, cause }
     };
     let own = std::fs::read_to_string(to).map_err(failed("read", to))?;
-    let is_v1 = || to.parent().is_some_and(|dir| dir.join("cpuset.sched_load_balance").exists());
-    if !own.trim().is_empty() || !is_v1() {
+    if !own.trim().is_empty() {
         return Ok(());
     }
     let theirs = std::fs::read_to_string(from).map_err(failed("read", from))?;
     std::fs::write(to, theirs.trim()).map_err(failed("write", to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_of_v2_that_keeps_its_cpuset_to_itself_gives_none_on() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join(CPUSET[0]), "0-1").unwrap();
+        std::fs::write(root.path().join(CPUSET[1]), "0").unwrap();
+        make_below(root.path(), Path::new("pod.slice/podwright-init-x")).unwrap();
+        let dir = root.path().join("pod.slice/podwright-init-x");
+        assert_eq!(std::fs::read_dir(dir).unwrap().count(), 0);
+    }
 }

@@ -10,7 +10,8 @@
 //! It has no namespaces of its own: without the calls that name anything outside, they would keep nothing more from it, and
 //! making them takes longer than the work on a small layer.
 
-use podwright_sys::{confine, landlock, process, rights, seccomp};
+use podwright_sys::{confine, landlock, pidfd, process, rights, seccomp};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -25,6 +26,8 @@ const NAME: &str = "podwright-worker";
 const NOBODY: u32 = 65534;
 /// Descriptors that a worker may have: three, their copies, and /dev/null.
 const DESCRIPTORS: u64 = 8;
+/// How long a worker whose output has ended may take to end itself; an honest one needs milliseconds.
+const PATIENCE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
 /// What a worker exits with when it could not give up its rights: it has read nothing then.
 const NOT_CONFINED: u8 = 70;
 
@@ -212,15 +215,34 @@ impl Worker {
         Ok(Self { name, child: Some(child) })
     }
 
-    /// Waits for its end, after its output has ended, and says what was wrong with it.
+    /// Waits for its end, after its output has ended, and says what was wrong with it. One that does not end is killed.
     pub fn end(mut self) -> Option<String> {
         let mut child = self.child.take()?;
-        match child.wait() {
-            Ok(status) if status.success() => None,
-            Ok(status) => Some(told(self.name, status)),
+        match ended(&mut child, PATIENCE) {
+            Ok(Some(status)) if status.success() => None,
+            Ok(Some(status)) => Some(told(self.name, status)),
+            Ok(None) => Some(format!("{} did not end, and was killed", self.name)),
             Err(error) => Some(format!("{} cannot be waited for: {error}", self.name)),
         }
     }
+}
+
+/// Waits for a child's end, but not longer than `patience`: then it is killed, which None tells.
+fn ended(child: &mut Child, patience: Timespec) -> io::Result<Option<ExitStatus>> {
+    let has_ended = pidfd::open(child.id()).and_then(|handle| {
+        loop {
+            match poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&patience)) {
+                Err(rustix::io::Errno::INTR) => {}
+                polled => return Ok(polled? > 0),
+            }
+        }
+    });
+    if !matches!(has_ended, Ok(true)) {
+        // It is not reaped, so that this reaches nobody else.
+        child.kill()?;
+    }
+    let status = child.wait()?;
+    Ok(has_ended?.then_some(status))
 }
 
 fn told(name: &str, status: ExitStatus) -> String {
@@ -241,5 +263,20 @@ impl Drop for Worker {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_end_is_killed_and_who_ends_is_told() {
+        let start = |program: &str| Command::new(program).arg("1000").spawn().unwrap();
+        let mut stuck = start("sleep");
+        assert!(ended(&mut stuck, Timespec { tv_sec: 0, tv_nsec: 1 }).unwrap().is_none());
+        assert!(pidfd::open(stuck.id()).is_err(), "it is still there");
+        let status = ended(&mut start("false"), PATIENCE).unwrap();
+        assert_eq!(status.and_then(|status| status.code()), Some(1));
     }
 }

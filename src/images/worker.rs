@@ -21,12 +21,14 @@ use crate::host::worker::{Ends, Program, Worker};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, tee};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Turns a compressed stream into what is in it. Memory: the largest window, its buffers, and the program.
 pub(crate) const DECOMPRESSOR: Program =
@@ -42,6 +44,8 @@ const MAX_TEXT: usize = 200;
 /// A worker that has bytes to work on and says or makes nothing in this time is given up. An honest one needs a fraction of a
 /// second for what a pipe holds.
 const PATIENCE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
+/// The rest of a message that has begun, and room for an answer, come in this time, or never.
+const TALK: Duration = Duration::from_secs(60);
 
 /// A pipe of ours.
 pub(super) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
@@ -51,8 +55,30 @@ pub(super) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((read, write))
 }
 
+/// What we talk over, and a worker's end of it. Ours never waits longer than [`TALK`]; a worker may have to wait for a window.
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    limit_talk(&ours, TALK)?;
+    Ok((ours, theirs))
+}
+
+fn limit_talk(ours: &OwnedFd, limit: Duration) -> io::Result<()> {
+    for direction in [Timeout::Recv, Timeout::Send] {
+        set_socket_timeout(ours, direction, Some(limit))?;
+    }
+    Ok(())
+}
+
+/// An error of talking; one that has waited too long is told as what it is.
+fn talked(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => stopped_working(),
+        _ => error,
+    }
+}
+
+fn stopped_working() -> io::Error {
+    io::Error::other("its decompressor has stopped working")
 }
 
 /// The work of a decompressor. It asks for windows (`W` and the bytes; any byte is the permission), and says how it ended:
@@ -161,7 +187,7 @@ impl Decompressor {
                         if idle {
                             continue;
                         }
-                        return Err(io::Error::other("its decompressor has stopped working"));
+                        return Err(stopped_working());
                     }
                     Ok(_) => {}
                 }
@@ -169,7 +195,7 @@ impl Decompressor {
                 (is(0), is(1))
             };
             if control {
-                self.hear()?;
+                self.hear().map_err(talked)?;
             }
             if output {
                 return Ok(());
@@ -181,9 +207,15 @@ impl Decompressor {
     fn hear(&mut self) -> io::Result<()> {
         let Some(control) = &mut self.control else { return Ok(()) };
         let mut kind = [0];
-        if control.read(&mut kind).unwrap_or(0) == 0 {
-            self.control = None;
-            return Ok(());
+        match control.read(&mut kind) {
+            Ok(1..) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            // It has ended, perhaps with something unread.
+            Ok(0) | Err(_) => {
+                self.control = None;
+                return Ok(());
+            }
         }
         match kind {
             [b'W'] => {
@@ -220,7 +252,7 @@ impl Decompressor {
     /// The output has ended: whether that was its end.
     fn ended(&mut self) -> io::Result<()> {
         while self.said.is_none() && self.control.is_some() {
-            self.hear()?;
+            self.hear().map_err(talked)?;
         }
         self.window = None;
         let end = self.worker.take().and_then(Worker::end);
@@ -384,6 +416,44 @@ mod tests {
         let cut = packed[..packed.len() / 2].to_vec();
         let error = decompressed(Broken(io::Cursor::new(cut)), 0).unwrap_err().to_string();
         assert_eq!(error, "the disk has gone");
+    }
+
+    /// A decompressor that was taken over cannot hold who hears it.
+    #[test]
+    fn one_that_stops_in_the_middle_of_talking_is_given_up() {
+        let say_and_stop = |said: &[u8]| {
+            let (output, made) = pipe().unwrap();
+            let (control, theirs) = pair().unwrap();
+            for direction in [Timeout::Recv, Timeout::Send] {
+                let limit = rustix::net::sockopt::socket_timeout(&control, direction).unwrap();
+                assert_eq!(limit, Some(TALK));
+            }
+            limit_talk(&control, Duration::from_millis(1)).unwrap();
+            rustix::io::write(&theirs, said).unwrap();
+            // Its output has ended; it lives, and neither hears nor says more.
+            drop(made);
+            let mut decompressor = Decompressor {
+                worker: None,
+                output,
+                control: Some(control.into()),
+                windows: Windows::new(1 << 20),
+                window: None,
+                fed: Arc::default(),
+                said: None,
+            };
+            let error = decompressor.read(&mut [0; 16]).unwrap_err().to_string();
+            drop(theirs);
+            error
+        };
+        let asks = [&b"W"[..], &1u64.to_le_bytes()].concat().repeat(10_000);
+        for said in [&b""[..], b"W", b"W123", b"F", b"F\x05no", &asks] {
+            assert_eq!(
+                say_and_stop(said),
+                "its decompressor has stopped working",
+                "{:?}",
+                &said[..said.len().min(9)]
+            );
+        }
     }
 
     /// What goes to the parser is what is read, byte for byte, and a parser that ends early does not stop the reading.

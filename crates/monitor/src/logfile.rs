@@ -161,9 +161,13 @@ impl Place {
         let (Some(parent), Some(name)) = (self.path.parent(), self.path.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        let below = self.top.as_ref().and_then(|top| Some((top, parent.strip_prefix(top).ok()?)));
-        let directory = match below {
-            Some((top, below)) => open_directory_without_links(top, below, make)?,
+        let directory = match &self.top {
+            Some(top) => {
+                // Else links would be followed that nobody has looked at.
+                let below =
+                    parent.strip_prefix(top).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+                open_directory_without_links(top, below, make)?
+            }
             None => {
                 if make.is_some() {
                     std::fs::create_dir_all(parent)?;
@@ -295,6 +299,10 @@ mod tests {
         refused(&mut log);
         assert_eq!(std::fs::read_dir(&trap).unwrap().count(), 0);
         assert_eq!(lines(&pods.join("pod.real/main.real/0.log")).len(), 3);
+        // What is not below it has no way there.
+        let beside = dir.path().join("beside.log");
+        assert!(matches!(LogFile::open(&beside, Some(&top)), Err(LogError::Directory { .. })));
+        assert!(!beside.exists());
     }
 
     #[test]

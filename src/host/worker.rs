@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const NAME: &str = "podwright-worker";
 /// The user of workers: the kernel's overflow id, which owns nothing.
 const NOBODY: u32 = 65534;
-/// Descriptors that a worker may have: three, their copies, and /dev/null.
+/// Descriptors that every worker may have: three, their copies, and /dev/null.
 const DESCRIPTORS: u64 = 8;
 /// How long a worker whose output has ended may take to end itself; an honest one needs milliseconds.
 const PATIENCE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
@@ -81,6 +81,12 @@ pub struct Program {
     pub name: &'static str,
     /// Address space, bytes.
     pub memory: u64,
+    /// Descriptors that it may have beside those that it is started with.
+    pub descriptors: u64,
+    /// Calls that it may make beside those of every worker.
+    pub calls: &'static [seccomp::Call],
+    /// Commands of fcntl that it may use.
+    pub fcntl: &'static [u32],
     /// The work.
     pub body: fn(Ends),
 }
@@ -100,7 +106,8 @@ pub fn use_processes() {
 
 /// What a worker that was taken over would try, for the test that it cannot.
 #[cfg(debug_assertions)]
-const TRIAL: Program = Program { name: "trial", memory: 256 << 20, body: trial };
+const TRIAL: Program =
+    Program { name: "trial", memory: 256 << 20, descriptors: 0, calls: &[], fcntl: &[], body: trial };
 
 #[cfg(debug_assertions)]
 fn trial(ends: Ends) {
@@ -152,13 +159,13 @@ pub fn run(programs: &[&Program]) -> Option<ExitCode> {
     };
     // A panic is not told by itself: standard error is for the protocol.
     std::panic::set_hook(Box::new(|_| {}));
-    let Ok(ends) = confined(program.memory) else { return Some(ExitCode::from(NOT_CONFINED)) };
+    let Ok(ends) = confined(program) else { return Some(ExitCode::from(NOT_CONFINED)) };
     (program.body)(ends);
     Some(ExitCode::SUCCESS)
 }
 
 /// Gives everything up.
-fn confined(memory: u64) -> io::Result<Ends> {
+fn confined(program: &Program) -> io::Result<Ends> {
     process::close_from(3)?;
     let ends = Ends {
         input: std::io::stdin().as_fd().try_clone_to_owned()?.into(),
@@ -170,13 +177,13 @@ fn confined(memory: u64) -> io::Result<Ends> {
     rights::become_nobody(NOBODY)?;
     confine::end_with_parent()?;
     confine::hide()?;
-    rights::limit(memory, DESCRIPTORS)?;
+    rights::limit(program.memory, DESCRIPTORS + program.descriptors)?;
     match landlock::no_files() {
         // The filter below forbids the same, in a kernel's other corner.
         Err(error) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
         _ => {}
     }
-    seccomp::allow_only(&CALLS)?;
+    seccomp::allow_only_with(&[&CALLS, program.calls].concat(), program.fcntl)?;
     Ok(ends)
 }
 

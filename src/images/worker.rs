@@ -31,10 +31,23 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Turns a compressed stream into what is in it. Memory: the largest window, its buffers, and the program.
-pub(crate) const DECOMPRESSOR: Program =
-    Program { name: "layer-decompress", memory: 512 << 20, body: decompress };
+pub(crate) const DECOMPRESSOR: Program = Program {
+    name: "layer-decompress",
+    memory: 512 << 20,
+    descriptors: 0,
+    calls: &[],
+    fcntl: &[],
+    body: decompress,
+};
 /// Says what is in a tar. Memory: one PAX header with what it says, a sparse map, and the program.
-pub(crate) const PARSER: Program = Program { name: "layer-parse", memory: 256 << 20, body: unpack::parse };
+pub(crate) const PARSER: Program = Program {
+    name: "layer-parse",
+    memory: 256 << 20,
+    descriptors: 0,
+    calls: &[],
+    fcntl: &[],
+    body: unpack::parse,
+};
 /// Bytes in a pipe: the most that an ordinary system lets a pipe have. Fewer switches between the processes.
 const PIPE: usize = 1 << 20;
 /// Bytes at a time in the decompressor.

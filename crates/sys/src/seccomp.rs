@@ -2,12 +2,18 @@
 
 use std::io;
 
+#[cfg(not(target_arch = "x86_64"))]
+pub use libc::SYS_epoll_pwait as SYS_epoll_wait;
 /// Numbers of calls, for filters.
+#[cfg(target_arch = "x86_64")]
+pub use libc::SYS_epoll_wait;
 pub use libc::{
-    SYS_brk, SYS_clock_gettime, SYS_close, SYS_close_range, SYS_exit, SYS_exit_group, SYS_futex,
-    SYS_getrandom, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_read, SYS_readv,
-    SYS_restart_syscall, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_rt_sigtimedwait,
-    SYS_sigaltstack, SYS_splice, SYS_wait4, SYS_write, SYS_writev, c_long as Call,
+    SYS_brk, SYS_clock_gettime, SYS_close, SYS_close_range, SYS_epoll_create1, SYS_epoll_ctl,
+    SYS_epoll_pwait, SYS_eventfd2, SYS_exit, SYS_exit_group, SYS_fcntl, SYS_futex, SYS_getrandom,
+    SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_read, SYS_readv, SYS_recvfrom,
+    SYS_recvmsg, SYS_restart_syscall, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn,
+    SYS_rt_sigtimedwait, SYS_sched_yield, SYS_sendmsg, SYS_sendto, SYS_shutdown, SYS_sigaltstack,
+    SYS_socketpair, SYS_splice, SYS_wait4, SYS_write, SYS_writev, c_long as Call,
 };
 
 /// What a call that the filter is asked about comes to.
@@ -41,6 +47,8 @@ const ARCHITECTURE: Option<u32> = None;
 /// Offsets in `struct seccomp_data`.
 const NUMBER: u32 = 0;
 const ARCH: u32 = 4;
+/// The second argument's lower half: all of these architectures have it first.
+const SECOND: u32 = 16 + 8;
 
 /// Lets the calling process make these calls and no other, which fail with EPERM. A call by the convention of another
 /// architecture (i386 on x86_64) kills it; those of x32 have numbers that are not listed.
@@ -51,6 +59,28 @@ const ARCH: u32 = 4;
 pub fn allow_only(calls: &[Call]) -> io::Result<()> {
     let architecture = ARCHITECTURE.ok_or(io::ErrorKind::Unsupported)?;
     install(&program(architecture, calls, Verdict::Allow, Verdict::Refuse)?)
+}
+
+/// As [`allow_only`], and `fcntl` with these commands only. Of the others some take descriptors' signals to other processes.
+///
+/// # Errors
+/// As [`allow_only`].
+pub fn allow_only_with(calls: &[Call], fcntl: &[u32]) -> io::Result<()> {
+    let architecture = ARCHITECTURE.ok_or(io::ErrorKind::Unsupported)?;
+    let mut code = program(architecture, calls, Verdict::Allow, Verdict::Refuse)?;
+    let refuse = code.pop();
+    // Whatever is not fcntl jumps behind all that is about it.
+    let number = u32::try_from(SYS_fcntl).map_err(io::Error::other)?;
+    let end = |verdict: Verdict| instruction(libc::BPF_RET | libc::BPF_K, 0, 0, verdict.code());
+    let length = u8::try_from(1 + 2 * fcntl.len()).map_err(io::Error::other)?;
+    code.push(instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, length, number)?);
+    code.push(instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, SECOND)?);
+    for command in fcntl {
+        code.push(instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, *command)?);
+        code.push(end(Verdict::Allow)?);
+    }
+    code.extend(refuse);
+    install(&code)
 }
 
 /// Listed calls get one verdict, all others another.

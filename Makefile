@@ -69,14 +69,19 @@ run: deps build testkit tools images ## Try it: a throw-away node runs a web pod
 	@scripts/run.sh
 
 .PHONY: test
-test: ## All checks in order: fmt, lint, unit, proto-check, e2e, critest
+test: ## All checks in order: commits, fmt, lint, unit, proto-check, e2e, critest
 	@$(MAKE) --no-print-directory deps
+	@$(MAKE) --no-print-directory commits
 	@$(MAKE) --no-print-directory fmt
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory proto-check
 	@$(MAKE) --no-print-directory e2e
 	@$(MAKE) --no-print-directory critest
+
+.PHONY: commits
+commits: ## Check the subjects of new commits
+	scripts/commits.sh
 
 .PHONY: fmt
 fmt: ## Check the formatting (`cargo fmt --all` corrects it)
@@ -132,7 +137,7 @@ test-kubelet: build testkit tools images kubernetes ## A real kubelet and contro
 kubernetes: ## Build kubelet, control plane, etcd and kubectl at the version of tests/kubelet/go.mod
 	@tests/kubelet/build.sh
 .PHONY: docs
-docs: ## Write the tables of docs/configuration.md from the code
+docs: ## Write the generated tables of the documents from the code
 	PODWRIGHT_WRITE_DOCS=1 cargo test --locked --quiet --test docs the_configuration_is_documented >/dev/null
 
 .PHONY: deb

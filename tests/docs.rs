@@ -168,7 +168,7 @@ fn metrics_are_documented() {
 }
 
 #[test]
-fn unimplemented_calls_are_told() {
+fn unimplemented_calls_are_documented() {
     let sources = daemon_sources();
     let in_code: BTreeSet<String> = ["not_yet(\"", "unimplemented(\""]
         .iter()
@@ -176,9 +176,9 @@ fn unimplemented_calls_are_told() {
         .map(|rest| rest.split('"').next().unwrap())
         .map(|text| text.chars().take_while(char::is_ascii_alphanumeric).collect())
         .collect();
-    let readme = read("README.md");
+    let document = read("docs/comparison.md");
     let told =
-        code_words(section(&readme, "### Calls that answer Unimplemented"), |word| word != "Unimplemented");
+        code_words(section(&document, "### Calls that answer Unimplemented"), |word| word != "Unimplemented");
     assert_eq!(told, in_code);
 }
 
@@ -290,5 +290,111 @@ fn every_invariant_names_tests_that_exist() {
     ] {
         let faults = faults_of_invariants(&change, &tests);
         assert!(faults.iter().any(|fault| fault.contains(word)), "{word}: {faults:?}");
+    }
+}
+
+/// Every Markdown file of the project.
+fn documents() -> Vec<PathBuf> {
+    let (mut found, mut left) = (Vec::new(), vec![path("")]);
+    while let Some(dir) = left.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if path.is_dir() {
+                // What git does not know: builds, and hidden directories.
+                if !name.starts_with('.') && name != "target" && name != "build" {
+                    left.push(path);
+                }
+            } else if name.ends_with(".md") {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// A document without its code: fenced and indented blocks, and spans in code marks.
+fn prose(text: &str) -> String {
+    let (mut prose, mut fenced, mut listed) = (String::new(), false, false);
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            fenced = !fenced;
+            continue;
+        }
+        let indented = line.starts_with("    ");
+        listed = line.trim_start().starts_with(['-', '|']) || (listed && line.starts_with("  "));
+        if !fenced && (listed || !indented) {
+            // Text outside of code marks is at even places.
+            prose.extend(line.split('`').step_by(2));
+            prose.push('\n');
+        }
+    }
+    prose
+}
+
+/// The anchors of a document's headings, as GitHub makes them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let (mut anchors, mut seen) = (BTreeSet::new(), BTreeMap::<String, u32>::new());
+    let mut fenced = false;
+    for line in text.lines() {
+        fenced ^= line.starts_with("```");
+        if fenced || !line.starts_with('#') {
+            continue;
+        }
+        let heading = line.trim_start_matches('#').trim().to_lowercase();
+        let anchor: String = heading
+            .chars()
+            .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+            .map(|c| if c == ' ' { '-' } else { c })
+            .collect();
+        let count = seen.entry(anchor.clone()).or_default();
+        anchors.insert(if *count == 0 { anchor } else { format!("{anchor}-{count}") });
+        *count += 1;
+    }
+    anchors
+}
+
+/// Relative links of a document that lead nowhere.
+fn broken_links(document: &Path, text: &str) -> Vec<String> {
+    let mut broken = Vec::new();
+    for rest in prose(text).split("](").skip(1) {
+        let link = rest.split(')').next().unwrap();
+        if link.contains("://") || link.starts_with("mailto:") {
+            continue;
+        }
+        let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+        let target =
+            if file.is_empty() { document.to_owned() } else { document.parent().unwrap().join(file) };
+        let found = if anchor.is_empty() {
+            target.exists()
+        } else {
+            fs::read_to_string(&target).is_ok_and(|text| anchors(&text).contains(anchor))
+        };
+        if !found {
+            broken.push(format!("{}: {link}", document.display()));
+        }
+    }
+    broken
+}
+
+#[test]
+fn every_link_between_documents_leads_somewhere() {
+    let documents = documents();
+    assert!(documents.len() > 15, "the documents are not found any more: {documents:#?}");
+    let broken: Vec<_> = documents
+        .iter()
+        .flat_map(|document| broken_links(document, &fs::read_to_string(document).unwrap()))
+        .collect();
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+
+    // Broken links are seen.
+    let readme = path("README.md");
+    for (text, broken) in [
+        ("a [file](docs/none.md) here", 1),
+        ("an [anchor](docs/glossary.md#none), a [good one](docs/glossary.md#images)", 1),
+        ("- [own](#none)", 1),
+        ("`[code](none.md)` and [the web](https://example.com/none.md)", 0),
+    ] {
+        assert_eq!(broken_links(&readme, text).len(), broken, "{text}");
     }
 }

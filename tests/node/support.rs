@@ -344,7 +344,7 @@ pub(crate) fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
     pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
 }
 
-/// What an OCI runtime may not be able to do. docs/runtimes.md tells what each cannot.
+/// What an OCI runtime may not be able to do. docs/compatibility.md lists the gaps of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ability {
     Checkpoints,

@@ -138,7 +138,7 @@ kubernetes: ## Build kubelet, control plane, etcd and kubectl at the version of 
 	@tests/kubelet/build.sh
 .PHONY: docs
 docs: ## Write the generated tables of the documents from the code
-	PODWRIGHT_WRITE_DOCS=1 cargo test --locked --quiet --test docs the_configuration_is_documented >/dev/null
+	PODWRIGHT_WRITE_DOCS=1 cargo test --locked --quiet --test docs generated_ >/dev/null
 
 .PHONY: deb
 deb: build ## Build the Debian package into build/dist (builds cargo-deb once)

@@ -82,6 +82,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let tried = pods.node().clone();
     let trial = tokio::spawn(async move { tried.has_user_namespaces("").await });
     cri::watch(&config.grpc.socket);
+    // Log: The socket is open: `pods` taken over, `ms` since the start.
     tracing::info!(
         socket = %config.grpc.socket.display(),
         streaming = %streams.address(),
@@ -97,6 +98,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+        // Log: SIGTERM or SIGINT.
         tracing::info!("ending; pods go on");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     };
@@ -223,6 +225,7 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
 fn cgroup_driver(config: &Config) -> anyhow::Result<(Driver, String)> {
     let (driver, parent) =
         Driver::settle(&config.cgroups).context("cgroups.default_parent does not fit cgroups.driver")?;
+    // Log: At start: the cgroup driver and the default parent.
     tracing::info!(driver = driver.name(), default_parent = parent, "cgroups");
     Ok((driver, parent))
 }
@@ -235,6 +238,8 @@ pub(crate) fn open_images(config: &Config) -> anyhow::Result<Images> {
 fn facts(cgroups: &Cgroups, apparmor: &AppArmor, profile: &str) -> anyhow::Result<HostFacts> {
     let security = HostSecurity::detect()?;
     if security.oom_score_adj_floor > -1000 {
+        // Log: Something that started the daemon limits its capabilities. Expected inside an unprivileged container.
+        // Do: Run the daemon by its unit.
         tracing::warn!(
             floor = security.oom_score_adj_floor,
             "no CAP_SYS_RESOURCE: containers get no oom_score_adj below the daemon's own"
@@ -262,6 +267,7 @@ fn selinux(mode: SelinuxMode) -> anyhow::Result<Option<Selinux>> {
     let found = if mode == SelinuxMode::Off { None } else { Selinux::detect() };
     let usable = found.filter(Selinux::knows_containers);
     match &usable {
+        // Log: At start: the labels of containers and files, and whether the kernel enforces.
         Some(selinux) => tracing::info!(
             process = %selinux.contexts().process,
             file = %selinux.contexts().file,
@@ -285,6 +291,8 @@ fn default_profile(apparmor: &AppArmor, profile: &str) -> Option<String> {
         return None;
     }
     if profile == DEFAULT_PROFILE && !apparmor.could_use(profile) {
+        // Log: The default profile cannot be loaded. Containers that request it are refused; others run unconfined.
+        // Do: Install Debian's `apparmor`, or set `containers.apparmor_profile`.
         tracing::warn!(
             "the kernel has AppArmor, but apparmor_parser is not there: containers run without a default profile"
         );

@@ -76,41 +76,48 @@ fn daemon_sources() -> String {
     sources_of(path("src")).iter().map(|text| text.split("#[cfg(test)]").next().unwrap()).collect()
 }
 
-/// `docs/configuration.md` with the tables of `podwright config --markdown`; what stands between them stays.
-fn configuration_with_tables() -> String {
-    let made = config::markdown();
-    let mut tables = BTreeMap::new();
-    for part in made.split("\n#").skip(1) {
-        let (heading, rest) = part.split_once('\n').unwrap();
-        tables.insert(heading.trim_start_matches('#').trim().to_owned(), rest.trim().to_owned());
-    }
-    let (mut text, mut heading) = (String::new(), String::new());
-    for line in read("docs/configuration.md").lines() {
+/// A document with the tables below these headings that begin with this column replaced; the rest stays.
+fn with_tables(document: &str, column: &str, mut tables: BTreeMap<String, String>) -> String {
+    let first = format!("| {column} |");
+    let (mut text, mut heading, mut replacing) = (String::new(), String::new(), false);
+    for line in read(document).lines() {
         if line.starts_with('#') {
             line.trim_start_matches('#').trim().clone_into(&mut heading);
         }
-        // A row stands for its table once; a key that the code has and the document has not comes with that.
-        let table = if line.starts_with("| key |") { tables.remove(&heading) } else { None };
-        match table {
-            Some(table) => text.push_str(&table),
-            None if line.starts_with('|') && !line.starts_with("| key |") => continue,
-            None => text.push_str(line),
+        replacing = line.starts_with(&first) || (replacing && line.starts_with('|'));
+        if !replacing {
+            text.push_str(line);
+            text.push('\n');
+        } else if line.starts_with(&first) {
+            // The first row stands for the whole table. One that the code does not have goes.
+            for line in tables.remove(&heading).iter().flat_map(|table| table.lines()) {
+                text.push_str(line);
+                text.push('\n');
+            }
         }
-        text.push('\n');
     }
-    assert!(tables.is_empty(), "docs/configuration.md has no headings with tables for {:?}", tables.keys());
+    assert!(tables.is_empty(), "{document} has no headings with tables for {:?}", tables.keys());
     text
 }
 
-#[test]
-fn the_configuration_is_documented_as_the_code_says() {
-    let wanted = configuration_with_tables();
+/// Compares a document with what the code makes of it; `make docs` writes that.
+fn is_generated(document: &str, wanted: &str) {
     if std::env::var_os("PODWRIGHT_WRITE_DOCS").is_some() {
-        fs::write(path("docs/configuration.md"), &wanted).unwrap();
+        fs::write(path(document), wanted).unwrap();
     }
-    let there = read("docs/configuration.md");
+    let there = read(document);
     let wrong = there.lines().zip(wanted.lines()).find(|(there, wanted)| there != wanted);
-    assert!(there == wanted, "`make docs` corrects this: the document and the code say {wrong:#?}");
+    assert!(there == wanted, "`make docs` corrects this: {document} and the code say {wrong:#?}");
+}
+
+#[test]
+fn generated_configuration_is_as_the_code_says() {
+    let mut tables = BTreeMap::new();
+    for part in config::markdown().split("\n#").skip(1) {
+        let (heading, rest) = part.split_once('\n').unwrap();
+        tables.insert(heading.trim_start_matches('#').trim().to_owned(), rest.trim().to_owned());
+    }
+    is_generated("docs/configuration.md", &with_tables("docs/configuration.md", "key", tables));
 }
 
 #[test]
@@ -205,27 +212,130 @@ fn calls<'a>(source: &'a str, macro_name: &str) -> Vec<&'a str> {
     source.split(&opening).skip(1).map(ends).collect()
 }
 
-#[test]
-fn warnings_and_errors_of_the_log_are_explained() {
-    // Modules of tests that are files of their own log nothing.
-    let sources: String = sources_of(path("src"))
-        .iter()
-        .map(|text| text.split("#[cfg(test)]\nmod tests {").next().unwrap())
-        .collect();
-    let mut in_code = BTreeSet::new();
-    for call in calls(&sources, "tracing::warn!").into_iter().chain(calls(&sources, "tracing::error!")) {
-        // The message is the last literal; one that is a format alone says nothing here.
-        if let Some(text) = call.split('"').skip(1).step_by(2).last().filter(|text| !text.starts_with('{')) {
-            in_code.insert(text.to_owned());
+/// Messages of the log by level, each with its meaning and what to do.
+type Explained = BTreeMap<&'static str, BTreeMap<String, (String, String)>>;
+
+/// The levels with their headings in the document.
+const LEVELS: [(&str, &str); 3] = [("error", "Errors"), ("warn", "Warnings"), ("info", "Information")];
+
+/// Reads the comments `// Log:` (meaning) and `// Do:` (remedy) above calls of the log, and says what is wrong with them.
+fn explained(sources: &[String]) -> (Explained, Vec<String>) {
+    let (mut found, mut seen) = (Explained::new(), BTreeSet::new());
+    let mut faults = Vec::new();
+    for source in sources {
+        // Modules of tests that are files of their own log nothing.
+        let source = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        let mut pending: Option<(String, String)> = None;
+        let (mut at, mut in_comment) = (0, false);
+        for line in source.lines() {
+            let rest = &source[at..];
+            at += line.len() + 1;
+            if let Some(comment) = line.trim_start().strip_prefix("// ") {
+                if let Some(meaning) = comment.strip_prefix("Log: ") {
+                    faults.extend(pending.take().map(|(text, _)| format!("belongs to no message: {text}")));
+                    pending = Some((meaning.to_owned(), String::new()));
+                    in_comment = true;
+                } else if let (true, Some((meaning, remedy))) = (in_comment, pending.as_mut()) {
+                    let (part, text) = match comment.strip_prefix("Do: ") {
+                        Some(text) => (remedy, text),
+                        None if remedy.is_empty() => (meaning, comment),
+                        None => (remedy, comment),
+                    };
+                    *part = [part.as_str(), text].join(" ").trim().to_owned();
+                }
+                continue;
+            }
+            in_comment = false;
+            for (level, _) in LEVELS {
+                let name = format!("tracing::{level}!");
+                if !line.contains(&name) {
+                    continue;
+                }
+                // The message is the last literal; one that is a format alone says nothing here.
+                let call = calls(rest, &name)[0];
+                let Some(message) =
+                    call.split('"').skip(1).step_by(2).last().filter(|text| !text.starts_with('{'))
+                else {
+                    continue;
+                };
+                seen.insert((level, message.to_owned()));
+                if let Some(words) = pending.take() {
+                    let earlier = found.entry(level).or_default().insert(message.to_owned(), words);
+                    faults.extend(earlier.map(|_| format!("explained twice: {message}")));
+                }
+            }
+        }
+        faults.extend(pending.map(|(text, _)| format!("belongs to no message: {text}")));
+    }
+    for (level, message) in seen {
+        let words = found.get(level).and_then(|messages| messages.get(&message));
+        match words {
+            None => faults.push(format!("no comment `// Log:` above it: {message}")),
+            Some((_, remedy)) if remedy.is_empty() != (level == "info") => {
+                faults.push(format!(
+                    "errors and warnings have a comment `// Do:`, others have none: {message}"
+                ));
+            }
+            Some(_) => {}
         }
     }
-    assert!(in_code.len() > 40, "the messages are not found any more: {in_code:#?}");
-    let told: BTreeSet<String> = rows(&read("docs/logs.md")).map(|cells| cells[0].clone()).collect();
-    let missing: Vec<_> = in_code.difference(&told).collect();
-    assert!(missing.is_empty(), "docs/logs.md says nothing of {missing:#?}");
-    let logged = |text: &String| text.split("`, `").all(|part| sources.contains(&format!("\"{part}\"")));
-    let gone: Vec<_> = told.iter().filter(|text| !logged(text)).collect();
-    assert!(gone.is_empty(), "docs/logs.md explains what is no longer logged: {gone:#?}");
+    (found, faults)
+}
+
+#[test]
+fn generated_log_messages_are_those_of_the_code() {
+    let (explained, faults) = explained(&sources_of(path("src")));
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    let messages: usize = explained.values().map(BTreeMap::len).sum();
+    assert!(messages > 90, "the messages are not found any more: {explained:#?}");
+    let mut tables = BTreeMap::new();
+    for (level, heading) in LEVELS {
+        let with_remedy = level != "info";
+        let mut table = String::from(if with_remedy {
+            "| message | meaning | what to do |\n|---|---|---|"
+        } else {
+            "| message | meaning |\n|---|---|"
+        });
+        for (message, (meaning, remedy)) in &explained[level] {
+            let row = if with_remedy {
+                format!("\n| `{message}` | {meaning} | {remedy} |")
+            } else {
+                format!("\n| `{message}` | {meaning} |")
+            };
+            table.push_str(&row);
+        }
+        tables.insert(heading.to_owned(), table);
+    }
+    let document = "docs/troubleshooting.md";
+    is_generated(document, &with_tables(document, "message", tables));
+}
+
+#[test]
+fn a_message_without_its_explanation_is_seen() {
+    for (source, fault) in [
+        ("fn a() {\n    tracing::warn!(\"lost\");\n}\n", "no comment"),
+        ("// Log: Gone.\ntracing::warn!(\"lost\");\n", "`// Do:`"),
+        ("// Log: Gone.\n// Do: Look.\ntracing::info!(\"lost\");\n", "`// Do:`"),
+        ("// Log: Gone.\n// Do: Look.\nlet lost = 1;\n", "belongs to no message"),
+        (
+            "// Log: A.\n// Do: B.\ntracing::warn!(\"lost\");\n// Log: A.\n// Do: B.\ntracing::warn!(\"lost\");\n",
+            "explained twice",
+        ),
+        (
+            "// Log: Gone,\n// really.\n// Do: Look.\n// Then wait.\ntracing::warn!(\n    %id,\n    \"lost\"\n);\n",
+            "",
+        ),
+    ] {
+        let (found, faults) = explained(&[source.to_owned()]);
+        match fault {
+            "" => {
+                assert!(faults.is_empty(), "{faults:?}");
+                let words = ("Gone, really.".to_owned(), "Look. Then wait.".to_owned());
+                assert_eq!(found["warn"]["lost"], words);
+            }
+            fault => assert!(faults.iter().any(|text| text.contains(fault)), "{fault}: {faults:?}"),
+        }
+    }
 }
 
 /// Rows that the table of invariants has at least: it grows with what is found, and never shrinks below this.

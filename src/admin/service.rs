@@ -85,6 +85,7 @@ impl Service for Admin {
     async fn remove(&self, r: Request<pb::RemoveRequest>) -> Answer<pb::RemoveResponse> {
         let name = present("name", r.into_inner().name)?;
         let removal = self.images.remove_known(&name).await.map_err(|e| status(&e))?;
+        // Log: `podwright images rm`.
         tracing::info!(id = %removal.id, containers = removal.containers, "image removed by admin");
         Ok(Response::new(encode::removal(removal)))
     }
@@ -139,6 +140,7 @@ impl Service for Admin {
         let collected = self.images.collect(r.unused_images, r.dry_run).await.map_err(|e| status(&e))?;
         if !r.dry_run {
             let (images, layers) = (collected.images.len(), collected.layers.len());
+            // Log: `podwright images gc`.
             tracing::info!(images, layers, bytes = collected.freed_bytes(), "collected by admin");
         }
         Ok(Response::new(encode::collected(collected)))

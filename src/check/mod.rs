@@ -116,6 +116,8 @@ pub fn log(config: &Config) {
         match verdict {
             Verdict::Ok => {}
             Verdict::Warn { mend } | Verdict::Fail { mend } => {
+                // Log: A finding of `podwright check`: fields `check`, `found` and `mend`.
+                // Do: What `mend` says.
                 tracing::warn!(
                     check = name,
                     found,

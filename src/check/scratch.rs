@@ -40,6 +40,8 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if let Err(error) = crate::host::remove::tree(&self.0) {
+            // Log: A directory of `podwright check` stays.
+            // Do: Delete it.
             tracing::warn!(directory = %self.0.display(), %error, "cannot be removed");
         }
     }

@@ -17,6 +17,7 @@ const CALLS_PER_PERIOD: u32 = 3;
 /// Starts to tell, if the service manager wants to hear.
 pub fn watch(socket: &Path) {
     let Some(period) = sd_notify::watchdog_enabled() else { return };
+    // Log: The interval at which systemd expects reports.
     tracing::info!(seconds = period.as_secs(), "watchdog");
     tokio::spawn(tell(socket.to_owned(), period / CALLS_PER_PERIOD));
 }
@@ -29,9 +30,15 @@ async fn tell(socket: PathBuf, pause: Duration) {
         match tokio::time::timeout(pause, call(&socket)).await {
             Ok(Ok(())) => drop(sd_notify::notify(&[sd_notify::NotifyState::Watchdog])),
             Ok(Err(error)) => {
+                // Log: A call on the CRI socket failed. systemd restarts the daemon if that lasts.
+                // Do: Check whether something that cleans `/run` removed the socket file. The restart brings it
+                // back; pods do not notice.
                 tracing::error!(%error, socket = %socket.display(), "watchdog: the daemon does not answer itself");
             }
             Err(_) => {
+                // Log: The call took longer than a third of `WatchdogSec`.
+                // Do: Look for a lack of processor time or memory. On an idle machine it is a defect: report it with
+                // the log.
                 tracing::error!(
                     ms = pause.as_millis(),
                     "watchdog: the daemon does not answer itself in time"

@@ -102,6 +102,9 @@ pub async fn after_failed_accept(listener: &'static str, error: &io::Error) {
 }
 
 fn failed_accept(listener: &'static str, error: &io::Error) {
+    // Log: Mostly no descriptors are left. The oldest connection without a request is closed and the listener tries
+    // again.
+    // Do: `podwright check`: open files.
     tracing::warn!(listener, %error, "a listener cannot accept a connection");
 }
 

@@ -133,6 +133,8 @@ impl Projects {
                 ids.of.insert(directory.to_owned(), id);
             } else {
                 // Only a copy made by hand gets here; its usage is walked.
+                // Log: Somebody copied a writable layer. Its usage is walked.
+                // Do: Nothing.
                 tracing::warn!(directory = %directory.display(), id, "another directory has the same project id");
             }
             ids.next = ids.next.max(id.saturating_add(1));

@@ -361,6 +361,9 @@ pub fn sweep(trash: &Path) -> std::io::Result<()> {
         match Removal::begin(&entry?.path()) {
             Ok(Some(removal)) => drop(enqueue(removal)),
             Ok(None) => {}
+            // Log: Part of a writable layer or an image layer could not be deleted from `containers/.trash` or
+            // `images/trash`.
+            // Do: `error` names it. A mount there is not podwright's: unmount it.
             Err(error) => tracing::warn!(%error, "what was removed stays on the disk until the next start"),
         }
     }

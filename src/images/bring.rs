@@ -118,6 +118,8 @@ pub(super) async fn bring_watched(
         }
         store.add_image(NewImage { id: new_id, record, config: config_body, names, giver })?;
         if let Err(error) = store.sweep(KEEP_UNREFERENCED) {
+            // Log: They could not be removed.
+            // Do: See `error`; the next removal tries again.
             tracing::warn!(%error, "layers of failed pulls stay");
         }
         Ok(())

@@ -214,6 +214,8 @@ impl Index {
         if let Err(redb::Error::Io(_) | redb::Error::PreviousIo) = &done {
             *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
             if let Err(error) = self.reopen() {
+                // Log: After a disk error; tried at each change.
+                // Do: Free the disk, or mount it writable.
                 tracing::warn!(%error, "the image index cannot be opened again yet");
             }
         }
@@ -263,6 +265,8 @@ impl Index {
         };
         let (contents, broken) = self.with("read the image index", read)?;
         for key in broken {
+            // Log: One image is forgotten.
+            // Do: Nothing: the kubelet pulls it.
             tracing::warn!(key, "unreadable record in the image index, its image has to be pulled again");
         }
         Ok(contents)

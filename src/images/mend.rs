@@ -94,6 +94,7 @@ impl Store {
         for name in retired {
             let key = name.rsplit_once('-').map_or(name.as_str(), |(key, _)| key);
             if !held.iter().any(|k| k == key) && !mounts.iter().any(|mount| may_use(mount, key)) {
+                // Log: Nothing uses it any more.
                 tracing::info!(layer = key, "removing the damaged directory of a repaired layer");
                 self.discard(&self.retired_dir().join(&name))?;
             }

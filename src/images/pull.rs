@@ -40,8 +40,10 @@ pub(super) async fn pull(
     match &result {
         Ok(id) => {
             let millis = running.1.elapsed().as_millis();
+            // Log: With the time in ms.
             tracing::info!(image = %reference, %id, %millis, "pulled");
         }
+        // Log: The caller gets the same error.
         Err(error) => tracing::info!(image = %reference, %error, "pull failed"),
     }
     result

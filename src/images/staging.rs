@@ -65,6 +65,8 @@ impl Drop for Staging {
     fn drop(&mut self) {
         let trash = self.path.parent().and_then(Path::parent).map(trash).unwrap_or_default();
         if let Err(error) = remove::soon(&self.path, &trash) {
+            // Log: It could not be removed.
+            // Do: See `error`.
             tracing::warn!(path = %self.path.display(), %error, "staging directory stays until the next start");
         }
     }

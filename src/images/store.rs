@@ -124,6 +124,8 @@ impl Store {
         };
         store.reconcile()?;
         if let Err(error) = store.sweep_retired() {
+            // Log: They could not be removed.
+            // Do: See `error`; the next removal tries again.
             tracing::warn!(%error, "damaged directories of repaired layers stay");
         }
         Ok(Arc::new(store))
@@ -135,6 +137,7 @@ impl Store {
         let present: BTreeSet<String> = names(&self.root.join("layers"))?.into_iter().collect();
         let mut state = (*self.state()).clone();
         for orphan in present.iter().filter(|name| !state.layers.contains_key(*name)) {
+            // Log: At start: left by an earlier daemon.
             tracing::info!(layer = orphan, "removing a layer directory that the index does not know");
             self.discard(&self.layer_dir(orphan))?;
         }
@@ -145,6 +148,8 @@ impl Store {
             .cloned()
             .collect();
         for key in &lost {
+            // Log: Somebody deleted it, or the file system lost it in a crash.
+            // Do: Nothing: the kubelet pulls them.
             tracing::warn!(
                 layer = key,
                 "a layer of the index has no directory, its images have to be pulled again"
@@ -331,6 +336,7 @@ impl Store {
         };
         let mut named = Named { losers: Vec::new(), changes: Vec::new() };
         for name in surplus {
+            // Log: Pulls give an image at most 100 names.
             tracing::info!(image = id, name, "an image has too many names, its oldest goes");
             state.forget(&name);
             named.changes.push(NameChange::Drop(name));
@@ -462,6 +468,8 @@ impl Drop for Lease {
             // Rare (a container whose image was removed), and the drop may run on an async thread.
             let reaping = std::thread::Builder::new().name("image-reap".into()).spawn(move || store.reap());
             if let Err(error) = reaping {
+                // Log: They could not be removed.
+                // Do: See `error`; the next removal tries again.
                 tracing::warn!(%error, "layers of a removed image stay until the next removal");
             }
         }

@@ -78,6 +78,7 @@ impl Drop for InFlight<'_> {
         self.rpcs.in_flight.dec();
         if !self.answered {
             self.rpcs.handled.with_label_values(&[self.method, name(Code::Cancelled)]).inc();
+            // Log: The work continues.
             tracing::info!(rpc = self.method, "the client went away before the answer");
         }
     }
@@ -89,8 +90,11 @@ fn log(method: &str, status: &Status, begun: Instant) {
     match status.code() {
         // What a kubelet meets in its ordinary life.
         Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition => {
+            // Log: A call failed as it should: unknown id, wrong request.
             tracing::info!(rpc = method, code, ms, error, "refused");
         }
+        // Log: A CRI call failed: `rpc`, `code`, `error`, `ms`.
+        // Do: Look up the text of `error` above.
         _ => tracing::warn!(rpc = method, code, ms, error, "failed"),
     }
 }

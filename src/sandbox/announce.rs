@@ -156,6 +156,8 @@ impl Announcer {
             Err(mpsc::error::TrySendError::Full(_)) => {
                 self.dropped.inc();
                 subscriber.overrun.store(true, Ordering::Relaxed);
+                // Log: A client of GetContainerEvents had 1000 events waiting.
+                // Do: Nothing: a kubelet lists everything and subscribes again.
                 tracing::warn!("a subscriber of container events does not keep up and is closed");
                 false
             }

@@ -222,6 +222,8 @@ async fn await_containers(node: &Node, spec: &SandboxSpec, dying: Vec<Dying>) ->
 async fn unblock(node: &Node, spec: &SandboxSpec, monitor: Option<&Monitor>) {
     let Some(monitor) = monitor else { return };
     if let Err(MonitorError::Unresponsive { .. }) = monitor.list().await {
+        // Log: The pod is being stopped and its monitor hangs.
+        // Do: If it happens to several pods: look for processes in state D.
         tracing::error!(sandbox = %spec.id, "the monitor of a pod that goes down does not answer: killing it");
         monitor::kill(&node.pod_dir(&spec.id));
     }

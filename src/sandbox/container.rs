@@ -150,6 +150,9 @@ async fn within_limit(
     tokio::spawn(async move {
         let _ = work.await;
         if let Err(error) = remove(&node, &spec).await {
+            // Log: Parts remain of a pod that an earlier daemon had begun, or of a container whose creation took too
+            // long.
+            // Do: The next start tries again.
             tracing::error!(container = %spec.id, %error, "cannot undo an unfinished creation");
         }
     });

@@ -117,6 +117,8 @@ pub(super) async fn exec_sync(
 /// Kills the command with its process group, or the runtime that is about to start it.
 async fn kill(monitor: &Monitor, exec_id: &str) {
     if let Err(error) = monitor.signal(Target::Exec(exec_id.to_owned()), SIGKILL, true).await {
+        // Log: Processes of an exec remain in the container.
+        // Do: Look for processes in state D.
         tracing::warn!(exec = exec_id, %error, "cannot kill a command that timed out");
     }
 }

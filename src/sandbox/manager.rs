@@ -385,6 +385,8 @@ impl Manager {
                     return Err(match self.remove_pod(id.as_str()).await {
                         Ok(()) => error,
                         Err(left) => {
+                            // Log: RestorePod failed, and so did removing its pod.
+                            // Do: Stop and remove the pod.
                             tracing::error!(sandbox = %id, error = %left, "a pod that could not be restored stays");
                             error
                         }
@@ -443,6 +445,9 @@ impl Manager {
             }
             let id = &pod.spec.id;
             if let Err(error) = self.node.network.check(id, &self.node.netns(id)).await {
+                // Log: At start, a plugin's CHECK found that an interface, address or rule of the pod is gone. The
+                // pod is left alone.
+                // Do: Find out who removed it; delete the pod if its probes do not.
                 tracing::warn!(sandbox = %id, pod = %pod.spec.name, %error, "a pod's network is not as it was made");
             }
         }

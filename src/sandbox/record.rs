@@ -312,6 +312,8 @@ impl Records {
         let shelf = self.dir.with_extension("quarantine");
         let moved = fs::create_dir_all(&shelf).and_then(|()| fs::rename(path, shelf.join(name)));
         if let Err(error) = moved {
+            // Log: `<root>/pods.quarantine` cannot be written.
+            // Do: Free the disk, or mount it writable.
             tracing::error!(path = %path.display(), %error, "cannot move an unreadable record aside");
         }
     }

@@ -130,6 +130,8 @@ fn decide_container(recorded: Option<&ContainerState>, seen: &ContainerSeen, now
 pub async fn recover(node: Arc<Node>) -> Result<Manager, RecordError> {
     let (pods, broken) = node.records.load()?;
     for error in broken {
+        // Log: A pod's record could not be read at start. The pod is forgotten and its processes are ended.
+        // Do: Inspect the record, then delete it.
         tracing::error!(%error, "a record was moved to pods.quarantine");
     }
     let index = Index::default();
@@ -144,6 +146,8 @@ pub async fn recover(node: Arc<Node>) -> Result<Manager, RecordError> {
     let recovered = pods.into_iter().map(async |pod| {
         let id = pod.spec.id.clone();
         if let Err(error) = recover_pod(&node, &index, pod).await {
+            // Log: At start a recorded pod could not be examined.
+            // Do: See `error`; the next start tries again.
             tracing::error!(sandbox = %id, %error, "cannot take up a pod");
         }
     });
@@ -182,6 +186,8 @@ async fn recover_pod(node: &Arc<Node>, index: &Index, stored: StoredPod) -> Resu
     };
     let recorded = stored.state.as_ref().map(|s| &s.sandbox);
     if seen != MonitorSeen::Alive && matches!(recorded, Some(SandboxState::Ready { .. })) {
+        // Log: At start: the monitor ended while no daemon ran. Its containers count as lost.
+        // Do: The kubelet replaces the pod. `dmesg` shows whether the kernel killed the monitor.
         tracing::warn!(sandbox = %stored.spec.id, pod = %stored.spec.name, "the monitor of a pod that was ready is gone");
     }
     let state = decide_sandbox(recorded, seen);
@@ -244,6 +250,9 @@ async fn look_for(dir: &Path) -> Found {
         Ok(Some(reports)) => Found::Answering((monitor, events, reports)),
         Ok(None) => Found::Nothing,
         Err(_) => {
+            // Log: At start: the monitor is stopped (SIGSTOP, frozen cgroup), or the node is overloaded. Other pods
+            // do not wait.
+            // Do: Within half a minute `the pod's monitor answers` follows, or the pod is NotReady.
             tracing::warn!(dir = %dir.display(), "a monitor is there but does not answer yet; its pod is shown as recorded");
             Found::Silent { monitor, events, answer }
         }
@@ -266,6 +275,8 @@ fn find(dir: &Path) -> Option<(Monitor, Events)> {
             None
         }
         Err(error) => {
+            // Log: At start: the monitor exists but does not answer. It counts as lost after six attempts.
+            // Do: The kubelet replaces the pod.
             tracing::warn!(dir = %dir.display(), %error, "cannot take up a monitor");
             None
         }
@@ -352,6 +363,8 @@ pub(super) async fn end_stranger(
     monitor: Option<&Monitor>,
     id: &str,
 ) {
+    // Log: At start: an earlier daemon had begun it and not recorded it.
+    // Do: Nothing.
     tracing::warn!(sandbox = %pod.id, container = %id, "ending a container that no record knows");
     let (Some(monitor), Ok(id)) = (monitor, ContainerId::parse(id)) else { return };
     let ended = match runtime.delete(id.as_str()).await {
@@ -399,6 +412,8 @@ async fn sweep(node: &Arc<Node>, known: &HashSet<String>) {
     futures_util::future::join_all(pods.into_iter().map(sweep_pod)).await;
     let trash = node.trash();
     if let Err(error) = remove::sweep(&trash) {
+        // Log: At start, something without a record could not be removed.
+        // Do: See `error`; the next start tries again.
         tracing::error!(dir = %trash.display(), %error, "cannot sweep");
     }
     let (bundles, layers) = (node.config.state.join("containers"), node.config.root.join("containers"));
@@ -409,6 +424,8 @@ async fn sweep(node: &Arc<Node>, known: &HashSet<String>) {
             for runtime in node.runtimes.names().iter().filter_map(|name| node.runtime(name).ok()) {
                 report(&dir, runtime.delete(&id).await.map_err(SandboxError::from));
             }
+            // Log: At start: an earlier daemon had begun it and not recorded it.
+            // Do: Nothing.
             tracing::warn!(dir = %dir.display(), "removing a container's directory that no record knows");
             // A bundle is our own. Nobody waits for the end of what a container made: the socket opens meanwhile.
             let trash = (*parent == layers).then(|| trash.clone());
@@ -428,6 +445,8 @@ async fn sweep(node: &Arc<Node>, known: &HashSet<String>) {
 }
 
 async fn sweep_pod(dir: PathBuf) {
+    // Log: At start: an earlier daemon had begun it and not recorded it.
+    // Do: Nothing.
     tracing::warn!(dir = %dir.display(), "removing a pod's directory that no record knows");
     match tokio::time::timeout(ANSWER_WITHIN, monitor::adopt(&dir)).await {
         Ok(Ok((monitor, _events))) => drop(monitor.shutdown(true).await),

@@ -54,6 +54,8 @@ pub(super) async fn stop(mut request: Request) {
         if tokio::time::timeout(pause, ended).await.is_ok() {
             return;
         }
+        // Log: A process hangs in the kernel.
+        // Do: Check its file system: NFS, a failing disk.
         tracing::warn!(container = %request.spec.id, "still there after SIGKILL, will try again");
         pause = (pause * 2).min(LAST_RETRY);
     }
@@ -78,6 +80,8 @@ async fn signal(request: &Request, signal: i32) -> bool {
     match monitor.signal(target, signal, false).await {
         Ok(_) => true,
         Err(error) => {
+            // Log: The stop signal could not be sent. SIGKILL follows.
+            // Do: Nothing.
             tracing::warn!(container = %request.spec.id, signal, %error, "cannot signal");
             false
         }
@@ -89,6 +93,8 @@ pub(super) fn kill_cgroup(node: &Node, pod: &SandboxSpec, spec: &ContainerSpec) 
     // It may have to freeze a cgroup first, and waits for that.
     let killed = in_place(|| node.leaf(pod, &spec.id).and_then(|leaf| Ok(node.cgroups.kill_all(&leaf)?)));
     if let Err(error) = killed {
+        // Log: Tried again.
+        // Do: If it lasts: look for processes in state D.
         tracing::warn!(container = %spec.id, %error, "cannot kill a container's processes");
     }
 }

@@ -102,7 +102,9 @@ async fn try_all(node: &Node) -> Found {
             Err(why) => Some(why.clone()),
         };
         match &why {
+            // Log: At start, for each handler.
             None => tracing::info!(handler = name, "pods can have user namespaces"),
+            // Log: At start, for each handler, with the reason.
             Some(why) => tracing::info!(handler = name, why, "pods cannot have user namespaces"),
         }
         found.insert(name, why);

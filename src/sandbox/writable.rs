@@ -157,6 +157,7 @@ impl WritableLayers {
             changed: Notify::new(),
             measured,
         };
+        // Log: At start: how usage is measured.
         tracing::info!(mode = layers.mode(), directory = %layers.root.display(), "usage of writable layers");
         Ok(layers)
     }
@@ -193,6 +194,8 @@ impl WritableLayers {
             Ok(_) => Ok(()),
             Err(error) if self.limits.any() => Err(error),
             Err(error) => {
+                // Log: It got no project id.
+                // Do: See `error`.
                 tracing::warn!(%error, "the usage of a writable layer has to be walked");
                 Ok(())
             }
@@ -311,6 +314,8 @@ impl WritableLayers {
                 at: self.clock.now(),
             }),
             Err(error) => {
+                // Log: Quotas were turned off. The usage is walked.
+                // Do: Nothing, or turn quotas on and restart the daemon.
                 tracing::warn!(container = %id, %error, "the file system does not tell a project's usage any more");
                 if let Some(meter) = self.meters().get_mut(id) {
                     meter.counted = false;
@@ -415,6 +420,8 @@ async fn round(layers: &Arc<WritableLayers>, due: Vec<ContainerId>, metrics: &Po
         // The sender goes with the thread.
         Ok(_) => drop(ended.await),
         Err(error) => {
+            // Log: The usage of writable layers is not reported.
+            // Do: Raise the limit of processes.
             tracing::warn!(%error, "no thread to measure writable layers");
             tokio::time::sleep(FIRST_WAIT).await;
         }

@@ -78,10 +78,13 @@ impl Certificates {
             if now != state.times {
                 match load(cert, key) {
                     Ok(config) => {
+                        // Log: `streaming.cert_file` changed.
                         tracing::info!(path = %cert.display(), "the streaming server's certificate was read anew");
                         (state.config, state.times) = (config, now);
                     }
                     // Perhaps half-way through being replaced: the old one serves on.
+                    // Log: The new files cannot be read or do not match.
+                    // Do: See `error`.
                     Err(error) => tracing::warn!(%error, "the streaming server keeps its certificate"),
                 }
             }

@@ -17,6 +17,8 @@ impl Inner {
         let arguments = args::cni_args(request)?;
         let capability_args = args::capability_args(request)?;
         if !request.port_mappings.is_empty() && !networks.iter().any(|n| n.list.can(args::PORT_MAPPINGS)) {
+            // Log: The pod's `hostPort` has no effect.
+            // Do: Add `portmap` to the CNI configuration.
             tracing::warn!(
                 pod = name,
                 networks = ?networks.iter().map(|network| network.list.name.as_str()).collect::<Vec<_>>(),

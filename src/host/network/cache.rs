@@ -200,6 +200,8 @@ impl Cache {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
+                    // Log: A file in `network.cache_dir` is damaged.
+                    // Do: Nothing, if it is a single one.
                     tracing::warn!(path = %path.display(), %error, "CNI cache entry is unusable, counts as missing, is removed");
                     // Its name is that of a sandbox of ours. Left behind it would only be told again.
                     drop(std::fs::remove_file(path));

@@ -139,6 +139,8 @@ impl Inner {
             None => match NetworkList::decode(&entry.config) {
                 Ok(list) => Arc::new(list),
                 Err(cause) => {
+                    // Log: DEL runs with the current configuration instead of the pod's own.
+                    // Do: Nothing.
                     tracing::warn!(
                         sandbox = entry.container_id,
                         cause,
@@ -168,6 +170,8 @@ impl Inner {
         spent: &mut Duration,
     ) {
         for (_, error) in self.delete(list, entry, pod, AfterFailure::GoOn, spent).await {
+            // Log: DEL ran without a recorded ADD, and failed.
+            // Do: Nothing.
             tracing::warn!(%error, "detach of a pod that is not known to be attached");
         }
     }

@@ -30,6 +30,7 @@ impl Inner {
             let (netns, name) = (live_netns(Some(entry.netns())), entry.pod());
             let pod = Pod { netns: &netns, name: &name };
             match self.leave(current, &entry, &pod, &mut Duration::default()).await {
+                // Log: What an earlier pod had left was released.
                 Ok(()) => tracing::info!(
                     pod = name,
                     sandbox = id,
@@ -37,6 +38,9 @@ impl Inner {
                     "detached a sandbox that no longer exists"
                 ),
                 Err(error) => {
+                    // Log: DEL for the leftovers of an earlier pod failed, mostly because its network is no longer
+                    // configured.
+                    // Do: Nothing: the next start tries again.
                     tracing::warn!(%error, sandbox = id, "detach of a sandbox that no longer exists")
                 }
             }
@@ -48,6 +52,8 @@ impl Inner {
             return;
         }
         let Some(_alone) = self.alone().await else {
+            // Log: The node is busy.
+            // Do: Nothing.
             tracing::warn!("no moment without ADD or DEL; CNI GC is left to the next collection");
             return;
         };
@@ -61,6 +67,8 @@ impl Inner {
             let extra =
                 [("cni.dev/valid-attachments", attachments.as_str()), ("cni.dev/attachments", &attachments)];
             for error in self.whole(list, Verb::Gc, self.del_timeout, &extra).await {
+                // Log: A plugin failed in GC.
+                // Do: See its message in `error`.
                 tracing::warn!(%error, "CNI garbage collection");
             }
         }

@@ -82,6 +82,7 @@ impl Network {
         let wrong = |reason| NetworkError::Template { path: template.to_owned(), reason };
         let text = fill(template, ranges).map_err(wrong)?;
         write(dir, &file, text.as_bytes())?;
+        // Log: From `network.conf_template` and the pod CIDR.
         tracing::info!(file = %file.display(), template = %template.display(), "made a CNI configuration");
         if super::lock(&self.inner.watcher).is_none() {
             self.inner.reload(None);

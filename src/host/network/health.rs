@@ -64,6 +64,8 @@ impl Health {
         match loaded {
             Loaded::Nothing { reason } => {
                 if self.current.as_ref().err() != Some(&reason) {
+                    // Log: `network.conf_dir` has no usable one; the node is NotReady.
+                    // Do: Install the network plugin. A new file takes effect by itself.
                     tracing::warn!(reason, "no CNI configuration");
                 }
                 self.current = Err(reason);
@@ -71,6 +73,8 @@ impl Health {
             }
             Loaded::Networks { chosen, skipped, unread: _ } => {
                 for error in &skipped {
+                    // Log: The file is broken; the next by name is used.
+                    // Do: Correct or remove it.
                     tracing::warn!(error, "CNI configuration file is skipped");
                 }
                 let networks: Arc<[Chosen]> = chosen.into();
@@ -82,6 +86,7 @@ impl Health {
                     return;
                 }
                 for Chosen { list, file, interface } in &*networks {
+                    // Log: A configuration takes effect.
                     tracing::info!(network = list.name, interface, file = %file.display(), "CNI network loaded");
                 }
                 self.problem = judge(&networks);
@@ -121,7 +126,10 @@ impl Health {
         }
         if problem != self.problem {
             match &problem {
+                // Log: Plugins are missing, or report so themselves.
+                // Do: See `reason`.
                 Some(reason) => tracing::warn!(reason, "CNI network is not ready"),
+                // Log: After it was not.
                 None => tracing::info!("CNI network is ready"),
             }
         }

@@ -172,6 +172,8 @@ impl Network {
                 *lock(&inner.watcher) = Some(task.abort_handle());
             }
             Err(error) => {
+                // Log: Each status call reads the directory instead.
+                // Do: Create the directory, or raise `fs.inotify.max_user_instances`.
                 tracing::warn!(dir = %config.conf_dir.display(), %error, "cannot watch the CNI configuration directory");
                 inner.reload(None);
             }
@@ -185,6 +187,8 @@ impl Network {
     /// Has every finished plugin call told to `observer`, for metrics. Only the first observer counts.
     pub fn observe_plugins(&self, observer: impl Fn(&PluginCall<'_>) + Send + Sync + 'static) {
         if !self.inner.plugins.observe(Box::new(observer)) {
+            // Log: A defect without effect.
+            // Do: Report it.
             tracing::warn!("plugin calls have an observer already");
         }
     }
@@ -346,6 +350,8 @@ async fn follow(mut watch: Watch, inner: Weak<Inner>) {
         let changed = watch.changed().await;
         let Some(inner) = inner.upgrade() else { return };
         if let Err(error) = changed {
+            // Log: Changes are still found.
+            // Do: Create the directory, or raise `fs.inotify.max_user_instances`.
             tracing::warn!(%error, "the watch of the CNI configuration directory failed; it is read regularly instead");
             *lock(&inner.watcher) = None;
             return;

@@ -31,6 +31,8 @@ pub(super) fn end(sandboxes: &HashSet<&str>) {
             return;
         }
         for Orphan { pid, process, sandbox } in &found {
+            // Log: The daemon died while the plugin ran; its pod is NotReady.
+            // Do: Nothing: the kubelet replaces the pod.
             tracing::warn!(pid, sandbox, "killing a CNI plugin that outlived the daemon that called it");
             // Gone meanwhile is as good.
             let _ = pidfd::send_signal(process.as_fd(), pidfd::SIGKILL);
@@ -41,6 +43,9 @@ pub(super) fn end(sandboxes: &HashSet<&str>) {
             }
         }
     }
+    // Log: A plugin that ran when the daemon died was killed but hangs in the kernel. Its pod's network may be
+    // incomplete.
+    // Do: `ps -o pid,stat,wchan`: look for processes in state D. It may still take an address when it continues.
     tracing::error!("a CNI plugin of an earlier daemon does not end");
 }
 

@@ -75,6 +75,8 @@ impl Watch {
         let flags =
             WatchFlags::MOVED_TO | WatchFlags::MOVED_FROM | WatchFlags::DELETE | WatchFlags::CLOSE_WRITE;
         if let Err(error) = self.add(&self.dir.join(network), flags | WatchFlags::ONLYDIR) {
+            // Log: Each status call reads the directory instead.
+            // Do: Create the directory, or raise `fs.inotify.max_user_instances`.
             tracing::warn!(%error, network, "cannot watch the drop-in directory of a CNI network");
         }
     }

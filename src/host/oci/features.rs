@@ -65,6 +65,8 @@ async fn refuses_recursive_propagation(runtime: &Runtime, around: Surroundings<'
         Ok(()) => false,
         Err(OciError::Failed { .. }) => true,
         Err(error) => {
+            // Log: An OCI runtime without `rro` in its `features` could not be tested with `rslave`. It gets runc's
+            // names.
             tracing::info!(runtime = runtime.name(), %error, "cannot find out which propagation it knows");
             false
         }
@@ -72,6 +74,7 @@ async fn refuses_recursive_propagation(runtime: &Runtime, around: Surroundings<'
 }
 
 fn log(runtime: &Runtime, error: &OciError) {
+    // Log: An OCI runtime has no `features` and could not be tested.
     tracing::info!(runtime = runtime.name(), %error, "cannot find out what it can do; recursive read-only mounts are refused");
 }
 

@@ -94,6 +94,9 @@ pub(super) async fn sweep(runtime: &Runtime, state: &Path) {
             Err(error) => Err(error),
         };
         if let Err(error) = removed {
+            // Log: The OCI runtime cannot delete the container with which a killed daemon tested it. No pod is
+            // affected.
+            // Do: Remove `probe-*` below `state` and the runtime's directory of that name, or reboot.
             tracing::warn!(%error, "an earlier start-up probe cannot be removed");
         }
     }

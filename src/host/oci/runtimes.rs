@@ -58,6 +58,7 @@ impl Runtimes {
             Some(default) => default.clone(),
             None => first_that_works(&by_name, around).await?,
         };
+        // Log: At start: the default runtime.
         tracing::info!(default = default.name(), path = %default.path().display(), "OCI runtime");
         Ok(Self { by_name, default })
     }
@@ -153,6 +154,7 @@ async fn first_that_works(
         match probe::works(runtime, around.state, around.probe_cgroup).await {
             Ok(()) => return Ok(runtime.clone()),
             Err(error) => {
+                // Log: At start: a runtime that could not run a container.
                 tracing::info!(runtime = name, %error, "not usable here");
                 tried.push(error.to_string());
             }

@@ -98,6 +98,8 @@ impl Drop for WithoutResource {
         if let Some(had) = self.0.take()
             && let Err(error) = rustix::thread::set_capabilities(None, had)
         {
+            // Log: A thread could not regain the capability that it dropped for one mount, and continues without.
+            // Do: Restart the daemon and report it.
             tracing::error!(%error, "a thread lost CAP_SYS_RESOURCE");
         }
     }

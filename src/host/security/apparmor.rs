@@ -116,6 +116,7 @@ impl AppArmor {
         let run = run.stdin(default_profile(own_label().as_deref()).into_bytes()).run().await;
         // Whoever loads it between the look above and the parser makes the parser fail, but not the container.
         if self.is_loaded(profile)? {
+            // Log: The first container needed it.
             tracing::info!(profile, "loaded the AppArmor profile");
             return Ok(());
         }

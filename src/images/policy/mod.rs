@@ -115,11 +115,14 @@ impl SignaturePolicy {
         match verify::meets(session, image, digest, &rule).await {
             Ok(verify::Met::NothingAsked) => Ok(()),
             Ok(verify::Met::Signed(by)) => {
+                // Log: By the key and the rule in its fields.
                 tracing::info!(%image, %digest, by, "signature verified");
                 PullStats::add(&stats.signatures_verified, 1);
                 Ok(())
             }
             Err(error) if rule.warn => {
+                // Log: The policy's action for this image is `warn`.
+                // Do: Sign the image, or change the policy.
                 tracing::warn!(%image, %digest, %error, "pulled without a valid signature, as the policy lets it");
                 PullStats::add(&stats.signatures_missed, 1);
                 Ok(())

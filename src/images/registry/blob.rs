@@ -247,6 +247,8 @@ impl<'s> Blob<'s> {
         (self.at, self.breaks, self.last_break) = (0, 0, 0);
         let left = self.session.blob_hosts().any(|host| !self.given_up.contains(&host));
         if left {
+            // Log: A mirror sent wrong bytes or none.
+            // Do: If it is frequent, check the mirror.
             tracing::warn!(blob = %self.descriptor.digest, %error, "layer is fetched again from another host");
         }
         left

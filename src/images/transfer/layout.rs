@@ -122,6 +122,8 @@ fn name(entry: &Descriptor) -> Option<Reference> {
         whole.or_else(|| entry.annotation(REF_NAME).filter(|name| name.contains(['/', ':', '@'])))?;
     let parsed = Reference::parse(stated);
     if let Err(error) = &parsed {
+        // Log: Its name is not valid.
+        // Do: Load it with `--name`.
         tracing::warn!(%error, image = %entry.digest, "an image of a layout is loaded without its name");
     }
     parsed.ok()

@@ -51,6 +51,7 @@ impl Offer {
         let what = format!("{called} in {}", self.source.name());
         let wanted = Wanted { what, top: self.top, document: None, names: names.clone(), caller: None };
         let id = bring(inner, &Source::Local(self.source), wanted).await?;
+        // Log: An image of an archive or layout.
         tracing::info!(%id, ?names, "loaded");
         Ok(Loaded { id, names })
     }

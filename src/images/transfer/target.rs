@@ -121,6 +121,8 @@ impl Drop for Target {
             && let Err(error) = std::fs::remove_file(temporary)
             && error.kind() != io::ErrorKind::NotFound
         {
+            // Log: The file of a failed export could not be removed.
+            // Do: Delete it.
             tracing::warn!(path = %temporary.display(), %error, "half an export stays");
         }
     }

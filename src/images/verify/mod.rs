@@ -149,11 +149,14 @@ impl VerifySummary {
     ) {
         match repaired {
             Ok(()) => {
+                // Log: By `podwright images verify`.
                 tracing::info!(%subject, "repaired");
                 self.repaired += 1;
                 events(VerifyEvent::Repaired { subject });
             }
             Err(error) => {
+                // Log: `podwright images verify` found damage that it could not repair.
+                // Do: Repeat it when the registry answers again.
                 tracing::warn!(%subject, %error, "damaged, and the repair failed");
                 events(VerifyEvent::RepairFailed { subject, error });
             }

@@ -75,6 +75,7 @@ pub(super) async fn layer(inner: &Shared, diff_id: &Digest) -> Result<(), ImageE
                 return Ok(());
             }
             Err(error) => {
+                // Log: One source failed; the next is tried.
                 tracing::info!(%diff_id, repository = %reference.name(), %error, "cannot fetch a damaged layer");
                 failed = error;
             }

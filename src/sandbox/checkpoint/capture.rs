@@ -108,6 +108,8 @@ pub(super) async fn set_free(runtime: &Runtime, id: &ContainerId) -> Result<(), 
         tokio::time::sleep(RESUME_PAUSE).await;
     }
     let error = CheckpointError::StillFrozen { id: id.clone(), why: last };
+    // Log: A container could not be resumed and stays frozen.
+    // Do: Restart the daemon, or run the OCI runtime's `resume`.
     tracing::error!(container = %id, %error, "after a checkpoint");
     Err(error.into())
 }

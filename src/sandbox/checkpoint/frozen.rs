@@ -64,6 +64,8 @@ impl Note {
     /// They are free again.
     pub(super) fn remove(self) {
         if let Err(error) = std::fs::remove_file(&self.0) {
+            // Log: The note names containers as frozen that are not.
+            // Do: Nothing: the next start removes it.
             tracing::warn!(note = %self.0.display(), %error, "cannot remove the note of a checkpoint");
         }
     }
@@ -88,6 +90,8 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         if let Err(error) = remove_tree(&self.0) {
+            // Log: A directory in `<root>/checkpoints` could not be removed.
+            // Do: Nothing.
             tracing::warn!(%error, "half a checkpoint stays until the next start");
         }
     }
@@ -119,6 +123,8 @@ pub(in crate::sandbox) async fn thaw(node: Arc<Node>, left: Leftovers) {
         let note: Option<Content> =
             std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
         let Some(note) = note.filter(|note| note.version <= VERSION) else {
+            // Log: A note in `<state>/checkpoints` is damaged or of a newer podwright.
+            // Do: Find frozen containers with the OCI runtime's `list`, `resume` them, delete the note.
             tracing::error!(note = %path.display(), "cannot read whom an earlier daemon left frozen");
             continue;
         };
@@ -128,19 +134,27 @@ pub(in crate::sandbox) async fn thaw(node: Arc<Node>, left: Leftovers) {
     }
     let stagings = left.stagings;
     if let Err(error) = blocking(move || stagings.iter().try_for_each(|dir| remove_tree(dir))).await {
+        // Log: At start, `<root>/checkpoints` could not be emptied.
+        // Do: Delete it by hand.
         tracing::warn!(%error, "cannot remove half-made checkpoints");
     }
 }
 
 async fn thaw_one(node: &Arc<Node>, note: &Content) -> bool {
+    // Log: Its containers were frozen until now.
+    // Do: Repeat the checkpoint.
     tracing::warn!(containers = ?note.containers, "the earlier daemon ended during a checkpoint: setting its containers free");
     let made = note.made.clone();
     if let Err(error) = blocking(move || end_orphans(&made)).await {
+        // Log: `/proc` could not be read.
+        // Do: Nothing, if the containers run.
         tracing::warn!(%error, "cannot look for a checkpoint that still runs");
     }
     let runtime = match node.runtime(&note.handler) {
         Ok(runtime) => runtime,
         Err(error) => {
+            // Log: The OCI runtime of a pod that an earlier daemon left frozen is missing.
+            // Do: Install it and restart the daemon.
             tracing::error!(%error, "cannot set containers free");
             return false;
         }
@@ -151,6 +165,8 @@ async fn thaw_one(node: &Arc<Node>, note: &Content) -> bool {
     }
     for path in &note.made {
         if let Err(error) = remove_tree(path) {
+            // Log: A file of a failed checkpoint could not be removed from the caller's directory.
+            // Do: Delete it.
             tracing::warn!(path = %path.display(), %error, "half a checkpoint stays");
         }
     }
@@ -167,6 +183,8 @@ fn end_orphans(made: &[PathBuf]) -> Result<(), SandboxError> {
         }
         if Instant::now() > until {
             for pid in holders {
+                // Log: CRIU of an earlier daemon still ran ten seconds after the start.
+                // Do: Nothing.
                 tracing::warn!(pid, "ending a checkpoint of an earlier daemon");
                 if let Ok(handle) = podwright_sys::pidfd::open(pid) {
                     use std::os::fd::AsFd as _;

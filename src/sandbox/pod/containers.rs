@@ -63,6 +63,8 @@ impl Pod {
         if let Err(error) = recorded {
             // What was written before the disk was full.
             if let Err(error) = self.node.records.remove_container(&self.spec.id, &spec.id) {
+                // Log: A container's creation failed, and so did removing its record. It is not listed.
+                // Do: Nothing.
                 tracing::warn!(container = %spec.id, %error, "half a record stays until the pod is removed");
             }
             answer_all(&mut container.create_waiters, &refuse(error.into()));
@@ -301,6 +303,8 @@ impl Pod {
         self.containers.remove(id);
         self.index.remove_container(id);
         if let Err(error) = self.node.records.remove_container(&self.spec.id, id) {
+            // Log: Writing below `root` failed. The record goes with the pod.
+            // Do: Free the disk, or mount it writable.
             tracing::error!(container = %id, %error, "cannot remove a container's record");
         }
     }
@@ -366,6 +370,8 @@ impl Pod {
         container.state = state;
         let record = container.record();
         if let Err(error) = self.node.records.write_container_state(&self.spec.id, id, &record) {
+            // Log: Writing below `root` failed. The state in memory is right, but a restart would lose it.
+            // Do: Free the disk, or mount it writable.
             tracing::error!(container = %id, %error, "cannot record a container's state");
         }
         self.publish();

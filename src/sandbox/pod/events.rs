@@ -50,6 +50,8 @@ impl Pod {
         self.work(Finished::Cleaned(id.clone()), async move {
             if let Err(error) = container::clean(&node, &pod, &spec, &runtime).await {
                 // Removal tries again and reports.
+                // Log: Runtime state, cgroup or mount of an ended container remain; tried again.
+                // Do: If it lasts: look for processes in state D.
                 tracing::warn!(container = %spec.id, %error, "cannot clean up after a container yet");
             }
             Finished::Cleaned(id)
@@ -73,6 +75,8 @@ impl Pod {
         };
         // None: the tear-down was through first.
         self.monitor.as_ref()?;
+        // Log: Nothing was lost.
+        // Do: Nothing.
         tracing::warn!(sandbox = %self.spec.id, "the connection to the pod's monitor broke and was made anew");
         self.monitor = Some(monitor);
         let now = self.node.clock.now();
@@ -98,6 +102,7 @@ impl Pod {
         let Some(reports) = reports else { return self.monitor_lost() };
         // None: the tear-down was through first, or its connection broke and it is adopted anew.
         let Some(monitor) = self.monitor.clone() else { return };
+        // Log: It was silent at start.
         tracing::info!(sandbox = %self.spec.id, "the pod's monitor answers");
         for id in reports.keys().filter(|id| !self.containers.contains_key(id.as_str())) {
             let id = id.clone();
@@ -142,6 +147,9 @@ impl Pod {
         // A tear-down ends the monitor itself, and tells the state when it is through; but containers that are left
         // at that moment have nobody else who would tell their end.
         if matches!(self.state, SandboxState::Ready { .. }) && self.activity != SandboxActivity::Stopping {
+            // Log: The monitor was killed, by the OOM killer or by hand. Its containers are killed, since nobody
+            // would see them end.
+            // Do: The kubelet replaces the pod. `dmesg` shows whether the kernel killed the monitor.
             tracing::error!(sandbox = %self.spec.id, pod = %self.spec.name, "the pod's monitor is gone, ending its containers");
             self.set_state(SandboxState::NotReady {
                 why: NotReadyCause::MonitorLost,

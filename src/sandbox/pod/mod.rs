@@ -272,6 +272,8 @@ impl Pod {
                         Ok(Finished::Up(result)) => events = self.brought_up(*result),
                         Ok(Finished::Adopted(adopted)) => events = self.adopted(adopted),
                         Ok(finished) => self.finished(finished),
+                        // Log: A defect: the pod's task panicked. The pod can be stopped and removed.
+                        // Do: Report it with the log.
                         Err(error) => tracing::error!(sandbox = %self.spec.id, %error, "a pod's work ended abnormally"),
                     }
                     for command in std::mem::take(&mut self.deferred) {

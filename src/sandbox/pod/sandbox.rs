@@ -22,6 +22,8 @@ impl Pod {
                 Some(up.events)
             }
             Err(cause) => {
+                // Log: A pod did not start. The caller gets the same error.
+                // Do: Look up the text of `error` above.
                 tracing::warn!(sandbox = %self.spec.id, pod = %self.spec.name, error = %cause, "bring-up failed, undoing it");
                 let (node, spec) = (self.node.clone(), self.spec.clone());
                 let failed = Finished::Undone {
@@ -47,6 +49,8 @@ impl Pod {
             }
             Err(error) => {
                 // It stays listed, so that the kubelet stops and removes it later.
+                // Log: The pod is listed as NotReady with what it still holds.
+                // Do: The kubelet stops and removes it, which tries again.
                 tracing::error!(sandbox = %self.spec.id, %error, "a failed bring-up could not be undone");
                 let why = NotReadyCause::BringUpFailed(cause.to_string());
                 self.set_state(SandboxState::NotReady { why, resources: Holdings::Held });
@@ -96,6 +100,8 @@ impl Pod {
         self.set_state(SandboxState::NotReady { why, resources });
         let outcome = result.map_err(Arc::new);
         if let Err(error) = &outcome {
+            // Log: Steps of StopPodSandbox failed; `error` has all of them.
+            // Do: The kubelet repeats the call. Mostly a CNI plugin fails: see its message.
             tracing::error!(sandbox = %self.spec.id, %error, "tear-down is not complete");
             // Who waits to remove it must hear why it cannot be.
             for command in std::mem::take(&mut self.deferred) {
@@ -181,6 +187,8 @@ impl Pod {
         self.state = state;
         if let Err(error) = self.node.records.write_pod_state(&self.spec.id, &self.record()) {
             // The state in memory is the truth; a restart would read an older one and reconcile it.
+            // Log: Writing below `root` failed. The state in memory is right, but a restart would lose it.
+            // Do: Free the disk, or mount it writable.
             tracing::error!(sandbox = %self.spec.id, %error, "cannot record a sandbox's state");
         }
         self.publish();

@@ -85,6 +85,8 @@ impl Images {
                 Err(error) => Err(error),
             };
             if let Err(error) = &result {
+                // Log: One image of another runtime's store could not be imported.
+                // Do: Pull it.
                 tracing::warn!(image = name, %error, "not imported");
             }
             imported.push(Imported { name, result });

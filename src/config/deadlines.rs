@@ -4,7 +4,7 @@ use super::Config;
 use std::time::Duration;
 
 impl Config {
-    /// How long a look at a path of the host that a request names may take.
+    /// Limit on examining a host path from a request.
     #[must_use]
     pub fn host_path_limit(&self) -> Duration {
         Duration::from_secs(self.containers.host_path_seconds)

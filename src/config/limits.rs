@@ -1,4 +1,4 @@
-//! The text forms of single values: resource limits of processes, patterns of annotations, whether SELinux is used. Pure.
+//! Text forms of single values: process limits, annotation patterns, whether SELinux is used. Pure.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SelinuxMode {
-    /// Where the kernel has SELinux and its policy knows containers.
+    /// If the kernel has SELinux and its policy knows containers.
     Auto,
     /// Always; without it the daemon does not start.
     On,
@@ -14,7 +14,7 @@ pub enum SelinuxMode {
     Off,
 }
 
-/// Limits that setrlimit(2) knows, without `RLIMIT_`, in small letters.
+/// Limits of setrlimit(2), without `RLIMIT_`, in lower case.
 const NAMES: [&str; 16] = [
     "as",
     "core",
@@ -46,8 +46,8 @@ pub struct Ulimit {
 }
 
 impl Ulimit {
-    /// From `nofile=1024:4096`, as CRI-O and `podman run --ulimit` have it; `-1` and `unlimited` are no limit, one
-    /// number is both.
+    /// Parses `nofile=1024:4096`, as CRI-O and `podman run --ulimit` do. `-1` and `unlimited` mean no limit; a single
+    /// number sets both.
     ///
     /// # Errors
     /// What is wrong, for people.
@@ -84,13 +84,13 @@ pub fn bytes(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(factor)
 }
 
-/// Whether a name of an annotation fits a pattern: the same, or the start of it before a final `*`.
+/// Whether an annotation name matches a pattern: equal, or beginning with what precedes a final `*`.
 #[must_use]
 pub fn annotation_fits(pattern: &str, name: &str) -> bool {
     pattern.strip_suffix('*').map_or(pattern == name, |start| name.starts_with(start))
 }
 
-/// Whether a pattern can be read by [`annotation_fits`].
+/// Whether [`annotation_fits`] can use a pattern.
 pub(super) fn is_annotation_pattern(pattern: &str) -> bool {
     let start = pattern.strip_suffix('*').unwrap_or(pattern);
     !pattern.is_empty() && !start.contains(['*', '?', '['])

@@ -1,4 +1,4 @@
-//! Reads the configuration file and its drop-ins. A wrong key is refused with file, line and a suggestion.
+//! Reads the configuration file and its drop-ins. Refuses a wrong key with file, line and a suggestion.
 
 use super::{Config, DROP_IN_SUFFIX};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ pub enum ConfigError {
         /// The cause.
         source: std::io::Error,
     },
-    /// A file says something that cannot be understood.
+    /// A file cannot be understood.
     #[error("{path}:{line}: {message}{hint}")]
     Invalid {
         /// The file.
@@ -23,7 +23,7 @@ pub enum ConfigError {
         line: usize,
         /// What is wrong.
         message: String,
-        /// `; did you mean …?`, or nothing.
+        /// `; did you mean …?`, or empty.
         hint: String,
     },
     /// A value is out of its range.
@@ -31,12 +31,12 @@ pub enum ConfigError {
     Value {
         /// The key, dotted.
         key: &'static str,
-        /// What is wrong and what is allowed.
+        /// The fault and the allowed values.
         message: String,
     },
 }
 
-/// Loads `file` and the drop-ins beside it; a later file's key wins over an earlier one's.
+/// Loads `file` and the drop-ins beside it. A key in a later file overrides earlier ones.
 ///
 /// # Errors
 /// When a file cannot be read, has an unknown key or a value of the wrong kind. A missing `file` is an error
@@ -51,7 +51,7 @@ pub fn load(file: &Path, required: bool) -> Result<Config, ConfigError> {
     for path in sources {
         let text = std::fs::read_to_string(&path)
             .map_err(|source| ConfigError::Read { path: path.clone(), source })?;
-        // Typed first, so that an error is told with its own file and line.
+        // Typed first, so that an error names its own file and line.
         toml::from_str::<Config>(&text).map_err(|e| invalid(&path, &text, &e))?;
         let table = text.parse::<toml::Table>().map_err(|e| invalid(&path, &text, &e))?;
         merge(&mut merged, table);

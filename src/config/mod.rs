@@ -1,6 +1,7 @@
 //! The daemon's configuration: every path, limit and deadline, with its default. There are no defaults elsewhere.
 //!
-//! Owns the key names, what they mean (docs/configuration.md is made of the comments here) and the loader. Never opens what it names.
+//! Owns the keys, their meaning (the comments here generate docs/configuration.md) and the loader. Never opens the
+//! files that it names.
 
 mod deadlines;
 mod limits;
@@ -15,22 +16,22 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// Where `serve` looks when `--config` is not given; absent is fine.
+/// Read by `serve` without `--config`; may be absent.
 pub const DEFAULT_FILE: &str = "/etc/podwright/config.toml";
-/// Drop-ins in a directory beside the file: `config.toml` has `config.toml.d/*.toml`, read in byte order.
+/// Suffix of the drop-in directory beside the file: `config.toml` has `config.toml.d/*.toml`, read in byte order.
 pub const DROP_IN_SUFFIX: &str = ".d";
 
 /// The whole configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Durable state: images, records of pods, writable layers. Made with mode 0700. Must be on a file system that
-    /// overlayfs accepts for its upper directory, such as ext4 or xfs.
+    /// Durable state: images, records of pods, writable layers. Created with mode 0700. Must be on a file system that
+    /// overlayfs accepts as upper directory, such as ext4 or xfs.
     /// Unit: absolute path.
     pub root: PathBuf,
-    /// State that ends with the machine: bundles, mounts, monitors' sockets, exit records. Made with mode 0711, what is
-    /// in it with 0700: root of a pod's user namespace has to get through to its bundle. The directories above it have
-    /// to let it through, too. Put it on a tmpfs.
+    /// State that ends with the machine: bundles, mounts, monitors' sockets, exit records. Created with mode 0711, its
+    /// content with 0700: root of a pod's user namespace must reach its bundle, so the directories above need the same.
+    /// Put it on a tmpfs.
     /// Unit: absolute path.
     pub state: PathBuf,
     /// The CRI socket.
@@ -62,13 +63,13 @@ pub struct Grpc {
     /// Unix socket of both CRI services.
     /// Unit: absolute path.
     pub socket: PathBuf,
-    /// Group of the socket. Its owner is root. Who may connect may do what root may.
+    /// Group of the socket; its owner is root. Clients of the socket can do whatever root can.
     /// Unit: group id.
     pub socket_gid: u32,
     /// Mode of the socket.
     /// Unit: octal digits.
     pub socket_mode: String,
-    /// Largest message in either direction. The kubelet's own limit is 16 MiB.
+    /// Largest message in either direction. The kubelet's limit is 16 MiB.
     /// Unit: bytes.
     pub max_message_bytes: usize,
 }
@@ -80,12 +81,12 @@ pub struct Log {
     /// `error`, `warn`, `info`, `debug`, `trace`, also by module: `podwright=debug,warn`.
     /// Unit: filter.
     pub level: String,
-    /// One line, or one JSON object, an event. Logs go to stderr.
+    /// One line, or one JSON object, per event, on stderr.
     /// Unit: `"text"` or `"json"`.
     pub format: LogFormat,
 }
 
-/// Format of the daemon's own log.
+/// Format of the daemon's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -99,7 +100,7 @@ pub enum LogFormat {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Monitor {
-    /// podwright-monitor. Empty: beside the daemon's own binary, else `/usr/libexec/podwright/podwright-monitor`.
+    /// Path of podwright-monitor. Empty: beside the daemon's binary, else `/usr/libexec/podwright/podwright-monitor`.
     /// Unit: path.
     pub binary: PathBuf,
 }
@@ -111,15 +112,16 @@ pub struct Runtime {
     /// Handler of pods that name none. Empty: the first of crun and runc that really runs a container at start-up.
     /// Unit: handler.
     pub default: String,
-    /// What one call of the OCI runtime may take. It is killed after that.
+    /// Limit of one call of the OCI runtime, which is then killed.
     /// Unit: seconds.
     pub timeout_seconds: u64,
-    /// Let containers be checkpointed and restored. Needs CRIU that works on the kernel (`criu check`), and an OCI runtime
-    /// that can use it. `false`: these calls answer Unimplemented.
+    /// Enables checkpoint and restore. Needs a CRIU that supports the kernel (`criu check`) and an OCI runtime that can
+    /// use it. `false`: these calls answer Unimplemented.
     pub criu: bool,
-    /// Let CreateContainer continue containers from images that are checkpoints. Whoever makes such an image decides what
-    /// CRIU does as root, and with which rights the processes come back. Only where all who may run pods, and all registries
-    /// that these may name, are trusted like root; archives in files of the node need no such trust in others.
+    /// Lets CreateContainer continue containers from images that are checkpoints. The author of such an image decides
+    /// what CRIU does as root and which rights the processes have. Enable it only if everyone who may run pods, and
+    /// every registry that they may name, is trusted like root. Checkpoint archives in files of the node do not need
+    /// it.
     pub restore_images: bool,
     /// RuntimeClass handlers by name.
     pub handlers: BTreeMap<String, Handler>,
@@ -129,7 +131,7 @@ pub struct Runtime {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Handler {
-    /// Program: absolute, or a name that is looked up in PATH. Empty: the handler's name.
+    /// Program: an absolute path, or a name looked up in PATH. Empty: the handler's name.
     /// Unit: path.
     pub path: PathBuf,
     /// The runtime's own state directory (`--root`). Empty: `<state>/runtime/NAME`.
@@ -138,15 +140,15 @@ pub struct Handler {
     /// Global arguments before the subcommand.
     /// Unit: strings.
     pub args: Vec<String>,
-    /// Annotations of pods that the OCI runtime finds in each of their containers' `config.json`, such as
-    /// `io.katacontainers.*`. A final `*` stands for any rest. Without this it sees the kubelet's own only: others may
-    /// switch features of a runtime on.
+    /// Pod annotations that the OCI runtime sees in the `config.json` of each container, such as `io.katacontainers.*`;
+    /// a final `*` matches any rest. Others than the kubelet's are hidden by default, since they may enable features of
+    /// a runtime.
     /// Unit: names.
     pub pod_annotations: Vec<String>,
-    /// The same for annotations of containers. One of a container wins over one of its pod.
+    /// The same for annotations of containers, which override those of the pod.
     /// Unit: names.
     pub container_annotations: Vec<String>,
-    /// A privileged container gets the devices that it asks for, not all of the host's.
+    /// Gives privileged containers only the devices that they request, not all of the host's.
     pub privileged_without_host_devices: bool,
 }
 
@@ -154,12 +156,12 @@ pub struct Handler {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cgroups {
-    /// Who makes cgroups. `auto`: systemd where it is process 1 and `/run/systemd/system` exists, else cgroupfs. Has to
-    /// be the kubelet's `cgroupDriver`; a kubelet that asks its runtime gets this answer. A pod whose cgroup parent is
-    /// of the other driver's form is refused.
+    /// Cgroup driver. `auto`: systemd where it is process 1 and `/run/systemd/system` exists, else cgroupfs. Must be
+    /// the kubelet's `cgroupDriver`; a kubelet that asks its runtime gets this answer. A pod with a cgroup parent in
+    /// the other driver's form is refused.
     /// Unit: `"auto"`, `"cgroupfs"` or `"systemd"`.
     pub driver: CgroupDriver,
-    /// Parent of pods that name none, as those of crictl do; the kubelet always names one. Empty: `/podwright`, or
+    /// Parent of pods that name none, such as crictl's; the kubelet always names one. Empty: `/podwright`, or
     /// `podwright.slice` with systemd.
     /// Unit: cgroup path or slice.
     pub default_parent: String,
@@ -171,9 +173,9 @@ pub struct Cgroups {
 pub enum CgroupDriver {
     /// systemd where it is process 1, else cgroupfs.
     Auto,
-    /// Directories made by the OCI runtime.
+    /// Directories created by the OCI runtime.
     Cgroupfs,
-    /// Scopes made by systemd for the OCI runtime.
+    /// Scopes created by systemd for the OCI runtime.
     Systemd,
 }
 
@@ -181,85 +183,83 @@ pub enum CgroupDriver {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Containers {
-    /// Capabilities of a container that asks for none. What a pod adds or drops is applied to these.
+    /// Capabilities of a container by default. A pod adds to these and drops from them.
     /// Unit: names.
     pub capabilities: Vec<String>,
-    /// Content of one log record. A longer line becomes several partial records.
+    /// Length of one log record. A longer line becomes several partial records.
     /// Unit: bytes, at least 512.
     pub log_line_bytes: u32,
-    /// Limit of one container. 0: none.
+    /// Process limit of one container. 0: none.
     /// Unit: processes.
     pub pids_limit: i64,
-    /// Kept of each stream of an ExecSync. What is beyond is read and dropped. An answer that would not fit
-    /// `grpc.max_message_bytes` is cut to fit.
+    /// Limit of each output stream of an ExecSync; more is read and dropped. An answer beyond `grpc.max_message_bytes`
+    /// is cut to fit.
     /// Unit: bytes.
     pub exec_output_bytes: usize,
-    /// What all ExecSync calls hold of their output together, until their clients have it. Half of it is for shares of
-    /// 32 KiB, one a call, which nobody else can take: with the default 1024 calls at once, 256 in one pod; more are
-    /// answered ResourceExhausted. From the other half comes what a call has beyond its share; when it is taken, output
-    /// is cut as at `exec_output_bytes`, and the command goes on.
+    /// Output that all ExecSync calls hold together until their clients have it. Half is reserved in shares of 32 KiB
+    /// per call: with the default 1024 calls at once, 256 in one pod; further calls get ResourceExhausted. Output
+    /// beyond a call's share comes from the other half; when that is used up, output is cut as at `exec_output_bytes`,
+    /// and the command continues.
     /// Unit: bytes, at least 1 MiB.
     pub exec_memory_bytes: usize,
-    /// How long an ExecSync that has ended waits for output which a child of it still holds open. An exec with streams
-    /// passes such output on until it was silent for this long.
+    /// How long an ended ExecSync waits for output that a child still holds open. An exec with streams passes such
+    /// output on until it was silent for this long.
     /// Unit: seconds.
     pub exec_drain_seconds: u64,
-    /// How long a look at a path of the host that a request names (a mount's source, a device, a seccomp profile) may take.
-    /// One on a file system that does not answer hangs; CreateContainer is answered then, and calls for what still hangs
-    /// are refused at once. A creation takes 110 s at most, the kubelet's own limit.
+    /// Limit on examining a host path from a request (a mount source, a device, a seccomp profile), which hangs on a
+    /// file system that does not answer. CreateContainer then fails, and calls for the hanging file system are refused
+    /// at once. A creation takes at most 110 s, the kubelet's own limit.
     /// Unit: seconds, at least 1.
     pub host_path_seconds: u64,
-    /// Size of a pod's /dev/shm. A pod's annotation `shm-size.crio.io` (`1Gi`) has another one, if its handler's
-    /// `pod_annotations` let it through.
+    /// Size of a pod's /dev/shm. The pod annotation `shm-size.crio.io` (`1Gi`) overrides it if the handler's
+    /// `pod_annotations` allow it.
     /// Unit: bytes.
     pub shm_bytes: u64,
-    /// Least time between two measurements of a container's writable layer where that takes a walk, see
+    /// Minimum interval between walks that measure a container's writable layer, see
     /// [operations](operations.md#what-containers-write).
     /// Unit: seconds, at least 1.
     pub usage_period_seconds: u64,
-    /// What a container may write into its own layer. Needs project quotas; without them the daemon does not start. 0:
-    /// no limit.
+    /// Limit of a container's writable layer. Needs project quotas; without them the daemon does not start. 0: no
+    /// limit.
     /// Unit: bytes.
     pub writable_layer_limit_bytes: u64,
-    /// Files, directories and links that a container may have in its own layer, some six of overlayfs's own included.
-    /// Needs project quotas. 0: no limit.
+    /// Limit of files, directories and links in a container's writable layer, including about six of overlayfs. Needs
+    /// project quotas. 0: no limit.
     /// Unit: inodes.
     pub writable_layer_limit_inodes: u64,
-    /// First of the project ids that writable layers get where the file system has project quotas.
+    /// First project id for writable layers on a file system with project quotas.
     /// Unit: project id.
     pub project_id_first: u32,
-    /// How many. 0: project quotas are not used.
+    /// Number of project ids. 0: project quotas are not used.
     /// Unit: ids.
     pub project_id_count: u32,
-    /// Limits of a container's processes, `name=soft:hard` with the names of setrlimit(2) in small letters:
-    /// `nofile=1024:4096`, `core=0`, `memlock=unlimited`. What is not named is as the daemon has it.
+    /// Limits of a container's processes, `name=soft:hard` with the names of setrlimit(2) in lower case:
+    /// `nofile=1024:4096`, `core=0`, `memlock=unlimited`. Others are the daemon's.
     /// Unit: limits.
     pub default_ulimits: Vec<String>,
-    /// Devices that a container asks for belong to its `runAsUser` and `runAsGroup` instead of to their owner on the
-    /// host, so that it can use them without being root.
+    /// Devices that a container requests belong to its `runAsUser` and `runAsGroup` instead of their owner on the host,
+    /// so that a non-root user can use them.
     pub device_ownership_from_security_context: bool,
-    /// Classes of block I/O in [goresctrl's form](https://github.com/intel/goresctrl/blob/main/doc/blockio.md), which
-    /// both peers take. Read for each container that asks for a class. `*` and `?` only in a device's last part. Empty:
-    /// a container that asks for a class is refused.
+    /// Block I/O classes in [goresctrl's format](https://github.com/intel/goresctrl/blob/main/doc/blockio.md), as in
+    /// containerd and CRI-O. Read for each container that requests a class. `*` and `?` only in the last part of a
+    /// device path. Empty: such containers are refused.
     /// Unit: absolute path.
     pub blockio_config_file: PathBuf,
-    /// AppArmor profile of containers that ask for none, and of those that ask for `RuntimeDefault`.
-    /// `podwright-default` is podwright's own: it is loaded when a container first needs it, unless a profile of that
-    /// name is there. Any other has to be loaded by you. Empty: no default, and `RuntimeDefault` is refused. Without
-    /// meaning on a host without AppArmor.
+    /// AppArmor profile of containers without one and with `RuntimeDefault`. `podwright-default` is podwright's own,
+    /// loaded on first use unless a profile of that name is loaded. Load any other yourself. Empty: no default, and
+    /// `RuntimeDefault` is refused. No effect on a host without AppArmor.
     /// Unit: profile.
     pub apparmor_profile: String,
-    /// Containers get SELinux labels, each pod with categories of its own, and volumes are relabelled, see
-    /// [operations](operations.md#selinux). `auto`: where the kernel has SELinux enabled and its policy knows containers.
-    /// `on`: without these the daemon does not start. `off`: no labels, whatever a pod asks for.
+    /// SELinux labels for containers, with categories of their own for each pod, and relabelling of volumes, see
+    /// [operations](operations.md#selinux). `auto`: if the kernel has SELinux enabled and its policy knows containers.
+    /// `on`: the daemon does not start without. `off`: no labels, whatever a pod requests.
     /// Unit: `"auto"`, `"on"` or `"off"`.
     pub selinux: SelinuxMode,
-    /// Directories with CDI specifications, `.json`, `.yaml` or `.yml`. A device of a later directory wins over one of
-    /// the same name in an earlier one. Read for each container that asks for a CDI device.
+    /// Directories with CDI specifications (`.json`, `.yaml`, `.yml`). A device in a later directory overrides one of
+    /// the same name in an earlier one. Read for each container that requests a CDI device.
     /// Unit: absolute paths.
     pub cdi_spec_dirs: Vec<PathBuf>,
-    /// A host path that a pod mounts and that is missing becomes a directory of mode 0755. These do not: a pod that
-    /// mounts one of them is refused.
+    /// Missing host paths that a pod may not mount. Any other missing path becomes a directory of mode 0755.
     /// Unit: absolute paths.
     pub absent_mount_sources_to_reject: Vec<PathBuf>,
     /// Pods may bind ports below 1024 without a capability (`net.ipv4.ip_unprivileged_port_start=0` in the pod).
@@ -273,34 +273,34 @@ pub struct Containers {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Network {
-    /// CNI configuration. The first valid `.conflist`, `.conf` or `.json` by name counts, or the first
-    /// `max_conf_num`. Watched.
+    /// Directory of CNI configurations, watched. The first valid `.conflist`, `.conf` or `.json` by name applies, or the
+    /// first `max_conf_num`.
     /// Unit: absolute path.
     pub conf_dir: PathBuf,
-    /// How many CNI configurations each pod is attached to, in the order of their files: the first as `eth0`, the next as
-    /// `eth1`. Only the first gives the pod's addresses. As containerd's `max_conf_num`, which is 1 too. 0: all.
+    /// Number of CNI configurations for each pod, in the order of their files: the first is `eth0`, the next `eth1`.
+    /// Only the first gives the pod's addresses. As containerd's `max_conf_num`, also 1 by default. 0: all.
     /// Unit: configurations.
     pub max_conf_num: usize,
-    /// Template of a CNI configuration, for nodes whose network is made from the pod CIDR that the kubelet tells. It may
-    /// name `{{.PodCIDR}}`, `{{.PodCIDRRanges}}` and `{{.Routes}}`, with `range`, `if`, `else` and `end`, as containerd's
-    /// `conf_template` does. Written as `10-podwright-net.conflist` while `conf_dir` has no valid configuration, never over
-    /// one. Empty: none is made.
+    /// Template of a CNI configuration for nodes whose network follows from the kubelet's pod CIDR. It may use
+    /// `{{.PodCIDR}}`, `{{.PodCIDRRanges}}` and `{{.Routes}}`, with `range`, `if`, `else` and `end`, as containerd's
+    /// `conf_template`. Written as `10-podwright-net.conflist` while `conf_dir` has no valid configuration, never over
+    /// one. Empty: none.
     /// Unit: absolute path or empty.
     pub conf_template: PathBuf,
-    /// Where plugins are looked for, in order.
+    /// Directories of plugins, in order of search.
     /// Unit: paths.
     pub bin_dirs: Vec<PathBuf>,
-    /// Results of ADD in libcni's layout, so that DEL gets what ADD gave.
+    /// Results of ADD in libcni's layout, for DEL.
     /// Unit: absolute path.
     pub cache_dir: PathBuf,
-    /// Where network namespaces of pods are pinned, as `podwright-<sandbox id>`. `ip netns` sees them in the default
-    /// place.
+    /// Directory where network namespaces of pods are pinned as `podwright-<sandbox id>`. `ip netns` sees them in the
+    /// default place.
     /// Unit: absolute path.
     pub netns_dir: PathBuf,
-    /// What one plugin may take for ADD, CHECK or STATUS. The kubelet gives RunPodSandbox four minutes.
+    /// Limit of one plugin for ADD, CHECK or STATUS. The kubelet allows RunPodSandbox four minutes.
     /// Unit: seconds.
     pub add_timeout_seconds: u64,
-    /// What one plugin may take for DEL.
+    /// Limit of one plugin for DEL.
     /// Unit: seconds.
     pub del_timeout_seconds: u64,
 }
@@ -309,60 +309,60 @@ pub struct Network {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Images {
-    /// Directories with `<host>/hosts.toml` as containerd reads it (mirrors, CAs, client certificates). The first that
-    /// has the host wins; `_default` is for all others. A directory of its own, an empty one too, also names the host:
-    /// others may lead to it on this node, see [images](images.md#where-a-registry-may-lead).
+    /// Directories with `<host>/hosts.toml` as in containerd (mirrors, CAs, client certificates). The first that has
+    /// the host applies; `_default` is for all other hosts. A host's directory, even an empty one, also allows others
+    /// to lead to it on this node, see [images](images.md#where-a-registry-may-lead).
     /// Unit: paths.
     pub certs_dirs: Vec<PathBuf>,
-    /// CRI-O's and podman's file (version 2) with its drop-ins in `registries.conf.d`, for registries that have no
-    /// hosts.toml: mirrors, `blocked`, `insecure`, rewritten names. Certificates of its hosts may lie in `certs.d`
-    /// beside it. Short names and aliases are not acted on: a name without a host is Docker Hub's, as Kubernetes
-    /// expects. A file that cannot be understood fails the pull. Empty: not read.
+    /// CRI-O's and podman's file (version 2) with drop-ins in `registries.conf.d`, for registries without a hosts.toml:
+    /// mirrors, `blocked`, `insecure`, rewritten names. Certificates of its hosts may be in `certs.d` beside it. Short
+    /// names and aliases are ignored: a name without a host is Docker Hub's, as Kubernetes expects. A faulty file fails
+    /// the pull. Empty: not read.
     /// Unit: path.
     pub registries_conf: PathBuf,
-    /// Credentials of the node in the format of docker's `config.json` (`auths`, by `host` or `host/path`, the longest
-    /// wins), for the hosts, mirrors too, for which the kubelet sends none. The first file with an entry wins.
-    /// Credential helpers are not run. Whoever may run a pod on the node may pull with them.
+    /// Credentials of the node in docker's `config.json` format (`auths` by `host` or `host/path`, the longest
+    /// applies), for hosts and mirrors for which the kubelet sends none. The first file with an entry applies.
+    /// Credential helpers are not run. Anyone who can run a pod on the node can pull with them.
     /// Unit: paths.
     pub auth_files: Vec<PathBuf>,
-    /// Which images must be signed by which keys, see [signatures](signatures.md): podwright's own TOML, or a
-    /// `containers-policy.json(5)` if the name ends in `.json`. Read for each pull, with its keys. One that cannot be
-    /// used stops the start, and later fails pulls. Empty: every image is accepted.
+    /// Policy of required signatures, see [signatures](signatures.md): podwright's own TOML, or a
+    /// `containers-policy.json(5)` if the name ends in `.json`. Read with its keys for each pull. An unusable policy
+    /// stops the start, later every pull. Empty: every image is accepted.
     /// Unit: path.
     pub signature_policy: PathBuf,
-    /// Layers downloaded at once, all pulls together.
+    /// Layers downloaded at once by all pulls.
     /// Unit: layers, at least 1.
     pub max_concurrent_downloads: usize,
-    /// Layers downloaded at once from one registry. 0: only the limit of all.
+    /// Layers downloaded at once from one registry. 0: limited only by the total.
     /// Unit: layers.
     pub max_concurrent_downloads_per_registry: usize,
-    /// Compressed size from which a layer is fetched in parts of 4 MiB, four at a time over connections of their own,
-    /// from hosts that serve ranges. Helps where one connection is slower than the line. Such a download buffers up to
-    /// 16 MiB. 0: never.
+    /// Compressed size from which a layer is fetched in parts of 4 MiB, four at a time over separate connections, from
+    /// hosts that serve ranges. Helps if one connection is slower than the line. Such a download buffers up to 16 MiB.
+    /// 0: never.
     /// Unit: bytes.
     pub parallel_range_bytes: u64,
-    /// Of all downloads together. 0: no limit.
+    /// Rate limit of all downloads together. 0: no limit.
     /// Unit: bytes a second.
     pub max_bytes_per_second: u64,
-    /// A host that brings less, over `progress_timeout_seconds` of waiting for it, is left like one that brings
-    /// nothing. 0: any byte will do.
+    /// A host slower than this over `progress_timeout_seconds` is abandoned like one that sends nothing. 0: any byte
+    /// will do.
     /// Unit: bytes a second.
     pub min_bytes_per_second: u64,
-    /// To connect to a registry.
+    /// Limit of connecting to a registry.
     /// Unit: seconds.
     pub connect_timeout_seconds: u64,
-    /// Without a byte from a host, after which it is left for the next one, or the pull fails.
+    /// Silence of a host after which the next one is tried, or the pull fails.
     /// Unit: seconds.
     pub progress_timeout_seconds: u64,
-    /// Unpacked size of one layer; more is refused.
+    /// Limit of one layer's unpacked size.
     /// Unit: bytes.
     pub max_layer_bytes: u64,
-    /// Files, directories and links of one layer, and the headers before them; more are refused.
+    /// Limit of one layer's files, directories and links, and the headers before them.
     /// Unit: entries.
     pub max_layer_entries: u64,
-    /// Memory for large windows of zstd frames, of all that is decompressed at once: a layer waits until there is room for
-    /// its own. One that asks for more than all of it, or than 128 MiB, is refused. Windows up to 8 MiB, the largest that
-    /// zstd makes without being told to, take nothing of it.
+    /// Memory for large zstd windows of all decompressions together: a layer waits until its window fits. A window
+    /// larger than this or than 128 MiB is refused. Windows up to 8 MiB, the largest that zstd uses by default, are not
+    /// counted.
     /// Unit: bytes.
     pub zstd_window_bytes: u64,
     /// Images that are reported as pinned, so that the kubelet does not collect them.
@@ -374,28 +374,28 @@ pub struct Images {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Streaming {
-    /// HTTP listener. Port 0: one that the kernel chooses. Leave it on loopback: whoever has a URL needs nothing else.
+    /// HTTP listener. Port 0: chosen by the kernel. Leave it on loopback: a URL is the only credential.
     /// Unit: IP address and port.
     pub address: String,
     /// Serve over TLS. The kubelet does not verify the certificate.
     pub tls: bool,
-    /// Certificate chain, PEM. Read anew when it changes, with its key. Empty: one is made at every start.
+    /// Certificate chain, PEM. Read again, with its key, when it changes. Empty: a new one at each start.
     /// Unit: path.
     pub cert_file: PathBuf,
     /// The certificate's key, PEM.
     /// Unit: path.
     pub key_file: PathBuf,
-    /// At once; a client beyond gets 503. A session takes up to 0.5 MiB while its client or its process is slow, a
+    /// Sessions at once; further clients get 503. A session takes up to 0.5 MiB while its client or process is slow, a
     /// port-forward connection up to 5 MiB.
     /// Unit: sessions, at least 1.
     pub max_sessions: usize,
-    /// From a client's connection to the end of its handshake.
+    /// Limit from a client's connection to the end of its handshake.
     /// Unit: seconds.
     pub handshake_timeout_seconds: u64,
-    /// For a client to open the streams of its session.
+    /// Limit for a client to open the streams of its session.
     /// Unit: seconds.
     pub creation_timeout_seconds: u64,
-    /// Without a frame in either direction, after which a session ends.
+    /// Silence in both directions after which a session ends.
     /// Unit: seconds.
     pub idle_timeout_seconds: u64,
 }
@@ -491,16 +491,16 @@ impl Default for Containers {
             log_line_bytes: 16 << 10,
             pids_limit: 0,
             exec_output_bytes: 16 << 20,
-            // Four of the longest answers, or a share for each of more probes than a node of 110 pods runs at once.
+            // Four of the longest answers, or shares for more probes than a node of 110 pods runs at once.
             exec_memory_bytes: 64 << 20,
             exec_drain_seconds: 2,
             host_path_seconds: 110,
             shm_bytes: 64 << 20,
-            // containerd's stats_collect_period, and the kubelet's own.
+            // As containerd's stats_collect_period and the kubelet's period.
             usage_period_seconds: 10,
             writable_layer_limit_bytes: 0,
             writable_layer_limit_inodes: 0,
-            // Far above those of people's /etc/projid and of the kubelet's volumes, which count from 1048577.
+            // Far above the ids in /etc/projid and of the kubelet's volumes, which begin at 1048577.
             project_id_first: 2_000_000_000,
             project_id_count: 1_000_000,
             default_ulimits: Vec::new(),
@@ -508,7 +508,7 @@ impl Default for Containers {
             blockio_config_file: PathBuf::new(),
             apparmor_profile: "podwright-default".into(),
             selinux: SelinuxMode::Auto,
-            // As both peers, and what device plugins write to.
+            // As in containerd and CRI-O; device plugins write here.
             cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             absent_mount_sources_to_reject: Vec::new(),
             unprivileged_ports: true,
@@ -541,26 +541,26 @@ impl Default for Images {
                 "/etc/containerd/certs.d".into(),
                 "/etc/docker/certs.d".into(),
             ],
-            // Where every program of the containers family looks; absent is fine.
+            // The default of every program of the containers family; may be absent.
             registries_conf: "/etc/containers/registries.conf".into(),
             // Not root's ~/.docker/config.json: a person's login would silently become every pod's.
             auth_files: vec!["/etc/podwright/auth.json".into()],
-            // A policy that one node found in /etc/containers and another did not would be worse than none.
+            // A policy in /etc/containers of only some nodes would be worse than none.
             signature_policy: PathBuf::new(),
             max_concurrent_downloads: 8,
-            // CRI-O's number for one image; the rest is left to other registries.
+            // CRI-O's number for one image; other registries keep the rest.
             max_concurrent_downloads_per_registry: 6,
-            // Off: it helps where one connection is slower than the line, and costs memory everywhere.
+            // Off: it helps only if one connection is slower than the line, and costs memory everywhere.
             parallel_range_bytes: 0,
             max_bytes_per_second: 0,
-            // A registry that sends a byte now and then would hold a pull for ever.
+            // A registry that sends a byte now and then would otherwise hold a pull for ever.
             min_bytes_per_second: 1024,
             connect_timeout_seconds: 30,
             // containerd's image_pull_progress_timeout.
             progress_timeout_seconds: 300,
             max_layer_bytes: 64 << 30,
             max_layer_entries: 4_000_000,
-            // One layer with the largest window that the zstd tool takes without being told to.
+            // One layer with the largest window that the zstd tool accepts by default.
             zstd_window_bytes: 128 << 20,
             pinned: Vec::new(),
         }

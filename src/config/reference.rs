@@ -1,14 +1,13 @@
-//! Every key with its default, unit and meaning, as Markdown: made from the comments in `mod.rs`, so that the reference
-//! and the code are one text.
+//! Every key with its default, unit and meaning, as Markdown, generated from the comments in `mod.rs`.
 
 use super::Config;
 use std::collections::BTreeMap;
 
-/// Where keys, and what is said of them, stand.
+/// The source of the keys and their meaning.
 const SOURCE: &str = include_str!("mod.rs");
 /// The head of each table.
 const HEAD: &str = "| key | default | unit | meaning |\n|---|---|---|---|\n";
-/// A line of a field's comment may tell its unit.
+/// A line of a field's comment may name its unit.
 const UNIT: &str = "Unit: ";
 
 /// One field of a struct.
@@ -116,7 +115,7 @@ mod tests {
         while let Some(table) = tables.pop() {
             for (key, value) in table {
                 match value {
-                    // Of the handlers, which are alike, one is told.
+                    // All handlers have the same keys; one stands for all.
                     toml::Value::Table(inner) if key == "handlers" => {
                         tables.push(inner.into_iter().next().unwrap().1.as_table().unwrap().clone());
                     }

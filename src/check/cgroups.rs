@@ -1,4 +1,4 @@
-//! Cgroups: which hierarchies, which controllers, and who manages them.
+//! Cgroups: hierarchies, controllers, driver.
 
 use super::{Finding, Subject};
 use crate::config::CgroupDriver;
@@ -21,15 +21,15 @@ pub(super) fn all(subject: &Subject<'_>) -> Vec<Finding> {
 
 fn mode(mode: CgroupMode) -> Finding {
     let name = "cgroups";
-    let mend = "boot with systemd.unified_cgroup_hierarchy=1 on the kernel's command line";
+    let remedy = "boot with systemd.unified_cgroup_hierarchy=1 on the kernel's command line";
     match mode {
         CgroupMode::V2 => Finding::ok(name, "v2"),
         CgroupMode::Hybrid => Finding::warn(
             name,
             "hybrid (v1 with a v2 tree beside it): kubelets from 1.35 on want v2, and crun refuses it",
-            mend,
+            remedy,
         ),
-        CgroupMode::V1 => Finding::warn(name, "v1: kubelets from 1.35 on want v2", mend),
+        CgroupMode::V1 => Finding::warn(name, "v1: kubelets from 1.35 on want v2", remedy),
     }
 }
 
@@ -39,7 +39,7 @@ fn controllers(has: impl Fn(&str) -> bool) -> Finding {
     if missing.is_empty() {
         return Finding::ok(name, NEEDED.join(", "));
     }
-    // Kernels that have them switched off for memory's sake take these words.
+    // Arguments for kernels that disable them to save memory.
     let words: Vec<_> = missing.iter().map(|controller| format!("cgroup_enable={controller}")).collect();
     Finding::fail(
         name,
@@ -69,9 +69,9 @@ fn driver(subject: &Subject<'_>) -> Option<Finding> {
         Some(theirs) => Some(Finding::fail(
             name,
             format!("podwright's is {own}, the kubelet's is {theirs} ({file})"),
-            mend(own, theirs, &kubelet.file),
+            remedy(own, theirs, &kubelet.file),
         )),
-        // What a kubelet does that is told nothing and cannot ask the runtime.
+        // The default of a kubelet that is not configured and cannot ask the runtime.
         None if own == "cgroupfs" => Some(Finding::ok(name, format!("{own}, the kubelet's default"))),
         None => Some(Finding::warn(
             name,
@@ -81,8 +81,8 @@ fn driver(subject: &Subject<'_>) -> Option<Finding> {
     }
 }
 
-/// The kubelet's can change; ours too, where the host lets it.
-fn mend(own: &str, theirs: &str, file: &Path) -> String {
+/// The kubelet's can change; ours too, if the host supports it.
+fn remedy(own: &str, theirs: &str, file: &Path) -> String {
     let kubelet = format!("in {}, set cgroupDriver: {own}, and: systemctl restart kubelet", file.display());
     let possible = theirs == "cgroupfs" || theirs == Driver::choose(CgroupDriver::Auto).name();
     if !possible {
@@ -108,12 +108,12 @@ mod tests {
 
     #[test]
     fn drivers_have_to_agree() {
-        let Some(Finding { found, verdict: Verdict::Fail { mend }, .. }) = with("cgroupDriver: systemd\n")
+        let Some(Finding { found, verdict: Verdict::Fail { remedy }, .. }) = with("cgroupDriver: systemd\n")
         else {
             panic!("no failure")
         };
         assert!(found.contains("systemd") && found.contains("/k"), "{found}");
-        assert!(mend.contains("cgroupDriver: cgroupfs"), "{mend}");
+        assert!(remedy.contains("cgroupDriver: cgroupfs"), "{remedy}");
         assert_eq!(with("cgroupDriver: cgroupfs").unwrap().verdict, Verdict::Ok);
         assert_eq!(with("port: 1").unwrap().verdict, Verdict::Ok);
         assert!(driver(&Subject { config: &Config::default(), kubelet: None }).is_none());

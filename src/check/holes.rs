@@ -1,29 +1,29 @@
-//! Which versions of OCI runtimes have holes that are known to everybody. Knows versions only: what a distribution has
-//! patched without another version it cannot see, and says so.
+//! Versions of OCI runtimes with publicly known holes. Sees versions only, not patches of distributions under the same
+//! number, and says so.
 
 /// A hole that an image or a container can use, and where it was closed.
 struct Hole {
     runtime: &'static str,
     name: &'static str,
-    /// The first version of each line of releases that is without; what is older than all of them has it. A release
-    /// candidate of the last one may stand here.
+    /// The first version without the hole in each release line; anything older than all of them has it. The last one
+    /// may be a release candidate.
     fixed: &'static [Version],
 }
 
-/// Major, minor, patch, and of which candidate; a release comes after all its candidates.
+/// Major, minor, patch, and candidate; a release follows all its candidates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Version(u32, u32, u32, u32);
 
-/// Of a version that is no candidate.
+/// For a version that is no candidate.
 const RELEASE: u32 = u32::MAX;
 
 const fn release(major: u32, minor: u32, patch: u32) -> Version {
     Version(major, minor, patch, RELEASE)
 }
 
-/// From the advisories of the projects: <https://github.com/opencontainers/runc/security/advisories>, of
-/// `containers/crun` and `youki-dev/youki` likewise. Those that podwright keeps from the runtime, or that need what it
-/// never asks for, are in the table too where other users of the same program would want to know.
+/// From the projects' advisories: <https://github.com/opencontainers/runc/security/advisories>, and those of
+/// `containers/crun` and `youki-dev/youki`. The table includes holes that podwright itself closes or never exposes, for
+/// other users of the same program.
 const HOLES: [Hole; 9] = [
     Hole { runtime: "runc", name: "CVE-2024-21626", fixed: &[release(1, 1, 12)] },
     Hole {
@@ -44,7 +44,7 @@ const HOLES: [Hole; 9] = [
     Hole { runtime: "youki", name: "CVE-2025-62161 and CVE-2025-62596", fixed: &[release(0, 5, 7)] },
 ];
 
-/// The holes of a runtime, by the first line of its `--version`; none where that does not say which it is.
+/// The holes of a runtime, by the first line of its `--version`; none if that does not name it.
 pub(super) fn of(version: &str) -> Vec<&'static str> {
     let Some((runtime, version)) = parse(version) else { return Vec::new() };
     HOLES
@@ -59,7 +59,7 @@ fn parse(line: &str) -> Option<(&str, Version)> {
     let mut words = line.split_whitespace();
     let runtime = words.next()?;
     let text = words.find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
-    // What follows a plus sign or a tilde is the distribution's.
+    // The distribution's suffix follows a plus sign or a tilde.
     let text = text.split(['+', '~']).next()?;
     let (numbers, candidate) = match text.split_once('-') {
         Some((numbers, suffix)) => {
@@ -75,8 +75,7 @@ fn parse(line: &str) -> Option<(&str, Version)> {
     Some((runtime, Version(next()?, next()?, next()?, candidate)))
 }
 
-/// A line is a major and a minor version. One that was given up before has no fix; one that came later has it from its
-/// beginning.
+/// A line is a major and a minor version. An older line has no fix, a newer one had it from the start.
 fn is_open(fixed: &[Version], version: Version) -> bool {
     let of_line = fixed.iter().find(|fix| (fix.0, fix.1) == (version.0, version.1));
     match of_line {

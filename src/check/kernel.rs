@@ -1,4 +1,4 @@
-//! The kernel and what it has built in or loaded.
+//! The kernel and its built-in or loaded features.
 
 use super::Finding;
 use crate::config::SelinuxMode;
@@ -32,11 +32,11 @@ fn release(release: &str, new_enough: bool) -> Finding {
         return Finding::ok("kernel", release);
     }
     let (major, minor) = OLDEST;
-    let mend = format!("install a kernel of {major}.{minor} or newer and reboot");
-    Finding::fail("kernel", format!("{release} is older than {major}.{minor}"), mend)
+    let remedy = format!("install a kernel of {major}.{minor} or newer and reboot");
+    Finding::fail("kernel", format!("{release} is older than {major}.{minor}"), remedy)
 }
 
-/// How a module comes into the kernel, now and at every boot.
+/// How to load a module, now and at every boot.
 pub(super) fn load(module: &str) -> String {
     if kernel::has_modules() {
         format!("modprobe {module}\necho {module} >/etc/modules-load.d/podwright-{module}.conf")
@@ -66,8 +66,8 @@ fn namespaces() -> Finding {
     if missing.is_empty() {
         return Finding::ok("namespaces", NAMESPACES.join(", "));
     }
-    let mend = "use a kernel with CONFIG_NAMESPACES and all that belongs to it";
-    Finding::fail("namespaces", format!("none of kind {}", missing.join(", ")), mend)
+    let remedy = "use a kernel with CONFIG_NAMESPACES and all that belongs to it";
+    Finding::fail("namespaces", format!("none of kind {}", missing.join(", ")), remedy)
 }
 
 fn user_namespaces(limit: Option<&str>) -> Finding {
@@ -122,7 +122,7 @@ fn bridges(value: Option<&str>) -> Finding {
             "net.bridge.bridge-nf-call-iptables is not 1: Services do not work between pods of one bridge",
             set("net.bridge.bridge-nf-call-iptables", "1"),
         ),
-        // Networks that are no Linux bridge do without, so it is not an error.
+        // Networks without a Linux bridge do not need it, so it is not an error.
         None => Finding::warn(
             NAME,
             "br_netfilter is not loaded: with a bridge network, Services do not work between pods of one node",
@@ -194,12 +194,14 @@ fn labels(mode: SelinuxMode, found: Option<Labels>) -> Finding {
         }
         (mode, Some(Labels { process, .. })) => {
             let found = format!("its policy has no {process}");
-            let mend = "install the policy's module for containers (container-selinux)\n(or set containers.selinux = \"off\")";
+            let remedy = "install the policy's module for containers (container-selinux)\n(or set containers.selinux = \"off\")";
             match mode {
-                SelinuxMode::On => Finding::fail(NAME, format!("{found}: the daemon does not start"), mend),
-                _ => {
-                    Finding::warn(NAME, format!("{found}: containers run without labels of their own"), mend)
-                }
+                SelinuxMode::On => Finding::fail(NAME, format!("{found}: the daemon does not start"), remedy),
+                _ => Finding::warn(
+                    NAME,
+                    format!("{found}: containers run without labels of their own"),
+                    remedy,
+                ),
             }
         }
     }
@@ -244,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_remedy_is_something_to_type() {
-        let Verdict::Warn { mend } = forwarding(Some("0")).verdict else { panic!() };
-        assert!(mend.starts_with("sysctl -w net.ipv4.ip_forward=1\n"), "{mend}");
+        let Verdict::Warn { remedy } = forwarding(Some("0")).verdict else { panic!() };
+        assert!(remedy.starts_with("sysctl -w net.ipv4.ip_forward=1\n"), "{remedy}");
     }
 }

@@ -1,7 +1,7 @@
-//! The kubelet's configuration, as far as it has to agree with ours.
+//! The kubelet's configuration, where it must agree with ours.
 //!
-//! Reads the few keys that matter, which stand alone on lines of their own at the top level; it is no YAML parser and
-//! judges nothing else in the file.
+//! Reads the few relevant keys, which are on lines of their own at the top level. Not a YAML parser; judges nothing
+//! else in the file.
 
 use super::{Finding, Subject};
 use crate::host::kernel;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// Where kubeadm puts it.
 pub const DEFAULT_CONFIG: &str = "/var/lib/kubelet/config.yaml";
 
-/// What matters of a KubeletConfiguration.
+/// The relevant keys of a KubeletConfiguration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kubelet {
     /// The file.
@@ -20,7 +20,7 @@ pub struct Kubelet {
     pub cgroup_driver: Option<String>,
     /// `containerRuntimeEndpoint`.
     pub endpoint: Option<String>,
-    /// `failSwapOn`; true where nothing is said.
+    /// `failSwapOn`; true by default.
     pub fail_swap_on: bool,
 }
 
@@ -67,7 +67,7 @@ pub(super) fn all(subject: &Subject<'_>) -> Vec<Finding> {
 
 fn endpoint(kubelet: &Kubelet, socket: &Path) -> Option<Finding> {
     let name = "kubelet's endpoint";
-    // It may stand on the kubelet's command line instead, and then wins.
+    // The kubelet's command line may set it instead, and overrides the file.
     let said = kubelet.endpoint.as_deref()?;
     if said.strip_prefix("unix://").unwrap_or(said) == socket.to_string_lossy() {
         return Some(Finding::ok(name, said));
@@ -90,13 +90,15 @@ fn swap(kubelet: Option<&Kubelet>, swaps: io::Result<Vec<PathBuf>>) -> Finding {
         Ok(swaps) => swaps.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", "),
         Err(error) => return Finding::fail(name, error.to_string(), "mount -t proc proc /proc"),
     };
-    let mend = "swapoff -a, and take it out of /etc/fstab\nor set failSwapOn: false and memorySwap in the kubelet's configuration";
+    let remedy = "swapoff -a, and take it out of /etc/fstab\nor set failSwapOn: false and memorySwap in the kubelet's configuration";
     match kubelet {
         Some(kubelet) if !kubelet.fail_swap_on => {
             Finding::ok(name, format!("{swaps}; the kubelet takes that (failSwapOn: false)"))
         }
-        Some(_) => Finding::fail(name, format!("{swaps}: the kubelet does not start"), mend),
-        None => Finding::warn(name, format!("{swaps}: a kubelet does not start unless it is told to"), mend),
+        Some(_) => Finding::fail(name, format!("{swaps}: the kubelet does not start"), remedy),
+        None => {
+            Finding::warn(name, format!("{swaps}: a kubelet does not start unless it is told to"), remedy)
+        }
     }
 }
 

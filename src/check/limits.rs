@@ -1,19 +1,19 @@
-//! Limits of the kernel and of the daemon's process that a node runs into, and the clock.
+//! Limits of the kernel and of the daemon's process that a node reaches, and the clock.
 
 use super::kernel::set;
 use super::{Finding, Subject};
 use crate::host::kernel;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Descriptors of the daemon: two a pod, and those of images that are unpacked.
+/// The daemon's descriptors: two per pod, and those of images being unpacked.
 const OPEN_FILES: u64 = 65536;
 /// The kernel's default for small machines is 32768, which some hundred pods of threads exhaust.
 const PIDS: u64 = 65536;
 /// The kernel's default of 128 is used up by kubelet, cAdvisor and a few pods that watch files.
 const INOTIFY_INSTANCES: u64 = 1024;
-/// Kernels from 5.11 on count a share of the memory; older ones 8192.
+/// Kernels from 5.11 on allow a share of the memory, older ones 8192.
 const INOTIFY_WATCHES: u64 = 65536;
-/// 2025-01-01, before the first release: a clock that says less is wrong.
+/// 2025-01-01, before the first release: an earlier clock is wrong.
 const RELEASED: u64 = 1_735_689_600;
 
 pub(super) fn all(subject: &Subject<'_>) -> Vec<Finding> {
@@ -27,7 +27,7 @@ pub(super) fn all(subject: &Subject<'_>) -> Vec<Finding> {
     ]
 }
 
-/// Only the daemon's own limit counts; a shell's says nothing of what its unit gives it.
+/// Only the daemon's own limit counts; a shell's limit is unrelated to the unit's.
 fn open_files(daemon: Option<u32>, limit: u64) -> Finding {
     let name = "open files";
     match daemon {
@@ -86,8 +86,8 @@ mod tests {
     #[test]
     fn small_limits_are_told_with_what_to_set() {
         let finding = judge("processes", "kernel.pid_max", "32768", PIDS, "4194304");
-        let Verdict::Warn { mend } = finding.verdict else { panic!("{finding:?}") };
-        assert!(mend.starts_with("sysctl -w kernel.pid_max=4194304\n"), "{mend}");
+        let Verdict::Warn { remedy } = finding.verdict else { panic!("{finding:?}") };
+        assert!(remedy.starts_with("sysctl -w kernel.pid_max=4194304\n"), "{remedy}");
         assert_eq!(judge("x", "k", "65536", PIDS, "").verdict, Verdict::Ok);
         assert!(matches!(open_files(Some(1), 1024).verdict, Verdict::Warn { .. }));
         assert_eq!(open_files(Some(1), 1 << 20).verdict, Verdict::Ok);

@@ -1,7 +1,7 @@
-//! What a node lacks: looks at the host as the daemon will find it and says what to type.
+//! What a node lacks: examines the host as the daemon will find it, and names remedies.
 //!
-//! Owns the verdicts and their remedies; the facts are `host`'s. Leaves the host as it was: what it makes, it removes.
-//! Never starts, stops or changes anything of the daemon's.
+//! Owns verdicts and remedies; `host` has the facts. Leaves the host as it was and removes what it creates. Never
+//! starts, stops or changes the daemon.
 
 mod cgroups;
 mod holes;
@@ -25,15 +25,15 @@ use std::path::Path;
 pub enum Verdict {
     /// As it should be.
     Ok,
-    /// Pods run, but something that users may want does not work.
+    /// Pods run, but an optional feature does not work.
     Warn {
         /// What to do, one step a line.
-        mend: String,
+        remedy: String,
     },
     /// The daemon does not start, or pods do not run.
     Fail {
         /// What to do, one step a line.
-        mend: String,
+        remedy: String,
     },
 }
 
@@ -54,14 +54,14 @@ impl Finding {
         Self { name: name.into(), found: found.into(), verdict: Verdict::Ok }
     }
 
-    /// Something that users may want does not work.
-    pub fn warn(name: impl Into<String>, found: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { name: name.into(), found: found.into(), verdict: Verdict::Warn { mend: mend.into() } }
+    /// An optional feature does not work.
+    pub fn warn(name: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { name: name.into(), found: found.into(), verdict: Verdict::Warn { remedy: remedy.into() } }
     }
 
     /// Pods do not run.
-    pub fn fail(name: impl Into<String>, found: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { name: name.into(), found: found.into(), verdict: Verdict::Fail { mend: mend.into() } }
+    pub fn fail(name: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { name: name.into(), found: found.into(), verdict: Verdict::Fail { remedy: remedy.into() } }
     }
 }
 
@@ -70,7 +70,7 @@ impl Finding {
 pub struct Subject<'a> {
     /// The daemon's configuration.
     pub config: &'a Config,
-    /// The kubelet's, where there is one on this node.
+    /// The kubelet's configuration, if the node has one.
     pub kubelet: Option<&'a Kubelet>,
 }
 
@@ -97,7 +97,7 @@ pub async fn all(subject: &Subject<'_>) -> Vec<Finding> {
     found
 }
 
-/// What costs next to nothing to look at, for a daemon that has just started: it runs no program and makes nothing.
+/// Checks that cost next to nothing, for a daemon that has just started: they run no program and create nothing.
 #[must_use]
 pub fn brief(subject: &Subject<'_>) -> Vec<Finding> {
     let mut found = kernel::all(subject.config.containers.selinux);
@@ -107,21 +107,21 @@ pub fn brief(subject: &Subject<'_>) -> Vec<Finding> {
     found
 }
 
-/// Says what is wrong in the daemon's log, once.
+/// Logs the problems found, once.
 pub fn log(config: &Config) {
-    // A kubelet's file that cannot be read is the kubelet's trouble, and `podwright check` tells it.
+    // An unreadable kubelet file is the kubelet's problem; `podwright check` reports it.
     let kubelet = Kubelet::read(Path::new(DEFAULT_KUBELET_CONFIG)).ok();
     for finding in brief(&Subject { config, kubelet: kubelet.as_ref() }) {
         let Finding { name, found, verdict } = finding;
         match verdict {
             Verdict::Ok => {}
-            Verdict::Warn { mend } | Verdict::Fail { mend } => {
-                // Log: A finding of `podwright check`: fields `check`, `found` and `mend`.
-                // Do: What `mend` says.
+            Verdict::Warn { remedy } | Verdict::Fail { remedy } => {
+                // Log: A finding of `podwright check`: fields `check`, `found` and `remedy`.
+                // Do: What `remedy` says.
                 tracing::warn!(
                     check = name,
                     found,
-                    mend = mend.replace('\n', "; "),
+                    remedy = remedy.replace('\n', "; "),
                     "the node lacks something"
                 );
             }

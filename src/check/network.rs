@@ -41,8 +41,8 @@ fn findings(config: &config::Network, examined: Examination) -> Vec<Finding> {
     for error in examined.skipped {
         let file = error.split(':').next().unwrap_or_default();
         let path = config.conf_dir.join(file).display().to_string();
-        let mend = format!("correct {path}, or move it away: mv {path} {path}.off");
-        found.push(Finding::warn(format!("CNI file {file}"), format!("skipped: {error}"), mend));
+        let remedy = format!("correct {path}, or move it away: mv {path} {path}.off");
+        found.push(Finding::warn(format!("CNI file {file}"), format!("skipped: {error}"), remedy));
     }
     found
 }
@@ -125,12 +125,12 @@ mod tests {
         assert!(look(Ok(configured()), &[]).iter().all(|finding| finding.verdict == Verdict::Ok));
         assert!(matches!(look(Err("empty".into()), &[])[0].verdict, Verdict::Fail { .. }));
         let missing = look(Ok(Configured { missing: vec!["bridge".into()], ..configured() }), &[]);
-        let Verdict::Fail { mend } = &missing[1].verdict else { panic!("{missing:?}") };
-        assert!(mend.contains("containernetworking-plugins"));
+        let Verdict::Fail { remedy } = &missing[1].verdict else { panic!("{missing:?}") };
+        assert!(remedy.contains("containernetworking-plugins"));
         let refused = look(Ok(Configured { problem: Some("code 50".into()), ..configured() }), &[]);
         assert!(matches!(refused[1].verdict, Verdict::Fail { .. }));
         let skipped = look(Ok(configured()), &["05-x.conflist: expected value"]);
-        let Verdict::Warn { mend } = &skipped[2].verdict else { panic!("{skipped:?}") };
-        assert!(mend.contains("mv /etc/cni/net.d/05-x.conflist"), "{mend}");
+        let Verdict::Warn { remedy } = &skipped[2].verdict else { panic!("{skipped:?}") };
+        assert!(remedy.contains("mv /etc/cni/net.d/05-x.conflist"), "{remedy}");
     }
 }

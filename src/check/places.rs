@@ -1,11 +1,11 @@
-//! What the daemon listens on: the CRI socket and two addresses.
+//! The daemon's listeners: the CRI socket and two addresses.
 
 use super::{Finding, Subject};
 use crate::host::listeners::{self, Owner, Place};
 use std::net::SocketAddr;
 use std::path::Path;
 
-/// What `sockaddr_un` holds, the NUL at the end not counted.
+/// Capacity of `sockaddr_un`, without the final NUL.
 const LONGEST_SOCKET: usize = 107;
 
 pub(super) fn all(subject: &Subject<'_>) -> Vec<Finding> {
@@ -18,7 +18,7 @@ pub(super) fn all(subject: &Subject<'_>) -> Vec<Finding> {
     ]
 }
 
-/// How a process is ended: its own name is mostly its unit's.
+/// How to end a process: its name is mostly its unit's.
 fn end(owner: Option<&Owner>) -> String {
     match owner {
         Some(Owner { pid, name }) => format!("systemctl stop {name}, or: kill {pid}"),
@@ -35,11 +35,11 @@ fn socket(path: &Path, place: Place, daemon: Option<&Owner>) -> Finding {
     let shown = path.display();
     let length = path.as_os_str().len();
     if length > LONGEST_SOCKET {
-        let mend = "set grpc.socket to a shorter path";
+        let remedy = "set grpc.socket to a shorter path";
         return Finding::fail(
             name,
             format!("{shown} has {length} bytes; {LONGEST_SOCKET} are possible"),
-            mend,
+            remedy,
         );
     }
     match (place, daemon) {
@@ -61,10 +61,10 @@ fn address(key: &str, configured: &str, daemon: Option<&Owner>) -> Finding {
         return Finding::ok(key, "none");
     }
     let Ok(wanted) = configured.parse::<SocketAddr>() else {
-        let mend = format!("set {key} to one such as 127.0.0.1:9615");
-        return Finding::fail(key, format!("{configured:?} is not an IP address with a port"), mend);
+        let remedy = format!("set {key} to one such as 127.0.0.1:9615");
+        return Finding::fail(key, format!("{configured:?} is not an IP address with a port"), remedy);
     };
-    let mend = format!("or set {key} to another address");
+    let remedy = format!("or set {key} to another address");
     match listeners::tcp(wanted) {
         Place::Free => Finding::ok(key, format!("{wanted} is free")),
         Place::Taken(Some(owner)) if Some(&owner) == daemon => {
@@ -73,10 +73,10 @@ fn address(key: &str, configured: &str, daemon: Option<&Owner>) -> Finding {
         Place::Taken(owner) => Finding::fail(
             key,
             format!("{wanted} is in use by {}", said(owner.as_ref())),
-            format!("{}\n{mend}", end(owner.as_ref())),
+            format!("{}\n{remedy}", end(owner.as_ref())),
         ),
         Place::Unusable(error) => {
-            Finding::fail(key, format!("{wanted}: {error}"), format!("ip addr\n{mend}"))
+            Finding::fail(key, format!("{wanted}: {error}"), format!("ip addr\n{remedy}"))
         }
     }
 }
@@ -91,9 +91,9 @@ mod tests {
     fn who_has_the_socket_is_told() {
         let other = Owner { pid: 7, name: "crio".into() };
         let finding = socket(Path::new("/s"), Place::Taken(Some(other.clone())), None);
-        let Verdict::Fail { mend } = &finding.verdict else { panic!("{finding:?}") };
+        let Verdict::Fail { remedy } = &finding.verdict else { panic!("{finding:?}") };
         assert!(
-            finding.found.contains("process 7 (crio)") && mend.contains("systemctl stop crio"),
+            finding.found.contains("process 7 (crio)") && remedy.contains("systemctl stop crio"),
             "{finding:?}"
         );
         assert_eq!(

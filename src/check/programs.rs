@@ -20,26 +20,26 @@ pub(super) async fn all(config: &Config) -> Vec<Finding> {
                         systemd: driver == Driver::Systemd,
                         probe_cgroup: &|name| driver.oci_path(&parent, name),
                     };
-                    // Why there is none stands beside the kernel's limit of them.
+                    // The kernel's limit on them gives the reason.
                     let namespace = tokio::task::spawn_blocking(TrialNamespace::make).await.ok();
                     let namespace = namespace.and_then(Result::ok);
                     let user = namespace.as_ref().map(TrialNamespace::user);
                     let trials = oci::try_all(&config.runtime, around, user).await;
                     found.extend(runtimes(&config.runtime.default, &trials));
                 }
-                // That the keys do not fit has been told beside the driver.
+                // The driver's check has reported the mismatch.
                 Err(error) => found.push(Finding::fail(
                     "OCI runtimes",
                     format!("not tried: {error}"),
-                    "mend cgroups.default_parent first",
+                    "correct cgroups.default_parent first",
                 )),
             }
         }
-        // That `state` cannot be written has been told.
+        // Another check has reported that `state` cannot be written.
         Err(_) => found.push(Finding::fail(
             "OCI runtimes",
             format!("not tried, for want of a directory at {}", config.state.display()),
-            "mend state first",
+            "correct state first",
         )),
     }
     found
@@ -56,7 +56,7 @@ fn monitor_binary(config: &Config) -> Finding {
     }
 }
 
-/// A runtime that nobody has to use may be missing; the default may not.
+/// An optional runtime may be missing; the default may not.
 fn runtimes(default: &str, trials: &[Trial]) -> Vec<Finding> {
     let works = |name: &str| trials.iter().any(|t| t.handler == name && t.outcome.is_ok());
     let chosen =
@@ -90,7 +90,7 @@ fn runtime(trial: &Trial, chosen: Option<&str>) -> Finding {
             Finding::ok(name, format!("{path} ran a container{default} ({})", trial.version))
         }
         Err(error) if is_default => Finding::fail(name, error.to_string(), install(&trial.handler)),
-        // crun and runc are there for whichever is installed.
+        // crun and runc are alternatives.
         Err(OciError::Missing { .. })
             if oci::PREFERENCE.contains(&trial.handler.as_str()) && chosen.is_some() =>
         {
@@ -110,7 +110,7 @@ fn runtime(trial: &Trial, chosen: Option<&str>) -> Finding {
     }
 }
 
-/// What is known of its version. A warning at most: distributions patch a version without changing its number.
+/// Known holes of its version. A warning at most: distributions patch without a new number.
 fn known_holes(trial: &Trial) -> Option<Finding> {
     let holes = holes::of(&trial.version);
     if trial.outcome.is_err() || holes.is_empty() {
@@ -124,7 +124,7 @@ fn known_holes(trial: &Trial) -> Option<Finding> {
     ))
 }
 
-/// As the daemon's Status tells it of the handler.
+/// As in the daemon's Status for the handler.
 fn in_user_namespace(trial: &Trial) -> Option<Finding> {
     let name = format!("user namespaces with {}", trial.handler);
     let path = trial.path.display();
@@ -171,8 +171,8 @@ mod tests {
             "user namespaces with runc",
         ];
         assert_eq!(names, [&both[..], &["OCI runtime youki"]].concat());
-        let Verdict::Warn { mend } = &found[1].verdict else { panic!("{found:?}") };
-        assert!(found[1].found.contains("hostUsers: false") && mend.contains("RuntimeClass"), "{found:?}");
+        let Verdict::Warn { remedy } = &found[1].verdict else { panic!("{found:?}") };
+        assert!(found[1].found.contains("hostUsers: false") && remedy.contains("RuntimeClass"), "{found:?}");
         assert_eq!(found[3].verdict, Verdict::Ok);
     }
 
@@ -201,8 +201,8 @@ mod tests {
     fn none_and_a_missing_default_are_failures() {
         let none = runtimes("", &[trial("crun", false), trial("runc", false)]);
         let last = none.last().unwrap();
-        let Verdict::Fail { mend } = &last.verdict else { panic!("{last:?}") };
-        assert!(mend.contains("apt-get install runc"), "{mend}");
+        let Verdict::Fail { remedy } = &last.verdict else { panic!("{last:?}") };
+        assert!(remedy.contains("apt-get install runc"), "{remedy}");
         let found = runtimes("kata", &[trial("kata", false), trial("runc", true)]);
         assert!(matches!(found[0].verdict, Verdict::Fail { .. }));
         let found = runtimes("", &[trial("kata", false), trial("runc", true)]);

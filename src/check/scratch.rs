@@ -1,26 +1,26 @@
-//! A directory for trying things on the file system where a configured directory is or will be. Gone when dropped.
+//! A directory for experiments on the file system of a configured directory. Removed when dropped.
 
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-/// A directory that others cannot look into.
+/// A directory that others cannot read.
 #[derive(Debug)]
 pub(super) struct Scratch(PathBuf);
 
-/// The nearest directory above a path, or the path itself, that is there.
+/// The nearest existing directory above a path, or the path itself.
 pub(super) fn existing(path: &Path) -> &Path {
     path.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"))
 }
 
 impl Scratch {
-    /// Makes one in `wanted`, or in the nearest directory above it that is there.
+    /// Creates one in `wanted`, or in the nearest existing directory above it.
     pub(super) fn near(wanted: &Path) -> io::Result<Self> {
         let path = existing(wanted).join(format!(".podwright-check-{}", std::process::id()));
         DirBuilder::new().mode(0o700).create(&path)?;
         let made = Self(path);
-        // As the daemon's own: a container in a user namespace passes through it as nobody of the host's.
+        // As the daemon's own: a container in a user namespace passes through it as nobody on the host.
         std::fs::set_permissions(&made.0, std::fs::Permissions::from_mode(0o711))?;
         Ok(made)
     }

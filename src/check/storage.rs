@@ -1,4 +1,4 @@
-//! The file systems of `root` and `state`: writable, taken by overlayfs, idmapped, with quotas, with room.
+//! The file systems of `root` and `state`: writable, usable by overlayfs, idmapped, with quotas, with space.
 
 use super::Finding;
 use super::scratch::{Scratch, existing};
@@ -46,7 +46,7 @@ fn place(path: &Path) -> String {
 fn unwritable(key: &str, path: &Path, error: &io::Error) -> Finding {
     let dir = existing(path);
     let found = format!("{} cannot be made: {}: {error}", path.display(), dir.display());
-    let mend = match error.kind() {
+    let remedy = match error.kind() {
         io::ErrorKind::ReadOnlyFilesystem => {
             let mount = mountinfo::read().ok().and_then(|mounts| {
                 mountinfo::holding(&mounts, dir).map(|mount| mount.mount_point.display().to_string())
@@ -59,7 +59,7 @@ fn unwritable(key: &str, path: &Path, error: &io::Error) -> Finding {
         io::ErrorKind::StorageFull => format!("make room: df {}; du -xsh {}/*", dir.display(), dir.display()),
         _ => format!("ls -ld {}\nor set {key} to another directory", dir.display()),
     };
-    Finding::fail(key, found, mend)
+    Finding::fail(key, found, remedy)
 }
 
 fn try_overlay(scratch: &Scratch) -> Result<(), String> {
@@ -76,7 +76,7 @@ fn try_overlay(scratch: &Scratch) -> Result<(), String> {
         within_quota: false,
     };
     rootfs::mount(&overlay).map_err(|e| e.to_string())?;
-    // Whiteouts are what file systems that overlayfs only half likes cannot store.
+    // File systems that overlayfs only half supports cannot store whiteouts.
     let used =
         std::fs::write(target.join("file"), "above").and_then(|()| std::fs::remove_file(target.join("file")));
     let unmounted = rootfs::unmount(&target).map_err(|e| e.to_string());
@@ -115,11 +115,11 @@ fn quota(config: &Config, scratch: &Scratch) -> Finding {
         bytes: config.containers.writable_layer_limit_bytes,
         inodes: config.containers.writable_layer_limit_inodes,
     };
-    let mend = "xfs: mount with -o prjquota; ext4: mkfs.ext4 -O quota,project -E quotatype=prjquota, mount with -o prjquota\nor take writable_layer_limit_bytes and _inodes out of [containers]";
+    let remedy = "xfs: mount with -o prjquota; ext4: mkfs.ext4 -O quota,project -E quotatype=prjquota, mount with -o prjquota\nor take writable_layer_limit_bytes and _inodes out of [containers]";
     match Projects::detect(scratch.path(), range, limits) {
         Ok(Some(_)) => Finding::ok(name, "on: usage of containers costs nothing to know"),
         Ok(None) => Finding::ok(name, "off: usage of containers is walked"),
-        Err(error) => Finding::fail(name, error.to_string(), mend),
+        Err(error) => Finding::fail(name, error.to_string(), remedy),
     }
 }
 
@@ -147,8 +147,8 @@ fn judge_room(root: &Path, free: u64, all: u64, free_inodes: u64, inodes: u64) -
         root.display()
     );
     if percent(free, all) < LITTLE_ROOM_PERCENT || percent(free_inodes, inodes) < LITTLE_INODES_PERCENT {
-        let mend = "podwright images gc --unused\nor a larger disk";
-        return Finding::warn(name, format!("{found}: the kubelet evicts pods"), mend);
+        let remedy = "podwright images gc --unused\nor a larger disk";
+        return Finding::warn(name, format!("{found}: the kubelet evicts pods"), remedy);
     }
     Finding::ok(name, found)
 }
@@ -186,7 +186,7 @@ mod tests {
     fn a_read_only_file_system_is_told_with_its_mount() {
         let error = io::Error::from(io::ErrorKind::ReadOnlyFilesystem);
         let finding = unwritable("root", Path::new("/proc/none"), &error);
-        let Verdict::Fail { mend } = finding.verdict else { panic!("{finding:?}") };
-        assert!(mend.starts_with("mount -o remount,rw /proc\n"), "{mend}");
+        let Verdict::Fail { remedy } = finding.verdict else { panic!("{finding:?}") };
+        assert!(remedy.starts_with("mount -o remount,rw /proc\n"), "{remedy}");
     }
 }

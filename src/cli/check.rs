@@ -1,4 +1,4 @@
-//! `podwright check`: what this node lacks, the worst last, so that it stands right above the prompt.
+//! `podwright check`: what this node lacks, the worst last, right above the prompt.
 
 use super::{out, text};
 use crate::check::{self, DEFAULT_KUBELET_CONFIG, Finding, Kubelet, Subject, Verdict};
@@ -14,7 +14,7 @@ pub struct Arguments {
     /// Configuration file of the daemon.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Configuration file of the kubelet, which has to agree.
+    /// Configuration file of the kubelet, which must agree.
     #[arg(long, value_name = "FILE", default_value = DEFAULT_KUBELET_CONFIG)]
     kubelet_config: PathBuf,
     /// Only what is not as it should be.
@@ -52,9 +52,9 @@ pub fn run(arguments: &Arguments) -> ExitCode {
 async fn look(arguments: &Arguments) -> Vec<Finding> {
     let (config, mut found) = configuration(arguments.config.as_deref());
     if !rustix::process::geteuid().is_root() {
-        // What root can do cannot be tried without being root: everything else would only look broken.
-        let mend = "sudo podwright check";
-        found.push(Finding::fail("rights", "not root: nothing else was looked at", mend));
+        // Without root, most checks would fail for lack of rights only.
+        let remedy = "sudo podwright check";
+        found.push(Finding::fail("rights", "not root: nothing else was looked at", remedy));
         return found;
     }
     let kubelet = match Kubelet::read(&arguments.kubelet_config) {
@@ -64,8 +64,9 @@ async fn look(arguments: &Arguments) -> Vec<Finding> {
         }
         Err(error) => {
             let path = arguments.kubelet_config.display();
-            let mend = format!("ls -l {path}\nor name the right file: podwright check --kubelet-config FILE");
-            found.push(Finding::fail("kubelet's configuration", format!("{path}: {error}"), mend));
+            let remedy =
+                format!("ls -l {path}\nor name the right file: podwright check --kubelet-config FILE");
+            found.push(Finding::fail("kubelet's configuration", format!("{path}: {error}"), remedy));
             None
         }
     };
@@ -73,12 +74,12 @@ async fn look(arguments: &Arguments) -> Vec<Finding> {
     found
 }
 
-/// Whether somebody named the file, so that it has to be there.
+/// Whether the user named the file, which must then exist.
 fn named(kubelet_config: &Path) -> bool {
     kubelet_config != Path::new(DEFAULT_KUBELET_CONFIG)
 }
 
-/// The configuration; a wrong one is told, and the rest is looked at with the defaults.
+/// The configuration. Reports a wrong one and checks the rest with the defaults.
 fn configuration(file: Option<&Path>) -> (Config, Vec<Finding>) {
     let name = "configuration";
     let path = file.unwrap_or(Path::new(config::DEFAULT_FILE));
@@ -86,11 +87,11 @@ fn configuration(file: Option<&Path>) -> (Config, Vec<Finding>) {
         Ok(config) if path.exists() => (config, vec![Finding::ok(name, path.display().to_string())]),
         Ok(config) => (config, vec![Finding::ok(name, "the defaults")]),
         Err(error) => {
-            let mend = format!(
+            let remedy = format!(
                 "correct it; podwright config --config {} tells whether it is right then\n(all below is with the defaults)",
                 path.display()
             );
-            (Config::default(), vec![Finding::fail(name, error.to_string(), mend)])
+            (Config::default(), vec![Finding::fail(name, error.to_string(), remedy)])
         }
     }
 }
@@ -122,10 +123,10 @@ fn word(rank: Rank) -> &'static str {
     }
 }
 
-fn mend(finding: &Finding) -> impl Iterator<Item = &str> {
+fn remedy(finding: &Finding) -> impl Iterator<Item = &str> {
     match &finding.verdict {
         Verdict::Ok => "",
-        Verdict::Warn { mend } | Verdict::Fail { mend } => mend,
+        Verdict::Warn { remedy } | Verdict::Fail { remedy } => remedy,
     }
     .lines()
 }
@@ -137,10 +138,10 @@ fn as_text(found: &[Finding], quiet: bool) -> String {
     let width = shown.iter().map(|finding| finding.name.chars().count()).max().unwrap_or(0);
     let mut lines = Vec::new();
     for finding in shown {
-        // A cause of several lines, such as a program's words, stays one entry.
+        // A cause of several lines, such as a program's output, stays one entry.
         let text = finding.found.lines().collect::<Vec<_>>().join(" ");
         lines.push(format!("{:<4}  {:<width$}  {text}", word(rank(finding)), finding.name));
-        lines.extend(mend(finding).map(|step| format!("        > {step}")));
+        lines.extend(remedy(finding).map(|step| format!("        > {step}")));
     }
     let count = |wanted| found.iter().filter(|finding| rank(finding) == wanted).count();
     lines.push(match (count(Rank::Fail), count(Rank::Warn)) {
@@ -162,7 +163,7 @@ fn as_json(found: &[Finding], quiet: bool) -> Value {
                 "name": finding.name,
                 "verdict": word(rank(finding)),
                 "found": finding.found,
-                "mend": mend(finding).collect::<Vec<_>>(),
+                "remedy": remedy(finding).collect::<Vec<_>>(),
             })
         })
         .collect();
@@ -201,8 +202,8 @@ fail  a socket  in use by crio
     fn json_has_verdict_and_steps() {
         let json = as_json(&found(), false);
         assert_eq!(json["verdict"], "fail");
-        assert_eq!(json["checks"][0]["mend"], serde_json::json!(["systemctl stop crio", "or another"]));
-        assert_eq!(json["checks"][1]["mend"], serde_json::json!([]));
+        assert_eq!(json["checks"][0]["remedy"], serde_json::json!(["systemctl stop crio", "or another"]));
+        assert_eq!(json["checks"][1]["remedy"], serde_json::json!([]));
         assert_eq!(as_json(&found(), true)["checks"].as_array().map(Vec::len), Some(2));
     }
 

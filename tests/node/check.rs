@@ -47,7 +47,7 @@ fn failures(json: &Value) -> Vec<String> {
 
 /// Asserts that this check fails, and that its words and its remedy have these in them; and that the last screen of the
 /// text shows them too.
-fn fails(command: impl Fn() -> Command, name: &str, found: &[&str], mend: &str) {
+fn fails(command: impl Fn() -> Command, name: &str, found: &[&str], remedy: &str) {
     let (json, code) = as_json(&mut command());
     assert_eq!((json["verdict"].as_str(), code), (Some("fail"), Some(1)), "{json:#}");
     let finding = finding(&json, name);
@@ -55,7 +55,7 @@ fn fails(command: impl Fn() -> Command, name: &str, found: &[&str], mend: &str) 
     for word in found {
         assert!(finding["found"].as_str().unwrap().contains(word), "{word:?} is not in {finding:#}");
     }
-    assert!(finding["mend"].to_string().contains(mend), "{mend:?} is not in {finding:#}");
+    assert!(finding["remedy"].to_string().contains(remedy), "{remedy:?} is not in {finding:#}");
     let text = told(&command().arg("--quiet").output().unwrap());
     let mut left = SCREEN.0;
     let screen: Vec<&str> = text
@@ -66,7 +66,7 @@ fn fails(command: impl Fn() -> Command, name: &str, found: &[&str], mend: &str) 
             left.checked_sub(lines).inspect(|rest| left = *rest).is_some()
         })
         .collect();
-    for word in [name, mend] {
+    for word in [name, remedy] {
         assert!(screen.iter().any(|line| line.contains(word)), "{word:?} is not on the screen:\n{text}");
     }
 }
@@ -145,8 +145,8 @@ fn a_kubelet_with_another_cgroup_driver_is_told_what_to_write() {
         command.arg("--kubelet-config").arg(&file);
         command
     };
-    let mend = format!("set cgroupDriver: {ours}");
-    fails(command, "cgroup driver", &["cgroupfs", "systemd", "kubelet.yaml"], &mend);
+    let remedy = format!("set cgroupDriver: {ours}");
+    fails(command, "cgroup driver", &["cgroupfs", "systemd", "kubelet.yaml"], &remedy);
     let missing = scratch.root().join("none.yaml");
     let command = || {
         let mut command = check(&scratch);
@@ -246,8 +246,8 @@ fn a_read_only_root_is_told_by_both() {
     let drop_ins = scratch.root().join("config.toml.d");
     std::fs::create_dir(&drop_ins).unwrap();
     std::fs::write(drop_ins.join("50-test.toml"), extra).unwrap();
-    let mend = format!("mount -o remount,rw {}", at.display());
-    fails(|| read_only(&at, &check(&scratch)), "root", &["Read-only file system"], &mend);
+    let remedy = format!("mount -o remount,rw {}", at.display());
+    fails(|| read_only(&at, &check(&scratch)), "root", &["Read-only file system"], &remedy);
     let mut serve = Command::new(default_binary());
     serve.args(["serve", "--config"]).arg(scratch.config_file());
     let output = read_only(&at, &serve).output().unwrap();

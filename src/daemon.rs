@@ -33,23 +33,23 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Allocations from this size on go to the kernel and back to it when freed, instead of growing the heap for ever.
 pub const LARGE_ALLOCATION: i32 = 64 << 10;
-/// Threads for blocking work: one for each pod of a large node (the kubelet's default is 110), since while a disk is frozen
-/// each may have one that waits to write a record, and some to spare. A thread that waits costs some 20 KiB.
+/// Threads for blocking work: one per pod of a large node (the kubelet's default is 110) that may wait to write a
+/// record while a disk is frozen, and some spare. A waiting thread costs about 20 KiB.
 pub const MAX_BLOCKING_THREADS: usize = 256;
 /// Idle threads end soon, so that an idle daemon stays small.
 pub const BLOCKING_THREAD_KEEP_ALIVE: Duration = Duration::from_secs(5);
-/// What clients of streams get to take their last words, when the daemon ends.
+/// Time for streaming clients to receive their last message when the daemon ends.
 const STREAMS_END: Duration = Duration::from_secs(2);
-/// What a trial that is under way gets to clean up by itself: ten times what one takes.
+/// Time for a running trial to clean up: ten times its usual duration.
 const TRIAL_END: Duration = Duration::from_secs(1);
-/// A daemon that was killed while it started a program has a child with its descriptors until that one's exec.
+/// A daemon killed while it starts a program has a child with its descriptors until that child's exec.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
-/// Nothing tells when a lock becomes free but waiting for it without a limit.
+/// Without a blocking wait, which has no limit, only polling shows that a lock is free.
 const LOCK_POLL: Duration = Duration::from_millis(5);
 /// More workers than this would not answer a kubelet any faster.
 const MAX_WORKERS: usize = 4;
 
-/// Worker threads: one a processor, within bounds.
+/// Worker threads: one per processor, within bounds.
 #[must_use]
 pub fn worker_threads() -> usize {
     std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, MAX_WORKERS))
@@ -58,7 +58,7 @@ pub fn worker_threads() -> usize {
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When it cannot start; the message says what to do.
+/// If it cannot start; the message says what to do.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
     let begun = Instant::now();
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
@@ -90,7 +90,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         ms = begun.elapsed().as_millis(),
         "ready"
     );
-    // After that: nobody waits for it.
+    // After the socket is open: nothing waits for it.
     let looked_at = config.clone();
     drop(tokio::task::spawn_blocking(move || check::log(&looked_at)));
     let end = async move {
@@ -112,18 +112,18 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let beside = admin::routes(node.images.clone(), about, config.grpc.max_message_bytes);
     let served = cri::serve(&config, listener, runtime, Image::new(&node, rpcs), beside, end).await;
     streams.end(STREAMS_END).await;
-    // It runs containers, and takes tens of milliseconds; with a runtime that hangs it is killed with this process.
+    // It runs containers for tens of milliseconds; a hanging runtime is killed with this process.
     let _ = tokio::time::timeout(TRIAL_END, trial).await;
     Ok(served?)
 }
 
-/// After a start, beside everything else: frees what gone pods hold, then has those that are there looked at.
+/// After a start, in the background: releases what vanished pods hold, then checks the networks of the others.
 async fn look_after_networks(pods: Manager, valid: Vec<SandboxId>) {
     pods.node().network.collect(&valid).await;
     pods.check_networks().await;
 }
 
-/// Keeps a second daemon from the same root. The kernel frees it however this one ends.
+/// Excludes a second daemon from the same root. The kernel releases it however this process ends.
 pub(crate) fn lock(config: &Config) -> anyhow::Result<File> {
     make_private_dir(&config.root)?;
     make_private_dir(&config.state)?;
@@ -156,8 +156,8 @@ fn make_private_dir(path: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("make directory {}", path.display()))
 }
 
-/// Root of a pod's user namespace, who is nobody on the host, has to get to the bundles of its containers: it may go
-/// through the directories on the way, which show it nothing.
+/// Root of a pod's user namespace is nobody on the host and must reach the bundles of its containers: it may pass
+/// through the directories above, but not list them.
 fn make_way(state: &Path) -> anyhow::Result<()> {
     for private in ["pods", "runtime"] {
         make_private_dir(&state.join(private))?;
@@ -230,7 +230,7 @@ fn cgroup_driver(config: &Config) -> anyhow::Result<(Driver, String)> {
     Ok((driver, parent))
 }
 
-/// Opens the image store. Blocking; whoever does it has the [`lock`].
+/// Opens the image store. Blocking; the caller holds the [`lock`].
 pub(crate) fn open_images(config: &Config) -> anyhow::Result<Images> {
     Images::open(&config.root.join("images"), &config.images).context("open the image store")
 }
@@ -278,14 +278,14 @@ fn selinux(mode: SelinuxMode) -> anyhow::Result<Option<Selinux>> {
             "containers.selinux is \"on\", but the kernel has no SELinux, it is disabled, or its policy does not know \
              containers: see `podwright check`"
         ),
-        // Where it is the policy that lacks something, `check` tells it in the log.
+        // If the policy lacks something, `check` logs it.
         None => {}
     }
     Ok(usable)
 }
 
-/// The AppArmor profile of containers that ask for none. One of the operator's has to be there when a container needs
-/// it; ours needs a program, without which a host has no AppArmor to speak of, as with both peers.
+/// The default AppArmor profile of containers. An operator's profile must be loaded when a container needs it; ours
+/// needs a parser, without which a host has no usable AppArmor, as in containerd and CRI-O.
 fn default_profile(apparmor: &AppArmor, profile: &str) -> Option<String> {
     if !apparmor.is_enabled() || profile.is_empty() {
         return None;

@@ -21,19 +21,19 @@ struct Arguments {
 enum Command {
     /// Run the daemon.
     Serve {
-        /// Configuration file; its drop-ins stand beside it in FILE.d.
+        /// Configuration file; drop-ins are beside it in FILE.d.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
     /// Print the configuration in force, with every key.
     Config {
-        /// Configuration file; its drop-ins stand beside it in FILE.d.
+        /// Configuration file; drop-ins are beside it in FILE.d.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
         /// The defaults instead.
         #[arg(long, conflicts_with = "config")]
         default: bool,
-        /// What every key means, as Markdown, instead.
+        /// Print the meaning of every key instead, as Markdown.
         #[arg(long, conflicts_with_all = ["config", "default"])]
         markdown: bool,
     },
@@ -47,7 +47,7 @@ enum Command {
         #[command(flatten)]
         node: cli::NodeArguments,
     },
-    /// Look at this node and say what it lacks and how to mend it.
+    /// Show what this node lacks, with remedies.
     Check(cli::check::Arguments),
     /// The node's images: list, pull, remove, collect, and where a pull would go.
     Images(cli::Arguments),
@@ -82,8 +82,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Before anything else: this process will know passwords of registries, which no core dump is to hold, and will run
-/// programs, which are to get no descriptor of whoever started it.
+/// First of all: this process will know registry passwords, which no core dump may contain, and will run programs,
+/// which must not inherit descriptors of its starter.
 fn keep_secrets() {
     let undumpable = podwright_sys::process::never_dump_core();
     for (what, done) in [
@@ -96,7 +96,7 @@ fn keep_secrets() {
     }
 }
 
-/// What to type when the daemon does not start.
+/// What to do when the daemon does not start.
 fn check_command(command: &Command) -> Option<String> {
     match command {
         Command::Serve { config: Some(file) } => Some(format!("podwright check --config {}", file.display())),
@@ -113,7 +113,7 @@ fn check_command(command: &Command) -> Option<String> {
 fn report(error: &anyhow::Error, check: Option<&str>) {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
-        // Our own errors name their cause already.
+        // Our own errors already name their cause.
         if !text.contains(&cause) {
             text.push_str(": ");
             text.push_str(&cause);
@@ -121,7 +121,7 @@ fn report(error: &anyhow::Error, check: Option<&str>) {
     }
     eprintln!("podwright: {text}");
     if let Some(check) = check {
-        eprintln!("podwright: what this node lacks, and how to mend it: {check}");
+        eprintln!("podwright: show what this node lacks, with remedies: {check}");
     }
 }
 
@@ -146,7 +146,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Serve { config } => {
             let config = load(config)?;
-            // What we were started with, but for the three standard ones; nothing of ours is open yet.
+            // Descriptors inherited at start, except the three standard ones; none of ours is open yet.
             podwright_sys::process::close_from(3).context("close inherited descriptors")?;
             start_logs(&config)?;
             podwright_sys::memory::keep_small(daemon::LARGE_ALLOCATION);
@@ -158,7 +158,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 .build()
                 .context("start the asynchronous runtime")?;
             let result = runtime.block_on(daemon::serve(config));
-            // Work that still blocks must not hold up the end.
+            // Blocked work must not delay the end.
             runtime.shutdown_background();
             result
         }

@@ -1,4 +1,4 @@
-//! The image domain's words into answers. Pure.
+//! The image domain's types into answers. Pure.
 
 use super::proto as pb;
 use crate::images::{

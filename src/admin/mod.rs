@@ -1,6 +1,6 @@
-//! podwright's own gRPC services: what a person does with a node's images, and what the daemon says of itself. Decodes,
-//! delegates, encodes. Served beside CRI on the daemon's socket; that of images also to one client in the same process while
-//! no daemon runs.
+//! podwright's own gRPC services: management of the node's images, and the daemon's state. Decodes, delegates, encodes.
+//! Served beside CRI on the daemon's socket; that of images also to one client in the same process while no daemon
+//! runs.
 
 mod encode;
 mod node;

@@ -1,4 +1,4 @@
-//! The Node service: what the daemon is and does at the moment. Reads pictures and counters; changes nothing.
+//! The Node service: the daemon's current state. Reads snapshots and counters; changes nothing.
 
 use super::proto as pb;
 use super::proto::node_server::{Node as Service, NodeServer};
@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::time::Instant;
 use tonic::{Request, Response, Status};
 
-/// What the daemon tells of itself.
+/// The daemon's report about itself.
 #[derive(Debug, Clone)]
 pub struct About {
     /// The pods.
     pub pods: Manager,
     /// The open streaming sessions.
     pub sessions: Sessions,
-    /// Where the streaming server listens.
+    /// Address of the streaming server.
     pub streaming: SocketAddr,
     /// When the daemon was started.
     pub begun: Instant,
@@ -77,7 +77,7 @@ fn condition(condition: sandbox::Condition) -> pb::Condition {
     }
 }
 
-/// A session whose pod was removed meanwhile keeps the id that it has.
+/// A session keeps its id when its pod is removed.
 fn session(pods: &[Arc<PodSnapshot>], open: SessionInfo) -> pb::Session {
     let mut shown = pb::Session {
         kind: open.kind.name().to_owned(),

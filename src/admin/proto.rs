@@ -4,7 +4,7 @@
 tonic::include_proto!("podwright.admin.v1");
 
 impl std::fmt::Debug for Credentials {
-    /// Whose credentials they are, never the credentials.
+    /// The user, never the credentials.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
     }

@@ -1,5 +1,5 @@
-//! A pull as a stream of events: progress while it is under way, then its result. The stream owns its wait for the pull, so
-//! that a client that goes away is one waiter less.
+//! A pull as a stream of events: progress, then the result. The stream owns its wait for the pull, so a client that
+//! goes away is one waiter less.
 
 use super::encode;
 use super::proto as pb;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tonic::Status;
 
-/// Time between two events of progress: fluent to the eye, nothing to the daemon.
+/// Interval of progress events: smooth to the eye, cheap for the daemon.
 const TICK: Duration = Duration::from_millis(200);
 
 /// The events.
@@ -32,7 +32,7 @@ struct Watch {
 
 enum Next {
     Wait,
-    /// The pull has ended; its last progress has been told.
+    /// The pull has ended and its last progress was sent.
     Tell(Outcome),
     End,
 }
@@ -55,7 +55,7 @@ impl Watch {
             Next::Tell(Ok(id)) => Ok(Event::Result(pb::PullResult { id: id.to_string() })),
             Next::Tell(Err(error)) => Err(status(&error)),
             Next::Wait => {
-                // In this order: the first poll of the pull is what makes its progress known.
+                // In this order: only the first poll of the pull creates its progress.
                 let ended = tokio::select! {
                     biased;
                     outcome = &mut self.pull => Some(outcome),

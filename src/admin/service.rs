@@ -23,13 +23,13 @@ fn server(images: Images, limit: usize) -> ImagesServer<Admin> {
     ImagesServer::new(Admin { images }).max_decoding_message_size(limit).max_encoding_message_size(limit)
 }
 
-/// Both services, to be served beside another one; `limit`: bytes of a message.
+/// Both services, to be served beside another one. `limit`: bytes of a message.
 #[must_use]
 pub fn routes(images: Images, about: About, limit: usize) -> Routes {
     Routes::new(server(images, limit)).add_service(node::server(about, limit))
 }
 
-/// Serves one client at the other end of `stream`, until it hangs up.
+/// Serves one client at the other end of `stream` until it disconnects.
 ///
 /// # Errors
 /// When the transport fails.
@@ -42,7 +42,7 @@ pub async fn serve_one(
     tonic::transport::Server::builder().add_service(server(images, limit)).serve_with_incoming(streams).await
 }
 
-/// The CRI code with the plain message: a person needs no word for the kubelet in front of it.
+/// The CRI code with the plain message, without the kubelet's prefix.
 pub(super) fn status(error: &ImageError) -> Status {
     Status::new(image_status(error).code(), error.to_string())
 }
@@ -64,7 +64,7 @@ fn absolute(field: &str, path: String) -> Result<PathBuf, Status> {
     Err(Status::invalid_argument(format!("{field}: {} is not absolute", path.display())))
 }
 
-/// Where containerd (`defaults.DefaultRootDir`) and containers/storage (storage.conf) have their stores.
+/// Default stores of containerd (`defaults.DefaultRootDir`) and containers/storage (storage.conf).
 fn peer(peer: pb::import_from_request::Peer, root: &str) -> Result<Peer, Status> {
     use pb::import_from_request::Peer as Of;
     let root = |default: &str| absolute("root", if root.is_empty() { default } else { root }.to_owned());

@@ -1,5 +1,4 @@
-//! A verification as a stream of events, and its summary at the end. The stream owns the work: a client that goes away
-//! ends it.
+//! A verification as a stream of events, then its summary. The stream owns the work: it ends when the client goes away.
 
 use super::encode;
 use super::proto as pb;
@@ -25,7 +24,7 @@ struct Work {
 
 enum Next {
     Run,
-    /// The work has ended; what it told comes first.
+    /// The work has ended; its reports come first.
     Drain(Outcome),
     End,
 }
@@ -33,7 +32,7 @@ enum Next {
 pub(super) fn events(images: Images, names: Vec<String>, repair: Repair) -> Events {
     let (tell, told) = unbounded_channel();
     let run = Box::pin(async move {
-        // Nobody listens only when the stream is gone, and this with it.
+        // The receiver is gone only when the stream is, and this with it.
         images.verify(&names, repair, |event| drop(tell.send(event))).await
     });
     Box::pin(stream::unfold(Work { run, told, next: Next::Run }, Work::step))

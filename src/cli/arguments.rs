@@ -9,7 +9,7 @@ pub struct Arguments {
     /// Configuration file of the daemon, to find its socket, or its store while it does not run.
     #[arg(long, value_name = "FILE", global = true)]
     pub(super) config: Option<PathBuf>,
-    /// Socket of the daemon, which must run, instead of the configured one.
+    /// Socket of the daemon instead of the configured one; the daemon must run.
     #[arg(long, value_name = "PATH", global = true, conflicts_with = "config")]
     pub(super) socket: Option<PathBuf>,
     #[command(subcommand)]
@@ -22,7 +22,7 @@ pub struct NodeArguments {
     /// Configuration file of the daemon, to find its socket.
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
-    /// Socket of the daemon, instead of the configured one.
+    /// Socket of the daemon instead of the configured one.
     #[arg(long, value_name = "PATH", conflicts_with = "config")]
     pub(super) socket: Option<PathBuf>,
     /// Form of the answer.
@@ -84,7 +84,7 @@ pub(super) enum Command {
         /// Name with a tag or a digest; without, the tag is latest.
         #[arg(value_name = "REF")]
         reference: String,
-        /// User name and password; a password that is not given is asked for.
+        /// User name and password; without a password it prompts for one.
         #[arg(long, value_name = "USER[:PASS]")]
         creds: Option<String>,
         /// Read USER:PASS from standard input.
@@ -93,18 +93,18 @@ pub(super) enum Command {
     },
     /// Load the images of an archive: an OCI layout (directory or tar), or what docker save wrote.
     Load {
-        /// A path on this machine; - or nothing is standard input.
+        /// A path on this machine; - or none is standard input.
         #[arg(default_value = "-")]
         file: PathBuf,
-        /// Name for the image, instead of those in the archive, which must hold one image then.
+        /// Name for the image, replacing those in the archive, which must hold one image.
         #[arg(long, value_name = "REF")]
         name: Option<String>,
     },
-    /// Import images from another runtime's store on this machine, which may go on running.
+    /// Import images from another runtime's store on this machine, which may be in use.
     ImportFrom {
         /// Whose store.
         peer: Peer,
-        /// Directory of the store, where it is not the peer's default one.
+        /// Directory of the store, if not its default.
         #[arg(long, value_name = "DIR")]
         root: Option<PathBuf>,
         /// Tags, digests or ids; all images without them.
@@ -116,7 +116,7 @@ pub(super) enum Command {
         /// Tags, digests or ids.
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
-        /// Where to; - is standard output.
+        /// Destination; - is standard output.
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
         /// Form of the output.
@@ -126,7 +126,7 @@ pub(super) enum Command {
         #[arg(long)]
         gzip: bool,
     },
-    /// Look whether images on disk are still what was pulled, and fetch again what is not.
+    /// Compare images on disk with what was pulled, and fetch damaged parts again.
     Verify {
         /// Ids, tags or digests; all images without them.
         #[arg(value_name = "NAME")]
@@ -138,9 +138,9 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Delete layers that nothing needs.
+    /// Delete unneeded layers.
     Gc {
-        /// Only tell what would be deleted.
+        /// Only report what would be deleted.
         #[arg(long)]
         dry_run: bool,
         /// Also images that no container uses and that are not pinned.

@@ -1,5 +1,5 @@
-//! The way to the admin service: the daemon's socket, or, while no daemon runs, the same service over the store in this
-//! process, under the daemon's lock. Owns what makes that safe for containers that run on without their daemon.
+//! The way to the admin service: the daemon's socket or, while no daemon runs, the same service over the store in this
+//! process, under the daemon's lock. Owns what makes that safe for containers that outlive their daemon.
 
 use super::arguments::Arguments;
 use super::error::CliError;
@@ -19,7 +19,7 @@ use tokio::io::DuplexStream;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
-/// Bytes on their way between client and service in one process; answers are small.
+/// Bytes in transit between client and service in one process; answers are small.
 const DUPLEX_BYTES: usize = 64 << 10;
 
 /// The client.
@@ -28,7 +28,7 @@ pub(super) type Client = ImagesClient<Channel>;
 /// What the connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Layers may be deleted: it has to be known which ones containers use.
+    /// Deleting layers needs to know which ones containers use.
     Delete,
     /// Anything else.
     Other,
@@ -99,7 +99,7 @@ impl Local {
         // Another test of this process may have one.
         let _ = logs.with_max_level(tracing::Level::WARN).try_init();
         let images = daemon::open_images(config).map_err(failed)?;
-        // Containers run on while their daemon is away, and nobody gives their holds back here.
+        // Containers run on while their daemon is away, and nothing here releases their holds.
         match (Records::images_in_use(&config.root), purpose) {
             (Ok(used), _) => images.keep(&used),
             (Err(error), Purpose::Delete) => return Err(CliError::Records(error)),
@@ -127,7 +127,7 @@ fn client(channel: Channel, limit: usize) -> Client {
     ImagesClient::new(channel).max_decoding_message_size(limit).max_encoding_message_size(limit)
 }
 
-/// Never looked up: the connectors go where they go.
+/// Never resolved: the connectors have their target.
 fn endpoint() -> Endpoint {
     Endpoint::from_static("http://localhost")
 }

@@ -1,4 +1,4 @@
-//! Credentials of a pull, from an argument, from standard input or from the person at the terminal. Never shown again.
+//! Credentials of a pull, from an argument, standard input or the terminal. Never shown again.
 
 use super::error::CliError;
 use crate::admin::proto as pb;
@@ -8,7 +8,7 @@ use std::io::{IsTerminal as _, Read as _};
 /// A line with a user name and a password; tokens of cloud registries are a few KiB.
 const MAX_LINE: u64 = 64 << 10;
 
-/// What `--creds` and `--creds-stdin` say.
+/// The values of `--creds` and `--creds-stdin`.
 pub(super) fn read(given: Option<&str>, stdin: bool) -> Result<Option<pb::Credentials>, CliError> {
     let text = match (given, stdin) {
         (_, true) => line()?,
@@ -50,7 +50,7 @@ fn ask(user: &str) -> Result<String, CliError> {
     tcsetattr(&stdin, OptionalActions::Flush, &unseen).map_err(|e| failed(e.into()))?;
     let mut text = String::new();
     let read = stdin.read_line(&mut text);
-    // Whatever was read, the terminal is given back as it was.
+    // Restores the terminal in any case.
     tcsetattr(&stdin, OptionalActions::Flush, &seen).map_err(|e| failed(e.into()))?;
     read.map_err(failed)?;
     Ok(text.trim_end_matches(['\n', '\r']).to_owned())

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CliError {
-    /// What the service said; its messages name thing, operation and cause.
+    /// The service's error; its messages name thing, operation and cause.
     #[error("{}", .0.message())]
     Answer(tonic::Status),
     /// The configuration.
@@ -21,7 +21,7 @@ pub(super) enum CliError {
         /// Cause.
         source: std::io::Error,
     },
-    /// Nobody listens on the socket.
+    /// Nothing listens on the socket.
     #[error("no daemon answers at {socket}: it does not run, or serves another socket (--socket, --config)")]
     NotRunning {
         /// Socket.
@@ -35,7 +35,7 @@ pub(super) enum CliError {
         /// Cause.
         reason: String,
     },
-    /// Without the daemon, nobody else knows what containers need.
+    /// Without the daemon nothing else knows what containers need.
     #[error(
         "nothing is deleted while the daemon is down, for it is not known which images containers use: {0}"
     )]
@@ -62,7 +62,7 @@ pub(super) enum CliError {
     /// The service ended the answer early.
     #[error("the daemon ended the call without a result")]
     NoResult,
-    /// Something failed and has been told.
+    /// Something failed and was reported.
     #[error("failed")]
     Told,
 }

@@ -1,4 +1,4 @@
-//! `images export`. The daemon writes the file itself; standard output it opens by this process's entry in /proc.
+//! `images export`. The daemon writes the file itself; it opens standard output through this process's entry in /proc.
 
 use super::arguments::Format;
 use super::connection::Client;
@@ -24,7 +24,7 @@ pub(super) async fn run(
     };
     let request = pb::ExportRequest { names, path, format: form.into(), gzip };
     let answer = client.export(request).await?.into_inner();
-    // Beside the answer: standard output may be the archive.
+    // Beside the result: standard output may be the archive.
     answer.ids.iter().for_each(|id| out::note(&format!("exported {id}")));
     Ok(())
 }
@@ -37,7 +37,7 @@ fn standard_output() -> Result<String, CliError> {
     Ok(format!("/proc/{}/fd/1", std::process::id()))
 }
 
-/// What the daemon, whose working directory is another one, is told.
+/// The absolute path for the daemon, whose working directory differs.
 fn place(output: &Path) -> Result<String, CliError> {
     let failed = |reason: String| CliError::Output { what: output.display().to_string(), reason };
     let path = std::path::absolute(output).map_err(|e| failed(e.to_string()))?;

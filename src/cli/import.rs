@@ -9,7 +9,7 @@ use crate::admin::proto as pb;
 use pb::import_from_request::Peer as Of;
 use std::path::PathBuf;
 
-/// Fails when an image was not imported; the others stay.
+/// Fails if an image was not imported; the others stay.
 pub(super) async fn run(
     client: &mut Client,
     peer: Peer,

@@ -1,4 +1,4 @@
-//! `images load`. The daemon reads the file itself; standard input it opens by this process's entry in /proc.
+//! `images load`. The daemon reads the file itself; it opens standard input through this process's entry in /proc.
 
 use super::connection::Client;
 use super::error::CliError;
@@ -23,7 +23,7 @@ fn standard_input() -> Result<String, CliError> {
     Ok(format!("/proc/{}/fd/0", std::process::id()))
 }
 
-/// What the daemon, whose working directory is another one, is told.
+/// The absolute path for the daemon, whose working directory differs.
 pub(super) fn absolute(file: &Path) -> Result<String, CliError> {
     let failed = |reason: String| CliError::Input { what: file.display().to_string(), reason };
     let path = std::fs::canonicalize(file).map_err(|e| failed(e.to_string()))?;

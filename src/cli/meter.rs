@@ -1,22 +1,22 @@
-//! Bytes a second, over the last moments. Pure: it is told the time.
+//! Bytes a second over the last moments. Pure: the caller passes the time.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// What counts as now: long enough to be steady, short enough to show a stall.
+/// The averaging window: long enough to be steady, short enough to show a stall.
 const WINDOW: Duration = Duration::from_secs(3);
 
 /// The meter.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
-    /// Time and bytes received until then.
+    /// Times, and bytes received until then.
     seen: VecDeque<(Duration, u64)>,
 }
 
 impl Meter {
     /// Takes note of what has been received by `now` and returns the rate.
     pub(super) fn rate(&mut self, now: Duration, received: u64) -> u64 {
-        // Fewer than before: a layer starts anew.
+        // Fewer than before: a layer started again.
         if self.seen.back().is_some_and(|(_, last)| *last > received) {
             self.seen.clear();
         }

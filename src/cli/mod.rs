@@ -1,5 +1,5 @@
-//! `podwright images …`, `status` and `pods`: thin clients of the admin services for people and scripts. Answers go to standard output, all else
-//! to standard error. Decides nothing: it asks, and shows what it is told.
+//! `podwright images …`, `status` and `pods`: thin clients of the admin services. Results go to standard output, all
+//! else to standard error. Decides nothing.
 
 mod arguments;
 pub mod check;
@@ -27,20 +27,20 @@ use connection::{Connection, Purpose};
 use error::CliError;
 use std::process::ExitCode;
 
-/// What the shell gives for a program that SIGINT ended.
+/// The shell's exit code for a program ended by SIGINT.
 const INTERRUPTED: u8 = 130;
 
-/// What init scripts and `systemctl status` give for a service that does not run (LSB).
+/// The exit code of init scripts and `systemctl status` for a service that does not run (LSB).
 const NOT_RUNNING: u8 = 3;
 
-/// Runs one command on images and returns the program's exit code: 0, 1 when something failed, 130 when it was interrupted.
-/// (2, a wrong usage, is the argument parser's.)
+/// Runs one command on images and returns the exit code: 0; 1, something failed; 130, interrupted. (2, wrong usage, is
+/// the argument parser's.)
 #[must_use]
 pub fn run(arguments: Arguments) -> ExitCode {
     to_the_end(command(arguments))
 }
 
-/// Shows what the daemon says of itself. Exit codes as of [`run`], and 3 when no daemon runs.
+/// Shows the daemon's state. Exit codes as of [`run`], and 3 when no daemon runs.
 #[must_use]
 pub fn status(arguments: NodeArguments) -> ExitCode {
     to_the_end(node::status(arguments))
@@ -74,7 +74,7 @@ fn to_the_end(command: impl Future<Output = Result<(), CliError>>) -> ExitCode {
                     }
                 }
             },
-            // The call is dropped with its connection: a pull ends unless others wait for it too.
+            // The call ends with its connection: a pull ends unless others wait for it too.
             Ok(()) = tokio::signal::ctrl_c() => {
                 out::error("interrupted");
                 ExitCode::from(INTERRUPTED)

@@ -1,4 +1,4 @@
-//! `podwright status` and `podwright pods`: what the running daemon says of itself and of its pods.
+//! `podwright status` and `podwright pods`: the running daemon's state and its pods.
 
 use super::arguments::{NodeArguments, Output};
 use super::connection;
@@ -110,7 +110,7 @@ fn status_json(answer: &pb::StatusResponse) -> Value {
     })
 }
 
-/// A row for each container; a pod without any has one, too.
+/// A row per container; a pod without containers has one too.
 fn pods_text(answer: &pb::PodsResponse) -> String {
     let head =
         ["POD", "NAMESPACE", "POD ID", "STATE", "ADDRESS", "CONTAINER", "CONTAINER ID", "STATE", "IMAGE"];

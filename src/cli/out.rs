@@ -1,4 +1,4 @@
-//! The one place that prints. What others wrote (a registry, an image) reaches a terminal without control characters. A
+//! The one place that prints. Removes control characters from foreign text (a registry's, an image's) on a terminal. A
 //! reader that went away is no error.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -9,7 +9,7 @@ fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 
-/// One or more lines of the answer.
+/// One or more lines of the result.
 pub(super) fn line(text: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{}", clean(text));
 }
@@ -20,7 +20,7 @@ pub(super) fn json(value: &serde_json::Value) {
     let _ = writeln!(std::io::stdout().lock(), "{value:#}");
 }
 
-/// A line for the person, beside the answer.
+/// A line for the user, beside the result.
 pub(super) fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{}", clean(text));
 }
@@ -44,7 +44,7 @@ impl Block {
 
     /// Columns and rows.
     pub(super) fn size() -> (usize, usize) {
-        // What terminals have when they do not tell.
+        // The size of terminals that do not report it.
         let (mut columns, mut rows) = (80, 24);
         if let Ok(size) = rustix::termios::tcgetwinsize(std::io::stderr())
             && size.ws_col > 0
@@ -60,7 +60,7 @@ impl Block {
         let mut text = self.up();
         for line in lines {
             text.push_str(&clean(line));
-            // Erases the rest of what stood there.
+            // Erases the rest of the line.
             text.push_str("\x1b[K\n");
         }
         // Erases lines that the block no longer has.

@@ -1,5 +1,5 @@
-//! `images pull`: progress on standard error (a block that is drawn again on a terminal, lines elsewhere), the id on
-//! standard output.
+//! `images pull`: progress on standard error (a redrawn block on a terminal, lines elsewhere), the id on standard
+//! output.
 
 use super::connection::Client;
 use super::error::CliError;
@@ -62,7 +62,7 @@ impl Show {
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Totals {
-    /// Bytes of the layers that are not there yet at the start.
+    /// Bytes of the layers to fetch at the start.
     size: u64,
     received: u64,
     unpacked: usize,
@@ -87,7 +87,7 @@ fn totals(progress: &pb::Progress) -> Totals {
     totals
 }
 
-/// The block of a terminal: a line for each layer while they fit, and one for all.
+/// The block on a terminal: a line per layer while they fit, and one for all.
 fn lines(
     reference: &str,
     progress: &pb::Progress,
@@ -149,7 +149,7 @@ fn cut(line: &str, columns: usize) -> String {
     line.chars().take(columns).collect()
 }
 
-/// Lines for a log: one at the start, one for each layer that is done.
+/// Lines for a log: one at the start, one per finished layer.
 #[derive(Debug, Default)]
 struct Lines {
     started: bool,

@@ -5,7 +5,7 @@ use super::error::CliError;
 use super::{out, text};
 use crate::admin::proto as pb;
 
-/// Removes one after the other; one that fails is told and keeps none of the others.
+/// Removes one after the other; a failure is reported and does not stop the others.
 pub(super) async fn run(client: &mut Client, names: Vec<String>) -> Result<(), CliError> {
     let mut failed = false;
     for name in names {

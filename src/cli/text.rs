@@ -1,4 +1,4 @@
-//! Numbers, ids and tables as people read them. Pure.
+//! Numbers, ids and tables in readable form. Pure.
 
 /// Hex digits by which an image or layer is known on sight; docker and crictl show about as many.
 const SHORT: usize = 12;
@@ -9,7 +9,7 @@ const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
 /// `12.3 MB`.
 pub(super) fn bytes(bytes: u64) -> String {
     let (mut whole, mut tenths, mut unit) = (bytes, 0, 0);
-    // A value that would be shown as 1000.0 goes on to the next unit.
+    // A value that would round to 1000.0 takes the next unit.
     while (whole >= 1000 || (whole == 999 && tenths > 9)) && unit + 1 < UNITS.len() {
         tenths = (whole % 1000) / 100;
         whole /= 1000;
@@ -30,7 +30,7 @@ pub(super) fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
-/// How long something took or takes, in its two greatest units: `350 ms`, `4.2 s`, `1m1s`, `3h0m`, `2d4h`.
+/// A duration in its two greatest units: `350 ms`, `4.2 s`, `1m1s`, `3h0m`, `2d4h`.
 pub(super) fn age(milliseconds: u64) -> String {
     let seconds = milliseconds / 1000;
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
@@ -43,7 +43,7 @@ pub(super) fn age(milliseconds: u64) -> String {
     }
 }
 
-/// An RFC 3339 time to the minute; anything else, which images may say, is not shown.
+/// An RFC 3339 time to the minute; any other text of an image is not shown.
 pub(super) fn minute(time: &str) -> String {
     let shape: String = time.chars().take(16).map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
     if shape == "0000-00-00T00:00" { time[..16].replace('T', " ") } else { "-".to_owned() }

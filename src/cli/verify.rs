@@ -1,4 +1,4 @@
-//! `images verify`: what is wrong, on standard output as it is found; on a terminal also what is being looked at.
+//! `images verify`: faults on standard output as they are found; on a terminal also the current item.
 
 use super::connection::Client;
 use super::error::CliError;
@@ -9,7 +9,7 @@ use pb::checked::Outcome;
 use pb::verify_event::Event;
 use serde_json::{Value, json};
 
-/// Fails when anything stays damaged or could not be looked at.
+/// Fails if anything stays damaged or could not be checked.
 pub(super) async fn run(
     client: &mut Client,
     names: Vec<String>,
@@ -47,7 +47,7 @@ pub(super) async fn run(
     Err(CliError::NoResult)
 }
 
-/// What a terminal shows below the answer: what is being looked at, and nothing before a line of the answer.
+/// The terminal's last line: the current item, cleared before a line of the result.
 fn current(checked: &pb::Checked, columns: usize) -> Vec<String> {
     if checked.outcome() != Outcome::Begun {
         return Vec::new();

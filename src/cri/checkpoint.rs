@@ -1,4 +1,4 @@
-//! Checkpoint calls: what they name is checked, then handed on. Owns nothing.
+//! Checkpoint calls: checks the request and delegates. Owns nothing.
 
 use super::proto as pb;
 use super::runtime::image_request;
@@ -26,14 +26,14 @@ fn no_options(options: &HashMap<String, String>) -> Checked<()> {
     }
 }
 
-/// A pod is frozen for as long as its caller allows, so that one who allows for ever is refused.
+/// A pod stays frozen for as long as its caller allows, so a call without a deadline is refused.
 fn required_deadline<T>(request: &Request<T>) -> Checked<Duration> {
     deadline::of(request.metadata())
         .ok_or_else(|| Status::invalid_argument("grpc-timeout: the caller has to set a deadline"))
 }
 
-/// The image of a new container, and the checkpoint from which it continues: where its image is an archive's path, or an
-/// image that is a checkpoint, its image is that of the checkpointed container.
+/// The image of a new container and the checkpoint that it continues from. If the request names an archive's path, or
+/// an image that is a checkpoint, the image is that of the checkpointed container.
 pub(super) async fn image(
     pods: &Manager,
     spec: Option<&pb::ImageSpec>,
@@ -115,7 +115,7 @@ pub(super) async fn restore(
         containers.push(decode::container(config, &spec, image, id, node.clock.now())?);
     }
     let names: Vec<String> = containers.iter().map(|c| c.name.clone()).collect();
-    // Not cut off when the caller goes away: what is half made is undone.
+    // Runs on when the caller goes away, so that a half-made checkpoint is undone.
     let (manager, sandbox) = (pods.clone(), spec.clone());
     let work = tokio::spawn(async move { manager.restore_pod(sandbox, containers, &from).await });
     let (id, made) = match work.await {

@@ -1,19 +1,19 @@
-//! Lists as streams: every item exactly once, in messages that no client finds too large. Owns the size of a message.
+//! Lists as streams: every item exactly once, in messages of bounded size. Owns that size.
 
 use prost::Message;
 use tonic::Status;
 
-/// Bytes of one message. A kubelet takes 16 MiB; a sixteenth of that keeps what is held for a slow client small, and is
-/// still some thousand containers.
+/// Bytes of one message. A kubelet accepts 16 MiB; a sixteenth of it bounds what a slow client holds and still fits
+/// some thousand containers.
 pub(super) const CHUNK_BYTES: usize = 1 << 20;
 
-/// Encoding of one item of a repeated field of number 1: its tag, and a length of at most ten bytes.
+/// Overhead of one item of repeated field 1: its tag, and a length of at most ten bytes.
 const ITEM_OVERHEAD: usize = 1 + 10;
 
-/// Messages that are made as the client takes them.
+/// Messages encoded as the client takes them.
 pub(super) type Chunks<R> = tokio_stream::Iter<Box<dyn Iterator<Item = Result<R, Status>> + Send>>;
 
-/// A stream of messages with as many items as fit [`CHUNK_BYTES`], at least one. Without items there is no message.
+/// A stream of messages with as many items as fit [`CHUNK_BYTES`], at least one. No items, no message.
 pub(super) fn chunks<T: Message + 'static, R: 'static>(
     items: impl Iterator<Item = T> + Send + 'static,
     message: fn(Vec<T>) -> R,
@@ -63,7 +63,7 @@ mod tests {
             }
             assert_eq!(chunks.concat(), items);
         }
-        // A chunk is not ended before it is full.
+        // A chunk ends only when it is full.
         assert_eq!(split((0..100).map(|n| container(n, 10)), 1000).count(), 3);
     }
 

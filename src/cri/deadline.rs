@@ -1,6 +1,5 @@
-//! A client's deadline (`grpc-timeout`) answered with DeadlineExceeded. tonic's own middleware says Cancelled, which a
-//! client that looks at the code takes for its own doing. Dropping a call's future never undoes work: a pod's task
-//! goes on with it.
+//! Answers an expired client deadline (`grpc-timeout`) with DeadlineExceeded. tonic's own middleware answers Cancelled,
+//! which clients attribute to themselves. Dropping a call's future never undoes work: the pod's task continues it.
 
 use http::{HeaderMap, Request, Response};
 use std::future::Future;
@@ -51,7 +50,7 @@ where
         match limit {
             None => Box::pin(call),
             Some(limit) => {
-                // Made before tonic's own timer, which is polled later: this one wins.
+                // Created before tonic's own timer, which is polled later, so this one fires first.
                 let timer = tokio::time::sleep(limit);
                 Box::pin(async move {
                     tokio::select! {
@@ -64,7 +63,7 @@ where
     }
 }
 
-/// What a call's client gives it.
+/// The deadline that the client sent.
 pub(super) fn of(metadata: &MetadataMap) -> Option<Duration> {
     read(metadata.get(HEADER)?.to_str().ok()?)
 }

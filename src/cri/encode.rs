@@ -1,4 +1,4 @@
-//! Snapshots into answers. Pure; the CRI's four container states and two sandbox states are views made here.
+//! Snapshots into answers. Pure. Derives the CRI's four container states and two sandbox states.
 
 use super::proto as pb;
 use crate::host::usage::Usage;
@@ -20,11 +20,12 @@ fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// What an ExecSync answer takes beside its output: three tags, two lengths and the exit code of at most ten bytes each.
+/// Overhead of an ExecSync answer beside its output: three tags, two lengths, and the exit code, at most ten bytes
+/// each.
 const EXEC_ANSWER_OVERHEAD: usize = 3 + 3 * 10;
 
-/// An ExecSync answer that fits a message of `limit` bytes: the tail of the longer stream goes first, so that a short
-/// error message beside a long listing stays whole. gRPC would refuse the whole answer, exit code included.
+/// An ExecSync answer that fits a message of `limit` bytes. Cuts the tail of the longer stream first, so that a short
+/// error message survives a long listing. gRPC would refuse the whole answer, exit code included.
 pub(super) fn output(mut output: Output, limit: usize) -> (pb::ExecSyncResponse, OutputHold) {
     let room = limit.saturating_sub(EXEC_ANSWER_OVERHEAD);
     let shorter = output.stdout.len().min(output.stderr.len()).min(room / 2);
@@ -310,7 +311,7 @@ pub(super) fn container_passes(container: &ContainerSnapshot, filter: &pb::Conta
         && selected(&spec.labels, &filter.label_selector)
 }
 
-/// What of a file system is used by something.
+/// Usage of a file system.
 pub(super) fn file_system(name: &Path, used: Usage, at: Timestamp) -> pb::FilesystemUsage {
     pb::FilesystemUsage {
         timestamp: at.nanos(),

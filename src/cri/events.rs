@@ -1,5 +1,4 @@
-//! Container events as a stream of answers, and the statuses that go with one. Owns nothing: the subscribers stand in
-//! `sandbox`.
+//! Container events as a stream of answers, each with its statuses. Owns nothing: `sandbox` has the subscribers.
 
 use super::proto as pb;
 use super::{encode, info};

@@ -1,5 +1,5 @@
-//! Answers that count against a budget until they are sent: what holds the place goes from the call to the body of its
-//! answer, and ends with that.
+//! Answers that count against a budget until they are sent: the reservation moves from the call into the body of its
+//! answer and ends with it.
 
 use crate::sandbox::OutputHold;
 use http::{Request, Response};
@@ -11,7 +11,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-/// The answer, which holds its place until it is sent.
+/// The answer, which keeps its reservation until it is sent.
 pub(super) fn until_sent<T>(answer: tonic::Response<(T, OutputHold)>) -> tonic::Response<T> {
     let (metadata, (message, hold), mut extensions) = answer.into_parts();
     extensions.insert(hold);
@@ -22,7 +22,7 @@ pub(super) fn until_sent<T>(answer: tonic::Response<(T, OutputHold)>) -> tonic::
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HoldingLayer;
 
-/// A service whose answers keep what holds their place.
+/// A service whose answers keep their reservations.
 #[derive(Debug, Clone)]
 pub(super) struct Holding<S>(S);
 

@@ -1,5 +1,5 @@
-//! The `info` maps of verbose answers, which crictl prints: JSON below the key `info`, with the names that crictl and
-//! people's scripts read (`pid`, `runtimeSpec`, `sandboxID`).
+//! The `info` maps of verbose answers, which crictl prints: JSON under the key `info`, with the names that crictl and
+//! scripts read (`pid`, `runtimeSpec`, `sandboxID`).
 
 use super::proto as pb;
 use crate::images::{Image, ImageKind};
@@ -25,11 +25,11 @@ pub(super) fn sandbox(pod: &PodSnapshot) -> Info {
         SandboxState::Ready { network } => (Value::Null, json!(network)),
     };
     info(&json!({
-        // There is no pause process: the monitor stands for the sandbox.
+        // There is no pause process: the monitor takes its place.
         "pid": pod.monitor.as_ref().map(|m| m.info().process.pid),
         "state": pod.state.name(),
         "cause": cause,
-        // With the interfaces that are not told as the pod's addresses.
+        // Includes the interfaces that do not give the pod's addresses.
         "network": network,
         "monitor": monitor,
         "runtimeHandler": pod.runtime.name(),
@@ -93,7 +93,7 @@ pub(super) fn node(node: &Node) -> Info {
     ])
 }
 
-/// One entry a handler and one with the empty name for the default; sorted by name.
+/// One entry per handler, and one with an empty name for the default; sorted by name.
 pub(super) async fn handlers(node: &Arc<Node>) -> Vec<pb::RuntimeHandler> {
     let mut names = node.runtimes.names();
     names.push(String::new());

@@ -1,7 +1,7 @@
-//! The answers of ListContainers and ListPodSandbox. A kubelet asks for them every second, when hardly anything has
-//! changed: so each snapshot keeps its encoded entry, and an answer is made by putting these together.
+//! The answers of ListContainers and ListPodSandbox. A kubelet calls them every second and little changes in between,
+//! so each snapshot keeps its encoded entry, and an answer is a concatenation.
 //!
-//! On the wire they are what the generated types would be, and a client decodes them into the same fields.
+//! On the wire they equal the generated types, and a client decodes them into the same fields.
 
 use super::encode;
 use super::proto as pb;
@@ -109,7 +109,7 @@ mod tests {
         let container = |id: &str| pb::Container {
             id: id.to_owned(),
             metadata: Some(pb::ContainerMetadata { name: "c".to_owned(), attempt: 1 }),
-            // More than a length of one byte can tell.
+            // Longer than a one-byte length can express.
             labels: [("key".to_owned(), "value".repeat(100))].into(),
             ..Default::default()
         };

@@ -5,7 +5,7 @@ tonic::include_proto!("runtime.v1");
 pub use super::lists::{ListContainersResponse, ListPodSandboxResponse};
 
 impl std::fmt::Debug for AuthConfig {
-    /// Whose credentials they are, never the credentials.
+    /// The user, never the credentials.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("AuthConfig")
             .field("username", &self.username)

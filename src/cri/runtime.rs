@@ -134,7 +134,7 @@ impl RuntimeService for Runtime {
     ) -> Answer<pb::PodSandboxStatusResponse> {
         let answer = async {
             let r = r.into_inner();
-            // Before the picture is taken: an event that tells of a later one must count as newer.
+            // Read before the snapshot: an event about a later one must count as newer.
             let timestamp = self.pods.node().clock.now().nanos();
             let pod = own(self.pods.pod(&r.pod_sandbox_id))?;
             let info = if r.verbose { info::sandbox(&pod) } else { Default::default() };
@@ -322,7 +322,7 @@ impl RuntimeService for Runtime {
             let node = self.pods.node();
             let conditions = conditions(node).into_iter().map(condition).collect();
             let runtime_handlers = info::handlers(node).await;
-            // Such a pod gets the host's /sys, which is made read-only with all below it.
+            // Such a pod gets the host's /sys, recursively read-only.
             let user_namespaces_host_network = runtime_handlers
                 .iter()
                 .filter_map(|h| h.features)
@@ -535,7 +535,7 @@ impl RuntimeService for Runtime {
     }
 }
 
-/// Finds the image that a container is to be made of.
+/// Finds the image of a new container.
 pub(super) fn image_request(pods: &Manager, spec: Option<&pb::ImageSpec>) -> Result<ImageRequest, Status> {
     let requested = spec.map(|s| s.image.as_str()).unwrap_or_default();
     if requested.is_empty() {

@@ -1,4 +1,4 @@
-//! The CRI socket: opened with its mode and group, served until told to end. Owns the socket file.
+//! The CRI socket: opens it with its mode and group, and serves until told to stop. Owns the socket file.
 
 use super::deadline::DeadlineLayer;
 use super::holding::HoldingLayer;
@@ -24,7 +24,7 @@ pub enum ServeError {
     InUse {
         /// The path.
         path: PathBuf,
-        /// Who listens, where that is known.
+        /// The process that listens, if known.
         owner: Option<Owner>,
     },
     /// The socket file.
@@ -51,10 +51,10 @@ fn socket_error(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Er
     move |source| ServeError::Socket { operation, path, source }
 }
 
-/// Opens the socket. A stale one, on which nobody listens, is replaced.
+/// Opens the socket. Replaces a stale one, on which no process listens.
 ///
 /// # Errors
-/// When another process listens there, or the file system refuses.
+/// If another process listens there, or the file system refuses.
 pub fn listen(config: &Config) -> Result<UnixListener, ServeError> {
     let path = &config.grpc.socket;
     if let Some(dir) = path.parent() {
@@ -63,7 +63,7 @@ pub fn listen(config: &Config) -> Result<UnixListener, ServeError> {
     if let Place::Taken(owner) = listeners::unix(path) {
         return Err(ServeError::InUse { path: path.clone(), owner });
     }
-    // Made under another name and moved into place, so that it is never there with another mode.
+    // Created under another name and renamed into place, so that it never has another mode.
     let unseen = path.with_extension("new");
     if unseen.exists() {
         std::fs::remove_file(&unseen).map_err(socket_error("remove stale", &unseen))?;
@@ -77,7 +77,7 @@ pub fn listen(config: &Config) -> Result<UnixListener, ServeError> {
     Ok(listener)
 }
 
-/// Serves both services, and `beside` them another one, until `end` completes, then lets the calls in flight go.
+/// Serves both services, and `beside` them another one, until `end` completes, then finishes the calls in flight.
 ///
 /// # Errors
 /// When the transport fails.
@@ -107,12 +107,12 @@ pub async fn serve(
         // Calls in flight are not waited for: their work is recorded and the next daemon takes it up.
         () = end => Ok(()),
     };
-    // The next daemon replaces a socket that is still there.
+    // The next daemon replaces a remaining socket.
     let _ = std::fs::remove_file(&config.grpc.socket);
     Ok(served?)
 }
 
-/// Who connects. tonic itself would try again without end, at once, when descriptors have run out.
+/// Incoming connections. tonic itself would retry at once, endlessly, when descriptors run out.
 fn connections(listener: UnixListener) -> impl Stream<Item = std::io::Result<UnixStream>> {
     futures_util::stream::unfold(listener, |listener| async move {
         loop {

@@ -1,7 +1,7 @@
-//! The one table from errors to gRPC codes. Every match is exhaustive: a new error has to be given its code here.
+//! The one table from errors to gRPC codes. Every match is exhaustive, so a new error needs a code here.
 //!
-//! What a code means to a kubelet: NotFound, the object is gone; DeadlineExceeded of ExecSync, a probe that failed;
-//! Unimplemented, fall back. Some messages begin with a word that it parses (k8s.io/cri-api `pkg/errors`).
+//! Codes as a kubelet understands them. NotFound: the object is gone. DeadlineExceeded of ExecSync: a failed probe.
+//! Unimplemented: fall back. It also parses the first word of some messages (k8s.io/cri-api `pkg/errors`).
 
 use super::decode::Invalid;
 use crate::host::blockio::BlockIoError;
@@ -27,11 +27,11 @@ use crate::streaming::{StreamingError, TokenError};
 use std::io;
 use tonic::{Code, Status};
 
-/// cri-api's ErrRegistryUnavailable, by which a pod's waiting reason is told.
+/// cri-api's ErrRegistryUnavailable, which becomes a pod's waiting reason.
 const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
 /// cri-api's ErrSignatureValidationFailed, the same.
 const SIGNATURE_VALIDATION_FAILED: &str = "SignatureValidationFailed";
-/// How the OCI runtimes (runc, crun, youki) say that a program is not in the container.
+/// What OCI runtimes (runc, crun, youki) say when a program is not in the container.
 const NO_SUCH_PROGRAM: [&str; 4] =
     ["executable file not found", "no such file or directory", "executable file `", "' not found in $PATH"];
 
@@ -61,7 +61,7 @@ pub fn image_status(error: &ImageError) -> Status {
 /// The status of an error of URLs for streams.
 pub(super) fn streaming_status(error: &StreamingError) -> Status {
     let code = match error {
-        // A kubelet makes "too many requests" of it.
+        // A kubelet turns it into "too many requests".
         StreamingError::Token(TokenError::Full) => Code::ResourceExhausted,
         StreamingError::Token(TokenError::CommandTooLong(_)) => Code::InvalidArgument,
         StreamingError::Token(TokenError::Random(_)) => Code::Internal,
@@ -81,7 +81,7 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::SandboxState { .. } | SandboxError::ContainerState { .. } => Code::FailedPrecondition,
         SandboxError::Target { .. } | SandboxError::NoUserNamespaces { .. } => Code::FailedPrecondition,
         SandboxError::MountSource { source, .. } => match source.kind() {
-            // Nothing is there and no directory can be, as below a file or at the end of a dead link.
+            // Nothing is there, and no directory can be created: below a file, or at the end of a dead link.
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
                 Code::InvalidArgument
             }
@@ -96,7 +96,7 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::MonitorLost(_) => Code::FailedPrecondition,
         SandboxError::StartUnseen(_) | SandboxError::Panicked(_) => Code::Internal,
         SandboxError::ShuttingDown => Code::Unavailable,
-        // The first is the cause, the others what undoing it met.
+        // The first error is the cause; the others occurred while undoing it.
         SandboxError::Several(errors) => errors.first().map_or(Code::Internal, code),
         SandboxError::Io { source, .. } => io_code(source),
         SandboxError::Connect { .. } => Code::Unavailable,
@@ -206,7 +206,7 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         ImageError::Unauthorized { .. } | ImageError::Token { .. } => Code::PermissionDenied,
         ImageError::RateLimited { .. } => Code::ResourceExhausted,
         ImageError::Unavailable { .. } | ImageError::Stalled { .. } | ImageError::TooSlow { .. } => {
-            // The kubelet looks for the word at the front, and only Unknown comes to it without "rpc error" before it.
+            // The kubelet looks for this word at the front, and only Unknown arrives without "rpc error" before it.
             return (Code::Unknown, REGISTRY_UNAVAILABLE);
         }
         ImageError::Protocol { .. } | ImageError::Redirect { .. } | ImageError::NotAsked { .. } => {
@@ -224,7 +224,7 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         ImageError::Limit { .. } | ImageError::NoSpace { .. } => Code::ResourceExhausted,
         ImageError::Io { source, .. } => io_code(source),
         ImageError::Index { .. } => Code::Internal,
-        // The kubelet looks at the beginning of a pull's error, which is the message only where the code is Unknown
+        // The kubelet looks at the beginning of a pull's error, which is the message only if the code is Unknown
         // (cri-client's remote_image.go).
         ImageError::Signature { .. } => return (Code::Unknown, SIGNATURE_VALIDATION_FAILED),
         ImageError::Policy { .. } | ImageError::Hosts { .. } | ImageError::Blocked { .. } => {

@@ -1,4 +1,5 @@
-//! Decodes Exec, Attach and PortForward: what is asked is checked here, done later by who comes with the URL.
+//! Decodes Exec, Attach and PortForward: checks the request here; the streaming server executes it when the client uses
+//! the URL.
 
 use super::proto as pb;
 use super::status::{status, streaming_status};
@@ -16,7 +17,7 @@ fn no_url(error: StreamingError) -> Status {
     streaming_status(&error)
 }
 
-/// What a client may connect, as both peers allow it.
+/// Streams that a client may connect, as in containerd and CRI-O.
 fn checked(stdio: Stdio) -> Result<Stdio, Status> {
     if stdio.tty && stdio.stderr {
         return Err(Status::invalid_argument(

@@ -1,7 +1,7 @@
-//! Tells the service manager that the daemon lives, as long as it does: it calls its own CRI socket, as the kubelet would,
-//! and only an answer counts. A daemon that hangs, or whose socket file somebody deleted, is restarted that way.
+//! Reports to the service manager that the daemon works: it calls its own CRI socket as the kubelet would, and only an
+//! answer counts. A hung daemon, or one whose socket file was deleted, is restarted.
 //!
-//! Owns the rhythm. Does nothing unless the unit has `WatchdogSec`.
+//! Owns the interval. Does nothing unless the unit has `WatchdogSec`.
 
 use super::proto as pb;
 use super::proto::runtime_service_client::RuntimeServiceClient;
@@ -11,10 +11,10 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tonic::transport::Endpoint;
 
-/// Calls in one period of the manager's: one that is missed, or slow on a busy node, does not end the daemon.
+/// Calls per period of the manager's: one missed or slow call on a busy node does not end the daemon.
 const CALLS_PER_PERIOD: u32 = 3;
 
-/// Starts to tell, if the service manager wants to hear.
+/// Starts to report, if the service manager expects it.
 pub fn watch(socket: &Path) {
     let Some(period) = sd_notify::watchdog_enabled() else { return };
     // Log: The interval at which systemd expects reports.
@@ -48,12 +48,12 @@ async fn tell(socket: PathBuf, pause: Duration) {
     }
 }
 
-/// A connection of its own each time: an accepted one would not tell whether others are accepted still.
+/// A new connection each time: an accepted one would not show whether the socket still accepts.
 async fn call(socket: &Path) -> Result<(), tonic::Status> {
     let refused = |error: std::io::Error| tonic::Status::unavailable(error.to_string());
     let stream = UnixStream::connect(socket).await.map_err(refused)?;
     let stream = std::sync::Mutex::new(Some(TokioIo::new(stream)));
-    // Never looked up: the connector has the connection already.
+    // Never resolved: the connector already has the connection.
     let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(tower::service_fn(
         move |_: http::Uri| {
             let stream = stream.lock().ok().and_then(|mut stream| stream.take());

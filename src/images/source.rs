@@ -153,7 +153,8 @@ impl Stream<'_> {
         }
     }
 
-    /// What the bytes have to hash to; of an open stream.
+    /// Owns plain data that `cri::decode` has checked and that goes into records. Never does I/O, never knows gRPC
+    /// types.
     pub(super) fn digest(&self) -> &Digest {
         match self {
             Self::Registry(_, descriptor) => &descriptor.digest,

@@ -1,5 +1,5 @@
-//! Prometheus: the registry, the RPC metrics and the HTTP listener. Other metrics are defined beside what they
-//! measure and registered here. Never reads the domain's state.
+//! Prometheus: the registry, the RPC metrics and the HTTP listener. Other metrics are defined where they are measured
+//! and registered here. Never reads the domain's state.
 
 mod rpcs;
 mod server;

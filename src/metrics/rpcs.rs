@@ -18,7 +18,7 @@ pub struct Rpcs {
 }
 
 impl Rpcs {
-    /// Makes the metrics and registers them.
+    /// Creates and registers the metrics.
     ///
     /// # Errors
     /// When a name is registered twice.
@@ -39,7 +39,7 @@ impl Rpcs {
         Ok(Self { handled, seconds, in_flight })
     }
 
-    /// Runs one call, timed, counted and, where it failed, logged.
+    /// Runs one call: measures, counts and, if it failed, logs it.
     ///
     /// # Errors
     /// The call's own.
@@ -88,7 +88,7 @@ fn log(method: &str, status: &Status, begun: Instant) {
     let (code, error) = (name(status.code()), status.message());
     let ms = begun.elapsed().as_secs_f64() * 1000.0;
     match status.code() {
-        // What a kubelet meets in its ordinary life.
+        // Codes that a kubelet meets in ordinary operation.
         Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition => {
             // Log: A call failed as it should: unknown id, wrong request.
             tracing::info!(rpc = method, code, ms, error, "refused");

@@ -1,7 +1,7 @@
 //! The HTTP listener: `/metrics` in Prometheus' text format and `/healthz`. Knows nothing else.
 //!
-//! A connection is for one request and has one deadline, whatever its client does. When all places are taken the oldest
-//! connection goes, so that clients which do not read never silence `/healthz`.
+//! A connection serves one request within one deadline, whatever its client does. When all places are taken, the oldest
+//! connection is closed, so clients that do not read never block `/healthz`.
 
 use crate::host::doorway::Doorway;
 use bytes::Bytes;
@@ -16,15 +16,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Time for a connection, from its accept to the last byte that its client takes: a scraper's own limit is 10 s.
+/// Time from a connection's accept to the last byte that the client takes: a scraper's limit is 10 s.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
-/// Connections at once; one more, and the oldest goes.
+/// Connections at once; beyond that the oldest is closed.
 const MAX_CONNECTIONS: usize = 32;
 /// Head of a request, bytes: the smallest that hyper takes.
 const MAX_HEAD_BYTES: usize = 8 << 10;
 /// Headers of a request; scrapers send some ten.
 const MAX_HEADERS: usize = 64;
-/// How old the figures may be that one of many clients gets: so a crowd costs neither memory nor time by its number.
+/// Maximum age of the shared page for one of many clients, so that their number costs neither memory nor time.
 const CROWD_AGE: Duration = Duration::from_secs(1);
 
 /// Why the listener cannot be opened.
@@ -65,7 +65,7 @@ async fn accept(listener: TcpListener, registry: Registry, limit: Duration) {
                 tokio::spawn(async move {
                     let _place = place;
                     tokio::select! {
-                        // First: a request that is there is answered, however many wait.
+                        // First: a pending request is answered, however many wait.
                         biased;
                         () = connection(stream, page) => {}
                         () = pushed.out() => {}
@@ -90,7 +90,7 @@ async fn connection(stream: TcpStream, page: Arc<Page>) {
         .keep_alive(false)
         .max_buf_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADERS);
-    // A client that breaks off is its own affair.
+    // A client that disconnects early is no error.
     let _ = server.serve_connection(TokioIo::new(stream), service).await;
 }
 
@@ -103,7 +103,7 @@ struct Page {
 
 impl Page {
     fn text(&self) -> Result<Bytes, prometheus::Error> {
-        // Held while it is made, so that a crowd makes one.
+        // Held while the page is built, so that concurrent clients build one.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((made, text)) = &*last
             && self.doorway.is_crowded()
@@ -149,7 +149,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
-    /// A listener whose page is larger than what sockets buffer.
+    /// A listener whose page exceeds the socket buffers.
     async fn listener(limit: Duration) -> SocketAddr {
         let registry = Registry::new();
         let many = IntCounterVec::new(Opts::new("many", "Figures."), &["number"]).unwrap();
@@ -180,7 +180,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn clients_that_never_read_do_not_silence_the_listener() {
-        // Longer than the test: nobody goes because of his deadline.
+        // Longer than the test, so that no deadline expires.
         let address = listener(10 * PATIENCE).await;
         let mut silent = Vec::new();
         for number in 0..3 * MAX_CONNECTIONS {
@@ -204,7 +204,7 @@ mod tests {
             "it is closed after the answer"
         );
         assert!(rest(TcpStream::connect(address).await.unwrap()).await.is_empty());
-        // One that asks, and takes nothing until the deadline is over, does not get everything.
+        // A client that requests and reads nothing until the deadline does not get everything.
         let mut slow = ask(address, "/metrics").await;
         let ended = async {
             // The server's end is seen by what cannot be written to it any more.

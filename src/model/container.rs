@@ -1,11 +1,11 @@
-//! A container as it was asked for.
+//! A container as requested.
 
 use super::{ContainerId, ContainerSecurity, ImageId, Resources, SandboxId, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// What CreateContainer asked, checked, with the id and time it was given.
+/// A checked CreateContainer request, with the assigned id and time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ContainerSpec {
     /// The container's id.
@@ -109,7 +109,7 @@ pub struct IdMapping {
 }
 
 impl IdMapping {
-    /// Who on the host an id in the container is; None: nobody.
+    /// The host id of an id in the container; None: nobody.
     #[must_use]
     pub fn on_host(ranges: &[Self], id: u32) -> Option<u32> {
         ranges.iter().find_map(|range| {
@@ -139,7 +139,7 @@ pub struct ImageVolume {
     pub user_specified: String,
     /// Path within the image; empty: its root.
     pub sub_path: String,
-    /// Which image that was when the container was created.
+    /// The image's id when the container was created.
     #[serde(default)]
     pub resolved: Option<ResolvedImage>,
 }
@@ -176,7 +176,7 @@ pub struct Mount {
     pub options: Vec<String>,
 }
 
-/// A host device for the container; a directory stands for every device below it.
+/// A host device for the container; a directory means every device below it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
     /// Path in the container.

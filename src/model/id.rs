@@ -1,5 +1,5 @@
-//! Ids that cannot be confused with one another. A sandbox or container id is 64 lower-case hex digits from the
-//! kernel's random source, as both peers make them; an image id is the digest of its config blob.
+//! Ids of distinct types. A sandbox or container id is 64 lower-case hex digits from the kernel's random source, as in
+//! containerd and CRI-O; an image id is the digest of its config blob.
 
 use super::random;
 use serde::{Deserialize, Serialize};
@@ -53,7 +53,7 @@ macro_rules! hex_id {
             /// Checks that `s` is a full id.
             ///
             /// # Errors
-            /// When it is not 64 lower-case hex digits.
+            /// If it is not 64 lower-case hex digits.
             pub fn parse(s: &str) -> Result<Self, IdError> {
                 if is_hex64(s) {
                     Ok(Self(s.into()))

@@ -1,7 +1,6 @@
-//! The words of the domain: ids, what was asked of a sandbox or a container, resources, time.
+//! The domain's vocabulary: ids, requested sandboxes and containers, resources, time.
 //!
-//! Owns plain data that has been checked at the door (`cri::decode`) and is written into records.
-//! Never does I/O, never knows gRPC types.
+//! Owns plain data that `cri::decode` has checked and that goes into records. Never does I/O, never knows gRPC types.
 
 mod container;
 mod id;

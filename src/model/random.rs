@@ -1,4 +1,4 @@
-//! The kernel's random numbers, without a descriptor: they are there when a process has no more of those.
+//! The kernel's random numbers, without a descriptor, so also for a process that has none left.
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::io;

@@ -1,4 +1,4 @@
-//! Linux resource limits of a container or a pod, as the kubelet asks them.
+//! Linux resource limits of a container or a pod, as the kubelet requests them.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -39,8 +39,7 @@ pub struct HugepageLimit {
 }
 
 impl Resources {
-    /// The limits after an update in which zero and empty fields keep what is there
-    /// (UpdateContainerResources in CRI v1).
+    /// The limits after an update in which zero and empty fields change nothing (UpdateContainerResources in CRI v1).
     #[must_use]
     pub fn updated_by(&self, update: &Resources) -> Resources {
         fn pick(new: i64, old: i64) -> i64 {

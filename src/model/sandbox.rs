@@ -1,4 +1,4 @@
-//! A pod sandbox as it was asked for.
+//! A pod sandbox as requested.
 
 use super::{Namespaces, Resources, SandboxId, SandboxSecurity, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ impl fmt::Display for PodName {
     }
 }
 
-/// What RunPodSandbox asked, checked, with the id and time it was given.
+/// A checked RunPodSandbox request, with the assigned id and time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SandboxSpec {
     /// The sandbox's id.
@@ -49,7 +49,7 @@ pub struct SandboxSpec {
     pub annotations: BTreeMap<String, String>,
     /// Runtime handler as requested; empty: the default.
     pub runtime_handler: String,
-    /// Cgroup parent in the driver's own style; empty: none given.
+    /// Cgroup parent in the driver's form; empty: none.
     pub cgroup_parent: String,
     /// Namespaces of the pod.
     pub namespaces: Namespaces,
@@ -57,7 +57,7 @@ pub struct SandboxSpec {
     pub sysctls: BTreeMap<String, String>,
     /// Security context.
     pub security: SandboxSecurity,
-    /// SELinux level of its containers and files, asked for or given; None: the node had no SELinux when it was made.
+    /// SELinux level of its containers and files, requested or assigned; None: the node had no SELinux at creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selinux_level: Option<String>,
     /// Pod overhead.

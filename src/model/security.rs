@@ -1,10 +1,10 @@
-//! Namespaces, users, capabilities and profiles, as asked for a sandbox or a container.
+//! Requested namespaces, users, capabilities and profiles of a sandbox or a container.
 
 use super::{ContainerId, IdMapping};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// Whose namespace a container uses.
+/// The owner of a container's namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NamespaceMode {
@@ -15,7 +15,7 @@ pub enum NamespaceMode {
     Container,
     /// The host's.
     Node,
-    /// That of another container of the pod.
+    /// The namespace of another container in the pod.
     Target(ContainerId),
 }
 
@@ -35,9 +35,9 @@ pub struct Namespaces {
 /// A pod's own user namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserNamespace {
-    /// Uid ranges; id 0 is in one of them.
+    /// Uid ranges; one of them contains id 0.
     pub uids: Vec<IdMapping>,
-    /// Gid ranges; id 0 is in one of them.
+    /// Gid ranges; one of them contains id 0.
     pub gids: Vec<IdMapping>,
 }
 
@@ -49,7 +49,7 @@ impl UserNamespace {
     }
 }
 
-/// The user to run as, before the image's own passwd is asked. Precedence: `uid`, `username`, the image's User.
+/// The user before the image's passwd is consulted. Precedence: `uid`, `username`, the image's User.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunAs {
     /// run_as_user.
@@ -64,11 +64,11 @@ pub struct RunAs {
     pub groups_policy: GroupsPolicy,
 }
 
-/// How the image's /etc/group counts.
+/// The role of the image's /etc/group.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GroupsPolicy {
-    /// Group memberships in the image are added to those asked for.
+    /// Adds group memberships of the image to the requested ones.
     #[default]
     Merge,
     /// Only those asked for.
@@ -79,7 +79,7 @@ pub enum GroupsPolicy {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Profile {
-    /// No confinement (also what an absent seccomp profile means in CRI).
+    /// No confinement (also the meaning of an absent seccomp profile in CRI).
     #[default]
     Unconfined,
     /// podwright's own default.
@@ -112,7 +112,7 @@ pub struct Capabilities {
     pub add_ambient: Vec<String>,
 }
 
-/// What a sandbox's security context asks.
+/// A sandbox's requested security context.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxSecurity {
     /// A privileged container needs a privileged sandbox.
@@ -123,7 +123,7 @@ pub struct SandboxSecurity {
     pub selinux: Option<SelinuxOptions>,
 }
 
-/// What a container's security context asks.
+/// A container's requested security context.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerSecurity {
     /// All capabilities, all devices, nothing masked.
@@ -140,11 +140,11 @@ pub struct ContainerSecurity {
     pub no_new_privs: bool,
     /// Paths hidden from the container, exactly as sent.
     pub masked_paths: Vec<PathBuf>,
-    /// Paths made read-only, exactly as sent.
+    /// Read-only paths, exactly as sent.
     pub readonly_paths: Vec<PathBuf>,
     /// Seccomp profile.
     pub seccomp: Profile,
-    /// AppArmor profile; None: not asked.
+    /// AppArmor profile; None: not requested.
     pub apparmor: Option<Profile>,
     /// SELinux label.
     pub selinux: Option<SelinuxOptions>,

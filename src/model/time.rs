@@ -1,5 +1,5 @@
 //! Wall-clock timestamps in nanoseconds since the epoch, never repeated: the kubelet picks the newest attempt by
-//! `created_at`, so two objects must not share one, and a clock set back must not invert them.
+//! `created_at`, so no two objects may share one, and a clock set back must not reverse their order.
 
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -18,7 +18,7 @@ impl Timestamp {
     }
 }
 
-/// Gives strictly rising timestamps within one daemon.
+/// Yields strictly increasing timestamps within one daemon.
 #[derive(Debug, Default)]
 pub struct Clock {
     last: AtomicI64,
@@ -31,7 +31,7 @@ impl Clock {
         Self { last: AtomicI64::new(floor.0) }
     }
 
-    /// Now, or one nanosecond after the last answer where the wall clock has not moved on.
+    /// Now, or one nanosecond after the last answer if the wall clock has not advanced.
     pub fn now(&self) -> Timestamp {
         let wall = wall_nanos();
         let previous = self

@@ -78,7 +78,7 @@ pub enum ContainerState {
     },
     /// Its init process ended, or never started.
     Exited {
-        /// When it had started; None: never.
+        /// Limit of one plugin for DEL.
         started_at: Option<Timestamp>,
         /// How it ended.
         exit: Exit,

@@ -256,7 +256,7 @@ impl Writer {
         poll_fn(|context| self.poll_drain(context)).await
     }
 
-    /// Room for `length` bytes of payload; only when everything is sent.
+    /// Limit of one plugin for DEL.
     pub(super) fn room(&mut self, length: usize) -> &mut [u8] {
         if self.out.len() < HEAD + length {
             self.out.resize(HEAD + length, 0);

@@ -7,7 +7,7 @@ use super::{Checked, MAX_PATH, invalid, metadata, name, relative_path, shown};
 use crate::cri::proto as pb;
 use crate::model::{ContainerId, ContainerSpec, ImageRequest, SandboxSpec, Timestamp};
 
-/// CreateContainer. `image` was resolved by the caller, since only the image store knows it.
+/// CreateContainer. The caller has resolved `image`, since only the image store can.
 ///
 /// # Errors
 /// Names the field that is wrong.

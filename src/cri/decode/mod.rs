@@ -1,5 +1,5 @@
-//! Requests into the domain's words. All validation of what a client sends stands here: a message that decodes is
-//! one that the domain can act on. Never touches the host.
+//! Requests into domain types. All validation of client input happens here: the domain can act on whatever decodes.
+//! Never touches the host.
 
 mod container;
 mod mounts;
@@ -21,7 +21,7 @@ use std::path::{Component, Path, PathBuf};
 pub struct Invalid {
     /// Dotted path of the field in the request.
     pub field: &'static str,
-    /// What is wrong and what is allowed.
+    /// The fault and the allowed values.
     pub problem: String,
 }
 
@@ -55,16 +55,16 @@ pub fn path(field: &'static str, path: &str) -> Result<PathBuf, Invalid> {
     absolute(field, path)
 }
 
-/// The node's pod CIDR; None: it was not told.
+/// The node's pod CIDR; None: not sent.
 ///
 /// # Errors
-/// When it is no list of address ranges.
+/// If it is not a list of address ranges.
 pub fn pod_ranges(pod_cidr: &str) -> Result<Option<PodRanges>, Invalid> {
     let field = "runtime_config.network_config.pod_cidr";
     PodRanges::parse(pod_cidr).map_err(|problem| Invalid { field, problem })
 }
 
-/// A pod's name, namespace or uid, which CNI plugins are told: `;` and `=` have a meaning there.
+/// A pod's name, namespace or uid. CNI plugins receive it in arguments, where `;` and `=` are separators.
 fn pod_name(field: &'static str, value: &str) -> Checked<String> {
     let value = name(field, value)?;
     match value.contains([';', '=']) {
@@ -73,8 +73,9 @@ fn pod_name(field: &'static str, value: &str) -> Checked<String> {
     }
 }
 
-/// Labels, or annotations, of one pod or container: keys and values. Kubernetes lets an object have 256 KiB of annotations
-/// (`TotalAnnotationSizeLimitB`), to which the kubelet adds hooks and ports; an answer has to be able to list them.
+/// Labels, or annotations, of one pod or container: keys and values. Kubernetes allows 256 KiB of annotations per
+/// object (`TotalAnnotationSizeLimitB`), to which the kubelet adds hooks and ports; list answers must have room for
+/// them.
 const MAX_METADATA_BYTES: usize = 1 << 20;
 
 fn metadata(field: &'static str, map: HashMap<String, String>) -> Checked<BTreeMap<String, String>> {
@@ -104,7 +105,7 @@ fn absolute(field: &'static str, path: &str) -> Checked<PathBuf> {
     Ok(PathBuf::from(path))
 }
 
-/// Linux's PATH_MAX: a longer path fails later, in whatever uses it.
+/// Linux's PATH_MAX: a longer path would fail later.
 const MAX_PATH: usize = 4096;
 
 /// A path in the container: absolute, without `..`, which would mean something else once the image's links are known.

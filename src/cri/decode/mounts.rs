@@ -7,11 +7,11 @@ use crate::model::{Device, IdMapping, ImageVolume, Mount, MountSource, Propagati
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// What mount options a request may add (CRI 0.37).
+/// Mount options that a request may add (CRI 0.37).
 const MOUNT_OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
 
-/// Mounts, and devices, of a container. The OCI runtime makes each with a few calls, and each is looked up in the host's
-/// table of mounts; real containers have some dozens.
+/// Mounts, or devices, of a container. The OCI runtime makes several calls for each, and each is looked up in the
+/// host's mount table; real containers have some dozens.
 const MAX_MOUNTS: usize = 2048;
 
 /// All mounts of a container.
@@ -123,7 +123,7 @@ fn device(d: pb::Device) -> Checked<Device> {
 /// Annotations that name CDI devices, as older kubelets and device plugins do.
 const CDI_ANNOTATION: &str = "cdi.k8s.io/";
 
-/// The CDI devices that a container asks for, each once, those of the field first.
+/// The CDI devices that a container requests, without duplicates, those of the field first.
 pub(super) fn cdi_devices(
     devices: &[pb::CdiDevice],
     annotations: &HashMap<String, String>,
@@ -141,7 +141,7 @@ pub(super) fn cdi_devices(
     for device in devices {
         add("config.CDI_devices", &device.name)?;
     }
-    // A map has no order of its own.
+    // A map has no order.
     let mut keys: Vec<_> = annotations.iter().filter(|(key, _)| key.starts_with(CDI_ANNOTATION)).collect();
     keys.sort();
     for name in keys.into_iter().flat_map(|(_, value)| value.split(',')) {

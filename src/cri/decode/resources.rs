@@ -1,4 +1,4 @@
-//! Limits of containers and pods, at creation and changed.
+//! Resource limits of containers and pods, at creation and update.
 
 use super::{Checked, invalid, sorted};
 use crate::cri::proto as pb;
@@ -26,7 +26,7 @@ pub fn resources(r: pb::LinuxContainerResources) -> Resources {
     }
 }
 
-/// UpdateContainerResources; absent limits change nothing.
+/// UpdateContainerResources; absent limits stay unchanged.
 ///
 /// # Errors
 /// Names the field that is wrong.
@@ -34,7 +34,7 @@ pub fn update(linux: Option<pb::LinuxContainerResources>) -> Checked<Resources> 
     check_resources(resources(linux.unwrap_or_default()))
 }
 
-/// UpdatePodSandboxResources. Only noted, so whatever the pod's cgroup took is taken.
+/// UpdatePodSandboxResources. Only recorded, so any limit that the pod's cgroup accepted is valid.
 #[must_use]
 pub fn pod_limits(
     overhead: Option<pb::LinuxContainerResources>,

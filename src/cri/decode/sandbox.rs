@@ -13,7 +13,7 @@ use std::path::{Component, Path, PathBuf};
 
 /// Linux's limit on a host name.
 const MAX_HOSTNAME: usize = 64;
-/// Linux's NAME_MAX: a cgroup with a longer name cannot be made.
+/// Linux's NAME_MAX, the limit of a cgroup's name.
 const MAX_FILE_NAME: usize = 255;
 /// Leaves room in a path for the hierarchy above it and the container's cgroup below it.
 const MAX_CGROUP_PARENT: usize = MAX_PATH / 2;
@@ -70,7 +70,7 @@ pub fn sandbox(
             )?,
             selinux: selinux("config.linux.security_context.selinux_options", context.selinux_options)?,
         },
-        // Given by whoever knows the other pods.
+        // Set by the caller, who knows the other pods.
         selinux_level: None,
         overhead: linux.overhead.map(resources),
         resources: linux.resources.map(resources),
@@ -109,7 +109,7 @@ fn dns(config: pb::DnsConfig) -> Checked<DnsConfig> {
 fn ports(mappings: Vec<pb::PortMapping>) -> Checked<Vec<PortMapping>> {
     const FIELD: &str = "config.port_mappings";
     let mut ports = Vec::new();
-    // A host port of 0 or less means that the pod only tells its port.
+    // With a host port of 0 or less the pod only declares its port.
     for mapping in mappings.into_iter().filter(|m| m.host_port > 0) {
         let port = |value: i32| match u16::try_from(value) {
             Ok(port) if port > 0 => Ok(port),
@@ -149,7 +149,7 @@ fn cgroup_parent(parent: String) -> Checked<String> {
     Ok(parent)
 }
 
-/// Namespaced sysctls, as both peers and the kubelet know them.
+/// Namespaced sysctls, the same set as in containerd, CRI-O and the kubelet.
 fn sysctls(asked: HashMap<String, String>, namespaces: &Namespaces) -> Checked<BTreeMap<String, String>> {
     const FIELD: &str = "config.linux.sysctls";
     for (key, value) in &asked {

@@ -53,7 +53,7 @@ fn user_namespace(options: Option<pb::UserNamespace>) -> Checked<Option<UserName
     }
 }
 
-/// One range from id 0 on, as both peers and the kubelet have it.
+/// One range from id 0 on, as in containerd, CRI-O and the kubelet.
 fn one_range(which: &str, mappings: &[pb::IdMapping]) -> Checked<Vec<IdMapping>> {
     let [only] = mappings else {
         return invalid(
@@ -70,7 +70,7 @@ fn one_range(which: &str, mappings: &[pb::IdMapping]) -> Checked<Vec<IdMapping>>
     id_mappings(USER_NAMESPACE, mappings)
 }
 
-/// A pod with a user namespace of its own does not get into those of the host: nothing could be mounted of them.
+/// A pod with its own user namespace cannot use those of the host: it could mount nothing of them.
 pub(super) fn check_user_namespace(namespaces: &Namespaces) -> Checked<()> {
     for (name, mode) in [("pid", &namespaces.pid), ("ipc", &namespaces.ipc)] {
         if namespaces.user.is_some() && *mode == NamespaceMode::Node {
@@ -146,7 +146,7 @@ pub(super) fn selinux(
     options: Option<pb::SeLinuxOption>,
 ) -> Checked<Option<SelinuxOptions>> {
     let Some(options) = options else { return Ok(None) };
-    // A label is `user:role:type:level`, and only the level has colons of its own.
+    // A label is `user:role:type:level`; only the level may contain colons.
     let broken = |part: &str| part.contains(|c: char| c.is_ascii_control() || c == ' ');
     let parts = [&options.user, &options.role, &options.r#type];
     if let Some(part) = parts.into_iter().find(|part| broken(part) || part.contains(':')) {

@@ -1,4 +1,4 @@
-//! Every field of a pod's and a container's configuration that can be wrong, and the name by which it is refused.
+//! Every field of a pod's or container's configuration that can be wrong, and the name in its refusal.
 
 use super::*;
 use crate::cri::proto as pb;
@@ -336,7 +336,7 @@ fn what_only_looks_odd_is_accepted() {
     let spec = make(config).unwrap();
     assert_eq!(spec.cdi_devices, ["v.com/c=1", "v.com/c=3", "v.com/c=2"]);
     assert_eq!(spec.security.apparmor, Some(crate::model::Profile::Localhost(text("mine"))));
-    // The new field wins over the old one.
+    // The new field overrides the old one.
     let mut config = container_config();
     security(&mut config).apparmor = profile(pb::security_profile::ProfileType::Unconfined, "");
     #[allow(deprecated)]

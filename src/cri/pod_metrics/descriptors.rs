@@ -1,11 +1,11 @@
-//! The metrics that pods and containers have, by cAdvisor's names: what ListMetricDescriptors announces.
+//! The metrics of pods and containers under cAdvisor's names, as ListMetricDescriptors announces them.
 //!
-//! A descriptor's labels are in its type, so that a sample with another number of them does not compile.
+//! A descriptor's labels are part of its type, so a sample with another number of labels does not compile.
 
 use crate::cri::proto as pb;
 
-/// Labels that every metric begins with. cAdvisor's own three, then those that a kubelet adds to cAdvisor's metrics and
-/// leaves to the runtime here.
+/// Labels of every metric: cAdvisor's three, then those that a kubelet adds to cAdvisor's metrics and leaves to the
+/// runtime here.
 pub(super) const BASE: [&str; 6] = ["id", "name", "image", "namespace", "pod", "container"];
 
 /// One metric with `N` labels of its own.

@@ -1,5 +1,5 @@
-//! The metrics of pods and their containers, for a kubelet that has them from its runtime instead of from cAdvisor:
-//! what is read of whom. Reads on a blocking thread, and never walks a file system.
+//! The metrics of pods and containers, for a kubelet that takes them from its runtime instead of cAdvisor. Reads on a
+//! blocking thread and never walks a file system.
 
 mod descriptors;
 mod sheet;
@@ -52,7 +52,7 @@ fn of_pod(
     let path = node.pod_cgroup(&pod.spec).unwrap_or_default();
     let mut metrics = Vec::new();
     if let Some(path) = cgroup {
-        // As cAdvisor names what is no container.
+        // cAdvisor's name for what is not a container.
         let mut sheet = Sheet::new(labels(path, "", "", pod, ""));
         read_cgroup(node, path, &mut sheet).unwrap_or_else(|error| {
             tracing::debug!(sandbox = %pod.spec.id, %error, "no reading of the pod's cgroup");

@@ -1,4 +1,4 @@
-//! What was read of a container or pod, as samples. Pure: a figure that was not read makes no sample.
+//! Readings of a container or pod as samples. Pure: a missing reading yields no sample.
 
 use super::descriptors::{self as names, BASE, Descriptor};
 use crate::cri::proto as pb;
@@ -11,12 +11,12 @@ use crate::sandbox::Measured;
 
 /// Nanoseconds in a second: CRI has whole numbers only.
 const SECOND: u64 = 1_000_000_000;
-/// The kernel's period where none was asked for, microseconds.
+/// The kernel's default period, microseconds.
 const DEFAULT_PERIOD: i64 = 100_000;
-/// The kernel's weight where none was asked for.
+/// The kernel's default weight.
 const DEFAULT_SHARES: i64 = 1024;
 
-/// What a container's processes have open.
+/// Open files and sockets of a container's processes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Processes {
     pub(super) count: u64,
@@ -66,7 +66,7 @@ impl Sheet {
         });
     }
 
-    /// What a cgroup tells, of a container or of a pod.
+    /// Cgroup figures of a container or a pod.
     pub(super) fn cgroup(&mut self, stats: &CgroupStats, details: &CgroupDetails) {
         let seconds = |nanos: Option<u64>| nanos.map(|nanos| nanos / SECOND);
         self.put(&names::CPU_USAGE, ["total"], seconds(stats.cpu_usage_ns));
@@ -80,7 +80,7 @@ impl Sheet {
             self.put(&names::MEMORY_WORKING_SET, [], Some(memory.working_set));
             self.put(&names::MEMORY_RSS, [], Some(memory.rss));
             self.put(&names::MEMORY_SWAP, [], Some(memory.swap_usage.unwrap_or(0)));
-            // cAdvisor's scopes, the second including cgroups below: both are the kernel's one figure.
+            // cAdvisor's scopes, the second including child cgroups: both show the kernel's one figure.
             for scope in ["container", "hierarchy"] {
                 self.put(&names::MEMORY_FAILURES, ["pgfault", scope], Some(memory.page_faults));
                 self.put(&names::MEMORY_FAILURES, ["pgmajfault", scope], Some(memory.major_page_faults));
@@ -123,7 +123,7 @@ impl Sheet {
         }
     }
 
-    /// The writable layer, and the file system that it is on.
+    /// The writable layer and its file system.
     pub(super) fn layer(&mut self, layer: Option<Measured>, limit: u64, space: &Space) {
         let device = [space.device.as_str()];
         self.put(&names::FS_INODES_FREE, device, Some(space.free_inodes));
@@ -145,7 +145,7 @@ impl Sheet {
     pub(super) fn limits(&mut self, limits: &Resources) {
         let or = |value: i64, otherwise: i64| u64::try_from(if value == 0 { otherwise } else { value }).ok();
         self.put(&names::SPEC_CPU_PERIOD, [], or(limits.cpu_period, DEFAULT_PERIOD));
-        // Negative: no limit, which a number cannot say.
+        // Negative: unlimited, for which there is no number.
         self.put(&names::SPEC_CPU_QUOTA, [], u64::try_from(limits.cpu_quota).ok().filter(|quota| *quota > 0));
         self.put(&names::SPEC_CPU_SHARES, [], or(limits.cpu_shares, DEFAULT_SHARES));
         self.put(&names::SPEC_MEMORY_LIMIT, [], or(limits.memory_limit, 0));

@@ -1,5 +1,5 @@
-//! Stats of containers and pods: which ones, and their cgroup readings in the kubelet's terms. Reads on a blocking
-//! thread; a reading that fails leaves its part unset rather than failing the list.
+//! Stats of containers and pods: selection, and cgroup readings in the kubelet's terms. Reads on a blocking thread; a
+//! failed reading leaves its part unset instead of failing the list.
 
 mod pods;
 
@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 pub(super) type Wanted = (Arc<PodSnapshot>, Arc<ContainerSnapshot>);
 
-/// The containers that pass the filter, whether they run or not, as containerd has it: what one has written stays until
-/// it is removed. A kubelet takes those that run, `crictl stats` those that use something, with `-a` all.
+/// The containers that pass the filter, running or not, as in containerd: an ended one keeps its files until removal. A
+/// kubelet uses the running ones, `crictl stats` those that use something, all with `-a`.
 pub(super) fn select(pods: &Manager, filter: &pb::ContainerStatsFilter) -> Vec<Wanted> {
     let mut wanted = Vec::new();
     for pod in pods.pods() {
@@ -51,7 +51,7 @@ pub(super) async fn containers(node: Arc<Node>, wanted: Vec<Wanted>) -> Vec<pb::
     tokio::task::spawn_blocking(read).await.unwrap_or_default()
 }
 
-/// The last figures of these containers' writable layers; nobody walks them meanwhile.
+/// The last usage figures of these containers' writable layers; does not trigger a walk.
 pub(super) async fn layers(node: &Node, wanted: &[Wanted]) -> Vec<Option<Measured>> {
     let layers = wanted.iter().map(|(_, container)| node.layers.usage(&container.spec.id));
     futures_util::future::join_all(layers).await
@@ -61,7 +61,7 @@ fn value(value: u64) -> Option<pb::UInt64Value> {
     Some(pb::UInt64Value { value })
 }
 
-/// What one container uses, as CRI has it and as it was read.
+/// Resource usage of one container, in CRI's form and as read.
 fn one(
     node: &Node,
     pod: &PodSnapshot,
@@ -106,9 +106,8 @@ fn one(
     }
 }
 
-/// Whether what is written to the files that the pod's containers share is told with this container's layer. CRI knows no
-/// storage of a pod's own, and a kubelet sums up its running containers': so it is one of them, the one that is there
-/// longest.
+/// Whether writes to the pod's shared files are reported with this container's layer. CRI has no storage figure for
+/// pods, and a kubelet sums up the running containers, so the longest running one of them carries it.
 fn counts_pod_files(pod: &PodSnapshot, container: &ContainerSnapshot) -> bool {
     let age = |container: &ContainerSnapshot| (container.spec.created_at, container.spec.id.to_string());
     let first = running(pod).min_by_key(|container| age(container));

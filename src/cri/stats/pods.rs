@@ -1,4 +1,4 @@
-//! Stats of pods: their own cgroup, which the kubelet made, their network devices, and their containers.
+//! Stats of pods: their own cgroup, which the kubelet created, their network devices, and their containers.
 
 use super::{Parts, Wanted, one, running, value};
 use crate::cri::encode;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// The device that CNI gives the pod's first address to.
 const DEFAULT_INTERFACE: &str = "eth0";
 
-/// The pods that pass the filter and are ready: there is nothing to read of others.
+/// The pods that pass the filter and are ready; others have nothing to read.
 pub(in crate::cri) fn select_pods(
     pods: &Manager,
     filter: &pb::PodSandboxStatsFilter,
@@ -59,8 +59,8 @@ pub(in crate::cri) async fn pods(pods: &Manager, wanted: Vec<Arc<PodSnapshot>>) 
     tokio::task::spawn_blocking(read).await.unwrap_or_default()
 }
 
-/// Cgroup paths by the parent that a pod names, where it is the only ready one that does: a cgroup that pods share is
-/// not any one's figure.
+/// Cgroup paths by the parent that a pod names, if no other ready pod names it: a shared cgroup is no single pod's
+/// figure.
 pub(in crate::cri) fn own_cgroups(pods: &Manager) -> HashMap<String, PathBuf> {
     let mut count: HashMap<String, (usize, PathBuf)> = HashMap::new();
     let shared = &pods.node().default_parent;
@@ -72,7 +72,7 @@ pub(in crate::cri) fn own_cgroups(pods: &Manager) -> HashMap<String, PathBuf> {
     count.into_iter().filter(|(_, (pods, _))| *pods == 1).map(|(parent, (_, path))| (parent, path)).collect()
 }
 
-/// The devices of each pod; None for one on the host's network, whose devices are the node's.
+/// The devices of each pod; None for one on the host's network, which has the node's devices.
 pub(in crate::cri) async fn networks(node: &Node, pods: &[Arc<PodSnapshot>]) -> Vec<Option<Vec<Counters>>> {
     let own = |pod: &PodSnapshot| pod.spec.namespaces.network != NamespaceMode::Node;
     let namespaces = pods.iter().filter(|pod| own(pod)).map(|pod| node.netns(&pod.spec.id)).collect();

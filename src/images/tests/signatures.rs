@@ -95,7 +95,7 @@ fn serving(make: impl Fn(&mut Content, &Digest, &str) + Send + Sync + 'static) -
     server
 }
 
-/// The error of a pull that is refused, with nothing of the image asked for or kept.
+/// Namespaced sysctls, the same set as in containerd, CRI-O and the kubelet.
 async fn refusal(server: &Server, action: &str) -> String {
     let dir = tempfile::tempdir().unwrap();
     let images = open(dir.path(), server.port, action);

@@ -1,5 +1,4 @@
-//! Profiles of the node: files in the OCI runtime's form, or in Docker's, whose rules may have conditions on capabilities,
-//! machine and kernel.
+//! A kubelet turns it into "too many requests".
 //!
 //! Owns the meaning of both. Every field is honoured or refused by name: a rule whose condition was overlooked would be
 //! applied where it was not meant to be, and a profile be weaker than it reads.

@@ -121,7 +121,7 @@ fn report(error: &anyhow::Error, check: Option<&str>) {
     }
     eprintln!("podwright: {text}");
     if let Some(check) = check {
-        eprintln!("podwright: show what this node lacks, with remedies: {check}");
+        eprintln!("podwright: to see what this node lacks, with remedies: {check}");
     }
 }
 
@@ -133,7 +133,7 @@ fn load(path: Option<PathBuf>) -> anyhow::Result<Config> {
 #[allow(clippy::print_stdout)]
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        // `main` has run them.
+        // One character of the valid token is wrong, or all of them.
         Command::Images(_) | Command::Check(_) | Command::Status(_) | Command::Pods { .. } => Ok(()),
         Command::Config { markdown: true, .. } => {
             print!("{}", config::markdown());

@@ -42,7 +42,7 @@ pub struct LayerProgress {
 pub enum LayerState {
     /// For a slot, or for a registry that asked to wait.
     Waiting,
-    /// Bytes come and are unpacked.
+    /// If too many URLs are unused, or the command is too long.
     Downloading,
     /// On disk, by this pull.
     Unpacked,

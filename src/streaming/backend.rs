@@ -1,5 +1,5 @@
-//! What the streaming server wants of the pods: processes as descriptors, ports as sockets. The seam at which tests put
-//! a stand-in.
+//! What the streaming server needs from pods: processes as descriptors, ports as sockets. Tests replace it with a
+//! stand-in.
 
 use crate::model::TerminalSize;
 use crate::sandbox::SandboxError;
@@ -19,7 +19,7 @@ pub struct ExecRequest {
     pub stdio: Stdio,
 }
 
-/// A container's own process to attach to.
+/// A container's own process, for attach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttachRequest {
     /// Full id of the container.
@@ -33,7 +33,7 @@ pub struct AttachRequest {
 pub struct PortForwardRequest {
     /// Full id of the sandbox.
     pub sandbox: String,
-    /// Asked for beforehand. Only WebSocket clients are held to them: SPDY clients name a port with every stream.
+    /// Ports of the CRI call. They bind only WebSocket clients: SPDY clients name a port with every stream.
     pub ports: Vec<u16>,
 }
 
@@ -57,7 +57,7 @@ pub enum Ended {
     Exited(i32),
     /// The container that was attached to has ended.
     ContainerEnded,
-    /// The client of an attach read too slowly; what it still gets is whole.
+    /// The client of an attach read too slowly; what it still receives is complete.
     TooSlow,
 }
 
@@ -65,11 +65,11 @@ pub enum Ended {
 pub struct Process {
     /// Its drop is the end of the input.
     pub stdin: Option<OwnedFd>,
-    /// Ends by EOF, or by EIO where it is a terminal.
+    /// Ends by EOF, or by EIO for a terminal.
     pub stdout: Option<OwnedFd>,
     /// Ends by EOF.
     pub stderr: Option<OwnedFd>,
-    /// Its drop leaves the session: a process with a terminal is hung up, another runs on and nobody waits for it.
+    /// Dropping it leaves the session: a process with a terminal gets SIGHUP, any other runs on unobserved.
     pub control: Box<dyn Control>,
 }
 
@@ -82,7 +82,7 @@ impl std::fmt::Debug for Process {
 /// A future behind a `dyn`.
 pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What can be done with a process beside its streams.
+/// Operations on a process besides its streams.
 pub trait Control: Send + Sync {
     /// Sets the terminal's size.
     fn resize(&self, size: TerminalSize) -> Boxed<'_, Result<(), SandboxError>>;
@@ -93,7 +93,7 @@ pub trait Control: Send + Sync {
 
 /// The pods, as the streaming server sees them. Dropping a future gives the call up.
 pub trait Backend: Send + Sync + 'static {
-    /// Runs a command; `size` is the terminal's first one, which the command finds when it starts.
+    /// Runs a command; `size` is its terminal's size at the start.
     fn exec(
         &self,
         request: ExecRequest,

@@ -1,4 +1,4 @@
-//! Exec and attach over their two carriers: which stream or channel is which, and how the end is told.
+//! Exec and attach over their two carriers: the role of each stream or channel, and how the end is reported.
 
 use super::backend::{Backend, Stdio};
 use super::protocol::Channels;
@@ -11,9 +11,9 @@ use super::websocket::{self, Incoming, Multiplex};
 use super::wires::{Input, Output};
 use bytes::Bytes;
 
-/// Streams of one connection: the protocol has five, and an unknown one is answered and forgotten.
+/// Streams of one connection: the protocol has five, and an unknown one is answered and dropped.
 const MAX_STREAMS: usize = 8;
-/// Held for one stream whose process does not read, bytes; the same for all.
+/// Bytes held for one stream whose process does not read; the same for all together.
 const STREAM_BYTES: usize = 64 << 10;
 
 /// WebSocket channels.
@@ -63,12 +63,12 @@ pub(super) async fn over_spdy<B: Backend>(
         }
         error.send_last(&verdict.bytes(channels.status)).await?;
         for writer in &kept {
-            // Ended, not reset: a client would tell its user of that.
+            // Ended, not reset: a client would show its user a reset.
             let _ = writer.finish().await;
         }
         Ok::<_, super::wires::Lost>(())
     };
-    // A client that reads nothing any more has had its time.
+    // A client that has stopped reading had its time.
     let told = tokio::select! {
         told = last => told.is_ok(),
         _ = connection.ended() => false,
@@ -87,7 +87,7 @@ struct Gathered {
     kept: Vec<StreamWriter>,
 }
 
-/// Waits for the streams that the request announced. None when the client is gone.
+/// Waits for the streams that the request announced. None if the client is gone.
 async fn gather(connection: &mut Connection, stdio: Stdio, channels: Channels) -> Option<Gathered> {
     let (mut stdin, mut stdout, mut stderr, mut error, mut resize) = (None, None, None, None, None);
     let with_resize = stdio.tty && channels.resize;

@@ -1,5 +1,5 @@
-//! Port-forward over SPDY: each TCP connection of the client is a pair of streams. A pair's state lives as long as the
-//! pair; a connection may have thousands of them one after the other.
+//! Port-forward over SPDY: each TCP connection of the client is a pair of streams. A pair's state lives only as long as
+//! the pair; a connection may have thousands in succession.
 
 use super::backend::Backend;
 use super::registry::Meter;
@@ -18,10 +18,10 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-/// Streams at once: 2048 forwarded connections, each of which needs a descriptor too.
+/// Streams at once: 2048 forwarded connections, each of which also needs a descriptor.
 const MAX_STREAMS: usize = 4096;
-/// Held for one stream whose pod does not read, bytes. A stream that is full holds up the whole connection, which has no
-/// other way to slow a client down.
+/// Bytes held for one stream whose pod does not read. A full stream blocks the whole connection: there is no other way
+/// to slow a client down.
 const STREAM_BYTES: usize = 256 << 10;
 /// The same for all streams of a connection.
 const HELD_BYTES: usize = 4 << 20;
@@ -53,7 +53,7 @@ pub(super) async fn over_tunnel<B: Backend>(
     serve(context, (Box::new(reading), Box::new(writing).into()), Bytes::new(), hangup, sandbox, meter).await;
 }
 
-/// Whether a stream can be half of a pair; it is refused otherwise.
+/// Whether a stream can be half of a pair; otherwise it is refused.
 fn acceptable(headers: &Headers) -> bool {
     kind(headers).is_some() && port(headers).is_some()
 }
@@ -76,7 +76,7 @@ fn port(headers: &Headers) -> Option<u16> {
     headers.get("port")?.parse().ok().filter(|port| *port > 0)
 }
 
-/// What joins two streams. Clients from before request ids opened the data stream right after its error stream.
+/// The key that joins two streams. Clients older than request ids open the data stream right after its error stream.
 fn request_id(stream: &Stream, kind: Kind) -> String {
     match (stream.headers.get("requestid"), kind) {
         (Some(id), _) => id.to_owned(),
@@ -154,11 +154,11 @@ async fn until(instant: Option<Instant>) {
     }
 }
 
-/// Says why on an error stream; a data stream has no words.
+/// Writes the reason to an error stream; a data stream carries no message.
 async fn refuse(stream: Stream, kind: Kind, words: String) {
     tracing::debug!(words, "port-forward");
     if kind == Kind::Error {
-        // A client that is gone needs no words.
+        // A client that is gone needs no message.
         let _ = stream.writer.send(words.as_bytes()).await;
         let _ = stream.writer.finish().await;
     }
@@ -183,11 +183,11 @@ async fn pair<B: Backend>(backend: Arc<B>, sandbox: String, data: Stream, error:
         tracing::debug!(words, "port-forward");
         let _ = error.writer.send(words.as_bytes()).await;
     }
-    // Its end without words says that all went well.
+    // An empty error stream means success.
     let _ = error.writer.finish().await;
 }
 
-/// Carries bytes both ways until both have ended, or one is broken off.
+/// Carries bytes both ways until both have ended, or one breaks off.
 async fn carry(tcp: TcpStream, mut reader: StreamReader, writer: &StreamWriter, meter: &Meter) {
     let (tcp_reader, mut tcp_writer) = tcp.into_split();
     let inward = async {
@@ -222,7 +222,7 @@ async fn carry_in(
 
 async fn carry_out(tcp: &OwnedReadHalf, writer: &StreamWriter, meter: &Meter) -> Result<(), SpdyError> {
     loop {
-        // Only the wait is given up: a frame that was begun has to be ended.
+        // Cancels only the wait: a frame once begun must be completed.
         tokio::select! {
             ready = tcp.readable() => ready?,
             () = writer.until_reset() => return Err(SpdyError::Reset),

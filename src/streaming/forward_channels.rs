@@ -1,5 +1,4 @@
-//! Port-forward over WebSocket channels: two a port, of the ports that the CRI call named; one TCP connection for each. What
-//! old clients speak.
+//! Port-forward over WebSocket channels: two per port of the CRI call, one TCP connection each. For old clients.
 
 use super::backend::{Backend, PortForwardRequest};
 use super::protocol::Channels;
@@ -14,7 +13,7 @@ use futures_util::future::join_all;
 use std::io;
 use tokio::io::AsyncWriteExt as _;
 
-/// Ports of one connection: two channels each, and channels are numbered by a byte.
+/// Ports of one connection: two channels each, numbered by one byte.
 pub const MAX_PORTS: usize = 127;
 
 /// Serves a client.

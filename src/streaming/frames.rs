@@ -1,5 +1,5 @@
-//! A WebSocket's frames (RFC 6455) as a server reads and writes them. Payload is handed on in the pieces in which it comes,
-//! so that a message costs no memory, however long it is; what goes out is one frame at a time.
+//! A WebSocket's frames (RFC 6455) as a server reads and writes them. Payload is passed on in pieces as it arrives, so
+//! a message of any length costs no memory; output is one frame at a time.
 //!
 //! Knows nothing of channels. A client that breaks the protocol ends its connection.
 
@@ -12,15 +12,15 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead as _, ReadBuf};
 
-/// Read at once, and the longest piece of a message, bytes.
+/// Bytes per read, and the longest piece of a message.
 const READ_BYTES: usize = 16 << 10;
 /// Longest header of a frame: two bytes, eight of length, four of a mask.
 const MAX_HEADER: usize = 14;
-/// The same of a frame that goes out, which has no mask.
+/// The same for a frame sent, which has no mask.
 const HEAD: usize = 10;
 /// Longest payload of a control frame.
 const MAX_CONTROL: usize = 125;
-/// Longest payload that is sent in one frame.
+/// Longest payload of one sent frame.
 pub(super) const PAYLOAD_BYTES: usize = 32 << 10;
 
 const CONTINUATION: u8 = 0;
@@ -33,7 +33,7 @@ const PONG: u8 = 10;
 const FIN: u8 = 0x80;
 const MASKED: u8 = 0x80;
 
-/// What came. Bytes are read by [`Reader::bytes`] before the next piece is asked for.
+/// What arrived. Read its bytes with [`Reader::bytes`] before asking for the next piece.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Piece {
     /// Of a message.
@@ -55,7 +55,7 @@ pub(super) struct Reader {
     socket: Reading,
     buffer: Box<[u8]>,
     filled: Range<usize>,
-    /// The data frame whose payload comes.
+    /// The data frame whose payload is arriving.
     frame: Option<Frame>,
     /// The message that it belongs to.
     message: Option<Message>,
@@ -70,7 +70,7 @@ struct Frame {
 #[derive(Clone, Copy)]
 struct Message {
     text: bool,
-    /// Nothing of it was handed on yet.
+    /// Nothing of it was passed on yet.
     fresh: bool,
 }
 
@@ -145,7 +145,7 @@ impl Reader {
         }
     }
 
-    /// Whether nothing can be made of what is there.
+    /// Whether the buffered bytes are too few to continue.
     fn needs_more(&self) -> bool {
         match &self.frame {
             Some(frame) => frame.left > 0 && self.filled.is_empty(),
@@ -153,7 +153,7 @@ impl Reader {
         }
     }
 
-    /// A whole control frame, or the head of a data frame; then what belongs to it is looked at next.
+    /// Parses a whole control frame, or the head of a data frame; its payload follows.
     fn begin(&mut self) -> io::Result<Option<Piece>> {
         let Some(header) = header(self.bytes(&self.filled))? else { return Ok(None) };
         if header.opcode >= CLOSE {
@@ -190,7 +190,7 @@ impl Reader {
         }))
     }
 
-    /// What there is of the frame's payload; None: nothing that would have to be told.
+    /// The available part of the frame's payload; None: nothing to report.
     fn payload(&mut self) -> Option<Piece> {
         let (frame, message) = (self.frame.as_mut()?, self.message.as_mut()?);
         let there = usize::try_from(frame.left).unwrap_or(usize::MAX).min(self.filled.len());
@@ -230,10 +230,10 @@ impl Reader {
     }
 }
 
-/// The writing half. A send that is dropped half-way is ended by the next one.
+/// The writing half. The next send completes one that was dropped half-way.
 pub(super) struct Writer {
     socket: Writing,
-    /// Room for a header before [`HEAD`], behind it the payload. Made at the first frame.
+    /// Room for a header before [`HEAD`], then the payload. Allocated at the first frame.
     out: Vec<u8>,
     unsent: Range<usize>,
     said_goodbye: bool,
@@ -281,7 +281,7 @@ impl Writer {
         self.put(PONG, payload)
     }
 
-    /// Puts the goodbye of an end without fault; nothing goes after it.
+    /// Queues the close frame of a regular end; nothing follows it.
     pub(super) fn put_close(&mut self) -> io::Result<()> {
         const NORMAL: u16 = 1000;
         if self.said_goodbye {

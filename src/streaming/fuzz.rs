@@ -1,11 +1,12 @@
-//! Doors for the fuzz targets `spdy` and `websocket` in `fuzz/`, which sees only what is public: what clients send, to the parsers that meet
-//! it. Built with `--cfg fuzzing`, and for a test that goes through every door. A panic or a standstill is a finding, and so is what is asserted here.
+//! Entry points for the fuzz targets `spdy` and `websocket` in `fuzz/`, which sees only public items: client input to
+//! its parsers. Built with `--cfg fuzzing`, and for a test that uses every entry point. A panic, a standstill or a
+//! failed assertion here is a finding.
 
 use super::size::Sizes;
 use super::spdy::fuzz;
 
-/// The first byte chooses: header blocks as they come, or what such a block contains; a connection's bytes, or its frames
-/// with headers that are well compressed; sizes of a terminal.
+/// The first byte chooses: header blocks as they arrive, or the content of such a block; a connection's bytes, or its
+/// frames with well-compressed headers; terminal sizes.
 pub fn any(data: &[u8]) {
     let Some((door, data)) = data.split_first() else { return };
     match door % 5 {
@@ -17,7 +18,7 @@ pub fn any(data: &[u8]) {
     }
 }
 
-/// What a client sends over a WebSocket once the handshake is done. The first byte chooses the protocol.
+/// A client's WebSocket bytes after the handshake. The first byte chooses the protocol.
 pub fn websocket(data: &[u8]) {
     super::websocket::fuzz(data);
 }
@@ -25,7 +26,7 @@ pub fn websocket(data: &[u8]) {
 /// Cut anywhere, the same sizes are found.
 ///
 /// # Panics
-/// When that is not so, or one of them is empty.
+/// If that does not hold, or one of them is empty.
 fn sizes(data: &[u8]) {
     let mut whole = Sizes::default();
     let last = whole.feed(data);

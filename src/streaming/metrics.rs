@@ -17,7 +17,7 @@ pub struct StreamingMetrics {
     refused: IntCounterVec,
 }
 
-/// Those of one kind of session.
+/// Metrics of one kind of session.
 #[derive(Debug, Clone)]
 pub(super) struct KindMetrics {
     open: IntGauge,
@@ -27,7 +27,7 @@ pub(super) struct KindMetrics {
 }
 
 impl StreamingMetrics {
-    /// Makes the metrics and registers them.
+    /// Creates and registers the metrics.
     ///
     /// # Errors
     /// When a name is registered twice.

@@ -1,15 +1,15 @@
-//! Exec, attach and port-forward for the kubelet, crictl and what stands behind them: from a token in a URL to the
-//! descriptors of a process. Never starts a process itself: that is the [`Backend`]'s, which is `sandbox` outside of tests.
+//! Exec, attach and port-forward for the kubelet and crictl: from a token in a URL to the descriptors of a process.
+//! Never starts a process itself: the [`Backend`] does, which is `sandbox` outside of tests.
 //!
 //! ```text
 //! CRI Exec ──► Urls ──token──► client ──HTTP──► server ──upgrade──► exec, forward ──► Backend
 //!                                                                    │ spdy, websocket carry the bytes
 //! ```
 //!
-//! Memory of a session, beside what the kernel holds for its sockets and pipes: over SPDY at most 450 KiB for exec and
+//! Memory of a session, besides what the kernel holds for its sockets and pipes: over SPDY at most 450 KiB for exec and
 //! attach (64 KiB read, 128 KiB written, 128 KiB of input that the process does not take, 64 KiB of answers, zlib); a
-//! port-forward connection 4 MiB of input more and some 4 KiB for each pair. Over WebSocket at most 256 KiB and the
-//! longest message that the client sent, up to 4 MiB.
+//! port-forward connection 4 MiB of input more and about 4 KiB per pair. Over WebSocket at most 256 KiB: messages are
+//! passed on in pieces.
 
 pub mod backend;
 mod exec;

@@ -4,7 +4,7 @@ use http::header::{CONNECTION, HeaderMap, HeaderName, SEC_WEBSOCKET_PROTOCOL, UP
 
 /// Lists a SPDY client's protocols and names the chosen one.
 pub(super) const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
-/// Lists what there is when nothing fits.
+/// Lists the supported protocols when none fits.
 pub(super) const ACCEPTED_PROTOCOLS: HeaderName =
     HeaderName::from_static("x-accepted-stream-protocol-versions");
 /// Value of Upgrade for SPDY.
@@ -13,11 +13,11 @@ pub(super) const SPDY: &str = "SPDY/3.1";
 pub(super) const PORT_FORWARD: &str = "portforward.k8s.io";
 /// The same inside a WebSocket.
 pub(super) const PORT_FORWARD_TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
-/// Exec and attach over SPDY, newest first. The fifth differs only over WebSocket; a client that offers it offers the
+/// Exec and attach over SPDY, newest first. The fifth differs only over WebSocket; clients that offer it offer the
 /// fourth too.
 pub(super) const EXEC_SPDY: [&str; 4] =
     ["v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io"];
-/// Exec and attach over WebSocket; the empty name is that of a client which offers none.
+/// Exec and attach over WebSocket; the empty name is for clients that offer none.
 pub(super) const EXEC_WEBSOCKET: [&str; 6] = [
     "v5.channel.k8s.io",
     "v4.channel.k8s.io",
@@ -30,12 +30,12 @@ pub(super) const EXEC_WEBSOCKET: [&str; 6] = [
 pub(super) const FORWARD_WEBSOCKET: [&str; 4] =
     [PORT_FORWARD_TUNNEL, "v4.channel.k8s.io", "v4.base64.channel.k8s.io", ""];
 
-/// What exec and attach's chosen protocol can.
+/// Features of the chosen exec and attach protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Channels {
-    /// The error stream carries a metav1.Status, not words.
+    /// The error stream carries a metav1.Status, not text.
     pub(super) status: bool,
-    /// There is a stream for sizes of a terminal.
+    /// It has a stream for terminal sizes.
     pub(super) resize: bool,
     /// Payloads are base64 and channels are digits.
     pub(super) base64: bool,
@@ -49,7 +49,7 @@ impl Channels {
         let (v4, v5) = (protocol.starts_with("v4."), protocol.starts_with("v5."));
         Self {
             status: v4 || v5,
-            // Over WebSocket the channel is always there, over SPDY from the third on.
+            // WebSocket always has the channel, SPDY from the third version on.
             resize: v4 || v5 || protocol.starts_with("v3."),
             base64: protocol.contains("base64"),
             close: v5,
@@ -76,10 +76,10 @@ fn contains(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
         .any(|value| value.to_ascii_lowercase().contains(word))
 }
 
-/// What is wrong with an offer of protocols.
+/// The fault in an offer of protocols.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mismatch {
-    /// Nothing was offered where something must be.
+    /// The offer is empty where a protocol is required.
     Missing,
     /// None of it is known here.
     None,
@@ -108,7 +108,7 @@ fn choose(offered: &[&str], known: &[&'static str]) -> Result<&'static str, Mism
     offered.iter().find_map(find).ok_or(Mismatch::None)
 }
 
-/// In the client's order, from one line a name or several in a line.
+/// In the client's order, from one name or several per line.
 fn offers<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Vec<&'a str> {
     headers
         .get_all(name)

@@ -1,5 +1,5 @@
-//! The open sessions, for who asks what a node does. Owns a list that sessions enter and leave by themselves; knows nothing
-//! of how they are served.
+//! The open sessions, for `podwright status`. Owns a list that sessions enter and leave by themselves; knows nothing of
+//! how they are served.
 
 use super::metrics::{KindMetrics, StreamingMetrics};
 use super::tokens::Ticket;
@@ -31,7 +31,7 @@ impl SessionKind {
     }
 }
 
-/// An open session as it was when asked for.
+/// A snapshot of an open session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionInfo {
     /// Rises from session to session.

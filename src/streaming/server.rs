@@ -1,5 +1,5 @@
-//! The HTTP listener: accepts, checks a token, chooses a protocol, upgrades, and hands the socket to a session. One task a
-//! connection, which owns everything of it.
+//! The HTTP listener: accepts, checks a token, chooses a protocol, upgrades, and passes the socket to a session. One
+//! task per connection owns everything of it.
 
 use super::backend::{AttachRequest, Backend, ExecRequest, PortForwardRequest};
 use super::metrics::StreamingMetrics;
@@ -33,16 +33,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-/// How long a client may take to close after everything was sent to it.
+/// Time for a client to close after everything was sent.
 pub(super) const LINGER: Duration = Duration::from_secs(5);
-/// Handshakes at once; one more, and the oldest that has shown no token has to go.
+/// Handshakes at once; beyond that the oldest without a valid token is closed.
 const MAX_HANDSHAKES: usize = 256;
 /// Head of a request, bytes: the smallest that hyper takes; clients send below 1 KiB.
 const MAX_HEAD_BYTES: usize = 8 << 10;
 /// Headers of a request; clients send below ten.
 const MAX_HEADERS: usize = 64;
-/// Connections at once that are worth a tidying up of the allocator's pages when they are gone; what fewer leave is used
-/// again.
+/// Connections at once whose end makes returning the allocator's pages worthwhile; fewer leave pages that are reused.
 const CROWD: usize = 32;
 
 /// Why the server cannot start, or gives no URL.
@@ -73,7 +72,7 @@ pub(super) struct Settings {
     pub(super) quiet: Duration,
     /// Of a token.
     pub(super) lifetime: Duration,
-    /// Between looks at the files of the certificate.
+    /// Interval between checks of the certificate's files.
     pub(super) look: Duration,
 }
 
@@ -91,7 +90,7 @@ impl Settings {
     }
 }
 
-/// What every connection is given.
+/// State shared by every connection.
 pub(super) struct Context<B> {
     pub(super) backend: Arc<B>,
     metrics: StreamingMetrics,
@@ -107,7 +106,7 @@ impl<B> Context<B> {
     pub(super) fn ending(&self) -> impl Future<Output = ()> + use<B> {
         let mut ending = self.ending.clone();
         async move {
-            // An owner that is gone ends the sessions too.
+            // Dropping the owner ends the sessions too.
             let _ = ending.wait_for(|ending| *ending).await;
         }
     }
@@ -124,7 +123,7 @@ impl Urls {
     /// For one exec.
     ///
     /// # Errors
-    /// When too many URLs were given out that nobody has come for, or the command is too long.
+    /// If too many URLs are unused, or the command is too long.
     pub fn exec(&self, request: ExecRequest) -> Result<String, StreamingError> {
         self.url(Ticket::Exec(request))
     }
@@ -132,7 +131,7 @@ impl Urls {
     /// For one attach.
     ///
     /// # Errors
-    /// When too many URLs were given out that nobody has come for.
+    /// If too many URLs are unused.
     pub fn attach(&self, request: AttachRequest) -> Result<String, StreamingError> {
         self.url(Ticket::Attach(request))
     }
@@ -140,7 +139,7 @@ impl Urls {
     /// For one port-forward connection.
     ///
     /// # Errors
-    /// When too many URLs were given out that nobody has come for.
+    /// If too many URLs are unused.
     pub fn port_forward(&self, request: PortForwardRequest) -> Result<String, StreamingError> {
         self.url(Ticket::PortForward(request))
     }
@@ -165,7 +164,7 @@ impl Server {
     /// Opens the listener and serves. `quiet`: how long output that a child of an ended command holds open may be silent.
     ///
     /// # Errors
-    /// When the address cannot be listened on, or there is no certificate.
+    /// If the listener cannot be opened, or there is no certificate.
     pub async fn start<B: Backend>(
         config: &config::Streaming,
         quiet: Duration,
@@ -237,9 +236,9 @@ impl Server {
         self.address
     }
 
-    /// Ends all sessions with a word to their clients, for at most `limit`.
+    /// Ends all sessions with a message to their clients, for at most `limit`.
     pub async fn end(mut self, limit: Duration) {
-        // Nobody listens when nothing is open.
+        // Without open sessions nothing listens.
         let _ = self.ending.send(true);
         let _ = tokio::time::timeout(limit, &mut self.task).await;
     }
@@ -259,7 +258,7 @@ async fn accept<B: Backend>(
     let doorway = Doorway::new(MAX_HANDSHAKES);
     // Their end is the server's.
     let mut connections = JoinSet::new();
-    // The most that there were since the last tidying up.
+    // The maximum since pages were last returned.
     let mut crowd = 0;
     let mut ending = std::pin::pin!(context.ending());
     loop {
@@ -339,7 +338,7 @@ async fn serve<B: Backend>(
     }
 }
 
-/// TLS, the request and its answer; None when no session comes of it.
+/// TLS, the request and its answer; None if no session results.
 async fn shake<B: Backend>(
     context: &Arc<Context<B>>,
     stream: TcpStream,
@@ -369,7 +368,7 @@ async fn shake<B: Backend>(
         .header_read_timeout(context.settings.handshake)
         .max_buf_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADERS);
-    // A client that breaks off is its own affair.
+    // A client that disconnects early is no error.
     server.serve_connection(TokioIo::new(socket), service).with_upgrades().await.ok()?;
     let mut plan: Plan = planned.lock().unwrap_or_else(PoisonError::into_inner).take()?;
     let upgraded = (&mut plan.upgrade).await.ok()?;
@@ -379,7 +378,7 @@ async fn shake<B: Backend>(
 
 type Answer = Response<Full<Bytes>>;
 
-/// Decides about one request. A token is used up by being looked at.
+/// Decides about one request. Looking up a token uses it up.
 fn answer<B: Backend>(
     context: &Arc<Context<B>>,
     mut request: Request<Incoming>,

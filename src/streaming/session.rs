@@ -1,5 +1,5 @@
-//! One exec or attach from start to verdict, whatever carries it. Owns the order of the end: a process's output is drained
-//! before its status is told.
+//! One exec or attach from start to verdict over any carrier. Owns the order of the end: drains a process's output
+//! before it reports the status.
 
 use super::backend::{AttachRequest, Backend, ExecRequest, Process, Stdio};
 use super::registry::Meter;
@@ -9,11 +9,10 @@ use crate::sandbox::SandboxError;
 use std::future::{Future, pending};
 use std::time::Duration;
 
-/// How long the first size of a terminal is waited for. A client sends it as soon as the stream is there; one without a
-/// terminal of its own sends none.
+/// Limit on waiting for a terminal's first size. A client sends it with the stream; one without a terminal sends none.
 const FIRST_SIZE_WAIT: Duration = Duration::from_millis(50);
 
-/// What a client wants to talk to.
+/// The streams that a client requests.
 #[derive(Debug, Clone)]
 pub(super) enum Wanted {
     Exec(ExecRequest),
@@ -43,7 +42,7 @@ pub(super) struct Outputs {
     pub(super) stderr: Option<Output>,
 }
 
-/// Runs the session. None when the client is gone: then there is nobody to tell.
+/// Runs the session. None if the client is gone: nothing remains to report to.
 pub(super) async fn run<B: Backend>(
     backend: &B,
     wanted: Wanted,
@@ -56,7 +55,7 @@ pub(super) async fn run<B: Backend>(
     let Ends { gone, ending } = ends;
     let mut gone = std::pin::pin!(gone);
     let mut ending = std::pin::pin!(ending);
-    // With a terminal the end of the input has to be typed, for a command; a container's own input is not ours to end.
+    // In a terminal the end of a command's input is typed (EOT); a container's own input is not ours to end.
     let eot = matches!(&wanted, Wanted::Exec(exec) if exec.stdio.tty);
     let mut resizes = wires.resize.map(Resizes::new);
     let process = tokio::select! {
@@ -96,8 +95,8 @@ pub(super) async fn run<B: Backend>(
         }
     };
     if !carried {
-        // What a child that was left behind still writes is passed on; when it is silent it is not waited for.
-        // In this order: what is there is read before it is looked whether nothing came.
+        // Passes on what a leftover child still writes, and does not wait for a silent one. In this order: reads
+        // pending output before checking for silence.
         tokio::select! {
             biased;
             sent = &mut out => if sent.is_err() { return None },
@@ -108,7 +107,7 @@ pub(super) async fn run<B: Backend>(
     Some(Verdict::of(outcome))
 }
 
-/// What may end a session from outside.
+/// Events outside that may end a session.
 #[derive(Debug)]
 pub(super) struct Ends<G, E> {
     /// The client is gone.

@@ -1,8 +1,8 @@
-//! Sizes of a terminal as clients send them: JSON objects one after the other, `{"Width":80,"Height":24}`.
+//! Terminal sizes as clients send them: a sequence of JSON objects, `{"Width":80,"Height":24}`.
 
 use crate::model::TerminalSize;
 
-/// Longest object that is waited for; longer ones are no size.
+/// Longest accepted object; longer ones are no size.
 const MAX_BYTES: usize = 1 << 10;
 
 /// Cuts a byte stream into sizes.
@@ -10,7 +10,7 @@ const MAX_BYTES: usize = 1 << 10;
 pub(super) struct Sizes(Vec<u8>);
 
 impl Sizes {
-    /// Takes more bytes and returns the last whole size in them, if there is one: only the last matters.
+    /// Takes more bytes and returns the last complete size in them, if any: only the last matters.
     pub(super) fn feed(&mut self, bytes: &[u8]) -> Option<TerminalSize> {
         let mut last = None;
         for byte in bytes {
@@ -30,7 +30,7 @@ impl Sizes {
     }
 }
 
-/// None for what is no size, or an empty one.
+/// None for anything but a non-empty size.
 fn parse(text: &[u8]) -> Option<TerminalSize> {
     let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(text).ok()?;
     let get = |name: &str| {

@@ -24,7 +24,7 @@ impl Socket {
         }
     }
 
-    /// Both directions on their own.
+    /// Splits it into both directions.
     pub(super) fn into_halves(self) -> (Reading, Writing) {
         match self {
             // Halves without a lock between them.
@@ -39,7 +39,7 @@ impl Socket {
         }
     }
 
-    /// Tells whether the client closed, without reading what it sent before. None when descriptors have run out.
+    /// Detects whether the client closed, without reading what it sent before. None if descriptors have run out.
     pub(super) fn hangup(&self) -> Option<Hangup> {
         let socket = self.tcp().as_fd().try_clone_to_owned().ok()?;
         Some(Box::new(move || {

@@ -1,10 +1,10 @@
-//! How a session's end is told to its client: a metav1.Status, or words for old protocols.
+//! How a session's end is reported to its client: a metav1.Status, or text for old protocols.
 
 use super::backend::Ended;
 use crate::sandbox::SandboxError;
 use serde_json::json;
 
-/// How a session ended, as its client is to see it.
+/// How a session ended, as its client should see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
     Success,
@@ -12,7 +12,7 @@ pub(super) enum Verdict {
     Failure(String),
 }
 
-/// What a client is told when the daemon ends before the session.
+/// The message to a client when the daemon ends before the session.
 pub(super) const ENDING: &str = "podwright is being stopped or restarted; the container runs on";
 
 impl Verdict {
@@ -27,7 +27,7 @@ impl Verdict {
         }
     }
 
-    /// The bytes for the error stream; none where silence says it.
+    /// The bytes for the error stream; none where an empty stream means success.
     pub(super) fn bytes(&self, status: bool) -> Vec<u8> {
         match (self, status) {
             (Self::Success, false) => Vec::new(),

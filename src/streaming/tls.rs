@@ -1,4 +1,4 @@
-//! The server's certificate: from files, read anew when they change, or made at start.
+//! The server's certificate: from files, read again when they change, or generated at start.
 
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio_rustls::TlsAcceptor;
 
-/// How often the files are looked at, at most.
+/// Minimum interval between checks of the files.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why there is no certificate.
@@ -50,7 +50,7 @@ struct State {
 type Times = (Option<SystemTime>, Option<SystemTime>);
 
 impl Certificates {
-    /// From two PEM files, looked at no more often than every `look`, or without them a new one for `names`.
+    /// From two PEM files, checked at most every `look`, or without them a new one for `names`.
     pub(super) fn new(
         files: Option<(PathBuf, PathBuf)>,
         names: Vec<String>,
@@ -82,7 +82,7 @@ impl Certificates {
                         tracing::info!(path = %cert.display(), "the streaming server's certificate was read anew");
                         (state.config, state.times) = (config, now);
                     }
-                    // Perhaps half-way through being replaced: the old one serves on.
+                    // Perhaps half-way through a replacement: the old one stays in use.
                     // Log: The new files cannot be read or do not match.
                     // Do: See `error`.
                     Err(error) => tracing::warn!(%error, "the streaming server keeps its certificate"),
@@ -125,7 +125,7 @@ fn server(
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(chain, key)?;
-    // There is no HTTP/2 here to be upgraded.
+    // There is no HTTP/2 here to upgrade from.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

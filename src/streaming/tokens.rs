@@ -1,5 +1,5 @@
-//! Tokens: the only secret between a CRI call and the connection that follows. Single use, short-lived, bounded in number
-//! and in what they hold.
+//! Tokens: the only secret between a CRI call and the connection that follows. Single use, short-lived, bounded in
+//! number and bytes.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -12,13 +12,13 @@ use crate::model::random;
 
 /// Randomness of a token: 192 bits, 32 characters of base64url without padding.
 const TOKEN_BYTES: usize = 24;
-/// How long a client may take to come; both peers'.
+/// Time for a client to connect, as in containerd and CRI-O.
 pub(super) const LIFETIME: Duration = Duration::from_secs(60);
 /// Outstanding tokens; both peers'.
 pub(super) const MAX_TOKENS: usize = 1000;
 /// Bytes of commands that outstanding tokens may hold together: a CRI message may have 16 MiB.
 pub(super) const MAX_HELD_BYTES: usize = 8 << 20;
-/// Bytes of one command: what the kernel takes as arguments with its default stack limit (execve(2)).
+/// Bytes of one command: the kernel's limit for arguments with its default stack limit (execve(2)).
 pub(super) const MAX_COMMAND_BYTES: usize = 2 << 20;
 
 /// What a token stands for.
@@ -35,7 +35,7 @@ pub(super) enum Ticket {
 /// Why no token is given.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    /// Too many calls whose clients have not come yet.
+    /// Too many calls whose clients have not connected yet.
     #[error(
         "{MAX_TOKENS} streaming requests, or {MAX_HELD_BYTES} bytes of commands, wait for their clients: try again in a minute"
     )]
@@ -58,8 +58,8 @@ pub(super) struct Tokens {
 #[derive(Debug, Default)]
 struct Table {
     tickets: HashMap<[u8; TOKEN_BYTES], Ticket>,
-    /// In order of expiry. Used tokens stay until then, so it can be longer than the table but not than the calls of a
-    /// lifetime; it is cut below.
+    /// In order of expiry. Used tokens stay until then, so it can be longer than the table but not than the calls of
+    /// one lifetime; trimmed below.
     expiries: VecDeque<(Instant, [u8; TOKEN_BYTES])>,
     held: usize,
 }
@@ -105,7 +105,7 @@ impl Tokens {
     /// Makes a token for this.
     ///
     /// # Errors
-    /// When too many are outstanding, or the command is too long.
+    /// If too many are outstanding, or the command is too long.
     pub(super) fn issue(&self, ticket: Ticket) -> Result<String, TokenError> {
         let bytes = ticket.bytes();
         if bytes > MAX_COMMAND_BYTES {
@@ -125,7 +125,7 @@ impl Tokens {
         Ok(URL_SAFE_NO_PAD.encode(token))
     }
 
-    /// Takes what a token stands for. It is used up also when `kind` is not its own.
+    /// Consumes a token, also if `kind` is not its own.
     #[must_use]
     pub(super) fn take(&self, kind: &str, token: &str) -> Option<Ticket> {
         let mut bytes = [0; TOKEN_BYTES];
@@ -151,7 +151,7 @@ impl Table {
             self.expiries.pop_front();
             self.remove(&token);
         }
-        // Used ones behind a long-lived first would pile up.
+        // Used ones behind a long-lived first would accumulate.
         if self.expiries.len() > 2 * MAX_TOKENS {
             let tickets = &self.tickets;
             self.expiries.retain(|(_, token)| tickets.contains_key(token));

@@ -1,4 +1,4 @@
-//! A byte stream inside of a WebSocket's binary messages, whose bounds mean nothing: what carries SPDY for port-forward.
+//! A byte stream inside a WebSocket's binary messages, whose bounds mean nothing: carries SPDY for port-forward.
 
 use super::frames::{PAYLOAD_BYTES, Piece, Reader, Writer};
 use super::websocket::Stream;
@@ -22,7 +22,7 @@ impl Tunnel {
         Self { reader, writer, left: 0..0, ended: false }
     }
 
-    /// Sends a frame between messages, to a client that takes what is sent; another gets none.
+    /// Sends a frame between messages if the client takes output; otherwise sends none.
     fn answer(
         &mut self,
         context: &mut Context<'_>,
@@ -30,7 +30,7 @@ impl Tunnel {
     ) -> io::Result<()> {
         if self.writer.poll_drain(context)?.is_ready() {
             put(&self.reader, &mut self.writer)?;
-            // What does not go now goes with what comes next.
+            // The rest goes with the next output.
             let _ = self.writer.poll_drain(context)?;
         }
         Ok(())
@@ -77,7 +77,7 @@ impl AsyncWrite for Tunnel {
         ready!(this.writer.poll_drain(context))?;
         let piece = &data[..data.len().min(PAYLOAD_BYTES)];
         this.writer.put_binary(piece)?;
-        // It is in the writer's hands; the rest of it goes before whatever comes next.
+        // The writer has it; the rest precedes the next output.
         let _ = this.writer.poll_drain(context)?;
         Poll::Ready(Ok(piece.len()))
     }
@@ -90,7 +90,7 @@ impl AsyncWrite for Tunnel {
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.writer.poll_drain(context))?;
-        // Again after the first time it puts nothing.
+        // Called again after the first time it puts nothing.
         this.writer.put_close()?;
         this.writer.poll_drain(context)
     }

@@ -1,5 +1,5 @@
-//! Kubernetes' channels over a WebSocket: each message begins with the number of its channel. Owns what goes out and the
-//! task that hands out what comes in, as it comes: a message is never held. Knows no channel's meaning.
+//! Kubernetes' channels over a WebSocket: each message begins with its channel's number. Owns the output and the task
+//! that distributes input as it arrives: a message is never held. Knows no channel's meaning.
 
 use super::frames::{self, PAYLOAD_BYTES, Piece, Writer};
 use super::protocol::Channels;
@@ -16,12 +16,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 
-/// Held for one channel whose owner does not take it, and for all together.
+/// Limit of held bytes for one channel whose owner does not take them, and for all together.
 const INBOX_BYTES: usize = 64 << 10;
 /// First byte of the fifth protocol's message that ends a channel.
 const CLOSE: u8 = 0xff;
-/// How often it is looked whether the client is still there while its data cannot be taken, and how long it may take to
-/// read an answer to a ping or to its goodbye.
+/// Interval of checks for a vanished client while its data cannot be taken, and limit for it to read an answer to a
+/// ping or a close frame.
 const HANGUP_CHECK: Duration = Duration::from_secs(1);
 
 /// A WebSocket over a client's socket.
@@ -52,7 +52,7 @@ impl std::fmt::Debug for Channel {
 }
 
 impl Channel {
-    /// Sends what `fill` puts into a buffer as one message; hands its answer back.
+    /// Sends what `fill` puts into a buffer as one message; returns its result.
     pub(super) async fn send_from(
         &self,
         fill: impl FnOnce(&mut [u8]) -> io::Result<usize>,
@@ -76,7 +76,7 @@ impl Channel {
         Ok(Ok(length))
     }
 
-    /// Sends these bytes, at least one message.
+    /// Sends these bytes as at least one message.
     pub(super) async fn send(&self, data: &[u8]) -> Result<(), Lost> {
         let mut writer = self.out.writer.lock().await;
         for piece in data.chunks(PAYLOAD_BYTES).chain(data.is_empty().then_some(&[][..])) {
@@ -118,7 +118,7 @@ impl Incoming {
         Self { inboxes: HashMap::new(), budget: Budget::new(2 * INBOX_BYTES) }
     }
 
-    /// Takes what comes on a channel; the others are read and dropped.
+    /// Takes a channel's input; other channels are read and dropped.
     pub(super) fn channel(&mut self, number: u8) -> InboxReader {
         let (inbox, reader) = Inbox::new(INBOX_BYTES, self.budget.clone());
         self.inboxes.insert(number, inbox);
@@ -127,7 +127,7 @@ impl Incoming {
 }
 
 impl Multiplex {
-    /// Serves the channels; the connection ends when nothing went over it for `idle`.
+    /// Serves the channels; the connection ends after `idle` without traffic.
     pub(super) fn new(
         stream: Stream,
         incoming: Incoming,
@@ -164,7 +164,7 @@ impl Multiplex {
         let _ = (&mut self.task).await;
     }
 
-    /// Says goodbye and waits up to `linger` for the client to do so too.
+    /// Sends a close frame and waits up to `linger` for the client's.
     pub(super) async fn close(mut self, linger: Duration) {
         let goodbye = async {
             if self.out.answer(Writer::put_close).await.is_ok() {
@@ -190,7 +190,7 @@ impl Outgoing {
         writer.drain().await
     }
 
-    /// The same for a client that may not read: one that takes no answers gets none.
+    /// The same for a client that may not read: one that takes no output gets none.
     async fn try_answer(&self, put: impl FnOnce(&mut Writer) -> io::Result<()>) {
         let _ = tokio::time::timeout(HANGUP_CHECK, self.answer(put)).await;
     }
@@ -205,7 +205,7 @@ struct Reader {
     message: Begun,
 }
 
-/// What is known of the message that comes.
+/// State of the arriving message.
 #[derive(Debug, Default)]
 struct Begun {
     channel: Option<u8>,
@@ -253,7 +253,7 @@ impl Reader {
                 data = rest;
                 *self.message.channel.insert(*channel)
             }
-            // A message without a byte means nothing.
+            // An empty message means nothing.
             (None, None) => return Ok(()),
         };
         if self.channels.base64 {
@@ -301,8 +301,8 @@ impl Reader {
                 if self.hangup.as_ref().is_some_and(|hung_up| hung_up()) {
                     return Err(Lost);
                 }
-                // Unasked for, it means nothing; but the kernel of a client that is gone answers it with a reset. One that
-                // cannot be sent now is not needed: then more is on its way.
+                // An unsolicited pong means nothing, but a vanished client's kernel answers it with a reset. If it
+                // cannot be sent now it is not needed: other output is pending.
                 if let Ok(mut writer) = self.out.writer.try_lock() {
                     let pong = async {
                         writer.drain().await?;
@@ -316,8 +316,8 @@ impl Reader {
     }
 }
 
-/// The door of the fuzz target `websocket`: frames as they come, or one around all bytes; the first of them came with the
-/// handshake. What is held for a channel stays within its room, and the session ends.
+/// The entry point of the fuzz target `websocket`: frames as they arrive, or one around all bytes; the first of them
+/// came with the handshake. Held bytes stay within their limit, and the session ends.
 #[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(data: &[u8]) {
     use std::sync::LazyLock;
@@ -332,10 +332,10 @@ pub(super) fn fuzz(data: &[u8]) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
         let address = listener.local_addr().expect("an address");
         let mut client = std::net::TcpStream::connect(address).expect("connect");
-        // Nothing of it lingers: there are thousands a second.
+        // No lingering: there are thousands a second.
         rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO)).expect("set linger");
         client.set_nonblocking(true).expect("a socket that does not block");
-        // What it does not take at once is left out.
+        // What it does not take at once is dropped.
         let _ = io::Write::write(&mut client, late);
         client.shutdown(std::net::Shutdown::Write).expect("end the client's side");
         let server = listener.accept().expect("accept").0;
@@ -361,7 +361,7 @@ pub(super) fn fuzz(data: &[u8]) {
 #[cfg(any(test, fuzzing))]
 fn frame(data: &[u8], text: bool) -> Vec<u8> {
     let [.., a, b] = data.len().to_be_bytes();
-    // A mask of zeros changes nothing.
+    // A zero mask changes nothing.
     let mut framed = vec![if text { 0x81 } else { 0x82 }, 0xfe, a, b, 0, 0, 0, 0];
     framed.extend(data.iter().take(usize::from(u16::MAX)));
     framed

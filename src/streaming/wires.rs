@@ -1,5 +1,5 @@
-//! A session's streams whatever carries them, and the pumps between them and a process's descriptors. Bytes going out are
-//! read straight into the carrier's frame buffer.
+//! A session's streams over any carrier, and the pumps between them and a process's descriptors. Output is read
+//! straight into the carrier's frame buffer.
 
 use super::backend::Control;
 use super::registry::Meter;
@@ -15,13 +15,13 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::unix::pipe;
 
-/// The carrier, or just this stream, is gone.
+/// The carrier, or only this stream, is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Lost;
 
 /// End of transmission, as a terminal's user types it.
 const EOT: u8 = 4;
-/// What a pipe of a session is enlarged to, so that one read fills a frame. The kernel may refuse.
+/// Size of a session's enlarged pipe, so that one read fills a frame. The kernel may refuse it.
 const PIPE_BYTES: usize = 256 << 10;
 
 /// From the client.
@@ -49,8 +49,8 @@ impl Input {
 }
 
 impl Output {
-    /// Sends what `fill` puts into a buffer; hands its answer back. Not to be dropped half-way unless the carrier is to
-    /// end too.
+    /// Sends what `fill` puts into a buffer; returns its result. Must not be dropped half-way unless the carrier ends
+    /// too.
     pub(super) async fn send_from(
         &self,
         fill: impl FnOnce(&mut [u8]) -> io::Result<usize>,
@@ -74,7 +74,7 @@ impl Output {
     }
 }
 
-/// Whether output still moves, for when a process has ended but children of it hold its streams.
+/// Whether output still moves, for a process that has ended while children hold its streams.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     sending: AtomicUsize,
@@ -82,7 +82,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Returns when for `quiet` there was nothing to be sent and nothing being sent.
+    /// Returns after `quiet` without output pending or in transit.
     pub(super) async fn until_quiet(&self, quiet: Duration) {
         loop {
             let before = self.sent.load(Ordering::Relaxed);
@@ -103,7 +103,7 @@ pub(super) async fn carry_out(
 ) -> Result<(), Lost> {
     let (Some(source), Some(output)) = (source, output) else { return Ok(()) };
     let _ = rustix::pipe::fcntl_setpipe_size(&source, PIPE_BYTES);
-    // A terminal's master is no pipe, but is read in the same way.
+    // A terminal's master is no pipe, but is read the same way.
     let Ok(source) = pipe::Receiver::from_owned_fd_unchecked(source) else { return Err(Lost) };
     loop {
         if source.readable().await.is_err() {
@@ -119,14 +119,14 @@ pub(super) async fn carry_out(
                 meter.sent(n);
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-            // EIO: nobody has the terminal open any more.
+            // EIO: the terminal is closed on the other side.
             Err(_) => return Ok(()),
         }
     }
 }
 
-/// Carries the client's input to a process until the client ends it; afterwards, and when the process takes no more, the
-/// rest is read and dropped. With `eot` the end is typed, not told by closing.
+/// Carries the client's input to a process until the client ends it; afterwards, or when the process takes no more,
+/// reads and drops the rest. With `eot`, ends the input by typing EOT instead of closing.
 pub(super) async fn carry_in(sink: Option<OwnedFd>, input: Option<Input>, eot: bool, meter: &Meter) {
     let Some(mut input) = input else { return };
     let mut sink = sink.and_then(|sink| pipe::Sender::from_owned_fd_unchecked(sink).ok());
@@ -156,7 +156,7 @@ impl Resizes {
         Self { input, sizes: Sizes::default() }
     }
 
-    /// The next size; None when no more come. Cancelling it loses nothing.
+    /// The next size; None after the last. Cancelling it loses nothing.
     pub(super) async fn next(&mut self) -> Option<TerminalSize> {
         while let Ok(Some(data)) = self.input.next().await {
             if let Some(size) = self.sizes.feed(&data) {

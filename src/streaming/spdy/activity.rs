@@ -1,4 +1,4 @@
-//! When something last went over a connection, for ending idle ones. One atomic store a frame.
+//! Time of a connection's last traffic, for ending idle ones. One atomic store per frame.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -21,7 +21,7 @@ impl Activity {
         self.last_ms.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Returns when nothing came or went for as long as `limit`.
+    /// Returns after `limit` without traffic.
     pub(crate) async fn idle(&self, limit: Duration) {
         loop {
             let deadline = self.begun + Duration::from_millis(self.last_ms.load(Ordering::Relaxed)) + limit;

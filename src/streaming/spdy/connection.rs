@@ -1,4 +1,4 @@
-//! A connection: what its halves and streams share, and the task that reads it.
+//! A connection: the state that its halves and streams share, and its reading task.
 
 use super::frame::{self, Away};
 use super::headers::Headers;
@@ -23,7 +23,7 @@ pub struct Limits {
     pub stream_bytes: usize,
     /// The same for all streams together.
     pub held_bytes: usize,
-    /// Without a frame in either direction, after which the connection ends.
+    /// Silence in both directions after which the connection ends.
     pub idle: Duration,
 }
 
@@ -35,11 +35,11 @@ pub struct Connection {
     task: JoinHandle<Result<(), SpdyError>>,
 }
 
-/// Tells whether the client is gone while nothing is read from it.
+/// Detects whether the client is gone while nothing is read from it.
 pub type Hangup = Box<dyn Fn() -> bool + Send + Sync>;
 
-/// Serves a connection. `early` are bytes of the client that were read already; a stream whose headers `accept` refuses is
-/// broken off at once and never seen.
+/// Serves a connection. `early` are client bytes already read. A stream whose headers `accept` refuses is reset at once
+/// and never returned.
 #[must_use]
 pub fn open(
     reading: Reading,
@@ -70,7 +70,7 @@ async fn drive(reader: Reader, shared: Arc<Shared>, idle: Duration) -> Result<()
     };
     if let Err(SpdyError::Protocol(_) | SpdyError::Headers(_)) = outcome {
         shared.outbound.push(|out| frame::go_away(out, shared.last(), Away::Protocol));
-        // Best effort, and not for long: the client may be reading nothing.
+        // Best effort, and brief: the client may be reading nothing.
         let _ = tokio::time::timeout(Duration::from_secs(1), shared.outbound.shut_down()).await;
     }
     outcome
@@ -96,7 +96,7 @@ impl Connection {
     /// Waits for the end of the connection.
     ///
     /// # Errors
-    /// What ended it, unless the client did.
+    /// The cause of the end, unless the client ended it.
     pub async fn ended(&mut self) -> Result<(), SpdyError> {
         (&mut self.task).await.unwrap_or(Err(SpdyError::Gone))
     }
@@ -107,8 +107,8 @@ impl Connection {
         self.shared.table().len()
     }
 
-    /// Ends the connection: GOAWAY, then waits up to `linger` for the client to close. Closing with bytes unread would make
-    /// the kernel throw away what is still on its way.
+    /// Ends the connection: GOAWAY, then waits up to `linger` for the client to close. Closing with unread bytes would
+    /// make the kernel discard pending output.
     pub async fn close(mut self, linger: Duration) {
         self.streams.close();
         self.shared.outbound.push(|out| frame::go_away(out, self.shared.last(), Away::Ok));

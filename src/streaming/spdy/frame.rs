@@ -1,8 +1,8 @@
-//! Frame headers and the small frames that the server sends. Numbers are those of the SPDY/3 draft; pure functions.
+//! Frame headers and the small frames that the server sends. Numbers are from the SPDY/3 draft; pure functions.
 
 /// Bytes in front of every frame's payload.
 pub(super) const HEADER_BYTES: usize = 8;
-/// The version that goes over the wire; 3.1 differs from 3 only in flow control, which nobody here does.
+/// The version on the wire; 3.1 differs from 3 only in flow control, which Kubernetes does not use.
 const VERSION: u16 = 3;
 /// Set in the first byte of a control frame.
 const CONTROL: u8 = 0x80;
@@ -39,7 +39,7 @@ impl Kind {
         })
     }
 
-    /// Whether a payload of this length can be of this kind.
+    /// Whether a frame of this kind may have this length.
     pub(super) fn fits(self, length: usize) -> bool {
         match self {
             Self::SynStream => length > 10,
@@ -67,7 +67,7 @@ pub(super) enum Away {
     Protocol = 1,
 }
 
-/// What stands in front of a payload.
+/// The header before a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Header {
     Control { kind: Kind, flags: u8, length: usize },
@@ -77,7 +77,7 @@ pub(super) enum Header {
 /// Reads a frame's header.
 ///
 /// # Errors
-/// When it is of another version or of a kind that does not exist.
+/// If the version or kind does not exist.
 pub(super) fn parse(bytes: [u8; HEADER_BYTES]) -> Result<Header, &'static str> {
     let [a, b, c, d, flags, l0, l1, l2] = bytes;
     let length = u32::from_be_bytes([0, l0, l1, l2]) as usize;
@@ -119,8 +119,8 @@ fn control(into: &mut Vec<u8>, kind: u8, payload: &[&[u8]]) {
 
 /// A zlib header that names the dictionary by its Adler-32.
 const ZLIB_HEADER: [u8; 6] = [0x78, 0xf9, 0xe3, 0xc6, 0xa7, 0xc2];
-/// "No headers" as a stored block of four zero bytes and an empty one, which makes a reader hand them out. Blocks that
-/// never look back need no compressor, which would cost a quarter of a MiB a connection.
+/// "No headers" as a stored block of four zero bytes and an empty one, which makes a reader flush. Blocks without back
+/// references need no compressor, which would cost a quarter of a MiB per connection.
 const NO_HEADERS: [u8; 14] = [0, 4, 0, 0xfb, 0xff, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
 /// Accepts a stream; `first` is for the first header block of the connection.
@@ -139,12 +139,12 @@ pub(super) fn ping(into: &mut Vec<u8>, id: u32) {
     control(into, 6, &[&id.to_be_bytes()]);
 }
 
-/// SETTINGS that set nothing, which clients ignore.
+/// Empty SETTINGS, which clients ignore.
 pub(super) fn no_settings(into: &mut Vec<u8>) {
     control(into, 4, &[&[0; 4]]);
 }
 
-/// Tells that streams after `last` are not served.
+/// Announces that streams after `last` are not served.
 pub(super) fn go_away(into: &mut Vec<u8>, last: u32, status: Away) {
     control(into, 7, &[&last.to_be_bytes(), &(status as u32).to_be_bytes()]);
 }

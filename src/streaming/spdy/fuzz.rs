@@ -1,4 +1,4 @@
-//! Doors for fuzzing. See [`crate::streaming::fuzz`].
+//! Entry points for fuzzing. See [`crate::streaming::fuzz`].
 
 use super::client::Deflater;
 use super::frame::{self, HEADER_BYTES, Header, Kind};
@@ -14,19 +14,19 @@ use tokio::task::JoinSet;
 /// Small, so that they are met.
 const LIMITS: Limits =
     Limits { streams: 4, stream_bytes: 256, held_bytes: 512, idle: Duration::from_secs(3600) };
-/// Of the stretch of bytes between client and server.
+/// The buffer between client and server.
 const DUPLEX_BYTES: usize = 512;
 
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_current_thread().enable_time().build().expect("an asynchronous runtime")
 });
 
-/// Blocks of one connection, each with its length in front.
+/// Blocks of one connection, each preceded by its length.
 pub(in crate::streaming) fn blocks(mut data: &[u8]) {
     let mut inflater = Inflater::new();
     while let Some((length, rest)) = data.split_first() {
         let (block, rest) = rest.split_at(rest.len().min(usize::from(*length)));
-        // After an error there is no next block.
+        // No block follows an error.
         if inflater.block(block).is_err() {
             return;
         }
@@ -34,7 +34,7 @@ pub(in crate::streaming) fn blocks(mut data: &[u8]) {
     }
 }
 
-/// What is in a block when it was unpacked.
+/// The unpacked content of a block.
 pub(in crate::streaming) fn headers(data: &[u8]) {
     if let Ok(headers) = headers::parse(data) {
         for name in ["streamtype", "port", "requestid", ""] {
@@ -43,8 +43,8 @@ pub(in crate::streaming) fn headers(data: &[u8]) {
     }
 }
 
-/// Frames with headers that a client could send: a byte for the kind, one for flags, one for the stream, one for what is in
-/// it.
+/// Frames with headers that a client could send: a byte for the kind, one for flags, one for the stream, one for the
+/// content.
 pub(in crate::streaming) fn frames(data: &[u8]) -> Vec<u8> {
     const NAMES: [&str; 6] = ["streamtype", "port", "requestid", "error", "data", "80"];
     let mut deflater = Deflater::new();
@@ -73,7 +73,8 @@ pub(in crate::streaming) fn frames(data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A whole connection: the client sends `sent`, ends, and reads what comes. The streams' owner reads, answers, or drops them.
+/// A whole connection: the client sends `sent`, ends, and reads the answers. The streams' owner reads, answers, or
+/// drops them.
 pub(in crate::streaming) fn connection(sent: Vec<u8>) {
     RUNTIME.block_on(async {
         let (ours, theirs) = tokio::io::duplex(DUPLEX_BYTES);
@@ -101,7 +102,7 @@ pub(in crate::streaming) fn connection(sent: Vec<u8>) {
     });
 }
 
-/// Does with a stream what its id says.
+/// Handles a stream as its id says.
 async fn own(mut stream: Stream) {
     if stream.id.is_multiple_of(3) {
         return;
@@ -121,7 +122,7 @@ async fn send(mut writing: WriteHalf<DuplexStream>, bytes: Vec<u8>) {
     let _ = writing.shutdown().await;
 }
 
-/// What the server says are whole frames of the kinds that it may send.
+/// The server sends whole frames, of the kinds that it may send.
 async fn receive(mut reading: ReadHalf<DuplexStream>) {
     let (mut all, mut inflater) = (Vec::new(), Inflater::new());
     let _ = reading.read_to_end(&mut all).await;
@@ -129,7 +130,7 @@ async fn receive(mut reading: ReadHalf<DuplexStream>) {
     while let Some((header, rest)) = left.split_first_chunk::<HEADER_BYTES>() {
         let header = frame::parse(*header).expect("a frame");
         let (Header::Control { length, .. } | Header::Data { length, .. }) = header;
-        // The last one may be cut off by the connection's end.
+        // The connection's end may truncate the last one.
         let Some((payload, rest)) = rest.split_at_checked(length) else { return };
         match header {
             Header::Data { stream, .. } => assert!(stream % 2 == 1),

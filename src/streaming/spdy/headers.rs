@@ -1,12 +1,12 @@
-//! Header blocks: unpacked with the connection's one zlib stream and the draft's dictionary, then parsed. Limits hold
-//! before memory is taken.
+//! Header blocks: unpacked with the connection's zlib stream and the draft's dictionary, then parsed. Checks limits
+//! before allocating.
 
 use super::SpdyError;
 use flate2::{Decompress, FlushDecompress, Status};
 
 /// The dictionary of SPDY/3 (draft 3, section 2.6.10.1): 1423 bytes, Adler-32 e3c6a7c2.
 const DICTIONARY: &[u8] = include_bytes!("dictionary.bin");
-/// Unpacked bytes of one block. Kubernetes' clients send below 200.
+/// Unpacked bytes of one block. Kubernetes' clients send fewer than 200.
 const MAX_BLOCK_BYTES: usize = 64 << 10;
 /// Headers in one block. Kubernetes' clients send three.
 const MAX_HEADERS: u32 = 64;
@@ -22,7 +22,7 @@ impl Headers {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
         let (_, values) = self.0.iter().find(|(n, _)| n.eq_ignore_ascii_case(name))?;
-        // Several values of one name are joined by NUL.
+        // NUL joins several values of one name.
         values.split('\0').next()
     }
 }
@@ -36,7 +36,7 @@ impl Inflater {
         Self(Decompress::new(true))
     }
 
-    /// Unpacks and parses one block. After an error the connection's stream of blocks is lost.
+    /// Unpacks and parses one block. After an error the connection's stream of blocks is unusable.
     pub(super) fn block(&mut self, mut input: &[u8]) -> Result<Headers, SpdyError> {
         let mut block = Vec::new();
         let mut step = [0; STEP_BYTES];
@@ -61,7 +61,7 @@ impl Inflater {
                 return Err(SpdyError::Headers("more than 64 KiB when unpacked"));
             }
             block.extend_from_slice(&step[..produced]);
-            // Room was left, so there is nothing more to be had from this input.
+            // The output buffer was not filled, so this input yields nothing more.
             if produced < STEP_BYTES {
                 break;
             }

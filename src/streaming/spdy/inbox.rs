@@ -1,5 +1,5 @@
-//! Bytes that came for a stream and were not taken yet: bounded by stream and by connection, owner woken, sender told how
-//! much fitted. Small pieces are joined, so that a client's many small frames cost no more than their bytes.
+//! Received bytes that a stream's owner has not taken yet: bounded per stream and connection; wakes the owner and tells
+//! the sender how much fitted. Joins small pieces, so that many small frames cost no more than their bytes.
 
 use bytes::{Bytes, BytesMut};
 use std::future::poll_fn;
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use tokio::sync::Notify;
 
-/// What all inboxes of a connection may hold together.
+/// Limit of all inboxes of a connection together.
 #[derive(Debug)]
 pub(crate) struct Budget {
     left: AtomicUsize,
@@ -20,7 +20,7 @@ impl Budget {
         Arc::new(Self { left: AtomicUsize::new(bytes), room: Notify::new() })
     }
 
-    /// Waits until some inbox was emptied or closed since the last look.
+    /// Waits until some inbox was emptied or closed since the last call.
     pub(crate) async fn changed(&self) {
         self.room.notified().await;
     }
@@ -43,7 +43,7 @@ impl Budget {
 pub enum End {
     /// The client sends no more.
     Finished,
-    /// The client broke the stream off, or the connection is gone.
+    /// The client reset the stream, or the connection is gone.
     Reset,
 }
 
@@ -52,7 +52,7 @@ struct State {
     data: BytesMut,
     end: Option<End>,
     waker: Option<Waker>,
-    /// Nobody will ever take anything: drop what comes.
+    /// The owner will take nothing more: drop what arrives.
     unread: bool,
 }
 
@@ -116,7 +116,7 @@ impl Inbox {
 
     /// Returns when it was reset.
     pub(crate) async fn until_reset(&self) {
-        // Before the look, so that none is missed.
+        // Registered before the check, so that no wake-up is lost.
         let mut told = std::pin::pin!(self.reset.notified());
         told.as_mut().enable();
         if self.ended() != Some(End::Reset) {

@@ -1,12 +1,12 @@
-//! SPDY/3.1 as the server's side speaks it with Kubernetes' clients: frames, header blocks, streams. Knows nothing of
+//! SPDY/3.1, the server's side as Kubernetes' clients need it: frames, header blocks, streams. Knows nothing of
 //! containers; a connection is any pair of byte streams.
 //!
-//! The client opens streams, each is answered at once; the server opens none. There is no flow control in this dialect:
-//! SETTINGS and WINDOW_UPDATE are read and ignored. What a stream's owner has not taken yet is held up to a limit, then
-//! the connection is read no further, so a client is slowed down by TCP.
+//! The client opens streams, each answered at once; the server opens none. This dialect has no flow control: SETTINGS
+//! and WINDOW_UPDATE are read and ignored. Up to a limit the connection holds what a stream's owner has not taken, then
+//! stops reading, so TCP slows the client down.
 //!
-//! Memory of a connection, all of it bounded: [`READ_BYTES`] to read into, [`FRAME_BYTES`] to write from, 64 KiB of
-//! control frames to be sent, some 48 KiB of zlib state, and what the limits allow to be held for streams.
+//! Memory of a connection, all bounded: [`READ_BYTES`] for reading, [`FRAME_BYTES`] for writing, 64 KiB of pending
+//! control frames, about 48 KiB of zlib state, and the limits for streams.
 
 mod activity;
 mod connection;
@@ -31,7 +31,7 @@ use std::time::Duration;
 
 /// Buffer of the connection's reading side, bytes.
 pub const READ_BYTES: usize = 64 << 10;
-/// Longest payload of a DATA frame that is sent, bytes: twice what a pipe holds by default, so that one read empties it.
+/// Longest payload of a sent DATA frame, bytes: twice a pipe's default capacity, so that one read empties it.
 pub const FRAME_BYTES: usize = 128 << 10;
 
 /// Why a connection ended before its time.
@@ -40,13 +40,13 @@ pub enum SpdyError {
     /// The socket.
     #[error("SPDY connection: {0}")]
     Io(#[from] std::io::Error),
-    /// The client speaks another language, or lies about lengths.
+    /// The client speaks another protocol, or sends wrong lengths.
     #[error("SPDY connection: the client broke the protocol: {0}")]
     Protocol(&'static str),
     /// A header block that cannot be unpacked.
     #[error("SPDY connection: header block: {0}")]
     Headers(&'static str),
-    /// Nothing came or went for as long as is allowed.
+    /// No traffic for the allowed time.
     #[error("SPDY connection: idle for {} s", .0.as_secs())]
     Idle(Duration),
     /// The client reset this stream.

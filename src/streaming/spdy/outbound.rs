@@ -1,5 +1,5 @@
-//! The sending side of a connection: whole frames, one at a time. Small control frames gather in a buffer that goes out
-//! before the next DATA frame; whoever sends data reads it from its source straight into the connection's frame buffer.
+//! The sending side of a connection: whole frames, one at a time. Small control frames collect in a buffer that
+//! precedes the next DATA frame; data is read from its source straight into the connection's frame buffer.
 
 use super::activity::Activity;
 use super::frame::{self, HEADER_BYTES};
@@ -14,12 +14,12 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
 
-/// Control frames that wait to be sent, bytes: beyond it nothing more is read from a client that takes no answers.
+/// Bytes of pending control frames beyond which a client that takes no answers is read no further.
 const MAX_CONTROL_BYTES: usize = 64 << 10;
 
 /// The half that is written.
 pub enum Writing {
-    /// A socket as it is: what another socket has can go there within the kernel.
+    /// A bare socket, to which the kernel can move another socket's data.
     Tcp(OwnedWriteHalf),
     /// Anything else.
     Other(Box<dyn AsyncWrite + Send + Sync + Unpin>),
@@ -63,11 +63,11 @@ impl std::fmt::Debug for Outbound {
 
 struct Socket {
     writer: Writing,
-    /// Made at the first data; room for a header and [`FRAME_BYTES`].
+    /// Allocated at the first data; room for a header and [`FRAME_BYTES`].
     frame: Vec<u8>,
-    /// Made at the first data that comes from a socket and goes to one.
+    /// Created at the first data from a socket to a socket.
     splice: Option<Splice>,
-    /// A frame was begun and not ended: its sender was dropped half-way, or the socket failed.
+    /// A frame was begun and not completed: its sender was dropped half-way, or the socket failed.
     torn: bool,
 }
 
@@ -79,7 +79,7 @@ impl Socket {
         self.torn = true;
         let writer = self.writer.writer();
         writer.write_all(bytes).await?;
-        // TLS and tunnels may hold back what the socket did not take at once.
+        // TLS and tunnels may buffer what the socket did not take at once.
         writer.flush().await?;
         self.torn = false;
         Ok(())
@@ -113,7 +113,7 @@ impl Socket {
             return Err(SpdyError::Gone);
         }
         if self.splice.is_none() && matches!(self.writer, Writing::Tcp(_)) {
-            // Without, as when descriptors have run out, it is copied.
+            // Without it, as when descriptors run out, data is copied.
             self.splice = Splice::new().ok();
         }
         let (Writing::Tcp(sink), Some(splice)) = (&self.writer, &self.splice) else {
@@ -160,8 +160,8 @@ impl Outbound {
         self.pending.notify_one();
     }
 
-    /// Sends something that means nothing, if nothing waits to be sent. A client's kernel answers it with a reset when the
-    /// client is gone; its close may be stuck behind data that we do not read.
+    /// Sends a meaningless frame if nothing is pending. The kernel of a vanished client answers it with a reset; its
+    /// close may be stuck behind unread data.
     pub(super) fn probe(&self) {
         let mut control = self.control();
         if control.is_empty() {
@@ -177,7 +177,7 @@ impl Outbound {
         }
     }
 
-    /// Sends control frames whenever there are some, until the socket fails.
+    /// Sends pending control frames until the socket fails.
     pub(super) async fn send_control(&self) -> Result<(), SpdyError> {
         loop {
             self.pending.notified().await;
@@ -195,8 +195,8 @@ impl Outbound {
         Ok(())
     }
 
-    /// Lets `fill` put up to [`FRAME_BYTES`] into the frame buffer and sends them. Nothing is sent when it fails or puts
-    /// nothing; its answer is handed back.
+    /// Lets `fill` put up to [`FRAME_BYTES`] into the frame buffer and sends them. Sends nothing if it fails or puts
+    /// nothing; returns its result.
     pub(super) async fn send_from(
         &self,
         stream: u32,
@@ -230,7 +230,7 @@ impl Outbound {
         Ok(sent)
     }
 
-    /// Tells that nothing more comes on this stream.
+    /// Announces the end of this stream's output.
     pub(super) async fn finish(&self, stream: u32) -> Result<(), SpdyError> {
         let mut socket = self.socket.lock().await;
         self.flush(&mut socket).await?;
@@ -251,7 +251,7 @@ impl Outbound {
         self.activity.touch();
     }
 
-    /// Returns when nothing came or went for as long as `limit`.
+    /// Returns after `limit` without traffic.
     pub(super) async fn idle(&self, limit: Duration) {
         self.activity.idle(limit).await;
     }

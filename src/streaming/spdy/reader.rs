@@ -1,4 +1,4 @@
-//! The reading side of a connection: frame by frame, each answered or handed to its stream before the next is looked at.
+//! The reading side of a connection: frame by frame, each answered or passed to its stream before the next.
 
 use super::connection::{Hangup, Limits, Shared};
 use super::frame::{self, HEADER_BYTES, Header, Kind, Reset};
@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 /// Longest payload of a control frame. Kubernetes' clients send below 300 bytes.
 const MAX_CONTROL_BYTES: usize = 16 << 10;
-/// How often it is looked whether the client is still there while its data cannot be taken.
+/// Interval of checks for a vanished client while its data cannot be taken.
 const HANGUP_CHECK: Duration = Duration::from_secs(1);
 
 /// The half that is read.
@@ -30,7 +30,7 @@ pub(super) struct Reader {
     hangup: Option<Hangup>,
     accept: fn(&Headers) -> bool,
     replied: bool,
-    /// The client said GOAWAY: it opens no more.
+    /// The client sent GOAWAY: it opens no more streams.
     away: bool,
 }
 
@@ -88,7 +88,7 @@ impl Reader {
     /// Has at least `length` bytes in the buffer; false when the client closed before the first of them.
     async fn fill(&mut self, length: usize) -> Result<bool, SpdyError> {
         while self.buffer.len() < length {
-            // The buffer's own memory is free again once its bytes were taken.
+            // Frees the buffer once its bytes were taken.
             self.buffer.reserve(READ_BYTES - self.buffer.len());
             if self.socket.read_buf(&mut self.buffer).await? == 0 {
                 return if self.buffer.is_empty() {
@@ -114,7 +114,7 @@ impl Reader {
         if inbox.is_none() && (id == 0 || id > self.shared.last()) {
             self.refuse(id, Reset::InvalidStream);
         }
-        // What comes for a stream that has ended here is late, not wrong.
+        // Input for a stream that has ended here is late, not wrong.
         while left > 0 {
             self.need(1).await?;
             let length = left.min(self.buffer.len());
@@ -164,7 +164,7 @@ impl Reader {
         match kind {
             Kind::SynStream => self.syn_stream(flags, payload),
             Kind::Headers | Kind::SynReply => {
-                // Nothing in it matters, but the blocks are one stream.
+                // Its content does not matter, but the blocks form one compressed stream.
                 self.inflater.block(&payload[4..])?;
                 if flags & frame::FIN != 0 {
                     self.end(payload, End::Finished);
@@ -199,7 +199,7 @@ impl Reader {
 
     fn syn_stream(&mut self, flags: u8, payload: &[u8]) -> Result<(), SpdyError> {
         let id = frame::stream_id(payload);
-        // Before anything is refused: the next block builds upon this one.
+        // Before any refusal: the next block builds upon this one.
         let headers = self.inflater.block(&payload[10..])?;
         if self.away {
             return Ok(());
@@ -226,7 +226,7 @@ impl Reader {
         // At once: the client opens its next stream only after this.
         self.shared.outbound.push(|out| frame::syn_reply(out, id, first));
         let stream = Stream::new(id, headers, self.shared.clone(), inbox, reader);
-        // Full only after the owner stopped taking; then the stream is dropped and with that broken off.
+        // Full only after the owner stopped taking; then the stream is dropped and so reset.
         let _ = self.streams.try_send(stream);
         Ok(())
     }

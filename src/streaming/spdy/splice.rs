@@ -1,5 +1,5 @@
-//! Frames whose payload goes from one socket to another within the kernel: no byte is copied into this process and out of
-//! it again. Owns the pipe between the two, which is empty unless a frame is on its way.
+//! Frames whose payload the kernel moves from one socket to another: no byte is copied through this process. Owns the
+//! pipe between them, which is empty except while a frame is in transit.
 
 use rustix::net::SendFlags;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
@@ -10,8 +10,8 @@ use tokio::net::TcpStream;
 
 /// Longest payload of such a frame.
 pub(super) const SPLICE_BYTES: usize = 128 << 10;
-/// Of the pipe: a socket's data may come in pieces smaller than a page's worth, and each takes a place. The kernel may
-/// refuse; then frames are shorter.
+/// Capacity of the pipe: data may arrive in pieces smaller than a page, and each takes a slot. If the kernel refuses,
+/// frames are shorter.
 const PIPE_BYTES: usize = 256 << 10;
 
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl Splice {
     }
 }
 
-/// Does it until it neither would block nor was interrupted. Nothing done is an error: there was something to do.
+/// Repeats it until it neither would block nor was interrupted. No progress is an error: there was data to move.
 async fn when_writable(sink: &TcpStream, act: impl Fn() -> io::Result<usize>) -> io::Result<usize> {
     loop {
         match sink.try_io(Interest::WRITABLE, &act) {

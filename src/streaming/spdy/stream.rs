@@ -1,5 +1,4 @@
-//! One stream: its headers, what comes and what goes. Dropping both halves forgets it, and breaks it off where it had not
-//! ended.
+//! One stream: its headers, input and output. Dropping both halves forgets it, and resets it if it had not ended.
 
 use super::SpdyError;
 use super::connection::Shared;
@@ -63,7 +62,7 @@ impl Stream {
 }
 
 impl StreamReader {
-    /// What came since; None when the client ended its half.
+    /// Input since the last call; None if the client ended its half.
     ///
     /// # Errors
     /// When the stream was broken off.
@@ -73,12 +72,12 @@ impl StreamReader {
 }
 
 impl StreamWriter {
-    /// Sends what `fill` puts into the frame buffer (up to `FRAME_BYTES`), without a copy in between. `fill` must not
-    /// block; when it fails or puts nothing, nothing is sent and its answer is handed back. Dropping the future while
-    /// a frame is being sent ends the connection.
+    /// Sends what `fill` puts into the frame buffer (up to `FRAME_BYTES`), without an intermediate copy. `fill` must
+    /// not block; if it fails or puts nothing, nothing is sent and its result is returned. Dropping the future while a
+    /// frame is being sent ends the connection.
     ///
     /// # Errors
-    /// When the stream or the connection is gone.
+    /// If the stream or the connection is gone.
     pub async fn send_from(
         &self,
         fill: impl FnOnce(&mut [u8]) -> io::Result<usize>,
@@ -86,10 +85,10 @@ impl StreamWriter {
         self.open.shared.outbound.send_from(self.open.id, &self.open.inbox, fill).await
     }
 
-    /// Sends what a socket has now, as [`Self::send_from`] does, but without a copy where the connection is a socket, too.
+    /// Sends a socket's pending data like [`Self::send_from`], but without a copy if the connection is a socket, too.
     ///
     /// # Errors
-    /// When the stream or the connection is gone.
+    /// If the stream or the connection is gone.
     pub async fn send_spliced(&self, source: &TcpStream) -> Result<io::Result<usize>, SpdyError> {
         self.open.shared.outbound.send_spliced(self.open.id, &self.open.inbox, source).await
     }
@@ -97,7 +96,7 @@ impl StreamWriter {
     /// Sends these bytes.
     ///
     /// # Errors
-    /// When the stream or the connection is gone.
+    /// If the stream or the connection is gone.
     pub async fn send(&self, mut data: &[u8]) -> Result<(), SpdyError> {
         while !data.is_empty() {
             let sent = self
@@ -128,13 +127,13 @@ impl StreamWriter {
         self.open.reset();
     }
 
-    /// Whether the stream was broken off, or the connection is gone.
+    /// Whether the stream was reset, or the connection is gone.
     #[must_use]
     pub fn is_reset(&self) -> bool {
         self.open.inbox.ended() == Some(End::Reset)
     }
 
-    /// Returns when the stream was broken off, or the connection is gone.
+    /// Returns when the stream was reset, or the connection is gone.
     pub async fn until_reset(&self) {
         self.open.inbox.until_reset().await;
     }

@@ -91,7 +91,7 @@ async fn wrong_streams_are_refused_and_the_connection_lives_on() {
     }
     client.data(99, 0, b"x").await;
     assert_eq!(client.next().await, Got::Rst(99, 2));
-    // A flood: refused from the fifth on, and nothing is kept of those.
+    // A flood: refused from the fifth on; the connection keeps nothing of those.
     for n in 0..500 {
         client.syn(9 + 2 * n, &[("a", "b")]).await;
         let expected = if n < 3 { Got::Reply(9 + 2 * n) } else { Got::Rst(9 + 2 * n, 3) };
@@ -144,7 +144,7 @@ async fn a_client_is_read_no_further_than_the_limit_until_its_data_is_taken() {
         client.data(1, 1, &sent).await;
         client
     });
-    // Nobody takes anything: the sender must get stuck.
+    // The receiver takes nothing: the sender must block.
     let stuck = tokio::time::timeout(Duration::from_millis(100), &mut sending).await;
     assert!(stuck.is_err());
     let mut got = Vec::new();
@@ -182,7 +182,7 @@ async fn a_client_that_takes_no_answers_is_read_no_further() {
         }
     };
     assert!(tokio::time::timeout(Duration::from_millis(300), flood).await.is_err());
-    // As soon as it reads, it goes on.
+    // It continues as soon as the receiver reads.
     let mut answer = [0; 12];
     theirs.read_exact(&mut answer).await.unwrap();
     assert_eq!(answer, ping);

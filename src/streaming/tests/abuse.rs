@@ -33,13 +33,13 @@ async fn a_client_may_vanish_at_every_stage() {
     until_alive(&node, 1).await;
     drop(client);
     node.quiet().await;
-    // While output comes that it does not read.
+    // While output arrives that it does not read.
     let mut client = node.spdy(&node.exec(&["zeroes", "1000000000"], PLAIN), V4).await;
     open(&mut client, PLAIN, false).await;
     assert!(matches!(client.next().await, Got::Data(STDOUT, _)));
     drop(client);
     node.quiet().await;
-    // Over WebSocket: without a goodbye, and with one.
+    // Over WebSocket: without a close frame, and with one.
     for goodbye in [false, true] {
         let mut socket = node.websocket(&node.exec(&["deaf"], PLAIN), "v5.channel.k8s.io").await;
         until_alive(&node, 1).await;
@@ -85,7 +85,7 @@ async fn input_that_nobody_reads_is_held_to_the_limit_and_its_client_may_go() {
                 }
             }
         };
-        // 100 MB do not fit anywhere: the client must get stuck. Its drop is its going.
+        // 100 MB fit nowhere: the client must block. Dropping it makes it vanish.
         assert!(tokio::time::timeout(Duration::from_millis(700), flood).await.is_err());
         node.quiet().await;
     }
@@ -135,7 +135,7 @@ async fn a_flood_of_streams_is_refused_and_does_not_disturb_the_session() {
         client.syn(id, &[("streamtype", "stdin")]).await;
         match client.next().await {
             Got::Rst(got, 3) if got == id => refused += 1,
-            // The first four find room; nobody wants them.
+            // The first four find room; nothing takes them.
             Got::Reply(got) if got == id => assert!(id < 17),
             Got::Rst(got, 5) if got < 17 => assert_eq!(client.next().await, Got::Reply(id)),
             other => panic!("{other:?}"),
@@ -163,7 +163,7 @@ async fn a_data_frame_of_the_greatest_length_is_carried_in_pieces() {
     sending.await.unwrap();
 }
 
-/// The head of a client's frame, whose mask is zero.
+/// The head of a client's frame with a zero mask.
 fn head(first: u8, length: u64) -> Vec<u8> {
     let mut head = vec![first, 0xff];
     head.extend(length.to_be_bytes());
@@ -178,7 +178,7 @@ async fn unfinished_websocket_messages_are_passed_on_and_not_held() {
     for _ in 0..50 {
         let socket = node.websocket(&node.exec(&["cat"], PLAIN), "v5.channel.k8s.io").await;
         let mut socket = socket.into_inner();
-        // A message of 4 GiB, of which a little comes: what was sent is there before its end.
+        // A message of 4 GiB of which only a little arrives: what was sent is delivered before the message's end.
         socket.write_all(&head(0x82, 4 << 30)).await.unwrap();
         socket.write_all(b"\x00hello").await.unwrap();
         clients.push(socket);
@@ -194,7 +194,7 @@ async fn unfinished_websocket_messages_are_passed_on_and_not_held() {
     }
     drop(clients);
     node.quiet().await;
-    // One that nobody reads is held to the limit of its channel.
+    // A message that is not read stays within the limit of its channel.
     let socket = node.websocket(&node.exec(&["deaf"], PLAIN), "v5.channel.k8s.io").await;
     let mut socket = socket.into_inner();
     let flood = async {
@@ -219,7 +219,7 @@ async fn base64_and_ends_of_channels_may_be_cut_anywhere() {
         socket.write_all(&head(first, 1)).await.unwrap();
         socket.write_all(&[*byte]).await.unwrap();
     }
-    // It comes back in as many pieces as `cat` read it in.
+    // It returns in as many pieces as `cat` read.
     let whole = async {
         let (mut text, mut decoded) = (Vec::new(), Vec::new());
         while decoded != b"hello" {
@@ -270,7 +270,7 @@ async fn an_idle_session_ends() {
     node.quiet().await;
 }
 
-/// Descriptors on sockets and pipes of this process that other tests cannot have opened: those of this server's port.
+/// This process's descriptors of sockets and pipes that other tests cannot have opened: those of this server's port.
 fn sockets_of(port: u16) -> usize {
     let port = format!(":{port:04X} ");
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();

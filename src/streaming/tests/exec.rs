@@ -91,7 +91,7 @@ async fn the_first_size_is_there_at_the_start_and_later_ones_follow() {
     assert_eq!(client.next().await, Got::Data(STDOUT, b"80x24\n".to_vec()));
     client.data(RESIZE, 0, b"{\"Width\":100,\"Height\":50}\n").await;
     assert_eq!(finish(&mut client).await.stdout, b"100x50\n");
-    // A client without a terminal of its own sends none and is not waited for.
+    // A client without a terminal sends none, and the server does not wait for it.
     let mut client = node.spdy(&node.exec(&["size", "0"], TTY), V4).await;
     open(&mut client, TTY, true).await;
     assert_eq!(finish(&mut client).await.stdout, b"none\n");
@@ -247,14 +247,14 @@ async fn tls_carries_the_same() {
     open(&mut client, PLAIN, false).await;
     client.data(STDIN, 1, b"hello").await;
     assert_eq!(finish(&mut client).await.stdout, b"hello");
-    // A new certificate is served without a restart, half a one is not.
+    // A new certificate is served without a restart, an incomplete one is not.
     std::fs::write(&cert, "half").unwrap();
     assert!(tls(&node, &first).await.is_some());
     let second = write();
     assert!(tls(&node, &second).await.is_some());
 }
 
-/// Connects trusting just this certificate; None when another one is served.
+/// Connects trusting only this certificate; None if another one is served.
 async fn tls(node: &Node, cert: &[u8]) -> Option<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
     use std::sync::Arc;
     let mut roots = rustls::RootCertStore::empty();

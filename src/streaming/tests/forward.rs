@@ -34,7 +34,7 @@ async fn pair<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
     let (port, request) = (port.to_string(), id.to_string());
     for (id, kind) in [(id, "error"), (id + 2, "data")] {
         client.syn(id, &[("streamtype", kind), ("port", &port), ("requestid", &request)]).await;
-        // Frames of earlier pairs may still come.
+        // Frames of earlier pairs may still arrive.
         while client.next().await != Got::Reply(id) {}
         if kind == "error" {
             client.data(id, 1, b"").await;
@@ -42,7 +42,7 @@ async fn pair<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
     }
 }
 
-/// Reads a pair to its end: data, and words of the error stream.
+/// Reads a pair to its end: data, and the error stream's text.
 async fn pair_end<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
     client: &mut Client<S>,
     id: u32,
@@ -122,7 +122,7 @@ async fn what_cannot_be_forwarded_is_told_and_the_connection_lives_on() {
         client.syn(id, headers).await;
         assert_eq!(client.next().await, Got::Rst(id, 5), "{headers:?}");
     }
-    // Nobody listens there any more.
+    // Nothing listens there any more.
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     pair(&mut client, 101, closed).await;
     let (data, words) = pair_end(&mut client, 101).await;
@@ -168,7 +168,7 @@ async fn a_reset_or_a_lost_client_closes_the_pods_connection() {
         let mut hello = [0; 5];
         inside.read_exact(&mut hello).await.unwrap();
         if stage == "full" {
-            // Neither side reads: both directions are stuck when the reset comes.
+            // Neither side reads: both directions are blocked when the reset arrives.
             let stuck = async {
                 loop {
                     inside.write_all(&[0; 1000]).await.unwrap()

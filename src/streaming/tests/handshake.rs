@@ -84,7 +84,7 @@ async fn a_slow_handshake_is_cut_off() {
 async fn stalled_handshakes_do_not_delay_a_client_with_a_token() {
     for tls in [false, true] {
         let config = crate::config::Streaming { tls, ..Default::default() };
-        // Longer than the test: nobody goes because of his time.
+        // Longer than the test: no deadline expires.
         let node = node_with(config, Settings { handshake: 10 * PATIENCE, ..durations() }).await;
         let mut stalled = Vec::new();
         for _ in 0..600 {
@@ -94,14 +94,14 @@ async fn stalled_handshakes_do_not_delay_a_client_with_a_token() {
         }
         let served = async {
             if tls {
-                // Its hello is not one: what matters is that it is answered.
+                // Its hello is invalid; any answer will do.
                 let mut socket = node.connect().await;
                 socket.write_all(b"POST / HTTP/1.1\r\n\r\n").await.unwrap();
                 let _ = socket.read_to_end(&mut Vec::new()).await;
             } else {
                 let mut client = node.spdy(&node.exec(&["cat"], PLAIN), &["v4.channel.k8s.io"]).await;
                 open(&mut client, PLAIN, false).await;
-                // The door is full of others again, and this one is not of them any more.
+                // Other connections fill the listener again; this one is past its handshake.
                 for _ in 0..300 {
                     stalled.push(node.connect().await);
                 }
@@ -137,7 +137,7 @@ async fn guesses_find_nothing_and_leave_the_true_token_alone() {
     let (base, token) = path.rsplit_once('/').unwrap();
     let v4 = ["v4.channel.k8s.io"];
     for n in 0..300u32 {
-        // One character of the true one is wrong, or all of them.
+        // One character of the valid token is wrong, or all of them.
         let at = usize::try_from(n).unwrap() % token.len();
         let wrong = if token.as_bytes()[at] == b'A' { "B" } else { "A" };
         let near = format!("{}{wrong}{}", &token[..at], &token[at + 1..]);
@@ -205,7 +205,7 @@ impl IntoWriter for Vec<u8> {
     }
 }
 
-/// Collects what is written; nothing comes from it.
+/// Collects what is written; yields nothing.
 struct Collected(Vec<u8>);
 
 impl tokio::io::AsyncRead for Collected {

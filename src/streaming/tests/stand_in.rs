@@ -1,4 +1,4 @@
-//! Pods that are made of tasks and pipes.
+//! Pods made of tasks and pipes.
 
 use crate::model::TerminalSize;
 use crate::sandbox::SandboxError;

@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 pub(super) const PLAIN: Stdio = Stdio { tty: false, stdin: true, stdout: true, stderr: true };
 pub(super) const TTY: Stdio = Stdio { tty: true, stdin: true, stdout: true, stderr: false };
-/// How long something that must come may take on a busy machine.
+/// Limit on waiting for an expected event on a busy machine.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) struct Node {
@@ -24,10 +24,10 @@ pub(super) struct Node {
     registry: prometheus::Registry,
 }
 
-/// For what a test waits to pass: long enough to see that it does not pass at once.
+/// Time to show that something does not happen at once.
 pub(super) const SOON: Duration = Duration::from_millis(100);
 
-/// Those of the daemon, but for output that is held open.
+/// The daemon's values, except for output that is held open.
 pub(super) fn durations() -> Settings {
     Settings::of(&config::Streaming::default(), Duration::from_millis(50))
 }
@@ -72,7 +72,7 @@ impl Node {
         socket
     }
 
-    /// Sends a request as it stands and reads the head of the answer.
+    /// Sends a request verbatim and reads the head of the answer.
     pub(super) async fn ask(&self, head: &str) -> (String, TcpStream) {
         let mut socket = self.connect().await;
         socket.write_all(head.as_bytes()).await.unwrap();
@@ -98,7 +98,7 @@ impl Node {
         socket
     }
 
-    /// What a counter or gauge has in all, or with this label.
+    /// Value of a counter or gauge in all, or with this label.
     pub(super) fn metric(&self, name: &str, label: &str) -> f64 {
         let families = self.registry.gather();
         let samples = families.iter().filter(|family| family.name() == name).flat_map(|f| f.get_metric());
@@ -152,7 +152,7 @@ pub(super) const STDOUT: u32 = 5;
 pub(super) const STDERR: u32 = 7;
 pub(super) const RESIZE: u32 = 9;
 
-/// Opens streams one after the other, each after the answer to the last, as Go's client does.
+/// Opens streams one after the other, each after the last one's answer, as Go's client does.
 pub(super) async fn open<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
     client: &mut Client<S>,
     stdio: Stdio,
@@ -193,7 +193,7 @@ pub(super) async fn finish<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unp
     result
 }
 
-/// Messages until the server says goodbye, and its code.
+/// Messages until the server's close frame, and its code.
 pub(super) async fn messages(socket: &mut WebSocketStream<TcpStream>) -> (Vec<Message>, u16) {
     let mut all = Vec::new();
     loop {

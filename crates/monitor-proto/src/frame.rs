@@ -8,7 +8,7 @@ pub const MAX_FRAME_BYTES: usize = 1 << 20;
 /// Bytes of the length in front.
 pub const HEADER_BYTES: usize = 4;
 
-/// A frame that cannot be made or read; the connection is useless afterwards.
+/// A frame that cannot be made or read; the connection is unusable afterwards.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// The length exceeds [`MAX_FRAME_BYTES`].

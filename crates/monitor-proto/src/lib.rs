@@ -1,12 +1,12 @@
-//! What the daemon and a pod's monitor say to each other, and the files that both read.
+//! The messages between the daemon and a pod's monitor, and the files that both read.
 //!
 //! Owns: frames, messages, on-disk records, their versions and fixtures. Never does I/O.
 //!
 //! A frame is a 4 byte little-endian length and that many bytes of JSON. Requests carry an id and may be in flight side
 //! by side; a reply repeats the id; an event has none. File descriptors travel with the first byte of their frame.
 //! Within one protocol version fields may be added (readers ignore unknown ones, writers give defaults to new ones);
-//! anything else needs a new version and fixtures of the old one in `tests`. Requests may be added too: a monitor tells by
-//! its revision which ones it knows, and a client does not send others. Answers of a new kind go only to new requests.
+//! anything else needs a new version, and fixtures of the old one in `tests`. Requests may be added too: a monitor's
+//! revision says which ones it knows, and a client sends no others. Answers of a new kind go only to new requests.
 
 mod frame;
 mod message;
@@ -20,11 +20,11 @@ pub use message::{
 };
 pub use record::{ExitRecord, MONITOR_RECORD, MONITOR_SOCKET, MonitorRecord, NamespacePaths, ProcessId};
 
-/// Version of the messages; the monitor tells its own in the reply to `Hello`.
+/// Version of the messages; the monitor reports its own in the reply to `Hello`.
 pub const PROTOCOL_VERSION: u32 = 1;
 
-/// What was added since the version began: 1 for sessions, 2 for restoring containers, 3 for a process 1 of shared PID
-/// namespaces that has nothing. In the monitor's record.
+/// Additions since the version began: 1 for sessions, 2 for restoring containers, 3 for a confined process 1 of shared
+/// PID namespaces. In the monitor's record.
 pub const PROTOCOL_REVISION: u32 = 3;
 
 /// The first revision with `Session` and `Attach`.
@@ -39,6 +39,6 @@ pub const CONFINED_INIT_REVISION: u32 = 3;
 /// Version of [`MonitorRecord`] and [`ExitRecord`] on disk.
 pub const RECORD_VERSION: u32 = 1;
 
-/// Longest line of a container's output that becomes one record; longer ones are cut into partial records. The value
-/// is containerd's default, and far below the 64 KiB at which critest's reader gives up.
+/// Longest line of a container's output that becomes one record; longer ones become partial records. containerd's
+/// default, far below the 64 KiB at which critest's reader fails.
 pub const DEFAULT_LOG_LINE_BYTES: u32 = 16_384;

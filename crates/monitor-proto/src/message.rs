@@ -31,29 +31,29 @@ pub enum Request {
     },
     /// Run the OCI runtime's create, or its run.
     Create(Box<Create>),
-    /// Run the OCI runtime's exec; descriptors may come along.
+    /// Run the OCI runtime's exec; descriptors may accompany it.
     Exec(Box<Exec>),
-    /// As `Exec`, but nothing comes along: the monitor makes the descriptors that `stdio` names, or a terminal, and sends
-    /// the client's ends with the answer. Revision 1.
+    /// As `Exec`, but without descriptors: the monitor creates those that `stdio` names, or a terminal, and sends the
+    /// client's ends with the answer. Revision 1.
     Session(Box<Exec>),
     /// Watch a running container's output from now on, and write to its stdin. Revision 1.
     Attach {
         /// A running container.
         container_id: String,
-        /// What to connect; a container without a stdin, or a terminal's stderr, is not connected whatever is asked.
+        /// The streams to connect; a container without a stdin, or a terminal's stderr, is never connected.
         stdio: ExecStdio,
     },
-    /// Send a signal. An exec that the runtime is still starting gets the last one as soon as it is there.
+    /// Send a signal. An exec that the runtime is still starting gets the last one once it exists.
     Signal {
         /// To whom.
         target: Target,
         /// Signal number.
         signal: i32,
-        /// To the whole process group that the target is in; SIGKILL of an exec goes to all that it has started.
+        /// To the target's whole process group; SIGKILL of an exec reaches all its descendants.
         #[serde(default)]
         group: bool,
     },
-    /// Open the log file anew; answered when the new one is in use.
+    /// Reopen the log file; answered when the new one is in use.
     ReopenLog {
         /// A running container.
         container_id: String,
@@ -96,21 +96,21 @@ pub struct Launch {
     pub sandbox_id: String,
     /// Directory of this monitor alone, which exists: socket, record, diary.
     pub dir: String,
-    /// Where exit records go; it exists.
+    /// Existing directory for exit records.
     pub exit_dir: String,
-    /// Which namespaces the pod owns.
+    /// The pod's own namespaces.
     #[serde(default)]
     pub namespaces: NamespaceRequest,
     /// Host name, for a pod with its own UTS namespace.
     #[serde(default)]
     pub hostname: Option<String>,
-    /// Kernel settings; only those of a namespace that the pod owns are accepted.
+    /// Kernel settings; only those of the pod's own namespaces are accepted.
     #[serde(default)]
     pub sysctls: BTreeMap<String, String>,
     /// See [`crate::DEFAULT_LOG_LINE_BYTES`].
     #[serde(default = "default_log_line")]
     pub log_max_line: u32,
-    /// Directories of cgroups, one a hierarchy, which exist, for the process 1 of a shared pid namespace. Revision 3.
+    /// Existing cgroup directories, one per hierarchy, for process 1 of a shared pid namespace. Revision 3.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub init_cgroups: Vec<String>,
 }
@@ -119,7 +119,7 @@ fn default_log_line() -> u32 {
     crate::DEFAULT_LOG_LINE_BYTES
 }
 
-/// Which namespaces to make; what is not asked for stays the host's.
+/// Namespaces to create; the others are the host's.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamespaceRequest {
     /// Make a network namespace and pin it at this path, which must not exist.
@@ -134,13 +134,13 @@ pub struct NamespaceRequest {
     /// Make a pid namespace that the pod's containers share, with a reaping PID 1.
     #[serde(default)]
     pub pid: bool,
-    /// Make a user namespace, which owns the others. A monitor that does not know of it makes none, and its record tells
-    /// so.
+    /// Create a user namespace, which owns the others. A monitor without this field creates none, and its record shows
+    /// that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<IdMappings>,
 }
 
-/// Whom on the host the ids of a user namespace are.
+/// The host ids of a user namespace's ids.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMappings {
     /// Uids; id 0 is among them.
@@ -185,7 +185,7 @@ pub struct Create {
     /// Instead of `<bundle>/pid`.
     #[serde(default)]
     pub pid_file: Option<String>,
-    /// Log file; output is discarded without one.
+    /// Log file; without one, output is discarded.
     #[serde(default)]
     pub log_path: Option<String>,
     /// The pod's log directory, of which `log_path` is below: neither it nor anything below may be a symbolic link.
@@ -194,7 +194,7 @@ pub struct Create {
     /// Instead of the pod's.
     #[serde(default)]
     pub log_max_line: Option<u32>,
-    /// The process has a terminal, as config.json also says.
+    /// The process has a terminal, as in config.json.
     #[serde(default)]
     pub terminal: bool,
     /// Keep a stdin open; a null device without.
@@ -206,7 +206,7 @@ pub struct Create {
     /// Kill the runtime after this time.
     #[serde(default)]
     pub deadline_ms: Option<u64>,
-    /// Where the container's cgroup will be, relative to the root of every hierarchy. Without, it is looked up when the
+    /// The container's future cgroup, relative to the root of every hierarchy. Without it, it is looked up when the
     /// container runs, which is too late for one that ends at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<String>,
@@ -215,7 +215,7 @@ pub struct Create {
     pub restore: Option<Restore>,
 }
 
-/// What the OCI runtime's restore needs.
+/// Parameters of the OCI runtime's restore.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restore {
     /// Directory of CRIU's images.
@@ -224,7 +224,7 @@ pub struct Restore {
     pub work: String,
 }
 
-/// Some of the three standard descriptors. Those that travel with a frame come in this order.
+/// Some of the three standard descriptors. Those that travel with a frame are in this order.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecStdio {
     /// Read by the process.
@@ -249,10 +249,10 @@ pub struct Exec {
     pub runtime: Runtime,
     /// OCI process specification.
     pub process_file: String,
-    /// The process has a terminal, as the process file also says.
+    /// The process has a terminal, as in the process file.
     #[serde(default)]
     pub terminal: bool,
-    /// Descriptors that came with this frame, or that a session is to have; a null device for the others.
+    /// Descriptors with this frame, or of a session; a null device for the others.
     #[serde(default)]
     pub stdio: ExecStdio,
     /// Kill the runtime after this time.
@@ -302,10 +302,10 @@ pub enum Reply {
     Created {
         /// The container's init in the host's pid namespace.
         pid: u32,
-        /// In clock ticks since boot; 0 when it was gone before it could be read.
+        /// In clock ticks since boot; 0 if it was gone before it could be read.
         start_time: u64,
     },
-    /// To Exec; the master of a terminal comes along.
+    /// To Exec; the master of a terminal accompanies it.
     ExecStarted {
         /// The process in the host's pid namespace.
         pid: u32,
@@ -313,7 +313,7 @@ pub enum Reply {
         #[serde(default)]
         terminal: bool,
     },
-    /// To Session. Along come the master of a terminal, or what `stdio` names, and last the session's leash.
+    /// To Session. It carries the master of a terminal, or what `stdio` names, and last the session's leash.
     SessionStarted {
         /// The process in the host's pid namespace.
         pid: u32,
@@ -322,7 +322,7 @@ pub enum Reply {
         /// What comes along.
         stdio: ExecStdio,
     },
-    /// To Attach. Along come what `stdio` names, and last the session's leash.
+    /// To Attach. It carries what `stdio` names, and last the session's leash.
     Attached {
         /// What comes along.
         stdio: ExecStdio,
@@ -331,12 +331,12 @@ pub enum Reply {
     List {
         /// In order of creation.
         containers: Vec<ContainerStatus>,
-        /// In order of start; exited ones are not kept.
+        /// In order of start, without exited ones.
         execs: Vec<ExecStatus>,
     },
     /// To the others.
     Done,
-    /// To Signal: there is no such process any more.
+    /// To Signal: the process is gone.
     AlreadyExited,
     /// To any.
     Error {
@@ -348,7 +348,7 @@ pub enum Reply {
 }
 
 impl ExecStdio {
-    /// How many descriptors these are.
+    /// Number of these descriptors.
     #[must_use]
     pub fn count(self) -> usize {
         usize::from(self.stdin) + usize::from(self.stdout) + usize::from(self.stderr)
@@ -356,7 +356,7 @@ impl ExecStdio {
 }
 
 impl Reply {
-    /// How many descriptors travel with it.
+    /// Number of descriptors that travel with it.
     #[must_use]
     pub fn descriptors(&self) -> usize {
         match self {
@@ -374,10 +374,10 @@ impl Reply {
     }
 }
 
-/// How a session ended: the one packet that the monitor ever sends on a session's leash, as JSON. A leash that ends
-/// without it means that the monitor is gone.
+/// How a session ended: the only packet that the monitor sends on a session's leash, as JSON. A leash that ends without
+/// it means that the monitor is gone.
 ///
-/// The leash is a packet socket. The client closes its end to leave the session; its death does that too.
+/// The leash is a packet socket. The client leaves the session by closing its end, or by its death.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SessionEnd {
@@ -389,7 +389,7 @@ pub enum SessionEnd {
         #[serde(default)]
         signal: Option<i32>,
     },
-    /// The container that was attached to is gone; its output is in the pipes.
+    /// The attached container is gone; its output is in the pipes.
     ContainerEnded,
     /// The attached client did not read for so long that its pipe was full. What is in the pipe is whole.
     TooSlow,
@@ -418,13 +418,13 @@ pub enum ErrorKind {
     },
     /// The OCI runtime was killed at the deadline.
     Deadline,
-    /// A namespace, host name or sysctl could not be made.
+    /// A namespace, host name or sysctl failed.
     Namespace,
     /// A system call failed.
     Io,
 }
 
-/// A container as the monitor knows it.
+/// The monitor's view of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerStatus {
     /// The container.
@@ -436,11 +436,11 @@ pub struct ContainerStatus {
     pub log_dropped_bytes: u64,
 }
 
-/// Where a container is in its life.
+/// A container's state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ContainerState {
-    /// The runtime's create is under way.
+    /// The runtime's create is in progress.
     Creating,
     /// Its init lives, whether started or not; or its last output is being drained.
     Running {
@@ -464,7 +464,7 @@ pub struct ExecStatus {
     pub pid: u32,
 }
 
-/// What happened without being asked for.
+/// An unsolicited message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
@@ -475,7 +475,7 @@ pub enum Event {
         /// As on disk.
         exit: ExitRecord,
     },
-    /// An exec's process is gone; always after the reply that says it started.
+    /// An exec's process is gone; always after the reply to its start.
     ExecExited {
         /// The exec.
         exec_id: String,

@@ -17,7 +17,7 @@ pub struct ProcessId {
     pub start_time: u64,
 }
 
-/// Where an OCI runtime finds the pod's namespaces; `None` where the pod has none of its own.
+/// Paths of the pod's namespaces for an OCI runtime; `None` where the pod has none of its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamespacePaths {
     /// Pinned by a bind mount: outlives the monitor.
@@ -44,7 +44,7 @@ pub struct MonitorRecord {
     pub version: u32,
     /// Protocol that the monitor speaks.
     pub protocol: u32,
-    /// [`crate::PROTOCOL_REVISION`]; 0 for monitors from before there were any.
+    /// [`crate::PROTOCOL_REVISION`]; 0 for monitors older than revisions.
     #[serde(default)]
     pub revision: u32,
     /// The pod.
@@ -60,7 +60,7 @@ pub struct MonitorRecord {
     pub init: Option<ProcessId>,
 }
 
-/// `<exit_dir>/<container id>.json`: written before anybody is told.
+/// `<exit_dir>/<container id>.json`: written before the exit is reported.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitRecord {
     /// [`crate::RECORD_VERSION`].
@@ -74,8 +74,8 @@ pub struct ExitRecord {
     /// Signal that ended it.
     #[serde(default)]
     pub signal: Option<i32>,
-    /// The kernel killed some process of the container's memory cgroup for lack of memory. It may have been a child:
-    /// whether it was the reason of the exit is told by `signal`.
+    /// The kernel killed some process of the container's memory cgroup for lack of memory, perhaps only a child:
+    /// `signal` shows whether it caused the exit.
     #[serde(default)]
     pub oom_killed: bool,
     /// When the process was reaped, in nanoseconds since 1970 UTC.

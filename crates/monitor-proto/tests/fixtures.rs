@@ -1,4 +1,4 @@
-//! Every message and record of version 1, byte for byte: what an old monitor says must stay readable.
+//! Every message and record of version 1, byte for byte: an old monitor's output must stay readable.
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 

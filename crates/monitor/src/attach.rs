@@ -1,6 +1,5 @@
-//! Clients that are attached to a container: each gets the output in pipes of its own, and its input goes into the
-//! container's stdin. A client never holds up the container, its log or another client: one whose pipe is full when
-//! something is to go into it is dropped.
+//! Clients attached to a container: each gets the output in its own pipes, and its input goes into the container's
+//! stdin. A client never delays the container, its log or another client: one whose pipe is full is dropped.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -15,14 +14,14 @@ use crate::requests::Refusal;
 use crate::session::{Leash, client_reads, client_writes};
 use rustix::fs::{OFlags, fcntl_setfl};
 
-/// How far a client may be behind with each of its streams. The pipe itself is the buffer: the kernel takes pages for
-/// it as they are filled, and more is not allowed to a process without CAP_SYS_RESOURCE (pipe-max-size).
+/// How far a client may lag behind on each stream. The pipe itself is the buffer: the kernel allocates its pages as
+/// they fill, and refuses more to a process without CAP_SYS_RESOURCE (pipe-max-size).
 const BACKLOG_BYTES: usize = 1 << 20;
 
 /// Most that is read of a client's input at a time: as much as is held when the container does not take it.
 const INPUT_BYTES: usize = 16 * 1024;
 
-/// Reads of the input of a client that has left: together what its pipe may hold.
+/// Reads of a departed client's input: together the capacity of its pipe.
 const LAST_INPUTS: u32 = 8;
 
 /// An attached client.
@@ -33,7 +32,7 @@ pub(crate) struct Viewer {
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     pub(crate) input: Option<Input>,
-    /// Its pipe was full; it is dropped as soon as the stream is done with.
+    /// Its pipe was full; it is dropped once the stream is finished.
     slow: bool,
 }
 
@@ -45,21 +44,21 @@ pub(crate) struct Input {
     pending: Vec<u8>,
 }
 
-/// What became of a piece of input.
+/// Fate of a piece of input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Passed {
-    /// All that was there, perhaps nothing.
+    /// Everything pending, perhaps nothing.
     All,
     /// The container takes no more for now.
     Stuck,
     /// The client has closed its end, and everything before that was passed.
     ClientEnded,
-    /// Nobody reads at the container's side.
+    /// The container's side is closed.
     ContainerEnded,
 }
 
 impl Input {
-    /// What to wait for: the client, or the container where it must take something first.
+    /// What to poll: the client, or the container if it must first take something.
     pub(crate) fn waits_for_container(&self) -> bool {
         !self.pending.is_empty()
     }
@@ -103,7 +102,7 @@ impl Viewer {
         match rustix::io::write(&*fd, bytes) {
             Ok(written) if written == bytes.len() => {}
             Ok(_) | Err(Errno::AGAIN) => self.slow = true,
-            // It does not want this one any more.
+            // It does not want this stream any more.
             Err(_) => *end = None,
         }
     }
@@ -166,7 +165,7 @@ impl Container {
         }
     }
 
-    /// Removes a client; the leash is left to tell it why.
+    /// Removes a client; the leash remains to report the reason.
     fn dismiss(&mut self, at: usize) -> Leash {
         let Viewer { leash, input, .. } = self.viewers.remove(at);
         if input.is_some() && self.stdin_once {
@@ -175,7 +174,7 @@ impl Container {
         leash
     }
 
-    /// Passes input of one client on.
+    /// Forwards a client's input.
     fn take_input(&mut self, viewer: u32, buffer: &mut [u8]) -> Option<Passed> {
         let at = self.viewers.iter().position(|candidate| candidate.serial == viewer)?;
         let mut input = self.viewers[at].input.take()?;
@@ -233,7 +232,7 @@ impl Pod {
         self.buffer = buffer;
     }
 
-    /// A client has left. What it wrote before is passed on as far as the container takes it now.
+    /// A client has left. Forwards what it wrote before, as far as the container takes it now.
     pub(crate) fn viewer_left(&mut self, container: u32, viewer: u32) {
         let mut buffer = self.take_buffer(0);
         if let Some(container) = self.containers.iter_mut().find(|c| c.serial == container) {

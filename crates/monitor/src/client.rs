@@ -1,4 +1,4 @@
-//! One connection: bytes and descriptors in, frames out. Bounded both ways; a peer that does not read is given up.
+//! One connection: bytes and descriptors in, frames out. Bounded both ways; a peer that does not read is dropped.
 
 use std::collections::VecDeque;
 use std::io;
@@ -67,7 +67,7 @@ impl Client {
         !self.output.is_empty()
     }
 
-    /// Reads once. Complete frames are then taken by [`Client::next_frame`].
+    /// Reads once. [`Client::next_frame`] then returns complete frames.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) {
         let mut fds = Vec::new();
         match fdpass::receive(self.socket.as_fd(), buffer, &mut fds) {

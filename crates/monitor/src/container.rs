@@ -1,4 +1,4 @@
-//! What the monitor knows of one container, and of one exec.
+//! The monitor's state of one container and of one exec.
 
 use std::os::fd::OwnedFd;
 use std::time::Instant;
@@ -18,7 +18,7 @@ pub(crate) struct Container {
     pub(crate) state: State,
     pub(crate) streams: Vec<Stream>,
     pub(crate) log: Option<LogFile>,
-    /// Of the log file that is closed by now.
+    /// From the log file already closed.
     pub(crate) lost_bytes: u64,
     pub(crate) max_line: usize,
     pub(crate) stdin: Stdin,
@@ -37,16 +37,16 @@ pub(crate) struct Container {
 /// ```
 #[derive(Debug)]
 pub(crate) enum State {
-    /// The runtime's create runs; what comes out of the pipes are its own words.
+    /// The runtime's create runs; output in the pipes is its own.
     Creating {
         words: Vec<u8>,
     },
-    /// The runtime's run goes on. What is in the pipes may be the container's already, so it stays there until the
-    /// runtime has returned.
+    /// The runtime's run is in progress. Output in the pipes may already be the container's, so it stays there until
+    /// the runtime has returned.
     Starting,
     /// Init lives.
     Running(Process),
-    /// Init is gone; its last output is being read, until the pipes end or the time is up.
+    /// Init is gone; its last output is read until the pipes end or the time is up.
     Draining {
         start_time: u64,
         exit: ExitRecord,
@@ -61,7 +61,7 @@ pub(crate) struct Process {
     pub(crate) pid: u32,
     /// 0 when unknown.
     pub(crate) start_time: u64,
-    /// `None` when it was gone before it could be opened.
+    /// `None` if it was gone before it could be opened.
     pub(crate) pidfd: Option<OwnedFd>,
 }
 
@@ -72,7 +72,7 @@ pub(crate) enum Stdin {
     None,
     /// Write end of its pipe.
     Pipe { writer: OwnedFd },
-    /// Master of its terminal: also where the output is read.
+    /// Master of its terminal, from which the output is read, too.
     Terminal(OwnedFd),
 }
 
@@ -96,7 +96,7 @@ impl Container {
         matches!(self.state, State::Exited(_))
     }
 
-    /// Reads everything that the streams hold now, then gives them up.
+    /// Reads everything that the streams hold now, then closes them.
     pub(crate) fn close_streams(&mut self, buffer: &mut [u8]) {
         for mut stream in self.streams.drain(..) {
             // A pipe holds at most a few buffers; a writer that never stops must not keep us here.
@@ -115,8 +115,8 @@ impl Container {
     }
 }
 
-/// Reads of a stream that is given up while somebody still holds its other end: more than a pipe of 1 MiB, the largest
-/// that an unprivileged process can make, holds.
+/// Reads of a stream that is closed while another process still holds its other end: more than a 1 MiB pipe holds, the
+/// largest that an unprivileged process can create.
 const LAST_READS: u32 = 32;
 
 #[derive(Debug)]

@@ -1,10 +1,10 @@
-//! The monitor's own log, on stderr, which is `monitor.log`. Bounded: a fault that repeats must not fill /run.
+//! The monitor's own log, on stderr, which is `monitor.log`. Bounded: a recurring fault must not fill /run.
 
 use std::fmt::Display;
 
 use crate::record::Stamp;
 
-/// Enough for a few hundred lines; the first ones tell the cause.
+/// Enough for a few hundred lines; the first ones name the cause.
 const LIMIT_BYTES: usize = 64 * 1024;
 
 #[derive(Debug)]
@@ -17,7 +17,7 @@ impl Diary {
         Self { left: LIMIT_BYTES }
     }
 
-    /// Notes one line, unless the limit is reached. Failing to write is not worth an error.
+    /// Writes one line, unless the limit is reached. Ignores a failing write.
     pub(crate) fn note(&mut self, what: impl Display) {
         let line = format!("{} {what}\n", Stamp::now().text());
         if let Some(left) = self.left.checked_sub(line.len()) {

@@ -3,7 +3,7 @@
 /// Longest id; ours are 64 characters.
 const MAX_LENGTH: usize = 128;
 
-/// Whether `id` is safe as part of a file name: letters, digits, `_`, `-`, `.`, and no leading dot.
+/// Whether `id` is safe in a file name: letters, digits, `_`, `-`, `.`, and no leading dot.
 pub(crate) fn is_valid(id: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     !id.is_empty() && id.len() <= MAX_LENGTH && !id.starts_with('.') && id.bytes().all(plain)

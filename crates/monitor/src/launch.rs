@@ -1,5 +1,5 @@
-//! From exec to a pod that is ready: one Launch request on the inherited connection (standard input), then the process's
-//! own attributes, the namespaces, the control socket and the record. What fails is undone and told.
+//! From exec to a ready pod: one Launch request on the inherited connection (standard input), then the process's own
+//! attributes, the namespaces, the control socket and the record. Undoes and reports a failure.
 
 use std::io;
 use std::io::Write as _;
@@ -30,12 +30,12 @@ const OOM_SCORE_ADJ: i32 = -998;
 /// Connections that may wait for our accept.
 const BACKLOG: i32 = 16;
 
-/// For files and directories; the socket gets less.
+/// For files and directories; the socket has fewer bits.
 const UMASK: u32 = 0o022;
 
 pub(crate) enum Outcome {
     Pod(Box<Pod>),
-    /// The daemon went away before it asked for anything.
+    /// The daemon went away before its request.
     NobodyThere,
     Failed,
 }
@@ -90,7 +90,7 @@ pub(crate) fn launch() -> Outcome {
     }
 }
 
-/// The one request that makes sense here; `None` when the peer closed before it.
+/// The one valid request; `None` if the peer closed before it.
 fn receive(connection: BorrowedFd<'_>) -> Result<Option<(RequestId, Launch)>, String> {
     let (mut input, mut buffer, mut fds) = (Vec::new(), [0; 4096], Vec::new());
     loop {
@@ -158,7 +158,7 @@ fn prepare(request: &Launch) -> Result<Pod, LaunchError> {
     }
 }
 
-/// Who on the host is root inside.
+/// The host ids of root inside.
 fn root_of(mappings: &IdMappings) -> Option<(u32, u32)> {
     let root = |ranges: &[IdRange]| Some(ranges.iter().find(|range| range.inside == 0)?.outside);
     Some((root(&mappings.uids)?, root(&mappings.gids)?))
@@ -188,7 +188,7 @@ fn become_monitor(dir: &Path, nulls: &NullDevices) -> io::Result<Option<i32>> {
     let before = process::oom_score_adj().ok();
     match process::set_oom_score_adj(OOM_SCORE_ADJ) {
         Ok(()) => Ok(before),
-        // Not allowed: nothing to give back either.
+        // Not allowed: nothing to restore either.
         Err(_) => Ok(None),
     }
 }
@@ -223,7 +223,7 @@ fn write_record(dir: &Path, record: &MonitorRecord) -> io::Result<()> {
     write_atomically(&dir.join(MONITOR_RECORD), &serde_json::to_vec(record)?)
 }
 
-/// Readers see the whole file or none. No fsync: these files tell of processes, which a power cut ends too.
+/// Readers see the whole file or none. No fsync: these files describe processes, which a power cut ends too.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");

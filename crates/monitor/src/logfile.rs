@@ -1,5 +1,5 @@
-//! One container's log file: made, appended to, swapped. Never buffers, never blocks the container: what cannot be
-//! written is counted and dropped.
+//! One container's log file: created, appended to, swapped. Never buffers, never blocks the container: counts and drops
+//! what cannot be written.
 
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -10,19 +10,19 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, fchmod, fstat, openat, unlinka
 
 use crate::record::{Record, Stamp, Tag};
 
-/// Readable by the owner and the group, as kubelet's own files and containerd's.
+/// Readable by the owner and the group, like the kubelet's and containerd's files.
 const MODE: u32 = 0o640;
 
-/// Of directories that are made for it.
+/// Mode of directories created for it.
 const DIRECTORY_MODE: u32 = 0o755;
 
-/// Segments in one writev; the kernel's limit is 1024, and more than this gains nothing.
+/// Segments in one writev; the kernel's limit is 1024, and more gain nothing.
 const SEGMENTS: usize = 192;
 
 /// Segments that one record may need.
 const SEGMENTS_PER_RECORD: usize = 3;
 
-/// Which of the container's streams a record is of.
+/// The container's stream that a record belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StreamName {
     Stdout,
@@ -52,7 +52,7 @@ pub(crate) enum LogError {
 pub(crate) struct LogFile {
     place: Place,
     file: OwnedFd,
-    /// We made it, so that it may be removed when nothing came of the container.
+    /// We created it and may remove it if the container never started.
     made: bool,
     /// The file ends in the middle of a record, because the disk was full.
     torn: bool,
@@ -67,7 +67,7 @@ impl LogFile {
         Ok(Self { place, file, made, torn: false, dropped: 0 })
     }
 
-    /// Switches to the file that is now at the path, made if missing. On error nothing changed.
+    /// Switches to the file now at the path, creating it if missing. On error nothing changes.
     pub(crate) fn reopen(&mut self) -> Result<(), LogError> {
         let (file, made) = self.place.open(None)?;
         self.file = file;
@@ -80,7 +80,7 @@ impl LogFile {
         self.dropped
     }
 
-    /// Removes the file if this object made it and nothing was written.
+    /// Removes the file if this object created it and wrote nothing.
     pub(crate) fn discard(self) {
         if self.made
             && fstat(&self.file).is_ok_and(|stat| stat.st_size == 0)
@@ -90,7 +90,7 @@ impl LogFile {
         }
     }
 
-    /// Appends records with the present time; each record is in one writev.
+    /// Appends records with the current time, each in one writev.
     pub(crate) fn append<'a>(&mut self, stream: StreamName, records: impl Iterator<Item = Record<'a>>) {
         let mut records = records.peekable();
         if records.peek().is_none() {
@@ -147,7 +147,7 @@ fn byte_at(segments: &[IoSlice<'_>], mut index: usize) -> Option<u8> {
     None
 }
 
-/// Where a log file is. Looked up anew each time, for the kubelet moves files away.
+/// The location of a log file. Resolved again each time, since the kubelet moves files away.
 #[derive(Debug)]
 struct Place {
     path: PathBuf,
@@ -156,14 +156,14 @@ struct Place {
 
 impl Place {
     /// The directory, and the file's name in it. A container with a host path mount of the log directory could plant a
-    /// link anywhere on the way, and have others' files written.
+    /// link anywhere on the way to have other files written.
     fn directory(&self, make: Option<Mode>) -> io::Result<(OwnedFd, &std::ffi::OsStr)> {
         let (Some(parent), Some(name)) = (self.path.parent(), self.path.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         let directory = match &self.top {
             Some(top) => {
-                // Else links would be followed that nobody has looked at.
+                // Otherwise unchecked links would be followed.
                 let below =
                     parent.strip_prefix(top).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
                 open_directory_without_links(top, below, make)?
@@ -178,8 +178,8 @@ impl Place {
         Ok((directory, name))
     }
 
-    /// Opens for appending and tells whether the file was made. It may not be a symbolic link, and opening never blocks,
-    /// whatever is there.
+    /// Opens for appending and returns whether the file was created. It may not be a symbolic link, and opening never
+    /// blocks, whatever is there.
     fn open(&self, make: Option<Mode>) -> Result<(OwnedFd, bool), LogError> {
         let path = || self.path.clone();
         let (directory, name) =
@@ -299,7 +299,7 @@ mod tests {
         refused(&mut log);
         assert_eq!(std::fs::read_dir(&trap).unwrap().count(), 0);
         assert_eq!(lines(&pods.join("pod.real/main.real/0.log")).len(), 3);
-        // What is not below it has no way there.
+        // A path that is not below it is refused.
         let beside = dir.path().join("beside.log");
         assert!(matches!(LogFile::open(&beside, Some(&top)), Err(LogError::Directory { .. })));
         assert!(!beside.exists());

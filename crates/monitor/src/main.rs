@@ -2,8 +2,8 @@
 //! their logs and records how they end.
 //!
 //! Mechanism only: it decides nothing about pods, knows no CRI, no image, no network plugin. Single-threaded: one poll
-//! loop ([`pod`]) over signals, the control socket, and the containers' output. It must never wait for one container
-//! while others have something to say, and must never end before the daemon says so.
+//! loop ([`pod`]) over signals, the control socket, and the containers' output. It must never block on one container,
+//! and never end before the daemon says so.
 
 #![forbid(unsafe_code)]
 

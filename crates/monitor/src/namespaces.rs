@@ -1,6 +1,6 @@
-//! The pod's namespaces: made by a helper process that moves into them and is gone again, held by descriptors and a
-//! bind mount, taken down at the end. The monitor itself stays in the host's namespaces, where OCI runtimes must run.
-//! A user namespace comes first: what is made from inside it belongs to it.
+//! The pod's namespaces: created by a short-lived helper process that moves into them, held by descriptors and a bind
+//! mount, taken down at the end. The monitor itself stays in the host's namespaces, where OCI runtimes must run. A user
+//! namespace comes first: what is created inside it belongs to it.
 
 use podwright_sys::pidfd::SIGKILL;
 use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
@@ -24,7 +24,7 @@ pub(crate) enum NamespaceError {
     Helper(io::Error),
     #[error("make user namespace with uids {uids} and gids {gids}: {source}")]
     User { uids: String, gids: String, source: io::Error },
-    /// The helper's own words name the step.
+    /// The helper's message names the step.
     #[error("{0}")]
     Inside(String),
     #[error("open {kind} namespace: {source}")]
@@ -35,7 +35,7 @@ pub(crate) enum NamespaceError {
     Init { pid: u32, source: io::Error },
 }
 
-/// What the pod owns; dropping it does not take it down.
+/// The pod's namespaces; dropping it does not take them down.
 #[derive(Debug, Default)]
 pub(crate) struct Namespaces {
     pub(crate) paths: NamespacePaths,
@@ -47,7 +47,7 @@ pub(crate) struct Namespaces {
 }
 
 impl Namespaces {
-    /// Makes what the request asks for; on error nothing is left.
+    /// Creates the requested namespaces; on error nothing is left.
     pub(crate) fn make(request: &Launch) -> Result<Self, NamespaceError> {
         let mut made = Self { init_cgroups: request.init_cgroups.clone(), ..Self::default() };
         match made.fill(request) {
@@ -74,7 +74,7 @@ impl Namespaces {
         let (stay, stay_end) = io::pipe().map_err(NamespaceError::Helper)?;
         let user = user.as_ref().map(OwnedFd::as_fd);
         let helper = process::fork_child(|| {
-            // Our copy of the monitor's end: who reports is to notice when the monitor is gone.
+            // Our copy of the monitor's end: the reporting process must notice when the monitor is gone.
             close_raw(report.as_raw_fd());
             helper(request, &kinds, user, &report_end, &stay, stay_end.as_raw_fd())
         })
@@ -96,13 +96,13 @@ impl Namespaces {
         let mut text = String::new();
         report.take(REPORT_BYTES).read_to_string(&mut text).map_err(NamespaceError::Helper)?;
         let report = Report::parse(&text);
-        // Known before an error is told, so that it is taken down.
+        // Stored before an error is reported, so that it is taken down.
         self.init = report.init.map(|pid| ProcessId { pid, start_time: 0 });
         report.check(kinds.contains(&Namespace::Pid))?;
         if let Some(pid) = report.init {
             let start_time = proc::start_time(pid).map_err(|source| NamespaceError::Init { pid, source })?;
             self.init = Some(ProcessId { pid, start_time });
-            // It is not reaped before we are done here. By its pid it could be another's, when it was killed.
+            // It is not reaped before we are done. Its pid alone could be another process's if it was killed.
             let open = |source| NamespaceError::Open { kind: "pid", source };
             let fd = std::fs::File::open(format!("/proc/{pid}/ns/pid")).map_err(open)?.into();
             self.paths.pid = Some(path_of(&fd));
@@ -133,12 +133,12 @@ impl Namespaces {
         Ok(())
     }
 
-    /// Ends the pod's init, unpins the network namespace, lets the others go. Goes on after an error and may be called
-    /// again; returns what went wrong.
+    /// Ends the pod's init, unpins the network namespace, releases the others. Continues after an error and may be
+    /// called again; returns the errors.
     pub(crate) fn take_down(&mut self) -> Vec<String> {
         let mut wrong = Vec::new();
         if let Some(init) = self.init.take() {
-            // The init is our unreaped child, or its start time tells that the pid is another's now.
+            // The init is our unreaped child, or its start time shows that the pid is another's now.
             if init.start_time == 0 || proc::start_time(init.pid).is_ok_and(|start| start == init.start_time)
             {
                 let killed = pidfd::open(init.pid).and_then(|fd| pidfd::send_signal(fd.as_fd(), SIGKILL));
@@ -148,7 +148,7 @@ impl Namespaces {
                 }
             }
         }
-        // The daemon removes them, too, but a pod whose record is lost has nobody else who knows where they are.
+        // The daemon removes them too, but only we know their paths if the pod's record is lost.
         for dir in self.init_cgroups.drain(..) {
             match std::fs::remove_dir(&dir) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -170,13 +170,13 @@ impl Namespaces {
     }
 }
 
-/// What the helper says, and the pod's init beside it: a line each, in any order.
+/// Reports of the helper and of the pod's init beside it: one line each, in any order.
 #[derive(Debug, Default)]
 struct Report<'a> {
     /// The helper has done all that it was to do.
     done: bool,
     init: Option<u32>,
-    /// The init has become what it is to be.
+    /// The init is fully confined.
     ready: bool,
     /// Anything else is an error.
     error: Option<&'a str>,
@@ -257,7 +257,7 @@ fn pin(namespace: &OwnedFd, path: &Path) -> io::Result<()> {
     })
 }
 
-/// The helper's life: move, set up, tell, wait until the namespaces are held. Exit code unused.
+/// The helper's life: move, set up, report, wait until the namespaces are held. Exit code unused.
 fn helper(
     request: &Launch,
     kinds: &[Namespace],
@@ -270,9 +270,9 @@ fn helper(
         Ok(()) => format!("{DONE}\n"),
         Err(message) => format!("{message}\n"),
     };
-    // In one piece, as all lines: others report too.
+    // In one write, like all lines: others report too.
     let told = report.write_all(line.as_bytes());
-    // The descriptors are the parent's objects, whose copies here nobody else uses; both must close now: the report's
+    // The descriptors are the parent's objects, whose copies here nothing else uses. Both must close now: the report's
     // so that the parent sees its end, the other's so that we see the parent's.
     close_raw(std::os::fd::AsRawFd::as_raw_fd(report));
     close_raw(stay_end);
@@ -290,7 +290,7 @@ fn close_raw(fd: i32) {
     }
 }
 
-/// With a pid namespace, the pod's init tells its pid in the report by itself.
+/// With a pid namespace, the pod's init reports its pid itself.
 fn set_up(
     request: &Launch,
     kinds: &[Namespace],
@@ -298,7 +298,7 @@ fn set_up(
     report: &PipeWriter,
 ) -> Result<(), String> {
     let step = |what: String| move |error: io::Error| format!("{what}: {error}");
-    // What takes the host's root comes first.
+    // Steps that need the host's root come first.
     let init = match kinds.contains(&Namespace::Pid) {
         true => {
             for dir in &request.init_cgroups {
@@ -354,8 +354,8 @@ fn write_setting(path: &Path, value: &str) -> io::Result<()> {
     std::fs::OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
 }
 
-/// As sysctl(8): the first separator found, `.` or `/`, separates; the other one is part of a name. Only settings of
-/// a namespace that was made are let through, for all others are the whole node's.
+/// As sysctl(8): the first separator found, `.` or `/`, separates; the other one is part of a name. Only settings of a
+/// newly created namespace are allowed; all others are the whole node's.
 fn sysctl_path(key: &str, kinds: &[Namespace]) -> Result<PathBuf, &'static str> {
     let dotted = key.find(['.', '/']).is_some_and(|at| key.as_bytes()[at] == b'.');
     let slashed: String = match dotted {

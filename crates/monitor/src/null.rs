@@ -1,9 +1,9 @@
-//! Null devices for what nobody reads or writes: each process of the pod gets one of its own.
+//! Null devices for unused standard descriptors: each process of the pod gets its own.
 //!
-//! The node's /dev/null is never among what an OCI runtime is given: a runtime may give its standard descriptors to the
-//! process's user (crun before 1.24 does), who then changes the mode of a device that the whole node needs. These lie on
-//! a small file system that is mounted nowhere, and have no name any more when they are handed out. A device, and no
-//! pipe: programs look at what their input is, and take a pipe for one that they are to read.
+//! An OCI runtime never gets the node's /dev/null: a runtime may give its standard descriptors to the process's user
+//! (crun before 1.24 does), who can then change the mode of a device that the whole node needs. These lie on a small
+//! file system that is mounted nowhere and have no name when they are passed on. A device, not a pipe: programs treat a
+//! pipe as input to read.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,7 +13,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
 };
 
-/// What the kernel calls the null device (Documentation/admin-guide/devices.txt).
+/// The kernel's number of the null device (Documentation/admin-guide/devices.txt).
 const DEVICE: (u32, u32) = (1, 3);
 
 /// The name that a device has for a moment.
@@ -26,7 +26,7 @@ pub(crate) struct NullDevices(OwnedFd);
 impl NullDevices {
     pub(crate) fn prepare() -> io::Result<Self> {
         let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        // Nothing but device nodes is ever here.
+        // It only ever contains device nodes.
         fsconfig_set_string(&context, "size", "4k")?;
         fsconfig_set_string(&context, "mode", "0700")?;
         fsconfig_create(&context)?;
@@ -41,7 +41,7 @@ impl NullDevices {
         let opened = openat(&self.0, NAME, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty());
         unlinkat(&self.0, NAME, AtFlags::empty())?;
         let opened = opened?;
-        // The umask has cut it, and any user of the container may open its stdin anew.
+        // The umask has cleared bits, and any user of the container may reopen its stdin.
         fchmod(&opened, for_all)?;
         Ok(opened)
     }
@@ -67,7 +67,7 @@ mod tests {
         assert_ne!(found.ino(), others.ino());
         one.write_all(b"x").unwrap();
         assert_eq!(one.read(&mut [0; 8]).unwrap(), 0);
-        // What its owner does to it reaches nobody else's.
+        // What its owner does to it affects no other.
         std::os::unix::fs::fchown(&one, Some(1000), Some(1000)).unwrap();
         one.set_permissions(std::fs::Permissions::from_mode(0o000)).unwrap();
         let after = std::fs::metadata("/dev/null").unwrap();

@@ -1,8 +1,8 @@
 //! Whether the kernel killed a process of a container's memory cgroup for lack of memory.
 //!
-//! On v2 the kernel tells a change of the counter (inotify), so that a kill is known while the cgroup still is: systemd
-//! removes a scope as soon as it is empty, which may be before the end of its last process is told to us. What comes
-//! even then too late, the parent's counter tells, which includes all below it.
+//! On v2 the kernel reports changes of the counter (inotify), so a kill is known while the cgroup exists: systemd
+//! removes a scope as soon as it is empty, perhaps before we learn of its last process's end. For anything later, the
+//! parent's counter includes all below it.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,10 +16,10 @@ const V2_FILE: &str = "memory.events";
 /// The counter of v1.
 const V1_FILE: &str = "memory.oom_control";
 
-/// Room for the changes that one reading takes; what does not fit comes with the next.
+/// Room for the changes of one read; the rest comes with the next.
 const EVENTS_BYTES: usize = 512;
 
-/// The counter of one container. Its cgroup is made for it alone, so that it begins at 0.
+/// The counter of one container. Its cgroup is new, so the counter begins at 0.
 #[derive(Debug)]
 pub(crate) struct OomCounter {
     file: PathBuf,
@@ -28,7 +28,7 @@ pub(crate) struct OomCounter {
     parent: Option<Parent>,
     /// Its watch, on v2.
     watch: Option<i32>,
-    /// It changed, and was gone before it could be read.
+    /// It changed, and vanished before it could be read.
     missed: bool,
 }
 
@@ -41,7 +41,7 @@ struct Parent {
 }
 
 impl OomCounter {
-    /// Of a container's cgroup, a path relative to the root of every hierarchy, before anything runs in it; `None` when
+    /// For a container's cgroup, a path relative to the root of every hierarchy, before anything runs in it; `None` if
     /// the host has no such hierarchy.
     pub(crate) fn at(cgroup: &str) -> Option<Self> {
         let relative = cgroup.trim_start_matches('/');
@@ -52,7 +52,7 @@ impl OomCounter {
         v1.is_dir().then(|| Self::new(v1.join(relative).join(V1_FILE)))
     }
 
-    /// Finds the memory cgroup of a process that has just been created; `None` when it has none or is gone.
+    /// Finds the memory cgroup of a just created process; `None` if it has none or is gone.
     pub(crate) fn of(pid: u32) -> Option<Self> {
         let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
         let unified = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
@@ -72,26 +72,27 @@ impl OomCounter {
         Self { file, grown: false, parent, watch: None, missed: false }
     }
 
-    /// Looks at the counter while the cgroup is there; false when it is not.
+    /// Reads the counter while the cgroup exists; false if it does not.
     pub(crate) fn look(&mut self) -> bool {
         let found = read(&self.file);
         self.grown |= found.is_some_and(|kills| kills > 0);
         found.is_some()
     }
 
-    /// Whether the kernel killed a process of the container, whose init has ended, `killed` by SIGKILL or not. Comes
+    /// Whether the kernel killed a process of the container, whose init has ended, `killed` by SIGKILL or not. Call it
     /// after [`OomWatch::serve`].
     pub(crate) fn verdict(&mut self, killed: bool) -> bool {
         if self.look() || self.grown || !(killed || self.missed) {
             return self.grown;
         }
-        // Its cgroup went first. What it is then, the parent says, unless somebody else's kill was told before.
+        // Its cgroup vanished first. Then the parent's counter decides, unless another container's kill was reported
+        // before.
         self.parent
             .as_ref()
             .is_some_and(|parent| read(&parent.file).is_some_and(|now| now > parent.accounted))
     }
 
-    /// Takes what the parent counts for told.
+    /// Marks the parent's current count as reported.
     fn account(&mut self) {
         if let Some(parent) = &mut self.parent
             && let Some(now) = read(&parent.file)
@@ -104,20 +105,20 @@ impl OomCounter {
 /// The watch over all containers' counters.
 #[derive(Debug, Default)]
 pub(crate) struct OomWatch {
-    /// Made with the first counter that can be watched.
+    /// Created with the first counter that can be watched.
     inotify: Option<OwnedFd>,
 }
 
 impl OomWatch {
-    /// What becomes readable when a counter may have changed.
+    /// The descriptor that becomes readable when a counter may have changed.
     pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.inotify.as_ref().map(AsFd::as_fd)
     }
 
-    /// Watches a counter whose cgroup is there now. Without a watch it is still read at the end.
+    /// Watches a counter whose cgroup exists now. Without a watch it is still read at the end.
     pub(crate) fn add(&mut self, counter: &mut OomCounter) {
         if !counter.file.ends_with(V2_FILE) {
-            // v1 has no such notice, and nobody but the daemon removes its cgroups.
+            // v1 has no such notification, and only the daemon removes its cgroups.
             return;
         }
         if self.inotify.is_none() {
@@ -129,7 +130,7 @@ impl OomWatch {
         counter.look();
     }
 
-    /// Looks at the counters that changed, and takes for told what their parents count.
+    /// Reads the counters that changed, and marks their parents' counts as reported.
     pub(crate) fn serve<'a>(&mut self, counters: impl Iterator<Item = &'a mut OomCounter>) {
         let Some(inotify) = &self.inotify else { return };
         let mut changed = Vec::new();
@@ -149,7 +150,7 @@ impl OomWatch {
             counter.missed = !counter.look();
             gone |= counter.missed;
         }
-        // A kill in a cgroup that is gone already is nobody's yet.
+        // A kill in a vanished cgroup is not attributed yet.
         if !gone {
             all.iter_mut().for_each(|counter| counter.account());
         }
@@ -252,7 +253,7 @@ mod tests {
     fn the_parent_tells_of_a_cgroup_that_went_first() {
         let cgroups = Cgroups::new();
         let (mut counters, mut watch) = cgroups.watched();
-        // The first one's kill is told, and is not the second one's.
+        // The first container's kill is reported, and not attributed to the second.
         cgroups.count("a", 1);
         cgroups.count("", 1);
         watch.serve(counters.iter_mut());

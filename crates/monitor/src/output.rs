@@ -1,4 +1,4 @@
-//! A container's output: the read ends of its pipes (or its terminal) and what is held back of an unfinished line.
+//! A container's output: the read ends of its pipes (or its terminal) and the withheld part of an unfinished line.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -9,14 +9,14 @@ use crate::attach::{self, Viewer};
 use crate::logfile::{LogFile, StreamName};
 use crate::record::{Pause, Records};
 
-/// Bytes that one read may take: what a pipe holds.
+/// Bytes per read: a pipe's capacity.
 const READ_BYTES: usize = 64 * 1024;
 
-/// An unfinished line is let out after this time without more, so that a prompt is seen in `kubectl logs -f`, while
-/// lines that a program writes in pieces stay whole.
+/// Time without more output after which an unfinished line is written: `kubectl logs -f` shows a prompt, while lines
+/// written in pieces stay whole.
 const TAIL_IDLE: Duration = Duration::from_millis(250);
 
-/// Whether a stream may give more.
+/// Whether a stream may yield more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flow {
     Open,
@@ -27,12 +27,12 @@ pub(crate) enum Flow {
 pub(crate) fn size_buffer(buffer: &mut Vec<u8>, max: usize) {
     let size = max + 1 + READ_BYTES;
     if buffer.len() < size {
-        // A fresh allocation comes as untouched zero pages; growing would write them all.
+        // A fresh allocation consists of untouched zero pages; growing would write them all.
         *buffer = vec![0; size];
     }
 }
 
-/// Reads once what nobody wants.
+/// Reads once and discards.
 pub(crate) fn discard(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Flow {
     match rustix::io::read(fd, buffer) {
         Ok(0) => Flow::Ended,
@@ -59,7 +59,7 @@ impl Stream {
         self.flush_at
     }
 
-    /// Reads once into `buffer`, logs what is complete and shows all of it to those who watch.
+    /// Reads once into `buffer`, logs complete lines and shows everything to attached clients.
     pub(crate) fn pump(
         &mut self,
         buffer: &mut [u8],
@@ -89,7 +89,7 @@ impl Stream {
         Flow::Open
     }
 
-    /// Lets an unfinished line out when it is due.
+    /// Writes an unfinished line when it is due.
     pub(crate) fn expire(&mut self, now: Instant, log: Option<&mut LogFile>, max: usize) {
         if self.flush_at.is_some_and(|at| at <= now) {
             self.flush(log, max, Pause::Idle);
@@ -97,7 +97,7 @@ impl Stream {
         }
     }
 
-    /// Lets everything out; the stream has ended or is given up.
+    /// Writes everything; the stream has ended or is abandoned.
     pub(crate) fn finish(&mut self, log: Option<&mut LogFile>, max: usize) {
         self.flush(log, max, Pause::End);
     }
@@ -136,7 +136,7 @@ impl Stream {
         }
     }
 
-    /// Whether something can be read, or the end is there.
+    /// Whether it is readable or at its end.
     pub(crate) fn is_readable(&self) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];

@@ -1,22 +1,21 @@
-//! How much of a CPU the output of a pod's containers may take here. The monitor is outside of the pod's cgroup, so that a
-//! pod's limits never stop or kill who holds it; what a container has done by writing is bounded instead. Whoever
-//! writes faster than is read waits at a full pipe. Never looks at what is read.
+//! Limits the CPU time that the output of a pod's containers takes here. The monitor is outside the pod's cgroup, so
+//! that the pod's limits never stop or kill it; instead this bounds the work that a container causes by writing. A
+//! faster writer waits at a full pipe. Never looks at the output itself.
 
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Over time, one part in this many of one CPU. It suffices for some 190 MB a second, which no log is rotated for; without
-/// a bound, writers of single bytes take all of one.
+/// Over time, one part in this many of one CPU: about 190 MB/s, faster than any log is rotated. Without a limit,
+/// writers of single bytes take a whole CPU.
 const SHARE: u32 = 5;
 
-/// CPU time that may be taken at once, so that nobody is held up who is not at it for long: 40 MB, or some thousand
-/// single lines.
+/// CPU time of a burst, so that brief output is never delayed: 40 MB, or some thousand single lines.
 const BURST: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub(crate) struct Pace {
-    /// What may still be taken, as of `at`.
+    /// The remaining budget, as of `at`.
     left: Duration,
     /// What was taken in excess.
     debt: Duration,
@@ -72,7 +71,7 @@ mod tests {
         let share = now.duration_since(start) / SHARE;
         assert!(worked >= share && worked <= share + BURST + 2 * SLICE, "{worked:?} of {share:?}");
         assert!(pace.closed_until(now).is_some());
-        // What was earned meanwhile is no more than a burst.
+        // The budget grows to at most a burst.
         now += Duration::from_secs(100);
         assert_eq!(pace.closed_until(now), None);
         pace.spend(BURST, now);

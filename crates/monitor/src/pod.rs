@@ -1,4 +1,4 @@
-//! The poll loop and the state that it serves. Waits in one place only; everything else returns at once.
+//! The poll loop and its state. Waits in one place only; everything else returns at once.
 
 use podwright_sys::pidfd::SIGKILL;
 use std::io;
@@ -23,12 +23,12 @@ use crate::runtime::{ERROR_BYTES, Job};
 use crate::session::Session;
 use crate::shutdown::Shutdown;
 
-/// Connections at a time: the daemon's one, its successor's, and people with tools.
+/// Connections at a time: the daemon's, its successor's, and people with tools.
 const MAX_CLIENTS: usize = 16;
 
 /// After this time without anything to do, the read buffer and free heap pages go back to the kernel.
 const IDLE: Duration = Duration::from_secs(1);
-/// After a failed accept: descriptors have run out, and the poll would return at once for as long as somebody waits.
+/// Pause after a failed accept: without descriptors the poll would return at once while a connection waits.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 const SIGCHLD: i32 = 17;
@@ -43,12 +43,12 @@ pub(crate) struct Setup {
     pub(crate) dir_fd: OwnedFd,
     pub(crate) exit_dir: String,
     pub(crate) log_max_line: u32,
-    /// Where the null devices of its processes come from.
+    /// Source of its processes' null devices.
     pub(crate) nulls: NullDevices,
-    /// What runtimes get back after we changed our own.
+    /// The OOM score that runtimes get back after we changed our own.
     pub(crate) oom_score: Option<i32>,
-    /// Uid and gid of a user namespace's root, to whom the ends of pipes belong that its processes get: else these
-    /// could not open them anew, as /dev/stdout.
+    /// Uid and gid of a user namespace's root. It owns the pipe ends of the pod's processes; otherwise they could not
+    /// reopen them, as /dev/stdout.
     pub(crate) owner: Option<(u32, u32)>,
 }
 
@@ -60,7 +60,7 @@ impl Setup {
     }
 }
 
-/// An exit whose process nobody has claimed yet.
+/// An exit whose process is not claimed yet.
 #[derive(Debug)]
 pub(crate) struct EarlyExit {
     pub(crate) pid: u32,
@@ -75,7 +75,7 @@ pub(crate) struct Pod {
     pub(crate) namespaces: Namespaces,
     signals: Signals,
     listener: OwnedFd,
-    /// Nobody is let in before this: descriptors have run out.
+    /// No accept before this time: descriptors have run out.
     deaf_until: Option<Instant>,
     clients: Vec<Client>,
     pub(crate) containers: Vec<Container>,
@@ -93,7 +93,7 @@ pub(crate) struct Pod {
     pace: Pace,
 }
 
-/// Whether memory that only activity needs is still held.
+/// Whether buffers needed only during activity are still held.
 #[derive(Debug, Clone, Copy)]
 enum Rest {
     /// Something happened last at this time.
@@ -213,7 +213,7 @@ impl Pod {
         }
     }
 
-    /// What has something for us. Empty when only time has passed.
+    /// Sources with events. Empty if only time has passed.
     fn wait(&mut self) -> Vec<Ready> {
         let timeout = self.timeout();
         let mut what = vec![Ready::Signals];
@@ -247,7 +247,7 @@ impl Pod {
                 what.push(Ready::Process(container.serial));
                 fds.push(PollFd::new(pidfd, PollFlags::IN));
             }
-            // A leash is only looked at for its end. Input goes first: it is from before that.
+            // Only the end of a leash matters. Input goes first: it is older.
             for viewer in &container.viewers {
                 what.push(Ready::Viewer(container.serial, viewer.serial));
                 fds.push(PollFd::new(&viewer.leash, PollFlags::empty()));
@@ -275,7 +275,7 @@ impl Pod {
             }
         }
         match poll(&mut fds, timeout.as_ref()) {
-            // Reversed: a stream's end removes it, which moves the ones behind it only. Output before exits.
+            // Reversed: the end of a stream removes it, which moves only later ones. Output before exits.
             Ok(count) if count > 0 => std::iter::zip(what, fds)
                 .filter_map(|(what, fd)| (!fd.revents().is_empty()).then_some(what))
                 .rev()
@@ -329,7 +329,7 @@ impl Pod {
         loop {
             match self.signals.take() {
                 Ok(Some(received)) if received.signal == SIGCHLD => children = true,
-                // Our own writes to somebody who has gone; the write says so too.
+                // A write to a peer that has gone also fails by itself.
                 Ok(Some(received)) if received.signal == SIGPIPE => {}
                 Ok(Some(received)) if received.signal == SIGTERM => self.asked_to_end(received.sender),
                 Ok(Some(received)) => {
@@ -417,7 +417,7 @@ impl Pod {
         }
     }
 
-    /// Everything whose time has come.
+    /// Handles everything that is due.
     fn expire(&mut self, now: Instant) {
         self.deaf_until = self.deaf_until.filter(|until| *until > now);
         for container in &mut self.containers {

@@ -1,13 +1,13 @@
-//! PID 1 of a pod's shared pid namespace: reaps, and ends with its monitor, which ends the namespace. No signal but
-//! SIGKILL ends it: at the end of the machine everybody gets SIGTERM, and containers are to have their time then.
+//! PID 1 of a pod's shared pid namespace: reaps, and ends with its monitor, which ends the namespace. Only SIGKILL ends
+//! it: at the end of the machine every process gets SIGTERM, and containers need their time then.
 //!
-//! Every container of the pod sees it, and one that may trace others rules it. So it has nothing that is worth having: an
-//! empty root that cannot be written to, no descriptor, no capability in any set, none of the monitor's memory (it comes
-//! of this program run anew, from a mount that cannot be written through), and calls that do nothing but wait. Never does
-//! anything else, and never starts when a step of this fails.
+//! Every container of the pod sees it, and a container that may trace controls it. So it has nothing of value: an empty
+//! read-only root, no descriptor, no capability in any set, none of the monitor's memory (this program runs anew, from
+//! a read-only mount), and only system calls to wait. Never does anything else, and never starts if a confinement step
+//! fails.
 //!
-//! Who becomes it is run on the host's side and then moves into the pod: its memory belongs to the host's user
-//! namespace, so that rights in the pod's own are none over it.
+//! The candidate runs on the host's side and then moves into the pod: its memory belongs to the host's user namespace,
+//! so rights in the pod's own give none over it.
 
 use std::io::{self, PipeReader, PipeWriter, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -20,13 +20,13 @@ use podwright_sys::{confine, pidfd, process, userns};
 /// Its name, and the only argument: what `ps` shows in the pod.
 const NAME: &std::ffi::CStr = c"podwright-init";
 
-/// What it reports when it has become what it is to be.
+/// Its report once it is confined.
 pub(crate) const READY: &str = "ready";
 
-/// The beginning of the line that tells its pid.
+/// The beginning of the line that reports its pid.
 pub(crate) const INIT: &str = "init ";
 
-/// In the order to begin: there is a user namespace to be joined.
+/// In the order to begin: join a user namespace.
 const USER: &str = "user";
 
 /// Kinds that it may have to join with the pod's helper.
@@ -35,8 +35,8 @@ const KINDS: [Namespace; 3] = [Namespace::Net, Namespace::Ipc, Namespace::Uts];
 /// Longest order to begin: all of its words.
 const ORDER_BYTES: usize = 64;
 
-/// What it does: wait for a signal and for children, and before that report and close the report. With no descriptor
-/// there is nothing that the last two could be used for.
+/// Its system calls: wait for a signal and for children; before that, report and close the report. Without a descriptor
+/// the last two are useless.
 const CALLS: [Call; 8] = [
     seccomp::SYS_rt_sigtimedwait,
     seccomp::SYS_wait4,
@@ -48,7 +48,7 @@ const CALLS: [Call; 8] = [
     seccomp::SYS_close_range,
 ];
 
-/// Who becomes the init once the pod's other namespaces are there.
+/// The process that becomes the init once the pod's other namespaces exist.
 #[derive(Debug)]
 pub(crate) struct Candidate {
     order: PipeWriter,
@@ -61,7 +61,7 @@ impl Candidate {
         let helper = pidfd::open(std::process::id())?;
         let (begin, order) = io::pipe()?;
         process::fork_sibling(|| {
-            // Else it would wait for itself when the caller is gone.
+            // Otherwise it would wait for itself when the caller is gone.
             if let Ok(fd) = u32::try_from(order.as_raw_fd()) {
                 let _ = process::close_one(fd);
             }
@@ -70,7 +70,7 @@ impl Candidate {
         Ok(Self { order })
     }
 
-    /// Has it join the caller's namespaces and become the init, which the report tells of.
+    /// Makes it join the caller's namespaces and become the init, which the report confirms.
     pub(crate) fn begin(mut self, kinds: &[Namespace], user: bool) -> io::Result<()> {
         let names = kinds.iter().filter(|kind| KINDS.contains(kind)).map(|kind| kind.name());
         let words: Vec<&str> = user.then_some(USER).into_iter().chain(names).collect();
@@ -94,7 +94,7 @@ fn execute(program: &OwnedFd, begin: &PipeReader, report: &PipeWriter, helper: &
     1
 }
 
-/// Whether this process was run by [`Candidate::start`].
+/// Whether [`Candidate::start`] started this process.
 pub(crate) fn is_wanted() -> bool {
     std::env::args_os().next().is_some_and(|name| name.as_encoded_bytes() == NAME.to_bytes())
 }
@@ -129,7 +129,7 @@ fn become_first() -> Result<(), Step> {
         .map_err(io::Error::from)
         .map_err(step("read the order"))?;
     let Some(order) = str::from_utf8(&order[..length]).ok().and_then(|order| order.strip_suffix('\n')) else {
-        // The helper failed, and tells why.
+        // The helper failed, and reports why.
         return Ok(());
     };
     let words: Vec<&str> = order.split_ascii_whitespace().collect();
@@ -169,7 +169,7 @@ fn live() -> Result<std::convert::Infallible, Step> {
 fn confine() -> Result<(), Step> {
     let _ = rustix::process::setsid();
     let _ = rustix::thread::set_name(NAME);
-    // Where its cgroups lie is no secret, and not every kernel has such namespaces.
+    // Its cgroups' location is no secret, and not every kernel has such namespaces.
     let _ = confine::own_cgroup_namespace();
     confine::empty_root().map_err(step("make an empty root"))?;
     confine::give_up_rights().map_err(step("give up the rights"))?;
@@ -177,7 +177,7 @@ fn confine() -> Result<(), Step> {
     confine::hide().map_err(step("forbid tracing"))?;
     confine::end_with_parent().map_err(step("tie the life to its monitor's"))?;
     seccomp::allow_only(&CALLS).map_err(step("filter system calls"))?;
-    // The monitor alone reads it: without one this fails, and nobody would end us.
+    // Only the monitor reads it: without a monitor this fails, and nothing would end us.
     rustix::io::write(rustix::stdio::stdout(), format!("{READY}\n").as_bytes())
         .map_err(io::Error::from)
         .map_err(step("report"))?;

@@ -1,4 +1,4 @@
-//! What follows when a child ends: a runtime has returned, a container or an exec is gone, an orphan is reaped.
+//! Consequences of a child's end: a runtime has returned, a container or an exec is gone, an orphan is reaped.
 
 use podwright_sys::pidfd::SIGKILL;
 use std::os::fd::OwnedFd;
@@ -21,18 +21,18 @@ use crate::requests::Refusal;
 use crate::runtime::{Console, ERROR_BYTES, Job, JobKind, shorten};
 use crate::session::{Offer, Session};
 
-/// How long the output of an exited container is read when others (a shared pid namespace, an escaped child) hold its
-/// pipes open.
+/// How long an exited container's output is read while others (a shared pid namespace, an escaped child) hold its pipes
+/// open.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
-/// Exits kept for processes whose runtime has not returned yet. Only orphans of the pod come here, and only while a
+/// Exits kept for processes whose runtime has not returned yet. Only orphans of the pod arrive here, and only while a
 /// runtime runs.
 const EARLY_EXITS: usize = 1024;
 
-/// Exit code when the status went to somebody else, as kubelet and other runtimes know it.
+/// Exit code if another process took the status, as the kubelet and other runtimes use it.
 const UNKNOWN_EXIT: i32 = 255;
 
-/// Reads of what a runtime said before the container could say anything.
+/// Reads of the runtime's output before the container can write.
 const WORDS_READS: u32 = 32;
 
 impl Pod {
@@ -52,7 +52,7 @@ impl Pod {
         } else if let Some(serial) = self.running_with(exit.pid) {
             self.container_ended(serial, exit.ended, exit.at_ns);
         } else if let Some(at) = self.execs.iter().position(|exec| exec.process.pid == exit.pid) {
-            // Its handle is closed before anybody is told.
+            // Its handle is closed before the exit is reported.
             let Exec { id, session, .. } = self.execs.remove(at);
             self.exec_ended(&id, session, exit.ended);
         } else if self.namespaces.init.is_some_and(|init| init.pid == exit.pid) {
@@ -113,13 +113,13 @@ impl Pod {
         }
     }
 
-    /// Whether what is in the pipes may be the container's: then it belongs in the log.
+    /// Whether the pipes may hold the container's output, which belongs in the log.
     fn may_have_spoken(&self, serial: u32, ended: Ended) -> bool {
         let starting = |container: &Container| matches!(container.state, State::Starting);
         ended == Ended::Exited(0) && self.containers.iter().any(|c| c.serial == serial && starting(c))
     }
 
-    /// What came out of the pipes so far, which only the runtime can have said.
+    /// Output in the pipes so far, which can only be the runtime's.
     fn take_words(&mut self, serial: u32) -> String {
         let mut buffer = self.take_buffer(0);
         let mut said = Vec::new();
@@ -172,7 +172,7 @@ impl Pod {
         }
         let known = container.oom.as_mut().is_some_and(OomCounter::look);
         if !known {
-            // The daemon did not say where, or it is gone already: then its process may still tell.
+            // The daemon did not name it, or it is gone already: then its process may still show it.
             container.oom = OomCounter::of(pid).or(container.oom.take());
         }
         if let Some(counter) = &mut container.oom {
@@ -205,7 +205,7 @@ impl Pod {
             None => None,
         };
         let terminal = master.is_some();
-        // The client resizes through its own copy, which is the only one: when that closes, the process is hung up.
+        // The client resizes through its own copy, the only one: closing it hangs up the process.
         let mut fds: Vec<OwnedFd> = master.into_iter().collect();
         let (started, session) = match offer {
             Some(Offer { session, ends, stdio }) => {
@@ -231,7 +231,7 @@ impl Pod {
         Ok(())
     }
 
-    /// A create that came to nothing: no descriptor, no empty log file of ours, no process is left.
+    /// A failed create: leaves no descriptor, no empty log file of ours, no process.
     fn abandon(&mut self, serial: u32, job: &Job) {
         self.kill_left_behind(job);
         if let Some(at) = self.containers.iter().position(|container| container.serial == serial)
@@ -241,7 +241,7 @@ impl Pod {
         }
     }
 
-    /// A runtime that was killed may have left the process that it was making; it is ours by now.
+    /// A killed runtime may have left the process that it was creating, now our child.
     fn kill_left_behind(&mut self, job: &Job) {
         use std::os::fd::AsFd as _;
         let Ok(pid) = job.files.read_pid() else { return };
@@ -260,7 +260,7 @@ impl Pod {
         self.tell(Event::ExecExited { exec_id: id.to_owned(), exit_code, signal });
     }
 
-    /// Its handle says that it is gone: reap it, or learn that it was not our child.
+    /// Its handle shows its end: reap it, or learn that it was not our child.
     pub(crate) fn check_process(&mut self, serial: u32) {
         self.reap_all();
         let Some(container) = self.containers.iter().find(|container| container.serial == serial) else {
@@ -274,7 +274,7 @@ impl Pod {
         }
     }
 
-    /// Init is gone: read the OOM counter before anybody can remove the cgroup, then the rest of the output.
+    /// Init is gone: read the OOM counter before the cgroup can be removed, then the rest of the output.
     fn container_ended(&mut self, serial: u32, ended: Ended, finished_at_ns: i64) {
         self.look_at_memory();
         let Some(container) = self.containers.iter_mut().find(|container| container.serial == serial) else {
@@ -299,7 +299,7 @@ impl Pod {
         }
     }
 
-    /// The output is in the log, or given up: record the exit, then tell.
+    /// The output is in the log, or abandoned: record the exit, then report it.
     pub(crate) fn finish_exit(&mut self, serial: u32) {
         let Some(at) = self.containers.iter().position(|container| container.serial == serial) else {
             return;
@@ -322,7 +322,7 @@ impl Pod {
             .map_err(std::io::Error::from)
             .and_then(|bytes| write_atomically(Path::new(&path), &bytes));
         if let Err(error) = written {
-            // It stays in memory, and List tells it.
+            // It stays in memory, and List reports it.
             self.diary.note(format!("write exit record {path}: {error}"));
         }
         self.tell(Event::ContainerExited { container_id: exit.container_id.clone(), exit });

@@ -1,7 +1,8 @@
-//! CRI log records: where a line is cut, which tag it gets, and its timestamp. Pure.
+//! CRI log records: where a line is cut, its tag, and its timestamp. Pure.
 //!
-//! `<timestamp> <stream> <tag> <content>\n`; the tag is `F` where the content ends with the line (the LF, and one CR
-//! before it, are not content) and `P` where the line goes on.
+//! `<timestamp> <stream> <tag> <content>
+//! `; the tag is `F` if the content ends with the line (the LF, and one CR before it, are not content) and `P` if the
+//! line continues.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -22,12 +23,12 @@ pub(crate) struct Record<'a> {
     pub(crate) terminated: bool,
 }
 
-/// What is known about the bytes that will follow.
+/// What is known about the bytes to follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pause {
-    /// Perhaps more at once: keep an unterminated tail.
+    /// More may follow at once: keep an unterminated tail.
     None,
-    /// Nothing for a while: let the tail out, so that a prompt is seen. A trailing CR is kept, for an LF may follow.
+    /// Silence: write the tail, so that a prompt is seen. Keep a trailing CR, since an LF may follow.
     Idle,
     /// Nothing ever: let all out.
     End,
@@ -70,7 +71,7 @@ impl<'a> Iterator for Records<'a> {
             return self.take(content, end + 1 - content, Tag::Full);
         }
         let length = self.rest.len();
-        // Whether a last CR is content depends on the byte to come.
+        // Whether a last CR is content depends on the next byte.
         let sure = if self.rest.last() == Some(&b'\r') { length - 1 } else { length };
         if sure > self.max {
             return self.take(self.max, 0, Tag::Partial);
@@ -161,7 +162,7 @@ mod tests {
         out
     }
 
-    /// What a reader of the log passes on.
+    /// What a reader of the log reproduces.
     fn joined(records: &[(Tag, Vec<u8>)]) -> Vec<u8> {
         let mut out = Vec::new();
         for (tag, content) in records {

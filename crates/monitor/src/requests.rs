@@ -1,4 +1,4 @@
-//! What clients ask, checked and carried out. A runtime's work is started here and ends in `reap`.
+//! Requests of clients, checked and carried out. Starts a runtime's work here; `reap` completes it.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -24,7 +24,7 @@ use crate::pod::Pod;
 use crate::runtime::{self, Console, Job, JobFiles, JobKind, Stdio3};
 use crate::session::{Offer, client_writes};
 
-/// Longest log line that may be asked for; the read buffer has this size and a little more.
+/// Longest log line that may be requested; the read buffer has this size and a little more.
 const MAX_LOG_LINE: u32 = 1 << 20;
 
 /// Why a request fails.
@@ -46,11 +46,11 @@ impl From<Refusal> for Reply {
     }
 }
 
-/// The runtime has been started; the reply comes when it returns.
+/// The runtime was started; the reply follows when it returns.
 struct Later;
 
 impl Pod {
-    /// Serves one frame of a client.
+    /// Handles one frame of a client.
     pub(crate) fn request(&mut self, client: u32, frame: &[u8]) {
         let frame: RequestFrame = match serde_json::from_slice(frame) {
             Ok(frame) => frame,
@@ -140,7 +140,7 @@ impl Pod {
             ),
             None => None,
         };
-        // What its parent counts now is not the container's.
+        // The parent's current count is not the container's.
         let oom = create.cgroup.as_deref().and_then(OomCounter::at);
         match self.start_create(client, request, create) {
             Ok((serial, streams, stdin)) => {
@@ -198,7 +198,7 @@ impl Pod {
             *end = Some(writer.into());
         }
         let verb: &[&str] = match &create.restore {
-            // As the checkpoint was made: with the locks that files had.
+            // As the checkpoint was made: with file locks.
             Some(restore) => &[
                 "restore",
                 "--detach",
@@ -362,8 +362,8 @@ impl Pod {
         }
     }
 
-    /// The runtime still starts the exec: it would outlive whoever wanted it dead, so the signal waits for it. Killing
-    /// the runtime instead could leave a process that nobody knows.
+    /// The runtime is still starting the exec, which would outlive the signal, so the signal waits for it. Killing the
+    /// runtime instead could leave an unknown process.
     fn signal_at_start(&mut self, id: &str, number: i32, to_group: bool) -> Reply {
         for job in &mut self.jobs {
             if let JobKind::Exec { exec_id, signal, .. } = &mut job.kind

@@ -1,16 +1,16 @@
-//! What the monitor itself may do once its pod is there. The OCI runtime that it starts may do more: as a program that root
-//! runs it gets every capability of the bounding set, which stays whole, since containers may be given any.
+//! The monitor's own rights once its pod exists. The OCI runtime that it starts may have more: as a program run by root
+//! it gets every capability of the bounding set, which stays whole, since containers may be given any.
 //!
-//! A filter of system calls, `no_new_privs` or Landlock would be handed on to containers for good, and are not for the
-//! monitor to set. Nor may too few capabilities be left here: who has as many may trace a process of the same user, and
-//! those of a plain container of the host's PID namespace must not suffice. So nobody without CAP_SYS_PTRACE may look in.
+//! The monitor cannot set a system call filter, `no_new_privs` or Landlock: containers would inherit them for good. Nor
+//! may it keep too few capabilities: a process of the same user with as many may trace it, and those of a plain
+//! container in the host's PID namespace must not suffice. So only CAP_SYS_PTRACE allows that.
 
 use std::io;
 
 use podwright_sys::confine;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
-/// Giving pipes to users of a user namespace; log files and bundles whoever they belong to; signals to every user; null
+/// For giving pipes to users of a user namespace; log files and bundles of any owner; signals to every user; null
 /// devices; processes behind procfs's `hidepid`; the OOM score that runtimes get back.
 const ALWAYS: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
@@ -28,7 +28,7 @@ const AT_THE_END: CapabilitySet = CapabilitySet::SYS_ADMIN;
 pub(crate) fn keep_needed() -> io::Result<()> {
     let permitted = capabilities(None)?.permitted & ALWAYS.union(AT_THE_END);
     set(permitted & ALWAYS, permitted)?;
-    // Runtimes find the pod's namespaces among our descriptors, which takes that capability then.
+    // Runtimes find the pod's namespaces among our descriptors, which then needs that capability.
     if permitted.contains(CapabilitySet::SYS_PTRACE) {
         confine::hide()?;
     }

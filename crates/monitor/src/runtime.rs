@@ -1,4 +1,4 @@
-//! Running the OCI runtime: its command line, its console socket, and its last words when it fails.
+//! Running the OCI runtime: its command line, its console socket, and its error message.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
@@ -15,7 +15,7 @@ use podwright_sys::{fdpass, process, socket, tty};
 /// Longest error text that is passed on.
 pub(crate) const ERROR_BYTES: usize = 4096;
 
-/// How much of the end of runtime.log is searched for the last error.
+/// Bytes at the end of runtime.log searched for the last error.
 const LOG_TAIL_BYTES: u64 = 64 * 1024;
 
 /// A runtime that has not returned yet.
@@ -40,7 +40,7 @@ pub(crate) enum JobKind {
     Exec {
         exec_id: String,
         container_id: String,
-        /// A signal, and whether to its group, that came before the process was there to get it.
+        /// A signal, and whether for its group, that arrived before the process existed.
         signal: Option<(i32, bool)>,
         /// For an exec with a session.
         offer: Option<Offer>,
@@ -55,7 +55,7 @@ pub(crate) struct JobFiles {
 }
 
 impl JobFiles {
-    /// An earlier run's words or pid must not be taken for this one's.
+    /// An earlier run's message or pid must not be mistaken for this one's.
     pub(crate) fn clear(&self) {
         let _ = std::fs::remove_file(&self.log);
         let _ = std::fs::remove_file(&self.pid);
@@ -78,7 +78,7 @@ impl JobFiles {
     }
 }
 
-/// One JSON object a line: runc and crun have `level` in small letters and `msg`, youki in capitals and `message`.
+/// One JSON object per line: runc and crun have `level` in lower case and `msg`, youki in upper case and `message`.
 fn last_error(log: &str) -> Option<String> {
     log.lines().rev().find_map(|line| {
         let entry: serde_json::Value = serde_json::from_str(line).ok()?;
@@ -98,12 +98,12 @@ pub(crate) fn shorten(text: &str) -> String {
     text[..end].to_owned()
 }
 
-/// The socket to which a runtime sends the master of the terminal that it made.
+/// The socket to which a runtime sends the master of the terminal that it created.
 #[derive(Debug)]
 pub(crate) struct Console {
     listener: OwnedFd,
     file: PathBuf,
-    /// Short whatever the directory's path is: a socket path may have 107 bytes.
+    /// Short whatever the directory's path: a socket path may have 107 bytes.
     argument: String,
 }
 
@@ -135,7 +135,7 @@ impl Drop for Console {
     }
 }
 
-/// Standard descriptors of a runtime; a null device of its own where there is none.
+/// Standard descriptors of a runtime; a null device of its own for each missing one.
 #[derive(Debug, Default)]
 pub(crate) struct Stdio3 {
     pub(crate) stdin: Option<OwnedFd>,
@@ -143,8 +143,8 @@ pub(crate) struct Stdio3 {
     pub(crate) stderr: Option<OwnedFd>,
 }
 
-/// Starts the runtime as leader of its own process group, so that a deadline ends its helpers too. Our copies of the
-/// standard descriptors are closed on return.
+/// Starts the runtime as leader of its own process group, so that a deadline ends its helpers too. Closes our copies of
+/// the standard descriptors on return.
 pub(crate) fn spawn(
     runtime: &Runtime,
     files: &JobFiles,

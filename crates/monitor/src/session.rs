@@ -1,8 +1,8 @@
-//! Exec sessions: the pipes of a process whose other ends a client holds, and the leash by which the monitor learns
-//! that the client has left and the client how the process ended.
+//! Exec sessions: the pipes of a process whose other ends a client holds, and the leash that tells the monitor of the
+//! client's departure and the client of the process's end.
 //!
 //! While the client is there, the monitor neither reads nor writes: it only keeps the read ends open, so that the
-//! client's death is no death of the process. Afterwards it reads and discards, until the process ends.
+//! process survives the client. Afterwards it reads and discards until the process ends.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,8 +21,8 @@ use crate::runtime::{JobKind, Stdio3};
 /// these a soft limit of 1024 is kept.
 const MAX_SESSIONS: usize = 240;
 
-/// What an output pipe of an exec holds: four times the kernel's default, for fewer switches between writer and reader.
-/// The kernel takes pages for it only when they are filled.
+/// Capacity of an exec's output pipe: four times the kernel's default, for fewer switches between writer and reader.
+/// The kernel allocates pages only as they fill.
 const OUTPUT_PIPE_BYTES: usize = 256 * 1024;
 
 /// Our end of a session's leash.
@@ -37,7 +37,7 @@ impl Leash {
         Ok((Self(ours), theirs))
     }
 
-    /// Tells the client. A client that has left needs no word.
+    /// Notifies the client. A departed client needs no message.
     pub(crate) fn end(self, how: SessionEnd) {
         if let Ok(packet) = serde_json::to_vec(&how) {
             let _ = send(&self.0, &packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
@@ -56,7 +56,7 @@ impl AsFd for Leash {
 pub(crate) enum Session {
     /// The client reads the outputs.
     Held { leash: Leash, outputs: Vec<OwnedFd> },
-    /// The client has left: what comes out is discarded.
+    /// The client has left: output is discarded.
     Left { outputs: Vec<OwnedFd> },
 }
 
@@ -72,17 +72,17 @@ impl Session {
     }
 }
 
-/// A session whose process the runtime still starts.
+/// A session whose process the runtime is still starting.
 #[derive(Debug)]
 pub(crate) struct Offer {
     pub(crate) session: Session,
-    /// What the client gets, in the order of the protocol.
+    /// The client's descriptors, in the order of the protocol.
     pub(crate) ends: Vec<OwnedFd>,
     pub(crate) stdio: ExecStdio,
 }
 
 impl Offer {
-    /// The pipes that `stdio` names (a terminal comes from the runtime), and their ends for the process.
+    /// The pipes that `stdio` names (a terminal comes from the runtime), and the process's ends.
     pub(crate) fn make(stdio: ExecStdio, setup: &Setup) -> io::Result<(Self, Stdio3)> {
         let (mut ends, mut outputs, mut process) = (Vec::new(), Vec::new(), Stdio3::default());
         if stdio.stdin {
@@ -106,14 +106,14 @@ impl Offer {
     }
 }
 
-/// A pipe whose write end is a client's and does not block.
+/// A pipe whose write end is the client's and does not block.
 pub(crate) fn client_writes() -> io::Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = io::pipe()?;
     fcntl_setfl(&writer, OFlags::WRONLY | OFlags::NONBLOCK)?;
     Ok((reader.into(), writer.into()))
 }
 
-/// A pipe whose read end is a client's and does not block, of `size` bytes if the node allows that.
+/// A pipe whose read end is the client's and does not block, of `size` bytes if the node allows that.
 pub(crate) fn client_reads(size: usize) -> io::Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = io::pipe()?;
     fcntl_setfl(&reader, OFlags::RDONLY | OFlags::NONBLOCK)?;
@@ -135,7 +135,7 @@ impl Pod {
         Err(Refusal::new(ErrorKind::TooMany, message))
     }
 
-    /// The client has left an exec: nobody else would read its output now.
+    /// The client has left an exec: nothing else reads its output now.
     pub(crate) fn session_left(&mut self, serial: u32) {
         if let Some(exec) = self.execs.iter_mut().find(|exec| exec.serial == serial)
             && let Some(Session::Held { outputs, .. }) = &mut exec.session
@@ -145,7 +145,7 @@ impl Pod {
         }
     }
 
-    /// Something came out of an exec whose client has left.
+    /// Output of an exec whose client has left.
     pub(crate) fn discard_output(&mut self, serial: u32, index: usize) {
         let mut buffer = self.take_buffer(0);
         if let Some(exec) = self.execs.iter_mut().find(|exec| exec.serial == serial)

@@ -1,5 +1,5 @@
-//! The end of a pod: nothing runs any more, the namespaces are taken down, the files removed, then the answer. And the
-//! end of the machine, for which only processes count: the monitor ends with the last of its containers.
+//! The end of a pod: nothing runs any more, the namespaces are taken down, the files removed, then the answer is sent.
+//! And the end of the machine, where only processes count: the monitor ends with its last container.
 
 use podwright_sys::pidfd::SIGKILL;
 use std::os::fd::AsFd as _;
@@ -17,25 +17,25 @@ use crate::pod::Pod;
 use crate::requests::Refusal;
 use crate::rights;
 
-/// How long killed containers may take to be gone; one in uninterruptible sleep takes longer, and the caller comes
-/// again.
+/// How long killed containers may take to end; one in uninterruptible sleep takes longer, and the caller repeats the
+/// request.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long the last answer may take to leave; the peer sees the end of the connection anyway.
 const LAST_WORDS: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// Process 1 while systemd ends the machine: it has executed systemd-shutdown in its own place. The kernel keeps 15
-/// characters of a name.
+/// Process 1 while systemd ends the machine: it has executed systemd-shutdown. The kernel keeps 15 characters of a
+/// name.
 const LAST_PROCESS: &str = "systemd-shutdow";
 
-/// How long a container must be one that no SIGTERM can end, to be ended by SIGKILL: a shell that has just seen its last
-/// child end is about to do something.
+/// How long SIGTERM must have no effect on a container before SIGKILL: a shell whose last child has just ended is about
+/// to continue.
 const DEAF_FOR: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(crate) enum Shutdown {
     No,
-    /// Everything was killed; waiting for it to be gone.
+    /// Everything was killed; waits for its end.
     Waiting {
         client: u32,
         request: RequestId,
@@ -44,7 +44,7 @@ pub(crate) enum Shutdown {
     /// The machine ends: waiting for the containers to end.
     WithMachine {
         look_at: Instant,
-        /// Containers that no SIGTERM could end when it was looked last.
+        /// Containers that SIGTERM could not end at the last check.
         deaf: Vec<u32>,
     },
     Done,
@@ -74,7 +74,7 @@ impl Pod {
         }
     }
 
-    /// The reply comes when all is down.
+    /// The reply follows when everything is down.
     pub(crate) fn start_shutdown(
         &mut self,
         client: u32,
@@ -99,9 +99,9 @@ impl Pod {
         Ok(())
     }
 
-    /// What SIGTERM means depends on who sends it. When systemd ends the machine, all that is left gets it, and for as
-    /// long as somebody stays, the machine does: 90 s by default. From anybody else it is a mistake, such as
-    /// `systemctl kill podwright`, and a monitor that obeyed would cost the pod.
+    /// The meaning of SIGTERM depends on its sender. When systemd ends the machine, every remaining process gets it and
+    /// delays the machine, 90 s by default. From anybody else it is a mistake, such as `systemctl kill podwright`, and
+    /// obeying it would cost the pod.
     pub(crate) fn asked_to_end(&mut self, sender: u32) {
         let name = std::fs::read_to_string("/proc/1/comm").unwrap_or_default();
         if sender != 1 || name.trim_end() != LAST_PROCESS {
@@ -142,7 +142,7 @@ impl Pod {
             return self.end_with_machine(now);
         }
         let Shutdown::Waiting { client, request, until } = self.shutdown else { return };
-        // A create that was under way may have made one more.
+        // A create in progress may have created one more.
         for container in &self.containers {
             if let State::Running(process) = &container.state
                 && let Some(handle) = &process.pidfd

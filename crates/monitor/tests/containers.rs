@@ -1,4 +1,4 @@
-//! The real binary with the real runc: containers from create to exit, with the daemon there and not there.
+//! The real binary with the real runc: containers from create to exit, with the daemon present and absent.
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
@@ -77,7 +77,7 @@ fn a_daemon_that_dies_misses_nothing() {
     let mut pod = Pod::launch("restart", |_| {});
     let pid =
         pod.run("c1", &["sh", "-c", "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; exit 7"]);
-    // The only connection goes while the container writes.
+    // The only connection closes while the container writes.
     let dir = pod.dir.clone();
     let (gone, _) = std::os::unix::net::UnixStream::pair().unwrap();
     drop(std::mem::replace(&mut pod.client, Client::new(gone)));
@@ -339,7 +339,7 @@ fn terminals() {
     let resize = Request::Resize { target: container("c1"), width: 80, height: 25 };
     assert_eq!(pod.client.call(resize), Reply::Done);
     assert_eq!(pod.client.exit_of("c1").exit_code, 0);
-    // Busybox complains, on its terminal, for as long as there is no size.
+    // Busybox complains on its terminal while there is no size.
     let log = pod.log("c1");
     assert_eq!(
         (log.first().unwrap().as_str(), log.last().unwrap().as_str()),
@@ -387,7 +387,7 @@ fn a_pod_with_one_pid_namespace_has_a_reaping_init_and_no_zombie() {
     let mut pod = Pod::launch("sharedpid", |launch| launch.namespaces.pid = true);
     let init = pod.record.init.unwrap();
     assert_eq!(std::fs::read_to_string(format!("/proc/{}/comm", init.pid)).unwrap(), "podwright-init\n");
-    // Held by a descriptor: the pid could be another's one day.
+    // Held by a descriptor: the pid may be reused one day.
     let path = pod.record.namespaces.pid.clone().unwrap();
     assert!(path.starts_with(&format!("/proc/./{}/fd/", pod.pid())), "{path}");
     let inode = |path: &str| std::fs::metadata(path).unwrap().ino();

@@ -1,4 +1,4 @@
-//! What an OCI runtime is given: nothing of the node's that it could give on to a container.
+//! What an OCI runtime receives: nothing of the node's that it could pass to a container.
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
@@ -11,7 +11,7 @@ use std::path::Path;
 use podwright_monitor_proto::{ExecStdio, Reply, Request, Runtime};
 use support::{Pod, Session};
 
-/// runc, which tells first what it was given: of each descriptor device and inode, then where it leads.
+/// runc, which first reports what it received: device, inode and target of each descriptor.
 fn telling(pod: &Pod) -> Runtime {
     let runc = pod.runtime();
     let (path, told) = (pod.path("telling"), pod.path("told"));
@@ -27,7 +27,7 @@ fn telling(pod: &Pod) -> Runtime {
     Runtime { path: path.to_str().unwrap().into(), args: runc.args }
 }
 
-/// What was told since the last call.
+/// Reports since the last call.
 fn told(pod: &Pod) -> Vec<(String, String)> {
     let path = pod.path("told");
     let text = std::fs::read_to_string(&path).unwrap();
@@ -54,7 +54,7 @@ fn a_runtime_is_given_no_descriptor_of_the_nodes() {
     create.runtime = runtime.clone();
     pod.run_with(create);
     all.extend(told(&pod));
-    // A command that is given nothing, one with a terminal, one whose client wants its output alone.
+    // A command without streams, one with a terminal, one whose client requests only its output.
     let mut exec = pod.exec_request("e1", "c1", &["sh", "-c", "cat; echo x; echo y >&2; exit 4"], false);
     exec.runtime = runtime.clone();
     assert!(matches!(pod.client.call(Request::Exec(Box::new(exec))), Reply::ExecStarted { .. }));
@@ -74,7 +74,7 @@ fn a_runtime_is_given_no_descriptor_of_the_nodes() {
 
     let inodes =
         |given: &[(String, String)]| given.iter().map(|(inode, _)| inode.clone()).collect::<BTreeSet<_>>();
-    // Each process has its own: what one does to them is nothing to the next.
+    // Each process has its own: a change to one does not affect the next.
     assert_eq!(nothing_given.len(), 3, "{nothing_given:?}");
     assert!(inodes(&all).is_disjoint(&inodes(&nothing_given)), "{all:?} {nothing_given:?}");
     all.extend(nothing_given);
@@ -83,7 +83,7 @@ fn a_runtime_is_given_no_descriptor_of_the_nodes() {
         assert!(leads.starts_with("pipe:") || leads == "/null (deleted)", "{leads}");
         assert_ne!(*inode, format!("{}:{}", null.dev(), null.ino()), "the node's null device");
     }
-    // Of the monitor, which is where they come from, too.
+    // Of the monitor, where they come from.
     for fd in [0, 1] {
         let found = std::fs::metadata(format!("/proc/{}/fd/{fd}", pod.pid())).unwrap();
         assert_ne!((found.dev(), found.ino()), (null.dev(), null.ino()));

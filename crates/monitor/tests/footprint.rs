@@ -1,5 +1,5 @@
-//! What ten pods cost in memory. Only meaningful for the static release build:
-//! `PODWRIGHT_MONITOR=<binary> cargo test -p podwright-monitor --test footprint -- --ignored --nocapture`
+//! Memory of ten pods. Only meaningful for the static release build: `PODWRIGHT_MONITOR=<binary> cargo test -p
+//! podwright-monitor --test footprint -- --ignored --nocapture`
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 #![allow(clippy::print_stderr, reason = "the figures are its purpose")]
@@ -18,7 +18,7 @@ fn ten_pods() {
     let mut pods: Vec<Pod> = (0..10).map(|number| Pod::launch(&format!("size{number}"), |_| {})).collect();
     for pod in &mut pods {
         pod.run("c1", &["sh", "-c", "echo hello; sleep 1000"]);
-        // Its buffer goes back to the kernel after a quiet second.
+        // Its buffer returns to the kernel after a quiet second.
         until("first line", || pod.log("c1").len() == 1);
         assert!(matches!(pod.client.call(Request::List), Reply::List { .. }));
     }
@@ -52,7 +52,7 @@ fn a_gigabyte_of_output() {
         let start = std::time::Instant::now();
         pod.bundle("c1", &["sh", "-c", &command.replace("yes ", "busybox yes ")], |_| {});
         let mut request = pod.create_request("c1");
-        // Where writing costs nothing, so that the monitor is what is measured.
+        // A place where writing costs nothing, so that only the monitor is measured.
         request.log_path = Some(format!("/dev/shm/podwright-test-{}.log", pod.id));
         pod.run_with(request.clone());
         let peak = || podwright_sys::proc::pss_kib(pod.pid()).unwrap();

@@ -1,4 +1,4 @@
-//! The end of the machine: a PID namespace plays it, whose first process calls itself as systemd's does then.
+//! The end of the machine, simulated by a PID namespace whose first process takes the name of systemd's.
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use podwright_monitor_proto::*;
 use support::{Pod, until};
 
-/// What process 1 of the machine does: it starts the monitor, and when it is told to, asks all others to end, as the
-/// kernel lets it do.
+/// Process 1 of the machine: starts the monitor, and on request asks all other processes to end, as the kernel lets it
+/// do.
 const FIRST: &str = r#"
 exec 3<&0 </dev/null
 "$0" <&3 3<&- &
@@ -23,7 +23,7 @@ wait $monitor
 echo $? >ended
 "#;
 
-/// A machine with one pod; `name` is what process 1 is called.
+/// A machine with one pod; `name` is that of process 1.
 struct Machine {
     pod: Pod,
 }
@@ -44,7 +44,7 @@ impl Machine {
         Self { pod }
     }
 
-    /// Runs a container; its first process is ready once it has said so.
+    /// Runs a container; its first process reports when it is ready.
     fn run(&mut self, id: &str, script: &str) {
         self.pod.bundle(id, &["sh", "-c", script], |_| {});
         let create = Create { start: true, ..self.pod.create_request(id) };
@@ -73,14 +73,14 @@ fn ended(path: &Path) -> bool {
 #[test]
 fn a_monitor_ends_with_the_last_container_when_the_machine_ends() {
     let mut machine = Machine::new("systemd-shutdown");
-    // It has a handler, and takes until it is let go.
+    // It has a handler, and continues until released.
     machine.run(
         "slow",
         "trap 'echo asked; while [ ! -e /tmp/go ]; do sleep 0.05; done; exit 7' TERM; echo ready; while :; do sleep 0.05; done",
     );
     // No SIGTERM can end it, as the first process of its namespace.
     machine.run("deaf", "echo ready; exec sleep 1000");
-    // Nor this one, but what it waits for has a handler.
+    // Nor this one, but the process it waits for has a handler.
     machine.run(
         "shell",
         "(trap 'echo saved; exit 0' TERM; echo ready; while :; do sleep 0.05; done) & wait; wait; exit 5",
@@ -90,7 +90,7 @@ fn a_monitor_ends_with_the_last_container_when_the_machine_ends() {
     assert_eq!(machine.pod.client.exit_of("shell").exit_code, 5);
     assert!(machine.pod.log("shell").iter().any(|line| line.ends_with("saved")));
     until("it was asked", || machine.pod.log("slow").iter().any(|line| line.ends_with("asked")));
-    // The monitor is still there for it.
+    // The monitor stays for it.
     assert!(matches!(machine.pod.client.call(Request::List), Reply::List { .. }));
     std::fs::write(machine.pod.path("slow/rootfs/tmp/go"), "").unwrap();
     machine.pod.client.read_to_end();

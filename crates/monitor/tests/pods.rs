@@ -87,7 +87,7 @@ fn a_pods_init_ends_with_a_monitor_that_is_killed() {
     until("the pod's init is gone", || !lives());
 }
 
-/// What there is to see of a process, and to be had from it.
+/// What a process shows, and what can be got from it.
 fn assert_worth_nothing(init: u32, cgroups: &[String]) {
     let file = |name: &str| std::fs::read_to_string(format!("/proc/{init}/{name}")).unwrap();
     let link = |name: &str| std::fs::read_link(format!("/proc/{init}/{name}"));
@@ -101,7 +101,7 @@ fn assert_worth_nothing(init: u32, cgroups: &[String]) {
     for line in ["NoNewPrivs:\t1", "Seccomp:\t2", "Groups:\t "] {
         assert!(status.contains(&line), "{line}: {status:#?}");
     }
-    // One mount, empty, which can be written neither through nor by the file system's own state.
+    // One mount, empty, read-only both as a mount and as a file system.
     let mounts = file("mountinfo");
     assert_eq!(mounts.lines().count(), 1, "{mounts}");
     let words: Vec<&str> = mounts.split_whitespace().collect();
@@ -113,7 +113,7 @@ fn assert_worth_nothing(init: u32, cgroups: &[String]) {
     assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
     assert_eq!(link("cwd").unwrap(), Path::new("/"));
     assert_eq!(std::fs::read_dir(format!("/proc/{init}/fd")).unwrap().count(), 0);
-    // Its program is the monitor's, and nobody writes to that.
+    // Its program is the monitor's, and cannot be written to.
     let exe = format!("/proc/{init}/exe");
     let refused =
         rustix::fs::openat(rustix::fs::CWD, &exe, rustix::fs::OFlags::WRONLY, rustix::fs::Mode::empty());
@@ -222,7 +222,7 @@ fn a_user_namespace_owns_the_others() {
     let words: Vec<&str> = text.split_whitespace().collect();
     let expected = ["0", "400000", "65536", "0", "500000", "65536", "pod-9", "owned", "0", "65535", "1"];
     assert_eq!(words, expected, "{}", String::from_utf8_lossy(&output.stderr));
-    // Nobody of the host is in there, its own process 1 included.
+    // It belongs to no host user inside, its own process 1 included.
     let init = pod.record.init.unwrap().pid;
     let status = std::fs::read_to_string(format!("/proc/{init}/status")).unwrap();
     assert!(status.contains("Uid:\t400000\t400000") && status.contains("Gid:\t500000\t500000"), "{status}");
@@ -312,7 +312,7 @@ fn connections_come_and_go_and_bad_ones_are_dropped() {
         reply,
         FromMonitor::Reply { id: 42, reply: Reply::Error { kind: ErrorKind::Invalid, .. } }
     ));
-    // One who asks for ever and never reads is dropped, and harms nobody.
+    // A client that sends requests for ever and never reads is dropped, and harms no other.
     let mut deaf = Client::connect(&pod.dir);
     let flood = encode(&RequestFrame { id: 1, request: Request::Hello { version: 1 } }).unwrap().repeat(1000);
     let mut deaf_socket = UnixStream::connect(pod.dir.join(MONITOR_SOCKET)).unwrap();

@@ -1,5 +1,5 @@
-//! Execs with streams and attached clients, with the real runc: what clients get, and that nothing they do, or do not
-//! do, hurts a process or leaves anything behind.
+//! Execs with streams and attached clients, with the real runc: what clients receive, and that nothing they do, or fail
+//! to do, hurts a process or leaves anything behind.
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
@@ -56,7 +56,7 @@ fn streams_are_apart_and_the_end_is_told_on_the_leash() {
     assert_eq!(pod.client.call(kill), Reply::Done);
     assert_eq!(session.end(), SessionEnd::Exited { exit_code: 137, signal: Some(9) });
 
-    // What nobody asked for is /dev/null; an output that is written at the very end is not lost.
+    // Unrequested streams are null devices; output written at the very end is not lost.
     let one = ExecStdio { stderr: true, ..ExecStdio::default() };
     let mut session =
         pod.session("e3", "c1", &["sh", "-c", "cat; echo x; head -c 200000 /dev/zero >&2"], one);
@@ -80,7 +80,7 @@ fn a_process_survives_its_client_and_is_reaped() {
     let mut pod = Pod::launch("survive", |_| {});
     pod.run("c1", &["sleep", "1000"]);
     let (files, children) = (pod.open_files(), pod.children());
-    // Far more than its pipes hold, then an end that tells that no SIGPIPE came.
+    // Far more than its pipes hold, then an end that shows that no SIGPIPE came.
     let script =
         "read line; head -c 3000000 /dev/zero; head -c 3000000 /dev/zero >&2; touch /tmp/$line; exit 3";
     let mut session = pod.session("e1", "c1", &["sh", "-c", script], ALL);
@@ -93,7 +93,7 @@ fn a_process_survives_its_client_and_is_reaped() {
     pod.client.reconnect(&dir);
     until("its end", || execs(&mut pod.client).is_empty());
     assert!(pod.path("c1/rootfs/tmp/done").exists());
-    // The connection that was lost is gone, and the new one is there.
+    // The lost connection is gone, and the new one exists.
     assert_eq!((pod.open_files(), pod.children()), (files, children));
     pod.shutdown();
 }
@@ -201,7 +201,7 @@ fn clients_see_what_the_log_gets_and_the_end_after_all_of_it() {
         assert_eq!(Session::read_until(&mut session.stdout, "\n"), "hello\n");
         assert_eq!(Session::read_until(&mut session.stderr, "\n"), "oops\n");
     }
-    // Not stdin_once: another client goes on, and one that comes with a restarted daemon.
+    // Not stdin_once: another client continues, also one of a restarted daemon.
     drop(first);
     let dir = pod.dir.clone();
     pod.client.reconnect(&dir);
@@ -227,7 +227,7 @@ fn clients_see_what_the_log_gets_and_the_end_after_all_of_it() {
 #[test]
 fn a_client_that_does_not_read_is_dropped_and_holds_up_nobody() {
     let mut pod = Pod::launch("slow", |_| {});
-    // Each part fits into the pipe of a client that reads at all, and waits for one to have read the last.
+    // Each part fits into the pipe of a reading client, and waits until one has read the last part.
     let script = "while read line && [ $line = go ]; do yes 0123456789 | head -c 495000; done; exit 0";
     interactive(&mut pod, script, |_| {});
     let mut lazy = pod.attach("c1", OUTPUT);
@@ -239,7 +239,7 @@ fn a_client_that_does_not_read_is_dropped_and_holds_up_nobody() {
         std::io::Read::read_exact(eager.stdout.as_mut().unwrap(), &mut part).unwrap();
     }
     assert_eq!(lazy.end(), SessionEnd::TooSlow);
-    // What was in its pipe is whole.
+    // The content of its pipe is complete.
     let text = Session::rest(&mut lazy.stdout);
     assert!(text.len() >= 900_000, "{}", text.len());
     assert!("0123456789\n".repeat(495_000).starts_with(&text));
@@ -269,7 +269,7 @@ fn stdin_once_ends_with_the_first_client_that_has_it() {
             drop(first);
         }
         assert_eq!(Session::read_until(&mut watcher.stdout, "end\n"), "hello\nend\n");
-        // Whoever else had it finds it closed.
+        // Any other holder finds it closed.
         let refused = other.stdin.as_mut().unwrap().write(b"late").unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::BrokenPipe);
         assert!(pod.attach("c1", ALL).stdin.is_none());

@@ -1,8 +1,8 @@
-//! Whether the kernel's clock is kept right by somebody.
+//! Whether the kernel's clock is synchronised.
 
 use std::io;
 
-/// Whether a time service (chrony, systemd-timesyncd, ntpd) has told the kernel that its clock is right.
+/// Whether a time service (chrony, systemd-timesyncd, ntpd) has marked the kernel's clock as synchronised.
 ///
 /// # Errors
 /// The kernel's: none that a process may expect.

@@ -1,4 +1,4 @@
-//! Taking from the calling process what it does not need: files, capabilities, being looked into.
+//! Removing what the calling process does not need: files, capabilities, being traced.
 
 use std::ffi::CStr;
 use std::io;
@@ -9,14 +9,14 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, moun
 
 use crate::userns::{Reach, clone_mount, make_read_only};
 
-/// What the empty root file system may hold: its root directory. Zero would be no limit.
+/// Inodes of the empty root file system: its root directory. Zero would be no limit.
 const NOTHING: &CStr = c"size=4k,nr_inodes=1,mode=0555";
 
-/// Numbers of capabilities are looked at up to here; the kernel has 41 of at most 64.
+/// Capability numbers are tried up to here; the kernel has 41 of at most 64.
 const CAPABILITIES: libc::c_ulong = 64;
 
-/// The calling process's own program, on a mount of its own that nobody can write through: whoever gets hold of it by
-/// `/proc/<pid>/exe` of a process that runs it, root of the host included, can read it and no more.
+/// The calling process's own program, on a read-only mount of its own: whoever reaches it through `/proc/<pid>/exe` of
+/// a process that runs it, root of the host included, can only read it.
 ///
 /// # Errors
 /// The kernel's: `ENOSYS` before Linux 5.12, `EINVAL` when the program is not in the caller's mount namespace.
@@ -28,7 +28,7 @@ pub fn own_program() -> io::Result<OwnedFd> {
     Ok(mount)
 }
 
-/// Runs a program in place of the calling one, with its first argument and nothing else. Returns only on error.
+/// Runs a program in place of the calling one, with only its first argument. Returns only on error.
 ///
 /// # Errors
 /// The kernel's.
@@ -38,8 +38,7 @@ pub fn execute(program: BorrowedFd<'_>, name: &CStr) -> io::Result<std::convert:
     Ok(nix::unistd::execveat(program, c"", &[name], &nothing, flags)?)
 }
 
-/// Moves the calling thread into a mount namespace that has one empty directory, which nobody can write to, and nothing
-/// below or above it.
+/// Moves the calling thread into a mount namespace with one empty, read-only directory, and nothing below or above it.
 ///
 /// # Errors
 /// The kernel's: `PermissionDenied`, or `EINVAL` where the root is the kernel's first file system, from which no OCI
@@ -48,16 +47,16 @@ pub fn empty_root() -> io::Result<()> {
     nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    // Any directory will do, and this one is everywhere.
+    // Any directory will do, and this one always exists.
     mount("none", "/proc", "tmpfs", flags, Some(NOTHING))?;
     rustix::process::chdir("/proc")?;
     rustix::process::pivot_root(".", ".")?;
-    // The old root lies on the new one now.
+    // The old root now lies on the new one.
     unmount(".", UnmountFlags::DETACH)?;
     Ok(rustix::process::chdir("/")?)
 }
 
-/// Moves the calling thread into a cgroup namespace whose root is the cgroup that it is in.
+/// Moves the calling thread into a cgroup namespace whose root is its current cgroup.
 ///
 /// # Errors
 /// The kernel's.
@@ -65,8 +64,8 @@ pub fn own_cgroup_namespace() -> io::Result<()> {
     Ok(nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP)?)
 }
 
-/// Gives up all groups but one's own and every capability, for good: no set has one, the bounding set included, and no
-/// program that is run brings one back.
+/// Gives up all groups but one's own and every capability, for good: every set is empty, the bounding set included, and
+/// no program run brings one back.
 ///
 /// # Errors
 /// The kernel's.
@@ -85,7 +84,7 @@ pub(crate) fn drop_bounding_set() -> io::Result<()> {
         // SAFETY: prctl takes integers here.
         if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } < 0 {
             let error = io::Error::last_os_error();
-            // One that this kernel does not have, and so all that follow.
+            // This kernel does not have it, nor any after it.
             if error.raw_os_error() == Some(libc::EINVAL) && capability > 0 {
                 break;
             }
@@ -95,8 +94,8 @@ pub(crate) fn drop_bounding_set() -> io::Result<()> {
     Ok(())
 }
 
-/// Has the calling process belong to root as far as procfs goes, without core dumps, looked into by nobody who may not
-/// trace everybody. The kernel forgets it when a program is run or ids change.
+/// Makes the calling process belong to root in procfs, without core dumps, traceable only by those who may trace every
+/// process. The kernel resets it when a program is run or ids change.
 ///
 /// # Errors
 /// The kernel's.
@@ -104,8 +103,8 @@ pub fn hide() -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?)
 }
 
-/// Has the kernel kill the calling process when its parent has ended, also as process 1 of a PID namespace. The kernel
-/// forgets it when ids change.
+/// Has the kernel kill the calling process when its parent ends, also as process 1 of a PID namespace. The kernel
+/// resets it when ids change.
 ///
 /// # Errors
 /// The kernel's.

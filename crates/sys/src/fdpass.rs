@@ -11,14 +11,14 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-/// Descriptors that one message may carry: the three stdio ends of an exec, and one to spare.
+/// Descriptors of one message: the three stdio ends of an exec, and one spare.
 pub const MAX_FDS: usize = 4;
 
 /// Sends what the socket takes of `bytes`, with `fds` attached to the first byte.
 ///
 /// # Errors
-/// `WouldBlock` when the socket is full (nothing was sent, not even the descriptors), `BrokenPipe` when the peer
-/// is gone, `InvalidInput` for more than [`MAX_FDS`] descriptors.
+/// `WouldBlock` if the socket is full (nothing was sent, not even the descriptors), `BrokenPipe` if the peer is gone,
+/// `InvalidInput` for more than [`MAX_FDS`] descriptors.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -34,11 +34,11 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io:
     }
 }
 
-/// Receives what is there into `buffer` and appends received descriptors (close-on-exec) to `fds`. `Ok(0)` is the
-/// end of the stream.
+/// Receives pending bytes into `buffer` and appends received descriptors (close-on-exec) to `fds`. `Ok(0)` is the end
+/// of the stream.
 ///
 /// # Errors
-/// `WouldBlock` when nothing is there; `InvalidData` when the peer sent more descriptors than [`MAX_FDS`].
+/// `WouldBlock` if nothing is pending; `InvalidData` if the peer sent more descriptors than [`MAX_FDS`].
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
     receive_with(socket, buffer, fds, RecvFlags::DONTWAIT)
 }

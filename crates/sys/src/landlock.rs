@@ -1,4 +1,4 @@
-//! Landlock in the one form that needs no rules: the calling process may touch no file by a path.
+//! Landlock in the one form that needs no rules: the calling process may access no file by path.
 
 use std::io;
 
@@ -23,9 +23,9 @@ const VERSIONS: [(i64, u64, u64, u64); 6] = [
     (1, (1 << 13) - 1, 0, 0),
 ];
 
-/// Forbids the calling thread, and all that it starts, to open, make, remove, rename or run any file, to bind or connect TCP
-/// ports, and to signal or reach by abstract sockets what is outside, as far as the kernel knows these. Needs
-/// `no_new_privs`. Descriptors that are open stay usable.
+/// Forbids the calling thread and its descendants to open, create, remove, rename or run any file, to bind or connect
+/// TCP ports, and to signal or reach by abstract sockets anything outside, as far as the kernel supports it. Needs
+/// `no_new_privs`. Open descriptors stay usable.
 ///
 /// # Errors
 /// `Unsupported` where the kernel has no Landlock (before 5.13, or switched off); otherwise the kernel's.

@@ -1,7 +1,7 @@
 //! Every raw system call of podwright that a safe crate does not offer, behind safe functions.
 //!
-//! Owns: all `unsafe` of the workspace. Never owns policy: no paths of ours, no retries, no state.
-//! All errors are the kernel's, as [`std::io::Error`]; the caller adds what it was doing and to what.
+//! Owns: all `unsafe` of the workspace. Never owns policy: no paths of ours, no retries, no state. All errors are the
+//! kernel's, as [`std::io::Error`]; the caller adds the operation and its object.
 
 pub mod clock;
 pub mod confine;

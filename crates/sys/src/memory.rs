@@ -1,7 +1,7 @@
 //! The C library's allocator, tuned for a process that must stay small. Nothing here changes behaviour.
 
-/// Makes the allocator give memory back early: the heap grows page by page, and blocks of `large` bytes or more
-/// get their own mapping, which goes back to the kernel when freed. Does nothing on other libraries than glibc.
+/// Makes the allocator return memory early: the heap grows page by page, and blocks of `large` bytes or more get their
+/// own mapping, which returns to the kernel when freed. Does nothing with libraries other than glibc.
 pub fn keep_small(large: i32) {
     #[cfg(target_env = "gnu")]
     for (parameter, value) in
@@ -14,7 +14,7 @@ pub fn keep_small(large: i32) {
     let _ = large;
 }
 
-/// Gives unused heap pages back to the kernel. Does nothing on other libraries than glibc.
+/// Returns unused heap pages to the kernel. Does nothing with libraries other than glibc.
 pub fn trim() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim only releases free memory of the allocator.

@@ -1,4 +1,4 @@
-//! How names are looked up.
+//! How names are resolved.
 
 use std::io;
 
@@ -7,8 +7,8 @@ unsafe extern "C" {
     fn __nss_configure_lookup(database: *const libc::c_char, services: *const libc::c_char) -> libc::c_int;
 }
 
-/// Has hosts looked up in /etc/hosts and by DNS, whatever /etc/nsswitch.conf says. For static programs: glibc has these
-/// two built in, and loads others as libraries that fit no other glibc than the one it was linked with.
+/// Resolves hosts by /etc/hosts and DNS, whatever /etc/nsswitch.conf says. For static programs: glibc has these two
+/// built in, and loads others as libraries that fit only the glibc it was linked with.
 ///
 /// # Errors
 /// The kernel's: no memory.

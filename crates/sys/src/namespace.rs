@@ -1,4 +1,4 @@
-//! Making namespaces and the little that must be set up inside: host name and the loopback device.
+//! Creating namespaces and their minimal setup: host name and the loopback device.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -33,10 +33,11 @@ impl Namespace {
     }
 }
 
-/// Where others, such as an OCI runtime, find a namespace that one of our descriptors holds, for as long as it does.
+/// A path by which others, such as an OCI runtime, find a namespace that one of our descriptors holds, as long as it
+/// does.
 ///
 /// Written with a dot, since runc from 1.1.11 takes a user namespace's path that begins with `/proc/PID` for one of
-/// that process, and refuses to join when the process has another mapping (libcontainer/userns/userns_maps_linux.go,
+/// that process, and refuses to join if the process has another mapping (libcontainer/userns/userns_maps_linux.go,
 /// GetUserNamespaceMappings).
 #[must_use]
 pub fn path_of(namespace: &OwnedFd) -> String {
@@ -57,10 +58,10 @@ pub fn unshare(kind: Namespace) -> io::Result<()> {
     Ok(nix::sched::unshare(flag)?)
 }
 
-/// Moves the calling thread into a namespace of this kind. It is for threads that end afterwards: nothing moves it back.
+/// Moves the calling thread into a namespace of this kind. For threads that end afterwards: nothing moves it back.
 ///
 /// # Errors
-/// The kernel's; `InvalidInput` when it is one of another kind.
+/// The kernel's; `InvalidInput` if it is of another kind.
 pub fn enter(kind: Namespace, namespace: BorrowedFd<'_>) -> io::Result<()> {
     let kind = match kind {
         Namespace::Net => LinkNameSpaceType::Network,
@@ -71,8 +72,8 @@ pub fn enter(kind: Namespace, namespace: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::thread::move_into_link_name_space(namespace, Some(kind))?)
 }
 
-/// Moves the calling process, which has one thread, into another one's namespaces of these kinds, and with `user` into its
-/// user namespace before.
+/// Moves the calling process, which has one thread, into another's namespaces of these kinds; with `user`, first into
+/// its user namespace.
 ///
 /// # Errors
 /// The kernel's: `EINVAL` before Linux 5.8, or for a user namespace that the caller is in already.
@@ -101,7 +102,7 @@ pub fn set_hostname(name: &str) -> io::Result<()> {
     Ok(rustix::system::sethostname(name.as_bytes())?)
 }
 
-/// Brings `lo` of the caller's network namespace up; the kernel then gives it its addresses.
+/// Brings `lo` of the caller's network namespace up; the kernel then assigns its addresses.
 ///
 /// # Errors
 /// The kernel's, from the socket or the device.

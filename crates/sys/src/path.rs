@@ -1,4 +1,4 @@
-//! Paths that others control, resolved inside a root that they cannot leave (openat2).
+//! Paths under foreign control, resolved inside a root that they cannot leave (openat2).
 
 use std::ffi::OsStr;
 use std::io;
@@ -7,8 +7,8 @@ use std::path::{Component, Path};
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, openat, openat2};
 
-/// Tries for a resolution that raced with a rename (the kernel then answers EAGAIN); more than a few in a row
-/// means that somebody renames on purpose.
+/// Attempts at a resolution that races with a rename (the kernel answers EAGAIN); repeated failure means deliberate
+/// renames.
 const RACE_RETRIES: u32 = 16;
 
 /// Opens a directory by path as a root for the functions below (`O_PATH`).
@@ -19,8 +19,8 @@ pub fn open_root(path: &Path) -> io::Result<OwnedFd> {
     Ok(openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// Opens `path` as the process whose root directory is `root` would see it: absolute paths, `..` and symbolic links
-/// are all resolved inside. Magic links of procfs are refused. Close-on-exec is always set.
+/// Opens `path` as a process with the root directory `root` would see it: absolute paths, `..` and symbolic links all
+/// resolve inside. Magic links of procfs are refused. Always close-on-exec.
 ///
 /// # Errors
 /// The kernel's; `WouldBlock` when the tree was being renamed all the time.
@@ -36,19 +36,18 @@ pub fn open_beneath(root: BorrowedFd<'_>, path: &Path, flags: OFlags, mode: Mode
     resolve(root, path, flags, mode, ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
 }
 
-/// Opens an absolute path in which no component is a symbolic link, as it was when somebody resolved it. Close-on-exec is
-/// always set.
+/// Opens an absolute, already resolved path in which no component is a symbolic link. Always close-on-exec.
 ///
 /// # Errors
-/// The kernel's; ELOOP when one has become a link.
+/// The kernel's; ELOOP if a component has become a link.
 pub fn open_without_links(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-    // Without O_NOFOLLOW: beside O_PATH it would open a link at the end of the path instead of refusing it.
+    // Without O_NOFOLLOW: with O_PATH it would open a link at the end of the path instead of refusing it.
     let how = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     resolve(CWD, path, flags, Mode::empty(), how)
 }
 
-/// Opens the directory `below` of the directory `top` (`O_PATH`). Neither `top` itself nor anything below it may be a
-/// symbolic link; what is above it may. With a mode, those that are missing are made.
+/// Opens the directory `below` of the directory `top` (`O_PATH`). Neither `top` nor anything below it may be a symbolic
+/// link; its parents may. With a mode, missing directories are created.
 ///
 /// # Errors
 /// The kernel's: ENOTDIR for a link. `InvalidInput` for a path with `..` or an absolute one below.
@@ -77,9 +76,9 @@ pub fn open_directory_without_links(top: &Path, below: &Path, make: Option<Mode>
     Ok(here)
 }
 
-/// Makes `path` and its missing parents inside `root`, each with `mode`, and returns the last one (`O_PATH`).
-/// Existing symbolic links are followed inside the root; a link that dangles is an error, not a place to create at.
-/// Those that are made get an `owner`, uid and gid, if there is one.
+/// Creates `path` and its missing parents inside `root`, each with `mode`, and returns the last one (`O_PATH`).
+/// Existing symbolic links are followed inside the root; a dangling link is an error. New directories get `owner`, uid
+/// and gid, if given.
 ///
 /// # Errors
 /// The kernel's; `InvalidInput` for a path with `..`.

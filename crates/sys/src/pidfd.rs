@@ -11,7 +11,7 @@ pub const SIGKILL: i32 = 9;
 /// Converts a pid as the kernel prints it.
 ///
 /// # Errors
-/// `InvalidInput` for zero, a negative number, or one that no pid can have.
+/// `InvalidInput` for zero, a negative number, or an impossible pid.
 pub fn pid(number: u32) -> io::Result<Pid> {
     i32::try_from(number).ok().and_then(Pid::from_raw).ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
@@ -19,7 +19,7 @@ pub fn pid(number: u32) -> io::Result<Pid> {
 /// Opens a handle (close-on-exec); it becomes readable when the process has exited.
 ///
 /// # Errors
-/// `ESRCH` when there is no such process.
+/// `ESRCH` if there is no such process.
 pub fn open(number: u32) -> io::Result<OwnedFd> {
     Ok(pidfd_open(pid(number)?, PidfdFlags::empty())?)
 }
@@ -27,13 +27,13 @@ pub fn open(number: u32) -> io::Result<OwnedFd> {
 /// Sends a signal by number.
 ///
 /// # Errors
-/// `InvalidInput` for a number that is no signal, `ESRCH` when the process is gone.
+/// `InvalidInput` for an invalid signal, `ESRCH` if the process is gone.
 pub fn send_signal(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     Ok(pidfd_send_signal(process, self::signal(signal)?)?)
 }
 
-/// Sends a signal to every process of the group that `member` is in, or to it alone if that is our own group. It need
-/// not lead the group: crun's exec forks once more after it has made the session, runc's does not.
+/// Sends a signal to every process of `member`'s group, or to it alone if that is our own group. It need not lead the
+/// group: crun's exec forks once more after creating the session, runc's does not.
 ///
 /// # Errors
 /// As [`send_signal`]. The caller must know that the member is not yet reaped.

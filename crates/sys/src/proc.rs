@@ -11,7 +11,7 @@ fn malformed(what: &str) -> io::Error {
 /// time names a process for as long as the machine runs.
 ///
 /// # Errors
-/// `NotFound` when there is no such process.
+/// `NotFound` if there is no such process.
 pub fn start_time(pid: u32) -> io::Result<u64> {
     stat_field(pid, 22)?.parse().map_err(|_| malformed("the stat file"))
 }
@@ -19,7 +19,7 @@ pub fn start_time(pid: u32) -> io::Result<u64> {
 /// Parent of a process (field 4 of `/proc/<pid>/stat`).
 ///
 /// # Errors
-/// `NotFound` when there is no such process.
+/// `NotFound` if there is no such process.
 pub fn parent(pid: u32) -> io::Result<u32> {
     stat_field(pid, 4)?.parse().map_err(|_| malformed("the stat file"))
 }
@@ -27,15 +27,15 @@ pub fn parent(pid: u32) -> io::Result<u32> {
 /// Process group of a process (field 5 of `/proc/<pid>/stat`); 0 for threads of the kernel.
 ///
 /// # Errors
-/// `NotFound` when there is no such process.
+/// `NotFound` if there is no such process.
 pub fn group(pid: u32) -> io::Result<u32> {
     stat_field(pid, 5)?.parse().map_err(|_| malformed("the stat file"))
 }
 
-/// Children of a process, whichever of its threads made them.
+/// Children of a process, of any of its threads.
 ///
 /// # Errors
-/// `NotFound` when there is no such process, or the kernel does not tell (CONFIG_PROC_CHILDREN).
+/// `NotFound` if there is no such process, or the kernel lacks CONFIG_PROC_CHILDREN.
 pub fn children(pid: u32) -> io::Result<Vec<u32>> {
     let mut found = Vec::new();
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -45,9 +45,9 @@ pub fn children(pid: u32) -> io::Result<Vec<u32>> {
     Ok(found)
 }
 
-/// Whether SIGTERM can do nothing to a process: it is the first of its PID namespace, where signals without a handler
-/// are discarded, has none, and has no child that could have got the signal in its place. One that ignores SIGTERM on
-/// purpose is not meant. False as well where something cannot be read.
+/// Whether SIGTERM has no effect on a process: it is the first of its PID namespace, where signals without a handler
+/// are discarded, has no handler, and no child that could have received the signal. Excludes one that ignores SIGTERM
+/// on purpose. Also false if something cannot be read.
 #[must_use]
 pub fn is_deaf_init(pid: u32) -> bool {
     let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
@@ -69,7 +69,7 @@ fn is_first_without_handler(status: &str) -> bool {
 /// State letter of a process (`R`, `S`, `D`, `Z`, ...).
 ///
 /// # Errors
-/// `NotFound` when there is no such process.
+/// `NotFound` if there is no such process.
 pub fn state(pid: u32) -> io::Result<char> {
     stat_field(pid, 3)?.chars().next().ok_or_else(|| malformed("the stat file"))
 }
@@ -85,7 +85,7 @@ fn stat_field(pid: u32, field: usize) -> io::Result<String> {
 /// Identity of this boot of the machine.
 ///
 /// # Errors
-/// When `/proc/sys` is not there.
+/// If `/proc/sys` is missing.
 pub fn boot_id() -> io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
@@ -93,7 +93,7 @@ pub fn boot_id() -> io::Result<String> {
 /// Proportional set size of a process in KiB, from `smaps_rollup`.
 ///
 /// # Errors
-/// `NotFound` when there is no such process; a kernel thread or zombie has none.
+/// `NotFound` if there is no such process; a kernel thread or zombie has none.
 pub fn pss_kib(pid: u32) -> io::Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     text.lines()

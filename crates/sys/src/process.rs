@@ -1,4 +1,4 @@
-//! Forking, what a child needs before exec, signals as descriptors, and the attributes of the calling process.
+//! Forking, a child's preparation for exec, signals as descriptors, and attributes of the calling process.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,8 +13,8 @@ use rustix::process::{Pid, WaitOptions, WaitStatus};
 /// parent's values.
 ///
 /// # Errors
-/// `Unsupported` in a process with several threads (locks held by the others would stay locked in the child);
-/// otherwise the kernel's.
+/// `Unsupported` in a process with several threads (locks of the others would stay locked in the child); otherwise the
+/// kernel's.
 pub fn fork_child(body: impl FnOnce() -> i32) -> io::Result<u32> {
     if crate::proc::own_threads()? != 1 {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "fork in a process with several threads"));
@@ -30,7 +30,7 @@ pub fn fork_child(body: impl FnOnce() -> i32) -> io::Result<u32> {
     }
 }
 
-/// As [`fork_child`], but the child is the caller's parent's. Its pid is told as the caller sees it, and after
+/// As [`fork_child`], but the child's parent is the caller's parent. Its pid is that in the caller's namespace; after
 /// [`crate::namespace::unshare`] of a PID namespace it is the first of that.
 ///
 /// # Errors
@@ -69,10 +69,10 @@ pub fn close_from(first: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets no program that this process runs inherit any descriptor from `first` on that is open now.
+/// Prevents programs that this process runs from inheriting any descriptor from `first` on that is open now.
 ///
 /// # Errors
-/// The kernel's (before Linux 5.11 close_range does not know how).
+/// The kernel's (before Linux 5.11 close_range lacks the flag).
 pub fn keep_to_ourselves(first: u32) -> io::Result<()> {
     // SAFETY: close_range takes integers, and with this flag closes nothing here.
     if unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) } < 0 {
@@ -81,8 +81,8 @@ pub fn keep_to_ourselves(first: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Has the kernel write no core dump of this process, whatever its limits are, which programs that it runs get as they
-/// are: exec undoes this.
+/// Prevents core dumps of this process, whatever its limits are. Programs that it runs have the limits unchanged: exec
+/// undoes this.
 ///
 /// # Errors
 /// None that is known.
@@ -94,8 +94,8 @@ pub fn never_dump_core() -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the program that `command` will run start with an empty signal mask, and with `oom_score_adj` when given
-/// (raising it is always allowed; a refusal is ignored).
+/// Makes the program of `command` start with an empty signal mask, and with `oom_score_adj` if given (raising it is
+/// always allowed; a refusal is ignored).
 pub fn clean_before_exec(command: &mut Command, oom_score_adj: Option<i32>) {
     let adjustment = oom_score_adj.map(|value| value.to_string());
     let prepare = move || {
@@ -158,7 +158,7 @@ impl Signals {
     /// Blocks SIGCHLD, SIGTERM, SIGINT, SIGQUIT, SIGHUP and SIGPIPE and collects them here.
     ///
     /// # Errors
-    /// The kernel's, when no descriptor is left.
+    /// The kernel's, if no descriptor is left.
     pub fn collect() -> io::Result<Self> {
         let mut set = SigSet::empty();
         for signal in [
@@ -250,10 +250,10 @@ impl Ended {
     }
 }
 
-/// Reaps one exited child, whichever; `None` when there is none to reap now.
+/// Reaps any exited child; `None` if there is none now.
 ///
 /// # Errors
-/// None but the kernel's unexpected ones: having no child at all is `Ok(None)`.
+/// Only unexpected ones of the kernel: having no child at all is `Ok(None)`.
 pub fn reap_any() -> io::Result<Option<(u32, Ended)>> {
     reaped(rustix::process::wait(WaitOptions::NOHANG))
 }
@@ -261,7 +261,7 @@ pub fn reap_any() -> io::Result<Option<(u32, Ended)>> {
 /// Reaps this child if it has exited.
 ///
 /// # Errors
-/// `ECHILD` when it is not a child of the caller.
+/// `ECHILD` if it is not a child of the caller.
 pub fn reap(pid: u32) -> io::Result<Option<Ended>> {
     let found = rustix::process::waitpid(Some(crate::pidfd::pid(pid)?), WaitOptions::NOHANG)?;
     Ok(found.map(|(_, status)| Ended::from_status(status)))
@@ -270,7 +270,7 @@ pub fn reap(pid: u32) -> io::Result<Option<Ended>> {
 /// Waits until this child has exited, and reaps it.
 ///
 /// # Errors
-/// `ECHILD` when it is not a child of the caller.
+/// `ECHILD` if it is not a child of the caller.
 pub fn wait(pid: u32) -> io::Result<Ended> {
     loop {
         match rustix::process::waitpid(Some(crate::pidfd::pid(pid)?), WaitOptions::empty()) {
@@ -305,13 +305,13 @@ pub fn close_one(fd: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the calling thread give way to everybody else: the idle class of disk scheduling and the lowest CPU share.
-/// Best effort: what the kernel refuses stays as it is.
+/// Gives the calling thread the lowest priority: the idle class of disk scheduling and the lowest CPU share. Best
+/// effort: what the kernel refuses stays unchanged.
 pub fn give_way() {
     // linux/ioprio.h: IOPRIO_WHO_PROCESS, IOPRIO_CLASS_IDLE << IOPRIO_CLASS_SHIFT.
     let (who, idle) = (1, 3 << 13);
     // SAFETY: ioprio_set takes integers; 0 is the calling thread.
     unsafe { libc::syscall(libc::SYS_ioprio_set, who, 0, idle) };
-    // Of the calling thread only: Linux keeps it for each.
+    // Of the calling thread only: Linux keeps it per thread.
     let _ = rustix::process::setpriority_process(None, 19);
 }

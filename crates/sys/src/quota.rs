@@ -1,5 +1,5 @@
-//! Project ids of directories (FS_IOC_FSSETXATTR) and the usage and limits that a file system keeps of a project
-//! (quotactl_fd). No policy: which id is whose is the caller's.
+//! Project ids of directories (FS_IOC_FSSETXATTR), and usage and limits of a project on a file system (quotactl_fd). No
+//! policy: the caller assigns ids.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -20,7 +20,7 @@ const LIMIT_UNIT: u64 = 1024;
 const ACCOUNTED: u16 = 1 << 4;
 /// linux/dqblk_xfs.h, FS_QUOTA_PDQ_ENFD.
 const ENFORCED: u16 = 1 << 5;
-/// linux/fs.h, FS_XFLAG_PROJINHERIT: what is made in the directory gets its project id.
+/// linux/fs.h, FS_XFLAG_PROJINHERIT: new entries of the directory get its project id.
 const XFLAG_PROJINHERIT: u32 = 0x200;
 /// linux/fs.h, _IOR('X', 31, struct fsxattr).
 const FS_IOC_FSGETXATTR: u32 = 0x801c_581f;
@@ -39,7 +39,7 @@ struct FsXattr {
     pad: [u8; 8],
 }
 
-/// linux/dqblk_xfs.h, struct fs_quota_statv; only its head is looked at.
+/// linux/dqblk_xfs.h, struct fs_quota_statv; only its head is read.
 #[repr(C)]
 struct QuotaState {
     version: i8,
@@ -48,7 +48,7 @@ struct QuotaState {
     rest: [u32; 39],
 }
 
-/// What a file system does about project quotas.
+/// A file system's support of project quotas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProjectQuota {
     /// It keeps no usage of projects.
@@ -59,7 +59,7 @@ pub enum ProjectQuota {
     Enforced,
 }
 
-/// What a project uses and may use.
+/// Usage and limits of a project.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ProjectUsage {
     /// Allocated bytes.
@@ -72,7 +72,7 @@ pub struct ProjectUsage {
     pub inodes_limit: u64,
 }
 
-/// The project id of an open file or directory; 0 is nobody's.
+/// The project id of an open file or directory; 0: none.
 ///
 /// # Errors
 /// The kernel's; `ENOTTY` where the file system has no project ids.
@@ -80,7 +80,7 @@ pub fn project_of(file: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(get_xattr(file)?.projid)
 }
 
-/// Gives an open directory a project id, which all that is made in it afterwards inherits.
+/// Gives an open directory a project id, which new entries inherit.
 ///
 /// # Errors
 /// The kernel's; `EOPNOTSUPP` or `ENOTTY` where the file system has no project ids.
@@ -106,7 +106,7 @@ fn get_xattr(file: BorrowedFd<'_>) -> io::Result<FsXattr> {
     Ok(attributes)
 }
 
-/// What the file system of an open file does about project quotas.
+/// Support of project quotas on the file system of an open file.
 ///
 /// # Errors
 /// The kernel's, but not that it has no quotas or no such call (before Linux 5.14): that is [`ProjectQuota::Off`].
@@ -128,7 +128,7 @@ pub fn project_quota(file: BorrowedFd<'_>) -> io::Result<ProjectQuota> {
     }
 }
 
-/// What a project uses on the file system of an open file. Reads the kernel's own count, never the tree.
+/// Usage of a project on the file system of an open file. Reads the kernel's own count, never the tree.
 ///
 /// # Errors
 /// The kernel's; `ESRCH` where quotas are off.
@@ -137,7 +137,7 @@ pub fn project_usage(file: BorrowedFd<'_>, id: u32) -> io::Result<ProjectUsage> 
     let pointer: *mut libc::dqblk = &mut quota;
     match quotactl(file, Q_GETQUOTA, id, pointer.cast()) {
         Ok(()) => {}
-        // XFS knows nothing of a project that never had a file.
+        // XFS has no entry for a project that never had a file.
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(ProjectUsage::default()),
         Err(error) => return Err(error),
     }

@@ -4,8 +4,8 @@ use std::io;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-/// Becomes this user and group, and nobody else: no other groups, no capability in any set, the bounding set included, and
-/// no way back by running a program. For a process with one thread.
+/// Becomes this user and group only: no other groups, no capability in any set, the bounding set included, and no way
+/// back by running a program. For a process with one thread.
 ///
 /// # Errors
 /// The kernel's. A caller that is not root keeps its ids, and gives up the rest.

@@ -1,4 +1,4 @@
-//! System call filters of the calling process. They stay for its life, and for that of all that it starts.
+//! System call filters of the calling process. They last for its life and that of its descendants.
 
 use std::io;
 
@@ -16,7 +16,7 @@ pub use libc::{
     SYS_socketpair, SYS_splice, SYS_wait4, SYS_write, SYS_writev, c_long as Call,
 };
 
-/// What a call that the filter is asked about comes to.
+/// Verdict on a filtered call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// It is made.
@@ -50,8 +50,8 @@ const ARCH: u32 = 4;
 /// The second argument's lower half: all of these architectures have it first.
 const SECOND: u32 = 16 + 8;
 
-/// Lets the calling process make these calls and no other, which fail with EPERM. A call by the convention of another
-/// architecture (i386 on x86_64) kills it; those of x32 have numbers that are not listed.
+/// Allows the calling process only these calls; others fail with EPERM. A call by another architecture's convention
+/// (i386 on x86_64) kills it; those of x32 have numbers that are not listed.
 ///
 /// # Errors
 /// The kernel's: no filters, or the caller has neither `no_new_privs` nor CAP_SYS_ADMIN. `Unsupported` on an architecture
@@ -61,7 +61,7 @@ pub fn allow_only(calls: &[Call]) -> io::Result<()> {
     install(&program(architecture, calls, Verdict::Allow, Verdict::Refuse)?)
 }
 
-/// As [`allow_only`], and `fcntl` with these commands only. Of the others some take descriptors' signals to other processes.
+/// As [`allow_only`], and `fcntl` with only these commands. Some others direct descriptors' signals to other processes.
 ///
 /// # Errors
 /// As [`allow_only`].
@@ -69,7 +69,7 @@ pub fn allow_only_with(calls: &[Call], fcntl: &[u32]) -> io::Result<()> {
     let architecture = ARCHITECTURE.ok_or(io::ErrorKind::Unsupported)?;
     let mut code = program(architecture, calls, Verdict::Allow, Verdict::Refuse)?;
     let refuse = code.pop();
-    // Whatever is not fcntl jumps behind all that is about it.
+    // Any call but fcntl jumps over its checks.
     let number = u32::try_from(SYS_fcntl).map_err(io::Error::other)?;
     let end = |verdict: Verdict| instruction(libc::BPF_RET | libc::BPF_K, 0, 0, verdict.code());
     let length = u8::try_from(1 + 2 * fcntl.len()).map_err(io::Error::other)?;

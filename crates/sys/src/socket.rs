@@ -1,4 +1,4 @@
-//! Unix sockets by directory descriptor, so that the 108 byte limit of a socket path never bites.
+//! Unix sockets by directory descriptor, which avoids the 108 byte limit of a socket path.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -38,7 +38,7 @@ pub fn listen_in(directory: BorrowedFd<'_>, name: &str, backlog: i32) -> io::Res
 /// backlog is `WouldBlock`.
 ///
 /// # Errors
-/// `NotFound` and `ConnectionRefused` when nobody listens.
+/// `NotFound` and `ConnectionRefused` if nothing listens.
 pub fn connect_in(path: &Path, name: &str) -> io::Result<OwnedFd> {
     let directory = crate::path::open_root(path)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -47,7 +47,7 @@ pub fn connect_in(path: &Path, name: &str) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Accepts one connection (non-blocking, close-on-exec); `None` when none waits.
+/// Accepts one connection (non-blocking, close-on-exec); `None` if none waits.
 ///
 /// # Errors
 /// The kernel's, such as no descriptor left.

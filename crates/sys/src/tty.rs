@@ -1,11 +1,11 @@
-//! Pseudo terminals: what is set on a master that an OCI runtime hands over.
+//! Pseudo terminals: settings of a master that an OCI runtime hands over.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
 use rustix::termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 
-/// Makes the terminal write CR LF for LF, as terminals do and as runtimes leave off.
+/// Makes the terminal write CR LF for LF, as terminals do and runtimes leave off.
 ///
 /// # Errors
 /// `ENOTTY` when this is no terminal.

@@ -1,4 +1,4 @@
-//! User namespaces that hold a mapping of ids and nothing else, and mounts that show files through one.
+//! User namespaces that only hold a mapping of ids, and mounts that show files through one.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
@@ -17,13 +17,13 @@ pub struct IdRange {
     pub count: u32,
 }
 
-/// Makes a user namespace with these mappings. It lives as long as the descriptor, or what is made of it.
+/// Creates a user namespace with these mappings. It lives as long as the descriptor, or what is made of it.
 ///
-/// A child that shares nothing but a copy of the caller's memory lives for the length of this call, since a process
-/// of several threads cannot enter a user namespace itself.
+/// A child that shares only a copy of the caller's memory lives for the length of this call, since a process of several
+/// threads cannot enter a user namespace itself.
 ///
 /// # Errors
-/// The kernel's: no user namespaces, no room for one more, or a mapping that it does not take.
+/// The kernel's: no user namespaces, no room for one more, or an invalid mapping.
 pub fn with_mappings(uids: &[IdRange], gids: &[IdRange]) -> io::Result<OwnedFd> {
     open(&child_with_mappings(0, uids, gids)?, "user")
 }
@@ -66,7 +66,7 @@ struct Child(nix::unistd::Pid);
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // A child that is gone already only has to be reaped. It has no exit signal, so it takes __WALL.
+        // A child that is already gone only needs reaping. It has no exit signal, hence __WALL.
         let _ = nix::sys::signal::kill(self.0, nix::sys::signal::Signal::SIGKILL);
         while waitpid(self.0, Some(WaitPidFlag::__WALL)) == Err(nix::errno::Errno::EINTR) {}
     }
@@ -74,7 +74,7 @@ impl Drop for Child {
 
 fn clone_into_user_namespace(kinds: libc::c_int) -> io::Result<nix::unistd::Pid> {
     let parent = rustix::process::getpid();
-    // No exit signal: nobody who awaits children by SIGCHLD is to notice this one.
+    // No exit signal: code that awaits children by SIGCHLD must not notice this one.
     let flags = libc::c_long::from(libc::CLONE_NEWUSER | kinds);
     // SAFETY: without CLONE_VM this is a fork: the child has a copy of the memory and goes on with this stack. It
     // must not take a lock or allocate, which `idle` does not.
@@ -86,8 +86,8 @@ fn clone_into_user_namespace(kinds: libc::c_int) -> io::Result<nix::unistd::Pid>
     }
 }
 
-/// The child: waits to be killed, also when the thread that made it ends without doing so. It keeps no descriptor: a
-/// daemon's lock, for one, is to be free the moment that the daemon is gone.
+/// The child: waits to be killed, also if the thread that made it ends without doing so. It keeps no descriptor: a
+/// daemon's lock, for one, must be free the moment the daemon is gone.
 fn idle(parent: i32) -> ! {
     // SAFETY: prctl takes integers here.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
@@ -113,7 +113,7 @@ pub enum Reach {
     Tree,
 }
 
-/// What passes between a mount and the one that it was cloned from, when something is mounted in either.
+/// Propagation between a mount and its clone when something is mounted in either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Propagation {
     /// Nothing.
@@ -122,7 +122,7 @@ pub enum Propagation {
     Slave,
 }
 
-/// Makes a mount that is attached nowhere show its files with ids mapped: what is inside's on disk is outside's here.
+/// Makes a detached mount show its files with mapped ids: inside's on disk are outside's here.
 ///
 /// # Errors
 /// The kernel's: `ENOSYS` before Linux 5.12, `EINVAL` for a file system that cannot.
@@ -144,7 +144,7 @@ pub fn set_propagation(mount: BorrowedFd<'_>, propagation: Propagation) -> io::R
     set_attributes(mount, 0, 0, propagation, Reach::Tree)
 }
 
-/// Has nobody write through a mount that is attached nowhere, nor get rights or devices from it.
+/// Makes a detached mount read-only, without setuid rights or devices.
 ///
 /// # Errors
 /// The kernel's: `ENOSYS` before Linux 5.12.
@@ -194,8 +194,8 @@ pub fn clone_mount(place: BorrowedFd<'_>, reach: Reach) -> io::Result<OwnedFd> {
     Ok(open_tree(place, c"", flags)?)
 }
 
-/// Moves the calling process, which has one thread, into a user namespace. It has every right in there, and keeps its
-/// ids: whom they are of in the host only, it is nobody inside.
+/// Moves the calling process, which has one thread, into a user namespace. It has every right there and keeps its ids:
+/// if they exist only on the host, it is nobody inside.
 ///
 /// # Errors
 /// The kernel's; `InvalidInput` for a process of several threads, or what is no user namespace.
@@ -204,7 +204,7 @@ pub fn enter(namespace: BorrowedFd<'_>) -> io::Result<()> {
     Ok(move_into_link_name_space(namespace, Some(LinkNameSpaceType::User))?)
 }
 
-/// Makes the calling process root of its user namespace, with no other group.
+/// Makes the calling process root of its user namespace, without other groups.
 ///
 /// # Errors
 /// The kernel's, when the namespace maps no such ids.

@@ -51,8 +51,7 @@ const MAX_REPLACED_INDEX: u64 = 256 << 20;
 /// unpacked. Blocking.
 ///
 /// # Errors
-/// `NoRecipe` for a layer of a daemon that wrote none; when the recipe cannot be opened. The reader's errors carry an
-/// `ImageError`.
+/// The umask has cleared bits, and any user of the container may reopen its stdin.
 pub(crate) fn tar(layer_dir: &Path) -> Result<impl std::io::Read + Send + use<>, ImageError> {
     Recreated::open(layer_dir, Damage::Fails)
 }

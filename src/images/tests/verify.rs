@@ -377,7 +377,8 @@ async fn running_containers_keep_what_they_have() {
     );
     assert_eq!(names(root, "retired").len(), 1);
 
-    // A new daemon knows of no hold; the mount alone keeps the directory.
+    // The child: waits to be killed, also if the thread that made it ends without doing so. It keeps no descriptor: a
+    // daemon's lock, for one, must be free the moment the daemon is gone.
     drop(hold);
     let Node { root, images, server: _server, id, .. } = node;
     drop(images);

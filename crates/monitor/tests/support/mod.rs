@@ -1,4 +1,4 @@
-//! A monitor, bundles and a client for the tests; everything is taken down on drop.
+//! A monitor, bundles and a client for the tests; dropping takes everything down.
 
 #![allow(dead_code)]
 
@@ -135,7 +135,7 @@ pub(crate) fn spawn(dir: &Path) -> (Child, UnixStream) {
 }
 
 fn binary() -> PathBuf {
-    // The release build can be tested in the place of the debug one.
+    // The release build can be tested instead of the debug one.
     std::env::var_os("PODWRIGHT_MONITOR")
         .map_or(env!("CARGO_BIN_EXE_podwright-monitor").into(), PathBuf::from)
 }
@@ -151,7 +151,7 @@ impl Pod {
         Self::try_launch(name, adjust).unwrap_or_else(|(_, message)| panic!("{message}"))
     }
 
-    /// Has a command run the monitor in a PID namespace; it is given the monitor's program and directory.
+    /// Has a command run the monitor in a PID namespace; the command gets the monitor's program and directory.
     pub(crate) fn launch_within(name: &str, command: impl FnOnce(&Path, &Path) -> Command) -> Self {
         let start = |dir: &Path| spawn_by(command(&binary(), dir));
         let mut pod = Self::start(name, |_| {}, start).unwrap_or_else(|(_, message)| panic!("{message}"));
@@ -372,7 +372,7 @@ impl Drop for Pod {
                 .output();
         }
         for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            // Goes when the last test's containers are gone.
+            // Removed when the last test's containers are gone.
             let _ = std::fs::remove_dir(hierarchy.path().join("podwright-test"));
         }
     }
@@ -448,7 +448,7 @@ impl Session {
         String::from_utf8(text).unwrap()
     }
 
-    /// Reads until `wanted` has come; returns all that came.
+    /// Reads until `wanted` arrived; returns everything that arrived.
     pub(crate) fn read_until(file: &mut Option<File>, wanted: &str) -> String {
         let (mut text, mut buffer) = (String::new(), [0; 4096]);
         while !text.contains(wanted) {

@@ -51,8 +51,8 @@ impl Proxies {
     pub(super) fn secret_for_url(&self, url: &Url) -> Result<Option<String>, ImageError> {
         for (name, proxy) in [("HTTP_PROXY", &self.http), ("HTTPS_PROXY", &self.https)] {
             // Also one that is not for this URL: what is wrong with it is told at the first pull.
-            if proxy.as_ref().is_some_and(|proxy| reqwest::Proxy::all(proxy).is_err()) {
-                return Err(wrong(name));
+            if let Some(proxy) = proxy {
+                of_all(proxy).map_err(|_| wrong(name))?;
             }
         }
         Ok(self.chosen(url).map(str::to_owned))
@@ -68,16 +68,22 @@ impl Proxies {
     }
 }
 
-/// A proxy for all requests of a client.
+/// A proxy for all requests of a client. SOCKS is refused: the client would speak HTTP to it, or resolve names here, past
+/// the check of where they lead.
 pub(super) fn of_all(proxy: &str) -> Result<reqwest::Proxy, ImageError> {
-    reqwest::Proxy::all(proxy).map_err(|_| wrong("HTTP_PROXY or HTTPS_PROXY"))
+    let wrong = || wrong("HTTP_PROXY or HTTPS_PROXY");
+    let scheme = proxy.split_once("://").map_or("http", |(scheme, _)| scheme);
+    if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
+        return Err(wrong());
+    }
+    reqwest::Proxy::all(proxy).map_err(|_| wrong())
 }
 
 fn wrong(name: &str) -> ImageError {
     ImageError::Hosts {
         path: Path::new(name).to_owned(),
         // Not the URL itself: it may hold a password.
-        reason: "the environment variable is not the URL of a proxy".into(),
+        reason: "the environment variable is not the URL of an http or https proxy".into(),
     }
 }
 
@@ -111,7 +117,21 @@ mod tests {
         let all = env(&[("all_proxy", "http://c"), ("HTTP_PROXY", " ")]);
         assert_eq!((all.http.as_deref(), all.https.as_deref()), (Some("http://c"), Some("http://c")));
         assert!(!format!("{all:?}").contains("http://c"));
-        let bad = Proxies { http: Some("::".into()), ..Default::default() };
-        assert!(bad.secret_for_url(&Url::parse("https://r.example/").unwrap()).is_err());
+        for bad in [
+            "::",
+            "socks5://127.0.0.1:1080",
+            "socks5h://a:hunter2@p.example",
+            "SOCKS4://p.example",
+            "ftp://p.example",
+        ] {
+            let bad = Proxies { http: Some(bad.into()), ..Default::default() };
+            let error =
+                bad.secret_for_url(&Url::parse("https://r.example/").unwrap()).unwrap_err().to_string();
+            assert!(error.contains("HTTP_PROXY") && !error.contains("hunter2"), "{error}");
+        }
+        for good in ["proxy.example:3128", "http://p.example", "HTTPS://u:p@p.example:8443"] {
+            let good = Proxies { http: Some(good.into()), ..Default::default() };
+            assert!(good.secret_for_url(&Url::parse("https://r.example/").unwrap()).is_ok());
+        }
     }
 }

@@ -34,12 +34,28 @@ const LINK_LOCAL: &str = "a link-local address";
 const METADATA: &str = "a cloud's metadata service";
 const GROUP: &str = "a multicast or broadcast address";
 
-/// Metadata services that are not on a link-local address: Alibaba's, Azure's WireServer, Oracle's.
-const METADATA_V4: [Ipv4Addr; 3] =
-    [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
-/// The same on IPv6: Amazon's (`fd00:ec2::/32`) and Google's (`fd20:ce::254`).
+/// Metadata services that are not on a link-local address: Alibaba's, Volcengine's, UCloud's, Azure's WireServer, Oracle's.
+/// The first three lie in 100.64.0.0/10, which is not refused as a whole: clusters and private networks use it as they use
+/// 10.0.0.0/8, for registries too.
+const METADATA_V4: [Ipv4Addr; 5] = [
+    Ipv4Addr::new(100, 100, 100, 200),
+    Ipv4Addr::new(100, 96, 0, 96),
+    Ipv4Addr::new(100, 80, 80, 80),
+    Ipv4Addr::new(168, 63, 129, 16),
+    Ipv4Addr::new(192, 0, 0, 192),
+];
+/// The same on IPv6: Amazon's, which has more services beside it (`fd00:ec2::/32`).
 const AMAZON_V6: [u16; 2] = [0xfd00, 0x0ec2];
-const GOOGLE_V6: Ipv6Addr = Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254);
+/// Google's, Scaleway's, Linode's, Alibaba's. Oracle's and OpenStack's end in 169.254.169.254, which is refused wherever.
+const METADATA_V6: [Ipv6Addr; 4] = [
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42),
+    Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 1),
+    Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0x100, 0x200),
+];
+/// The end of an address that has 169.254.169.254 in it: a cloud's way to name its IPv6 service, or a translator's prefix
+/// that nobody here knows.
+const METADATA_END: [u16; 2] = [0xa9fe, 0xa9fe];
 
 /// Any port: nothing is sent to it. Discard's, which nobody redirects.
 const NO_PORT: u16 = 9;
@@ -75,10 +91,10 @@ impl Reach {
             return Ok(());
         }
         let inner = match ip {
-            IpAddr::V6(v6) => embedded(v6).map(IpAddr::V4),
-            IpAddr::V4(_) => None,
+            IpAddr::V6(v6) => embedded(v6),
+            IpAddr::V4(_) => Vec::new(),
         };
-        for ip in std::iter::once(ip).chain(inner) {
+        for ip in std::iter::once(ip).chain(inner.into_iter().map(IpAddr::V4)) {
             if let Some(place) = place(ip) {
                 return Err(Refused(place));
             }
@@ -155,29 +171,49 @@ fn place(ip: IpAddr) -> Option<&'static str> {
         IpAddr::V6(v6) if v6.is_loopback() || v6.is_unspecified() => Some(THIS_MACHINE),
         IpAddr::V6(v6) if v6.is_unicast_link_local() => Some(LINK_LOCAL),
         IpAddr::V6(v6) if v6.is_multicast() => Some(GROUP),
-        IpAddr::V6(v6) if v6 == GOOGLE_V6 || v6.segments()[..2] == AMAZON_V6 => Some(METADATA),
+        IpAddr::V6(v6) if METADATA_V6.contains(&v6) => Some(METADATA),
+        IpAddr::V6(v6) if v6.segments()[..2] == AMAZON_V6 || v6.segments()[6..] == METADATA_END => {
+            Some(METADATA)
+        }
         _ => None,
     }
 }
 
-/// The IPv4 address that an IPv6 one stands for, when something between here and there translates it.
-fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
+/// The IPv4 addresses that an IPv6 one may stand for, when something between here and there translates it or wraps it up.
+fn embedded(v6: Ipv6Addr) -> Vec<Ipv4Addr> {
     let v4 = |high: u16, low: u16| {
         let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
         Ipv4Addr::new(a, b, c, d)
     };
     match v6.segments() {
-        // Mapped, translated (RFC 2765), compatible; NAT64's well-known prefix and its local one (RFC 8215).
+        // Mapped, translated (RFC 2765), compatible; NAT64's well-known prefix.
         [0, 0, 0, 0, 0, 0xffff | 0, high, low]
         | [0, 0, 0, 0, 0xffff, 0, high, low]
-        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
-        | [0x64, 0xff9b, 1, _, _, _, high, low] => Some(v4(high, low)),
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => vec![v4(high, low)],
+        // NAT64's local prefix (RFC 8215), below which a translator's own may have any length of RFC 6052.
+        [0x64, 0xff9b, 1, ..] => of_translators(v6),
         // 6to4.
-        [0x2002, high, low, ..] => Some(v4(high, low)),
-        // Teredo has its client's address inverted.
-        [0x2001, 0, _, _, _, _, high, low] => Some(v4(!high, !low)),
-        _ => None,
+        [0x2002, high, low, ..] => vec![v4(high, low)],
+        // Teredo: its server, and its client inverted.
+        [0x2001, 0, server, server_low, _, _, high, low] => vec![v4(server, server_low), v4(!high, !low)],
+        // ISATAP (RFC 5214), with any prefix; the bit says whether the IPv4 address is a global one.
+        [_, _, _, _, 0 | 0x0200, 0x5efe, high, low] => vec![v4(high, low)],
+        _ => Vec::new(),
     }
+}
+
+/// What an address below a prefix of 48 bits may mean, by the lengths of prefixes that a translator may have (RFC 6052,
+/// section 2.2: the octet behind the 64th bit is left out, and what follows the IPv4 address is ignored).
+fn of_translators(v6: Ipv6Addr) -> Vec<Ipv4Addr> {
+    let o = v6.octets();
+    let readings = [
+        Ipv4Addr::new(o[6], o[7], o[9], o[10]),
+        Ipv4Addr::new(o[7], o[9], o[10], o[11]),
+        Ipv4Addr::new(o[9], o[10], o[11], o[12]),
+        Ipv4Addr::new(o[12], o[13], o[14], o[15]),
+    ];
+    // An address read with another length than it was made with begins with zeros, and nobody translates to 0.0.0.0/8.
+    readings.into_iter().filter(|v4| v4.octets()[0] != 0).collect()
 }
 
 /// Whether an address is one of this node's, on whatever interface.
@@ -236,6 +272,18 @@ mod tests {
             "::ffff:0:127.0.0.1",
             "64:ff9b::127.0.0.1",
             "64:ff9b:1::127.0.0.1",
+            // RFC 6052 with 48, 56, 64 and 96 bits of prefix, with something behind it or not.
+            "64:ff9b:1:7f00:0:100::",
+            "64:ff9b:1:a9fe:ff:a9fe:dead:beef",
+            "64:ff9b:1:7f:0:1::",
+            "64:ff9b:1:aa7f:ff00:1::1",
+            "64:ff9b:1:0:7f:0:100:0",
+            "64:ff9b:1:abcd:a9:fea9:fe00:0",
+            "64:ff9b:1:abcd:ffff:ffff:127.0.0.1",
+            // ISATAP.
+            "2001:db8::5efe:127.0.0.1",
+            "2001:db8:1:2:200:5efe:169.254.169.254",
+            "fd00::5efe:100.100.100.200",
             "2002:7f00:1::1",
             "2001:0:1:2:3:4:80ff:fffe",
             "169.254.169.254",
@@ -252,19 +300,53 @@ mod tests {
             "168.63.129.16",
             "fd00:ec2::254",
             "fd20:ce::254",
+            "fd00:ec2::23",
+            "100.96.0.96",
+            "100.80.80.80",
+            "::ffff:100.80.80.80",
+            "fd00:42::42",
+            "fd00:a9fe:a9fe::1",
+            "fd00:100::100:200",
+            "fd00:c1::a9fe:a9fe",
+            "2001:db8:64::169.254.169.254",
+            "2001:0:7f00:1::",
+            "fe80::a9fe:a9fe",
+            "169.254.42.42",
+            "169.254.0.23",
         ] {
             for reach in [Reach::Node, Reach::Outside] {
                 assert!(admitted(reach, text).is_err(), "{text} {reach:?}");
             }
             assert_eq!(admitted(Reach::Anywhere, text), Ok(()), "{text}");
         }
-        for text in ["10.0.0.5", "::ffff:10.0.0.5", "64:ff9b::10.0.0.5", "2002:a00:5::1", "fd00::5"] {
+        for text in [
+            "10.0.0.5",
+            "::ffff:10.0.0.5",
+            "64:ff9b::10.0.0.5",
+            "2002:a00:5::1",
+            "fd00::5",
+            "64:ff9b:1:a00:0:500::",
+            "2001:db8::5efe:10.0.0.5",
+        ] {
             assert!(admitted(Reach::Outside, text).is_err(), "{text}");
             assert_eq!(admitted(Reach::Node, text), Ok(()), "{text}");
         }
-        for text in
-            ["10.0.0.6", "192.168.1.1", "172.16.0.1", "8.8.8.8", "169.253.0.1", "fd00::6", "2606:4700::1"]
-        {
+        for text in [
+            "10.0.0.6",
+            "192.168.1.1",
+            "172.16.0.1",
+            "100.64.0.1",
+            "100.100.100.201",
+            "8.8.8.8",
+            "169.253.0.1",
+            "fd00::6",
+            "fd00:42::43",
+            "2606:4700::1",
+            "64:ff9b::8.8.8.8",
+            "64:ff9b:1::8.8.8.8",
+            "64:ff9b:1:808:8:800::",
+            "2001:db8::5efe:8.8.8.8",
+        ] {
             assert_eq!(admitted(Reach::Outside, text), Ok(()), "{text}");
         }
     }

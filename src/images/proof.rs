@@ -13,7 +13,8 @@ use std::sync::{Mutex, PoisonError};
 /// Proofs remembered, 2 MiB of them: some 2000 images of 8 layers. Of one that is forgotten the registry is asked again.
 const MAX_PROOFS: usize = 16_384;
 
-/// A repository with the hosts that serve it and the credentials that each gets.
+/// A repository with the hosts that serve it, and all that each of them may know the caller by: credentials, headers, client
+/// certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Caller([u8; 32]);
 
@@ -89,6 +90,55 @@ fn bytes(tag: hmac::Tag) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::images::reference::Reference;
+    use crate::images::registry::{Credentials, Proxies, Registry};
+    use crate::images::tests::{docker_registry::make_certificate, fixture};
+
+    #[test]
+    fn a_caller_is_all_that_its_hosts_may_know_it_by() {
+        let dir = tempfile::tempdir().unwrap();
+        let certs = dir.path().join("r.example");
+        std::fs::create_dir(&certs).unwrap();
+        let file = |name: &str| certs.join(name).into_os_string().into_string().unwrap();
+        make_certificate("a", &file("a.pem"), &file("a.key"));
+        std::fs::copy(file("a.pem"), file("b.pem")).unwrap();
+        let config = crate::config::Images { certs_dirs: vec![dir.path().to_owned()], ..fixture::config() };
+        let registry = Registry::with_proxies(&config, Proxies::default());
+        let proofs = Proofs::new().unwrap();
+        let caller = |hosts: &str, user: &str| {
+            std::fs::write(certs.join("hosts.toml"), hosts).unwrap();
+            let reference = Reference::parse("r.example/x:t").unwrap();
+            let credentials =
+                Credentials { username: user.into(), password: "p".into(), ..Default::default() };
+            proofs.caller(&Session::new(&registry, &reference, Some(&credentials)).unwrap())
+        };
+        let with_certificate = "client = [[\"a.pem\", \"a.key\"]]";
+        let all = [
+            "",
+            "server = \"https://s.example\"",
+            "server = \"https://r.example:8443\"",
+            "[header]\nauthorization = \"a\"",
+            "[header]\nauthorization = \"b\"",
+            "[header]\nauthorization = [\"a\", \"b\"]",
+            "[header]\nx-authorization = \"a\"",
+            "[host.\"https://m.example\"]",
+            "[host.\"https://m.example\".header]\nx-user = \"a\"",
+            with_certificate,
+            "client = [[\"b.pem\", \"a.key\"]]",
+            "ca = \"a.pem\"",
+            "skip_verify = true",
+        ];
+        let mut callers: Vec<_> = all.iter().map(|hosts| caller(hosts, "u")).collect();
+        assert_eq!(caller("", "u"), callers[0]);
+        assert_eq!(caller(with_certificate, "u"), callers[9]);
+        // Another certificate in the same place.
+        let text = std::fs::read_to_string(file("a.pem")).unwrap();
+        std::fs::write(file("a.pem"), format!("{text}\n")).unwrap();
+        callers.extend([caller(with_certificate, "u"), caller("", "v")]);
+        for (at, one) in callers.iter().enumerate() {
+            assert!(!callers[..at].contains(one), "{at}: {:?}", all.get(at));
+        }
+    }
 
     #[test]
     fn proofs_are_one_callers_and_the_oldest_go() {

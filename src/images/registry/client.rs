@@ -3,7 +3,7 @@
 
 use super::auth::{self, Authorization, Secret};
 use super::challenge;
-use super::clients::{ClientKey, told};
+use super::clients::{ClientKey, Files, told};
 use super::hosts::{Host, Tls, led_to};
 use super::pace::Throttle;
 use super::proxy::Proxies;
@@ -102,6 +102,8 @@ pub(crate) struct HostClient {
     /// For parts.
     separate: Option<reqwest::Client>,
     secret: SecretBox,
+    /// The TLS files that its clients were made of.
+    files: Files,
     repository: String,
     shared: Arc<Registry>,
     /// All hosts of the pull: they may lead to each other.
@@ -137,8 +139,10 @@ impl HostClient {
         repository: &str,
         secret: Secret,
     ) -> Result<Self, ImageError> {
-        let client =
-            |separate| shared.http_client(&host.base, &host.tls, host.dial_timeout, host.reach, separate);
+        let files = Files::of(&host.tls);
+        let client = |separate| {
+            shared.http_client(&host.base, &host.tls, &files, host.dial_timeout, host.reach, separate)
+        };
         Ok(Self {
             http: client(false)?,
             separate: shared.parts_from.map(|_| client(true)).transpose()?,
@@ -149,6 +153,7 @@ impl HostClient {
             peers: Arc::clone(peers),
             away: Mutex::default(),
             down: AtomicBool::new(false),
+            files,
             host,
         })
     }
@@ -158,9 +163,20 @@ impl HostClient {
         auth::authority(&self.host.base)
     }
 
-    /// The secret that it gets.
-    pub(super) fn secret(&self) -> &Secret {
-        &self.secret.0
+    /// Tells who asks it: all that it may know the caller by, and what the caller knows it by. Each part in a place that its
+    /// number or the parts before say, so that no two callers tell the same.
+    pub(super) fn tell_caller(&self, tell: &mut dyn FnMut(&[u8])) {
+        tell(self.base().as_str().as_bytes());
+        tell(self.repository.as_bytes());
+        self.secret.0.parts().iter().for_each(|part| tell(part.as_bytes()));
+        let headers = &self.host.headers;
+        tell(&headers.len().to_be_bytes());
+        for (name, value) in headers {
+            tell(name.as_str().as_bytes());
+            tell(value.as_bytes());
+        }
+        self.host.tls.tell(tell);
+        self.files.tell(tell);
     }
 
     /// The image's repository at this host.
@@ -298,7 +314,7 @@ impl HostClient {
                 },
             };
             reach.check(&target).map_err(Away::Refused)?;
-            shared.http_client(&target, &tls, None, reach, separate).map_err(Away::Settings)
+            shared.http_client(&target, &tls, &Files::of(&tls), None, reach, separate).map_err(Away::Settings)
         });
         let client = client.await.unwrap_or_else(|_| {
             Err(ImageError::Interrupted { what: format!("a request to {}", auth::authority(url)) }.into())
@@ -407,12 +423,19 @@ mod tests {
         let to = |location| hop(&base, location).map(String::from);
         assert_eq!(to(Some("/x?y")).unwrap(), "https://r.example/x?y");
         assert_eq!(to(Some("https://cdn.example/x")).unwrap(), "https://cdn.example/x");
+        assert_eq!(to(Some("https:u@r.example/")).unwrap(), "https://r.example/v2/u@r.example/", "a path");
+        // Another port of the same name is another origin, which `follow` compares.
+        assert_ne!(hop(&base, Some("//r.example:8443/x")).unwrap().origin(), base.origin());
         for (location, words) in [
             (None, "missing"),
             (Some("https://"), "missing"),
             (Some("http://r.example/"), "https to http"),
             (Some("file:///etc/passwd"), "another protocol"),
             (Some("https://u@r.example/"), "credentials"),
+            (Some("//u@r.example/"), "credentials"),
+            (Some("//u:p@other.example/x"), "credentials"),
+            (Some("\\\\u@r.example/"), "credentials"),
+            (Some("https://:p@r.example/"), "credentials"),
         ] {
             assert!(to(location).unwrap_err().contains(words), "{location:?}");
         }

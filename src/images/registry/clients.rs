@@ -7,9 +7,10 @@ use super::reach::Reach;
 use crate::images::error::ImageError;
 use reqwest::Url;
 use std::error::Error as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// Idle connections are closed after this long, to give their memory back between pulls.
 const POOL_IDLE: Duration = Duration::from_secs(15);
@@ -20,7 +21,7 @@ const MAX_CLIENTS: usize = 16;
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(super) struct ClientKey {
     tls: Tls,
-    changed: Vec<Option<SystemTime>>,
+    files: Files,
     connect_timeout: Duration,
     /// A connection for each request: HTTP/2 would put parts that are fetched side by side into one.
     separate: bool,
@@ -29,24 +30,47 @@ pub(super) struct ClientKey {
     reach: Reach,
 }
 
+/// Which content the TLS files of a host have, by what the kernel says of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Files(Vec<Option<Stamp>>);
+
+/// Device, inode, size, last change in seconds and nanoseconds; the time of change cannot be set back.
+type Stamp = [i128; 5];
+
+impl Files {
+    /// The files as they are now. Blocking.
+    pub(super) fn of(tls: &Tls) -> Self {
+        let stamp = |file: &PathBuf| {
+            let found = file.metadata().ok()?;
+            let (device, inode, size) = (found.dev().into(), found.ino().into(), found.size().into());
+            Some([device, inode, size, found.ctime().into(), found.ctime_nsec().into()])
+        };
+        Self(tls.files().map(stamp).collect())
+    }
+
+    /// All of it, for a digest; as many parts as there are files.
+    pub(super) fn tell(&self, tell: &mut dyn FnMut(&[u8])) {
+        for stamp in &self.0 {
+            tell(&stamp.iter().flatten().flat_map(|number| number.to_be_bytes()).collect::<Vec<_>>());
+        }
+    }
+}
+
 impl Registry {
     /// A client for requests to the origin of `url`, and to no other.
     pub(super) fn http_client(
         &self,
         url: &Url,
         tls: &Tls,
+        files: &Files,
         dial_timeout: Option<Duration>,
         reach: Reach,
         separate: bool,
     ) -> Result<reqwest::Client, ImageError> {
-        let files = tls
-            .ca
-            .iter()
-            .chain(tls.client.iter().flat_map(|(c, k)| [Some(c), k.as_ref()].into_iter().flatten()));
         let proxy = self.proxies.secret_for_url(url)?;
         let key = ClientKey {
             tls: tls.clone(),
-            changed: files.map(|f| f.metadata().and_then(|m| m.modified()).ok()).collect(),
+            files: files.clone(),
             connect_timeout: dial_timeout.unwrap_or(self.connect_timeout),
             separate,
             // The proxy itself may be on this machine, and is all that such a client resolves.
@@ -139,17 +163,18 @@ mod tests {
     async fn a_client_connects_only_where_it_may() {
         let server = Server::start(|_| Reply::new(200, ""));
         let registry = Registry::with_proxies(&config(), Proxies::default());
+        let (tls, files) = (Tls::default(), Files::of(&Tls::default()));
         // A name: no check of a URL has seen what it means.
         let url = Url::parse(&format!("http://localhost:{}/", server.port)).unwrap();
         for reach in [Reach::Outside, Reach::Node] {
             for separate in [false, true] {
-                let client = registry.http_client(&url, &Tls::default(), None, reach, separate).unwrap();
+                let client = registry.http_client(&url, &tls, &files, None, reach, separate).unwrap();
                 let error = client.get(url.clone()).send().await.unwrap_err();
                 assert!(Refused::behind(&error).is_some(), "{error:?}");
             }
         }
         assert!(server.asks().is_empty());
-        let client = registry.http_client(&url, &Tls::default(), None, Reach::Anywhere, false).unwrap();
+        let client = registry.http_client(&url, &tls, &files, None, Reach::Anywhere, false).unwrap();
         client.get(url).send().await.unwrap();
         assert_eq!(server.asks().len(), 1);
     }

@@ -30,6 +30,23 @@ pub(in crate::images) fn read(path: &Path) -> Result<Option<String>, ImageError>
     }
 }
 
+/// What is wrong with a file, by its line, without the words of that line: a header in it may be a secret, and pods' owners
+/// see why a pull failed.
+pub(super) fn toml_error(text: &str, error: &toml::de::Error) -> String {
+    let line = error.span().map_or(1, |span| {
+        let before = text.as_bytes().get(..span.start).unwrap_or_default();
+        before.iter().filter(|byte| **byte == b'\n').count() + 1
+    });
+    // serde quotes what it did not expect.
+    let message = error.message().lines().next().unwrap_or_default();
+    let message = if message.contains(['"', '`']) && message.starts_with("invalid ") {
+        message.rsplit_once(", expected ").map_or("an invalid value", |(_, wanted)| wanted)
+    } else {
+        return format!("line {line}: {message}");
+    };
+    format!("line {line}: not {message}")
+}
+
 /// The files of a directory with this extension, in byte order of their names; none when it is absent.
 pub(super) fn drop_ins(dir: &Path, extension: &str) -> Result<Vec<PathBuf>, ImageError> {
     let entries = match std::fs::read_dir(dir) {
@@ -51,6 +68,26 @@ pub(super) fn drop_ins(dir: &Path, extension: &str) -> Result<Vec<PathBuf>, Imag
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_wrong_is_told_without_the_words_of_the_file() {
+        #[derive(Debug, serde::Deserialize)]
+        #[allow(dead_code)]
+        struct Wanted {
+            flag: Option<bool>,
+            header: Option<std::collections::BTreeMap<String, String>>,
+        }
+        for (text, words) in [
+            ("\nflag = \"hunter2\"", "line 2: not a boolean"),
+            ("header = \"hunter2\"", "line 1: not a map"),
+            ("[header]\na = \"b\"\nauthorization = \"hunter2\n", "line 3: "),
+            ("[header]\na = hunter2\n", "line 2: "),
+            ("[header]\nhunter2\n", "line 2: "),
+        ] {
+            let told = toml_error(text, &toml::from_str::<Wanted>(text).unwrap_err());
+            assert!(told.starts_with(words) && !told.contains("hunter2"), "{told}");
+        }
+    }
 
     #[test]
     fn only_plain_files_of_sane_size_are_read() {

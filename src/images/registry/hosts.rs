@@ -73,6 +73,23 @@ pub(crate) struct Tls {
     pub(crate) skip_verify: bool,
 }
 
+impl Tls {
+    /// Its files: roots, then each client certificate with its key.
+    pub(super) fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        let client = self.client.iter().flat_map(|(certificate, key)| [Some(certificate), key.as_ref()]);
+        self.ca.iter().chain(client.flatten())
+    }
+
+    /// All of it, for a digest.
+    pub(super) fn tell(&self, tell: &mut dyn FnMut(&[u8])) {
+        tell(&[u8::from(self.skip_verify)]);
+        tell(&self.ca.len().to_be_bytes());
+        tell(&self.client.len().to_be_bytes());
+        self.client.iter().for_each(|(_, key)| tell(&[u8::from(key.is_some())]));
+        self.files().for_each(|file| tell(file.as_os_str().as_encoded_bytes()));
+    }
+}
+
 #[derive(Debug, Default, Deserialize)]
 struct File {
     server: Option<String>,
@@ -231,8 +248,24 @@ fn default_host(registry: &str, tls: Tls) -> Result<Host, ImageError> {
 }
 
 fn api_base(server: &str) -> Result<Url, ImageError> {
-    Url::parse(&format!("{server}/v2/"))
-        .map_err(|e| ImageError::Hosts { path: server.into(), reason: format!("not a URL: {e}") })
+    let wrong = |reason: String| ImageError::Hosts { path: shown(server).into(), reason };
+    let base = Url::parse(&format!("{server}/v2/")).map_err(|e| wrong(format!("not a URL: {e}")))?;
+    without_credentials(&base).map_err(wrong)?;
+    Ok(base)
+}
+
+/// An address without what may be a password in it, for messages.
+fn shown(address: &str) -> &str {
+    address.rsplit('@').next().unwrap_or_default()
+}
+
+/// URLs of hosts are told in errors, lists and the index, and a redirect would carry their secrets on.
+fn without_credentials(base: &Url) -> Result<(), String> {
+    if base.username().is_empty() && base.password().is_none() {
+        return Ok(());
+    }
+    let host = super::auth::authority(base);
+    Err(format!("the URL of {host} has credentials: put them into one of images.auth_files"))
 }
 
 fn plain(base: Url, tls: Tls) -> Host {
@@ -288,7 +321,7 @@ fn docker_style(dir: &Path) -> Result<Tls, ImageError> {
 
 fn parse(path: &Path, text: &str, registry: &str) -> Result<Vec<Host>, ImageError> {
     let wrong = |reason: String| ImageError::Hosts { path: path.to_owned(), reason };
-    let file: File = toml::from_str(text).map_err(|e| wrong(e.to_string()))?;
+    let file: File = toml::from_str(text).map_err(|e| wrong(files::toml_error(text, &e)))?;
     let mut mirrors: Vec<_> = file.host.into_iter().collect();
     // Order in the file is the order of asking; a table's span is where it starts.
     mirrors.sort_by_key(|(_, entry)| entry.span().start);
@@ -308,10 +341,12 @@ fn parse(path: &Path, text: &str, registry: &str) -> Result<Vec<Host>, ImageErro
 fn host(path: &Path, address: &str, entry: Entry, mirror: bool) -> Result<Host, ImageError> {
     let wrong = |reason: String| ImageError::Hosts { path: path.to_owned(), reason };
     let address = if address.contains("://") { address.to_owned() } else { format!("https://{address}") };
-    let mut base = Url::parse(&address).map_err(|e| wrong(format!("{address:?} is not a URL: {e}")))?;
+    let (parsed, address) = (Url::parse(&address), shown(&address));
+    let mut base = parsed.map_err(|e| wrong(format!("{address:?} is not a URL: {e}")))?;
     if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
         return Err(wrong(format!("{address:?} is not an http or https URL")));
     }
+    without_credentials(&base).map_err(wrong)?;
     let mut prefix = base.path().trim_end_matches('/').to_owned();
     if !entry.override_path && !prefix.ends_with("/v2") {
         prefix.push_str("/v2");
@@ -347,8 +382,9 @@ fn host(path: &Path, address: &str, entry: Entry, mirror: bool) -> Result<Host, 
     for (name, values) in entry.header {
         let key = HeaderName::try_from(&name).map_err(|_| wrong(format!("{name:?} is not a header name")))?;
         for value in values.list() {
-            let value = HeaderValue::from_str(&value)
+            let mut value = HeaderValue::from_str(&value)
                 .map_err(|_| wrong(format!("the value of header {name} is not one")))?;
+            value.set_sensitive(true);
             headers.append(key.clone(), value);
         }
     }
@@ -474,6 +510,26 @@ mod tests {
         {
             assert!(parse(Path::new("/c/hosts.toml"), text, "r.example").is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn secrets_of_the_files_are_neither_urls_nor_told() {
+        for text in [
+            "server = \"https://u:hunter2@r.example\"",
+            "server = \"u:hunter2@r.example\"",
+            "[host.\"https://hunter2@m.example\"]",
+            "server = \"https://u:hunter2@r.example:wrong\"",
+            "[header]\nauthorization = \"hunter2",
+            "header = \"hunter2\"",
+        ] {
+            let error = parse(Path::new("/c/hosts.toml"), text, "r.example").unwrap_err().to_string();
+            assert!(error.contains("hosts.toml") && !error.contains("hunter2"), "{error}");
+        }
+        let error =
+            located("https", "u:hunter2@r.example", "x", Tls::default(), true).unwrap_err().to_string();
+        assert!(error.contains("auth_files") && !error.contains("hunter2"), "{error}");
+        let hosts = parse(Path::new("/c/hosts.toml"), "[header]\nauthorization = \"hunter2\"", "r").unwrap();
+        assert!(!format!("{hosts:?}").contains("hunter2"));
     }
 
     #[test]

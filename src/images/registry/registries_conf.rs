@@ -128,7 +128,7 @@ fn entry_for(path: &Path, name: &str) -> Result<Option<(PathBuf, Registry)>, Ima
 
 fn parse(path: &Path, text: &str) -> Result<Vec<Registry>, ImageError> {
     let wrong = |reason: String| ImageError::Hosts { path: path.to_owned(), reason };
-    let file: File = toml::from_str(text).map_err(|e| wrong(e.to_string()))?;
+    let file: File = toml::from_str(text).map_err(|e| wrong(files::toml_error(text, &e)))?;
     // Not to be skipped: a block list of the old format would be lifted by it.
     for key in ["block", "insecure"] {
         if file.registries.get(key).is_some_and(|list| !list.registries.is_empty()) {

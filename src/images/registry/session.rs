@@ -246,17 +246,11 @@ impl Session {
         if left == 0 { Ok(chunks) } else { Err(wrong()) }
     }
 
-    /// Tells who asks: the repository, the hosts, and the secret that each gets.
+    /// Tells who asks: the repository, the hosts, and all that each may know the caller by.
     pub(crate) fn tell_caller(&self, tell: &mut dyn FnMut(&[u8])) {
         tell(self.reference.registry().as_bytes());
         tell(self.reference.repository().as_bytes());
-        for client in &self.hosts {
-            tell(client.base().as_str().as_bytes());
-            tell(client.repository().as_bytes());
-            for part in client.secret().parts() {
-                tell(part.as_bytes());
-            }
-        }
+        self.hosts.iter().for_each(|client| client.tell_caller(tell));
     }
 
     /// Whether a host lets this caller have a blob that it has served to this node before: it knows the bytes, so its word

@@ -150,7 +150,7 @@ fn check_layers(layers: &[std::path::PathBuf]) {
 }
 
 /// A self-signed certificate, its own authority.
-fn make_certificate(name: &str, certificate: &str, key: &str) {
+pub(in crate::images) fn make_certificate(name: &str, certificate: &str, key: &str) {
     let (subject, names) = (format!("/CN={name}"), format!("subjectAltName=DNS:{name}"));
     let made = Command::new("openssl")
         .args([

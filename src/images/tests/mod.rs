@@ -2,7 +2,7 @@
 
 mod artifacts;
 mod credentials;
-mod docker_registry;
+pub(super) mod docker_registry;
 mod faults;
 pub(super) mod fixture;
 mod full;

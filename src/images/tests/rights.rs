@@ -1,6 +1,6 @@
 //! Who gets what is on the node already: only whom a registry shows that they may have it.
 
-use super::fixture::{Content, Layer, MANIFEST, Packing, names, open, small, tar};
+use super::fixture::{Content, Layer, MANIFEST, Packing, config, names, open, small, tar};
 use super::server::{Ask, End, Reply, Server, serve};
 use crate::images::digest::Digest;
 use crate::images::state::MAX_NAMES;
@@ -192,31 +192,60 @@ async fn a_registry_without_head_is_asked_for_the_first_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_header_opened_is_closed_to_another_header() {
+    let (content, ..) = small();
+    let serving = content.clone();
+    // Everybody may have the documents, the layers only whose header says so.
+    let server = Server::start(move |ask| {
+        if is_layer(ask, &serving) && ask.header("x-user") != Some("alice") {
+            return Reply::new(403, "{}");
+        }
+        serve(&serving, ask)
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let certs = dir.path().join("certs").join(format!("127.0.0.1_{}_", server.port));
+    std::fs::create_dir_all(&certs).unwrap();
+    let config = crate::config::Images { certs_dirs: vec![dir.path().join("certs")], ..config() };
+    let images = Images::open(&dir.path().join("store"), &config).unwrap();
+    let own = format!("server = \"http://127.0.0.1:{}\"\n", server.port);
+    let say = |user: &str| {
+        std::fs::write(certs.join("hosts.toml"), format!("{own}[header]\nx-user = \"{user}\"\n")).unwrap();
+    };
+    say("alice");
+    images.pull(&server.name("x:t"), None).await.unwrap();
+    say("bob");
+    let error = images.pull(&server.name("x:t"), None).await.unwrap_err();
+    assert!(matches!(error, ImageError::Unauthorized { .. }), "{error}");
+    say("alice");
+    images.pull(&server.name("x:t"), None).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_waits_for_anothers_download_shows_a_right_of_their_own() {
     let root = tempfile::tempdir().unwrap();
     let images = open(root.path());
     let (content, ..) = small();
     let serving = content.clone();
-    let victim = Server::start(move |ask| {
+    let server = Server::start(move |ask| {
         let reply = serve(&serving, ask);
         let half = reply.body.len() / 2;
-        if is_layer(ask, &serving) { reply.ends(End::StallAt(half)) } else { reply }
-    });
-    let documents = content.clone();
-    let evil = Server::start(move |ask| match ask.method.as_str() {
-        "GET" if is_layer(ask, &documents) => Reply::new(404, ""),
-        _ => serve(&documents, ask),
+        match ask.path.contains("/evil/") {
+            true if is_layer(ask, &serving) => Reply::new(404, ""),
+            false if is_layer(ask, &serving) => reply.ends(End::StallAt(half)),
+            _ => reply,
+        }
     });
     let pull = |name: String| {
         let images = images.clone();
         tokio::spawn(async move { images.pull(&name, None).await })
     };
-    let first = pull(victim.name("team/x:t"));
+    let first = pull(server.name("team/x:t"));
     super::sharing::until("layers are staged", || names(root.path(), "staging").len() == 2).await;
-    let second = pull(evil.name("evil/x:t"));
+    let second = pull(server.name("evil/x:t"));
     let config = content.blobs.iter().find(|(_, blob)| blob[0] == b'{').unwrap().0.clone();
-    super::sharing::until("the second waits", || evil.asks().iter().any(|a| a.path.ends_with(&config))).await;
-    victim.release();
+    let of_evil = |ask: &Ask| ask.path.contains("/evil/") && ask.path.ends_with(&config);
+    super::sharing::until("the second waits", || server.asks().iter().any(of_evil)).await;
+    server.release();
     first.await.unwrap().unwrap();
     let error = second.await.unwrap().unwrap_err();
     assert!(matches!(error, ImageError::NotAtRegistry { .. }), "{error}");

@@ -6,7 +6,7 @@ use super::artifact::{self, Form};
 use super::digest::Digest;
 use super::directories;
 use super::error::ImageError;
-use super::flight::Role;
+use super::flight::{FailedJoins, Role};
 use super::index::{ImageRecord, LayerRecord, Presence, Served};
 use super::layer::{self, Job};
 use super::manifest::{
@@ -197,6 +197,7 @@ async fn have_layer(
             inner.proofs.put(caller, &blob.digest);
         }
     };
+    let mut failed = FailedJoins::default();
     loop {
         let here = inner.store.state().layers.get(diff_id.hex()).cloned();
         if let Some(record) = here {
@@ -207,8 +208,9 @@ async fn have_layer(
             return Ok(());
         }
         let work = || one_layer(Arc::clone(inner), source.clone(), diff_id.clone(), blob.clone());
-        match inner.layers.join(diff_id.clone(), blob.digest.as_str(), work).await {
-            // It failed with another pull's registry and credentials; ours may do better.
+        let key = (diff_id.clone(), blob.digest.clone(), source.place());
+        match inner.layers.join_or_alone(key, blob.digest.as_str(), &mut failed, work).await {
+            // It failed with another pull's credentials; ours may do better.
             (Err(error), Role::Joined) => tracing::debug!(%diff_id, %error, "a joined layer download failed"),
             (Err(error), Role::Started) => return Err(error),
             (Ok(Fetched::Now), Role::Started) => {

@@ -33,6 +33,15 @@ pub(crate) enum Role {
     Joined,
 }
 
+/// Joins of others' work that failed, after which a caller works alone: their credentials or manifests may be at fault again
+/// and again, and that is not for others to suffer from. More than one, so that of many who waited for one that failed not
+/// all begin at once.
+const MAX_FAILED_JOINS: u32 = 2;
+
+/// What a caller has waited for in vain.
+#[derive(Debug, Default)]
+pub(crate) struct FailedJoins(u32);
+
 impl<K, T> Default for Flights<K, T> {
     fn default() -> Self {
         Self { running: Arc::default() }
@@ -85,6 +94,33 @@ where
     }
 }
 
+impl<K, T> Flights<K, T>
+where
+    K: Clone + Eq + Hash + Send + 'static,
+    T: Clone + Send + Sync + 'static,
+{
+    /// The same for a caller who comes again when others' work has failed: in the end it does its own, whoever is at it too.
+    pub(crate) async fn join_or_alone<F>(
+        &self,
+        key: K,
+        what: &str,
+        failed: &mut FailedJoins,
+        work: impl FnOnce() -> F,
+    ) -> (Result<T, ImageError>, Role)
+    where
+        F: Future<Output = Result<T, ImageError>> + Send + 'static,
+    {
+        if failed.0 >= MAX_FAILED_JOINS {
+            return (work().await, Role::Started);
+        }
+        let (result, role) = self.join(key, what, work).await;
+        if result.is_err() && role == Role::Joined {
+            failed.0 += 1;
+        }
+        (result, role)
+    }
+}
+
 async fn run<T>(work: impl Future<Output = Result<T, ImageError>>, sender: watch::Sender<Outcome<T>>) {
     let result = work.await;
     sender.send_replace(Some(result));
@@ -115,6 +151,7 @@ impl<K: Eq + Hash, T> Drop for Waiter<K, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt as _;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::sync::{Notify, oneshot};
 
@@ -175,6 +212,45 @@ mod tests {
         }
         dropped.await.unwrap();
         assert!(lock(&flights.running).is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_has_waited_for_failures_works_alone() {
+        let flights = Arc::new(Flights::<&str, u32>::default());
+        let occupy = |fail: oneshot::Receiver<()>| {
+            let flights = Arc::clone(&flights);
+            tokio::spawn(async move {
+                flights
+                    .join("k", "k", || async {
+                        let _ = fail.await;
+                        Err(ImageError::Interrupted { what: "another's".into() })
+                    })
+                    .await
+            })
+        };
+        let mut failed = FailedJoins::default();
+        for _ in 0..MAX_FAILED_JOINS {
+            let (fail, told) = oneshot::channel();
+            let other = occupy(told);
+            while lock(&flights.running).is_empty() {
+                tokio::task::yield_now().await;
+            }
+            let ours = flights.join_or_alone("k", "k", &mut failed, || async { panic!("another is at it") });
+            let mut ours = std::pin::pin!(ours);
+            assert!(ours.as_mut().now_or_never().is_none());
+            fail.send(()).unwrap();
+            let (result, role) = ours.await;
+            assert!(result.is_err() && role == Role::Joined);
+            other.await.unwrap().0.unwrap_err();
+        }
+        let (_never, told) = oneshot::channel();
+        let other = occupy(told);
+        while lock(&flights.running).is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let (result, role) = flights.join_or_alone("k", "k", &mut failed, || async { Ok(7) }).await;
+        assert_eq!((result.unwrap(), role), (7, Role::Started));
+        other.abort();
     }
 
     #[tokio::test]

@@ -88,8 +88,8 @@ struct Inner {
     registry: Arc<registry::Registry>,
     /// Pulls by reference and credentials: a caller never gets an image by another's rights.
     pulls: Flights<(Reference, Option<Credentials>), ImageId>,
-    /// Layers by diffID.
-    layers: Flights<Digest, bring::Fetched>,
+    /// Layers by diffID, blob and where they are from: nobody waits for another's registry, which may be slow on purpose.
+    layers: Flights<(Digest, Digest, String), bring::Fetched>,
     proofs: Proofs,
     downloads: Slots,
     limits: Limits,

@@ -58,6 +58,15 @@ impl Source {
         }
     }
 
+    /// Where it is, as far as that decides how its blobs come: what one caller gets of a blob in that place, another does, too,
+    /// if it may.
+    pub(super) fn place(&self) -> String {
+        match self {
+            Self::Registry(session) => session.place(),
+            Self::Local(local) => local.name().to_owned(),
+        }
+    }
+
     /// A manifest or index by digest, verified.
     pub(super) async fn manifest(&self, descriptor: &Descriptor) -> Result<Vec<u8>, ImageError> {
         match self {

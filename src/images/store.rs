@@ -250,9 +250,11 @@ impl Store {
         unpacked: &Unpacked,
         served: Option<Served>,
     ) -> Result<(), ImageError> {
-        let _writer = lock(&self.writer);
+        let writer = lock(&self.writer);
         if self.state().layers.contains_key(key) {
-            return Ok(());
+            // Another was faster, from another place.
+            drop(writer);
+            return served.map_or(Ok(()), |served| self.add_served(key, served));
         }
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let served = served.into_iter().collect();

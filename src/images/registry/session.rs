@@ -89,6 +89,11 @@ impl Session {
         self.reference.registry()
     }
 
+    /// The hosts that are asked, in order.
+    pub(crate) fn place(&self) -> String {
+        self.hosts.iter().map(|client| client.base().as_str()).collect::<Vec<_>>().join(" ")
+    }
+
     /// What the reference points to now: descriptor and, where it had to be fetched to know, the document.
     pub(crate) async fn resolve(&self) -> Result<(Descriptor, Option<Vec<u8>>), ImageError> {
         let what = self.reference.to_string();

@@ -57,6 +57,29 @@ async fn pulls_join_and_survive_a_caller_that_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_a_registry_that_is_not_his() {
+    let (content, _, id) = small();
+    let (slow, server) = (stalling(&content), Server::serving(content.clone()));
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path());
+    let call = |name: String| {
+        let images = images.clone();
+        tokio::spawn(async move { images.pull(&name, None).await })
+    };
+    let first = call(slow.name("evil/x:t"));
+    until("both layers are asked for", || layer_asks(&slow, &content) == 2).await;
+    assert_eq!(call(server.name("x:t")).await.unwrap().unwrap().as_str(), id.as_str());
+    assert!(!first.is_finished(), "it was waited for");
+    slow.release();
+    assert_eq!(first.await.unwrap().unwrap().as_str(), id.as_str());
+    // What came second is known to be there all the same: its host is believed the next time.
+    let asked = layer_asks(&slow, &content);
+    images.pull(&slow.name("other/x:t"), None).await.unwrap();
+    assert_eq!(layer_asks(&slow, &content), asked, "HEAD is enough");
+    assert!(left_over(&images, root.path()).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pull_that_nobody_waits_for_ends_and_leaves_nothing() {
     let (content, ..) = small();
     let server = stalling(&content);

@@ -1,7 +1,8 @@
 //! The HTTP listener: `/metrics` in Prometheus' text format and `/healthz`. Knows nothing else.
 //!
 //! A connection serves one request within one deadline, whatever its client does. When all places are taken, the oldest
-//! connection is closed, so clients that do not read never block `/healthz`.
+//! connection is closed, so clients that do not read never block `/healthz`. Figures are gathered on a blocking thread, one
+//! gathering at a time, and everyone who waits for it gets its page.
 
 use crate::host::doorway::Doorway;
 use bytes::Bytes;
@@ -12,9 +13,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{Encoder as _, Registry, TextEncoder};
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Mutex;
 
 /// Time from a connection's accept to the last byte that the client takes: a scraper's limit is 10 s.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
@@ -24,6 +26,9 @@ const MAX_CONNECTIONS: usize = 32;
 const MAX_HEAD_BYTES: usize = 8 << 10;
 /// Headers of a request; scrapers send some ten.
 const MAX_HEADERS: usize = 64;
+/// Maximum age of a page that is reused: a client that asks without pause causes ten gatherings a second, and neither a
+/// person nor a scraper notices the difference.
+const PAGE_AGE: Duration = Duration::from_millis(100);
 /// Maximum age of the shared page for one of many clients, so that their number costs neither memory nor time.
 const CROWD_AGE: Duration = Duration::from_secs(1);
 
@@ -56,7 +61,7 @@ pub async fn serve(
 
 async fn accept(listener: TcpListener, registry: Registry, limit: Duration) {
     let doorway = Doorway::new(MAX_CONNECTIONS);
-    let page = Arc::new(Page { registry, doorway: doorway.clone(), last: Mutex::default() });
+    let page = Arc::new(Page { registry, doorway: doorway.clone(), last: Arc::default() });
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -80,8 +85,8 @@ async fn accept(listener: TcpListener, registry: Registry, limit: Duration) {
 
 async fn connection(stream: TcpStream, page: Arc<Page>) {
     let service = service_fn(move |request| {
-        let response = answer(&request, &page);
-        async { Ok::<_, Infallible>(response) }
+        let page = Arc::clone(&page);
+        async move { Ok::<_, Infallible>(answer(&request, &page).await) }
     });
     let mut server = hyper::server::conn::http1::Builder::new();
     server
@@ -98,32 +103,42 @@ async fn connection(stream: TcpStream, page: Arc<Page>) {
 struct Page {
     registry: Registry,
     doorway: Doorway,
-    last: Mutex<Option<(Instant, Bytes)>>,
+    /// Locked by who gathers.
+    last: Arc<Mutex<Option<Made>>>,
+}
+
+struct Made {
+    at: Instant,
+    text: Bytes,
 }
 
 impl Page {
-    fn text(&self) -> Result<Bytes, prometheus::Error> {
-        // Held while the page is built, so that concurrent clients build one.
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((made, text)) = &*last
-            && self.doorway.is_crowded()
-            && made.elapsed() < CROWD_AGE
-        {
-            return Ok(text.clone());
+    async fn text(&self) -> Result<Bytes, String> {
+        let came = Instant::now();
+        let mut last = Arc::clone(&self.last).lock_owned().await;
+        let age = if self.doorway.is_crowded() { CROWD_AGE } else { PAGE_AGE };
+        // Or it was made while this one waited.
+        if let Some(made) = last.as_ref().filter(|made| made.at >= came || made.at.elapsed() < age) {
+            return Ok(made.text.clone());
         }
-        let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
-        let text = Bytes::from(text);
-        *last = self.doorway.is_crowded().then(|| (Instant::now(), text.clone()));
-        Ok(text)
+        let registry = self.registry.clone();
+        // It takes the lock along: that its client goes away has no other gathering begin beside it.
+        let gathering = tokio::task::spawn_blocking(move || {
+            let mut text = Vec::new();
+            TextEncoder::new().encode(&registry.gather(), &mut text).map_err(|e| e.to_string())?;
+            let text = Bytes::from(text);
+            *last = Some(Made { at: Instant::now(), text: text.clone() });
+            Ok(text)
+        });
+        gathering.await.unwrap_or_else(|_| Err("the figures could not be gathered".to_owned()))
     }
 }
 
-fn answer(request: &Request<Incoming>, page: &Page) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, page: &Page) -> Response<Full<Bytes>> {
     match (request.method(), request.uri().path()) {
-        (&Method::GET, "/metrics") => match page.text() {
+        (&Method::GET, "/metrics") => match page.text().await {
             Ok(text) => reply(StatusCode::OK, prometheus::TEXT_FORMAT, text),
-            Err(error) => reply(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string().into()),
+            Err(error) => reply(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.into()),
         },
         (&Method::GET, "/healthz") => reply(StatusCode::OK, "text/plain", Bytes::from_static(b"ok\n")),
         _ => {
@@ -194,6 +209,61 @@ mod tests {
         let answer = rest(ask(address, "/metrics").await).await;
         assert!(answer.len() > 10 << 20, "{}", answer.len());
         drop(silent);
+    }
+
+    /// Figures that take as long as somebody says.
+    struct Slow {
+        desc: Vec<prometheus::core::Desc>,
+        begun: std::sync::mpsc::Sender<()>,
+        go: std::sync::Mutex<std::sync::mpsc::Receiver<()>>,
+    }
+
+    impl prometheus::core::Collector for Slow {
+        fn desc(&self) -> Vec<&prometheus::core::Desc> {
+            self.desc.iter().collect()
+        }
+
+        fn collect(&self) -> Vec<prometheus::proto::MetricFamily> {
+            self.begun.send(()).unwrap();
+            self.go.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+            Vec::new()
+        }
+    }
+
+    // One worker: whoever gathers on it has everybody else wait.
+    #[tokio::test]
+    async fn figures_are_gathered_once_for_all_who_wait_and_hold_nobody_up() {
+        let (begun, told) = std::sync::mpsc::channel();
+        let (go, wait) = std::sync::mpsc::channel();
+        let desc =
+            prometheus::core::Desc::new("slow".into(), "x".into(), Vec::new(), Default::default()).unwrap();
+        let registry = Registry::new();
+        registry
+            .register(Box::new(Slow { desc: vec![desc], begun, go: std::sync::Mutex::new(wait) }))
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(accept(listener, registry, 10 * PATIENCE));
+        let mut waiting = vec![ask(address, "/metrics").await];
+        tokio::time::timeout(PATIENCE, async {
+            while told.try_recv().is_err() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await
+        .unwrap();
+        for _ in 0..6 {
+            waiting.push(ask(address, "/metrics").await);
+        }
+        // One that goes away does not have another gathering begin.
+        waiting.remove(0);
+        assert!(rest(ask(address, "/healthz").await).await.ends_with(b"ok\n"));
+        assert!(told.try_recv().is_err(), "one at a time");
+        go.send(()).unwrap();
+        for socket in waiting {
+            assert!(rest(socket).await.starts_with(b"HTTP/1.1 200 "));
+        }
+        assert!(told.try_recv().is_err(), "they shared it");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

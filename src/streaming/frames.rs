@@ -134,9 +134,14 @@ impl Reader {
 
     pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Piece>>> {
         loop {
+            let start = self.filled.start;
             let found = if self.frame.is_some() { self.payload() } else { self.begin()? };
             if let Some(piece) = found {
                 return Poll::Ready(Ok(Some(piece)));
+            }
+            // A frame that says nothing was passed over: what is behind it may be all that ever comes.
+            if self.filled.start != start && !self.filled.is_empty() {
+                continue;
             }
             if self.needs_more() && ready!(self.poll_fill(context))? == 0 {
                 let whole = self.filled.is_empty() && self.message.is_none();
@@ -327,6 +332,7 @@ pub(super) fn open(socket: Socket, early: &[u8]) -> (Reader, Writer) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt as _;
     use tokio::io::AsyncWriteExt as _;
     use tokio::net::{TcpListener, TcpStream};
 
@@ -389,6 +395,31 @@ mod tests {
         assert!(came == sent && pings == 1);
         assert_eq!(ends, [(false, sent.len()), (true, sent.len())]);
         drop(sending.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_is_here_is_handed_on_before_more_is_waited_for() {
+        let empty = frame(CONTINUATION, &[]);
+        for (behind, wanted) in [
+            (frame(FIN | CONTINUATION, b"b"), "b"),
+            (frame(FIN | CONTINUATION, &[]), ""),
+            ([frame(FIN | PING, b"p"), frame(CONTINUATION, b"b")].concat(), "p"),
+            (frame(FIN | CLOSE, &[3, 232]), "close"),
+        ] {
+            // All in one read: whoever waits for the socket then waits for ever.
+            let (mut client, mut reader, _writer) = pair().await;
+            let bytes = [frame(BINARY, b"a"), empty.clone(), empty.clone(), behind].concat();
+            client.write_all(&bytes).await.unwrap();
+            assert!(matches!(reader.next().await.unwrap(), Some(Piece::Data { first: true, .. })));
+            let piece = reader.next().now_or_never().expect("it waits for more").unwrap().unwrap();
+            let got = match &piece {
+                Piece::Data { at, .. } | Piece::Ping(at) => std::str::from_utf8(reader.bytes(at)).unwrap(),
+                Piece::Pong => panic!(),
+                Piece::Close => "close",
+            };
+            assert_eq!(got, wanted);
+            drop(client);
+        }
     }
 
     #[tokio::test]

@@ -2,10 +2,12 @@
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use podwright::cli;
+use podwright::cli::{self, OneLine};
 use podwright::config::{self, Config, LogFormat};
 use podwright::daemon;
 use podwright::images;
+use podwright::model::plain;
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -168,10 +170,10 @@ fn run(command: Command) -> anyhow::Result<()> {
 fn start_logs(config: &Config) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log.level)
         .with_context(|| format!("configuration key log.level: {:?}", config.log.level))?;
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
     match config.log.format {
-        LogFormat::Text => logs.with_ansi(false).init(),
-        LogFormat::Json => logs.json().init(),
+        LogFormat::Text => logs.with_writer(|| OneLine(io::stderr(), plain::one_line)).init(),
+        LogFormat::Json => logs.with_writer(|| OneLine(io::stderr(), plain::json)).json().init(),
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use super::proto::images_server::{Images as Service, ImagesServer};
 use super::{About, encode, node, pull, verify};
 use crate::cri::image_status;
 use crate::images::{Credentials, ExportOptions, Format, ImageError, Images, LoadOptions, Peer, Repair};
+use crate::model::plain;
 use std::convert::Infallible;
 use std::path::PathBuf;
 use tokio::io::DuplexStream;
@@ -44,7 +45,7 @@ pub async fn serve_one(
 
 /// The CRI code with the plain message, without the kubelet's prefix.
 pub(super) fn status(error: &ImageError) -> Status {
-    Status::new(image_status(error).code(), error.to_string())
+    Status::new(image_status(error).code(), plain::one_line(&error.to_string()))
 }
 
 /// Credentials for the image's own registry.

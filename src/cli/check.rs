@@ -3,6 +3,7 @@
 use super::{out, text};
 use crate::check::{self, DEFAULT_KUBELET_CONFIG, Finding, Kubelet, Subject, Verdict};
 use crate::config::{self, Config};
+use crate::model::plain;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -140,6 +141,7 @@ fn as_text(found: &[Finding], quiet: bool) -> String {
     for finding in shown {
         // A cause of several lines, such as a program's output, stays one entry.
         let text = finding.found.lines().collect::<Vec<_>>().join(" ");
+        let text = plain::marked(&text);
         lines.push(format!("{:<4}  {:<width$}  {text}", word(rank(finding)), finding.name));
         lines.extend(remedy(finding).map(|step| format!("        > {step}")));
     }

@@ -3,12 +3,14 @@
 
 use super::arguments::Arguments;
 use super::error::CliError;
+use super::log::OneLine;
 use super::out;
 use crate::admin;
 use crate::admin::proto::images_client::ImagesClient;
 use crate::config::{self, Config};
 use crate::daemon;
 use crate::images::Images;
+use crate::model::plain;
 use crate::sandbox::Records;
 use hyper_util::rt::TokioIo;
 use std::fs::File;
@@ -95,7 +97,10 @@ impl Local {
             reason: format!("{error:#}"),
         };
         let lock = daemon::lock(config).map_err(failed)?;
-        let logs = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).without_time();
+        let logs = tracing_subscriber::fmt()
+            .with_writer(|| OneLine(io::stderr(), plain::one_line))
+            .with_ansi(false)
+            .without_time();
         // Another test of this process may have one.
         let _ = logs.with_max_level(tracing::Level::WARN).try_init();
         let images = daemon::open_images(config).map_err(failed)?;

@@ -4,6 +4,7 @@ use super::connection::Client;
 use super::error::CliError;
 use super::out;
 use crate::admin::proto as pb;
+use crate::model::plain;
 use serde_json::{Value, json};
 
 /// Fails with `probe` when no endpoint has the manifest.
@@ -32,7 +33,8 @@ fn as_text(answer: &pb::EndpointsResponse) -> String {
     for (index, endpoint) in answer.endpoints.iter().enumerate() {
         let kind = if endpoint.mirror { "mirror" } else { "registry" };
         lines.push(format!("{}. {}{}  ({kind})", index + 1, endpoint.url, endpoint.repository));
-        lines.extend(facts(endpoint).into_iter().map(|(name, value)| format!("   {name:<13}{value}")));
+        let facts = facts(endpoint).into_iter();
+        lines.extend(facts.map(|(name, value)| format!("   {name:<13}{}", plain::marked(&value))));
     }
     lines.push("looked at, in this order:".to_owned());
     lines.extend(
@@ -155,7 +157,7 @@ mod tests {
             probe: Some(pb::ProbeResult {
                 status: 404,
                 milliseconds: 7,
-                error: "not found".into(),
+                error: "not found\n2. https://forged.example/v2/  (registry)".into(),
                 ..Default::default()
             }),
             ..Default::default()
@@ -179,7 +181,7 @@ mod tests {
             "   asked for    content only, by digest",
             "   TLS          system roots and /c/ca.pem",
             "   credentials  /a.json, entry \"m.example\"",
-            "   answer       HTTP 404 in 7 ms: not found",
+            "   answer       HTTP 404 in 7 ms: not found\u{fffd}2. https://forged.example/v2/  (registry)",
             "   TLS          no: plain http",
             "   named by     no file: this is the default",
             "   answer       HTTP 200 in 0 ms",

@@ -6,6 +6,7 @@ use super::error::CliError;
 use super::load::absolute;
 use super::{out, text};
 use crate::admin::proto as pb;
+use crate::model::plain;
 use pb::import_from_request::Peer as Of;
 use std::path::PathBuf;
 
@@ -39,18 +40,20 @@ pub(super) async fn run(
 }
 
 fn complaint(image: &pb::ImportedImage) -> String {
-    if image.error.contains(&image.name) {
+    // The other runtime's names are anybody's words.
+    let complaint = if image.error.contains(&image.name) {
         image.error.clone()
     } else {
         format!("{}: {}", image.name, image.error)
-    }
+    };
+    plain::marked(&complaint).into_owned()
 }
 
 fn told(image: &pb::ImportedImage, here: &pb::LoadedImage) -> String {
     let others: Vec<&str> =
         here.names.iter().map(String::as_str).filter(|name| *name != image.name).collect();
     let others = if others.is_empty() { String::new() } else { format!(" (also {})", others.join(", ")) };
-    format!("imported {} as {}{others}", image.name, here.id)
+    plain::marked(&format!("imported {} as {}{others}", image.name, here.id)).into_owned()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use super::connection::Client;
 use super::error::CliError;
 use super::out;
 use crate::admin::proto as pb;
+use crate::model::plain;
 use std::io::IsTerminal as _;
 use std::path::Path;
 
@@ -32,7 +33,7 @@ pub(super) fn absolute(file: &Path) -> Result<String, CliError> {
 
 fn told(image: &pb::LoadedImage) -> String {
     let names = if image.names.is_empty() { "without a name".to_owned() } else { image.names.join(", ") };
-    format!("loaded {} ({names})", image.id)
+    plain::marked(&format!("loaded {} ({names})", image.id)).into_owned()
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod export;
 mod import;
 mod list;
 mod load;
+mod log;
 mod meter;
 mod node;
 mod out;
@@ -21,6 +22,7 @@ mod text;
 mod verify;
 
 pub use arguments::{Arguments, NodeArguments};
+pub use log::OneLine;
 
 use arguments::Command;
 use connection::{Connection, Purpose};

@@ -6,6 +6,7 @@ use super::error::CliError;
 use super::{out, text};
 use crate::admin::proto as pb;
 use crate::admin::proto::node_client::NodeClient;
+use crate::model::plain;
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
@@ -41,7 +42,10 @@ fn status_text(answer: &pb::StatusResponse) -> String {
     for condition in &answer.conditions {
         lines.push(match condition.ok {
             true => format!("{:<11} yes", condition.name),
-            false => format!("{:<11} no: {}: {}", condition.name, condition.reason, condition.message),
+            false => {
+                let why = plain::marked(&condition.message);
+                format!("{:<11} no: {}: {why}", condition.name, condition.reason)
+            }
         });
     }
     lines.push(format!("pods         {} ready, {} not ready", answer.pods_ready, answer.pods_not_ready));

@@ -1,12 +1,13 @@
-//! The one place that prints. Removes control characters from foreign text (a registry's, an image's) on a terminal. A
-//! reader that went away is no error.
+//! The one place that prints. Foreign text (a registry's, an image's) reaches a terminal as plain characters only; code that
+//! joins several lines marks each foreign piece first. A reader that went away is no error.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+use crate::model::plain;
 use std::io::{IsTerminal as _, Write as _};
 
-/// Text without control characters but line ends.
+/// Text of plain characters and line ends.
 fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+    text.split('\n').map(plain::marked).collect::<Vec<_>>().join("\n")
 }
 
 /// One or more lines of the result.
@@ -16,8 +17,8 @@ pub(super) fn line(text: &str) {
 
 /// The answer as JSON.
 pub(super) fn json(value: &serde_json::Value) {
-    // Escapes control characters itself.
-    let _ = writeln!(std::io::stdout().lock(), "{value:#}");
+    // Escapes only some control characters itself.
+    let _ = writeln!(std::io::stdout().lock(), "{}", plain::json(&format!("{value:#}")));
 }
 
 /// A line for the user, beside the result.
@@ -59,7 +60,7 @@ impl Block {
     pub(super) fn draw(&mut self, lines: &[String]) {
         let mut text = self.up();
         for line in lines {
-            text.push_str(&clean(line));
+            text.push_str(&plain::marked(line));
             // Erases the rest of the line.
             text.push_str("\x1b[K\n");
         }
@@ -85,6 +86,6 @@ mod tests {
 
     #[test]
     fn no_escape_sequence_of_others_reaches_the_terminal() {
-        assert_eq!(clean("a\x1b[2Jb\nc\u{9b}"), "a\u{fffd}[2Jb\nc\u{fffd}");
+        assert_eq!(clean("a\x1b[2Jb\nc\u{9b}\u{202e}"), "a\u{fffd}[2Jb\nc\u{fffd}\u{fffd}");
     }
 }

@@ -1,5 +1,7 @@
 //! Numbers, ids and tables in readable form. Pure.
 
+use crate::model::plain;
+
 /// Hex digits by which an image or layer is known on sight; docker and crictl show about as many.
 const SHORT: usize = 12;
 
@@ -49,10 +51,12 @@ pub(super) fn minute(time: &str) -> String {
     if shape == "0000-00-00T00:00" { time[..16].replace('T', " ") } else { "-".to_owned() }
 }
 
-/// Columns side by side, each as wide as its widest cell; those in `right` are set to the right.
+/// Columns side by side, each as wide as its widest cell; those in `right` are set to the right. No cell makes a line.
 pub(super) fn table(head: &[&str], right: &[usize], rows: &[Vec<String>]) -> String {
+    let marked = |row: &Vec<String>| row.iter().map(|cell| plain::marked(cell).into_owned()).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(marked).collect();
     let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
-    let all: Vec<&Vec<String>> = std::iter::once(&head).chain(rows).collect();
+    let all: Vec<&Vec<String>> = std::iter::once(&head).chain(&rows).collect();
     let width = |column: usize| {
         all.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
@@ -112,6 +116,9 @@ mod tests {
     fn columns_line_up() {
         let rows = [vec!["a".to_owned(), "1 B".to_owned(), "x".to_owned()]];
         assert_eq!(table(&["NAME", "SIZE", "BY"], &[1], &rows), "NAME  SIZE  BY\na      1 B  x");
+        let hostile = [vec!["a\nb\x1b[2J".to_owned(), "1 B".to_owned(), String::new()]];
+        let shown = table(&["NAME", "SIZE", "BY"], &[1], &hostile);
+        assert_eq!(shown.lines().nth(1).unwrap(), "a\u{fffd}b\u{fffd}[2J   1 B", "{shown}");
         assert_eq!(count(1, "layer"), "1 layer");
         assert_eq!(count(0, "layer"), "0 layers");
     }

@@ -5,6 +5,7 @@ use super::error::CliError;
 use super::out::{self, Block};
 use super::text;
 use crate::admin::proto as pb;
+use crate::model::plain;
 use pb::checked::Outcome;
 use pb::verify_event::Event;
 use serde_json::{Value, json};
@@ -59,13 +60,15 @@ fn current(checked: &pb::Checked, columns: usize) -> Vec<String> {
 /// Good ones are only counted.
 fn line(checked: &pb::Checked) -> Option<String> {
     let subject = &checked.subject;
-    match checked.outcome() {
-        Outcome::Begun | Outcome::Good => None,
-        Outcome::Damaged => Some(format!("{subject}: damaged: {}", checked.findings.join("; "))),
-        Outcome::Unknown => Some(format!("{subject}: cannot be looked at: {}", checked.error)),
-        Outcome::Repaired => Some(format!("{subject}: repaired")),
-        Outcome::RepairFailed => Some(format!("{subject}: not repaired: {}", checked.error)),
-    }
+    let line = match checked.outcome() {
+        Outcome::Begun | Outcome::Good => return None,
+        Outcome::Damaged => format!("{subject}: damaged: {}", checked.findings.join("; ")),
+        Outcome::Unknown => format!("{subject}: cannot be looked at: {}", checked.error),
+        Outcome::Repaired => format!("{subject}: repaired"),
+        Outcome::RepairFailed => format!("{subject}: not repaired: {}", checked.error),
+    };
+    // Findings name files of images.
+    Some(plain::marked(&line).into_owned())
 }
 
 fn summed(summary: &pb::VerifySummary) -> String {
@@ -127,6 +130,9 @@ mod tests {
         assert_eq!((told(Outcome::Begun), told(Outcome::Good)), (None, None));
         assert_eq!(told(Outcome::Damaged).unwrap(), "layer a: damaged: x: missing; y: missing");
         assert_eq!(told(Outcome::RepairFailed).unwrap(), "layer a: not repaired: no space");
+        let forged =
+            pb::Checked { findings: vec!["x\nlayer b: repaired".into()], ..checked(Outcome::Damaged) };
+        assert_eq!(line(&forged).unwrap().lines().count(), 1);
         assert_eq!(current(&checked(Outcome::Begun), 18), ["looking at layer a"]);
         assert!(
             current(&checked(Outcome::Good), 80).is_empty() && as_json(&checked(Outcome::Begun)).is_none()

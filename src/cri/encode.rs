@@ -4,6 +4,7 @@ use super::proto as pb;
 use crate::host::usage::Usage;
 use crate::host::users::User;
 use crate::images::{Image, ImageUser};
+use crate::model::plain;
 use crate::model::{
     ContainerSpec, IdMapping, Mount, MountSource, NamespaceMode, Namespaces, PodName, Propagation, Resources,
     SandboxSpec, Timestamp, UserNamespace,
@@ -197,7 +198,8 @@ pub(super) fn container_status(container: &ContainerSnapshot, stop_signal: i32) 
             status.finished_at = exit.finished_at.nanos();
             status.exit_code = exit.code;
             exit.reason.as_str().clone_into(&mut status.reason);
-            exit.message.clone_into(&mut status.message);
+            // A runtime's words of a container.
+            status.message = plain::lines(&exit.message).into_owned();
         }
     }
     status

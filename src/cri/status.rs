@@ -21,6 +21,7 @@ use crate::host::security::seccomp::SeccompError;
 use crate::host::security::selinux::SelinuxError;
 use crate::host::users::UserError;
 use crate::images::ImageError;
+use crate::model::plain;
 use crate::sandbox::spec::SpecError;
 use crate::sandbox::{CheckpointError, RecordError, SandboxError, VolumeError};
 use crate::streaming::{StreamingError, TokenError};
@@ -37,7 +38,7 @@ const NO_SUCH_PROGRAM: [&str; 4] =
 
 impl From<Invalid> for Status {
     fn from(error: Invalid) -> Self {
-        Status::invalid_argument(error.to_string())
+        Status::invalid_argument(plain::lines(&error.to_string()))
     }
 }
 
@@ -46,7 +47,8 @@ impl From<Invalid> for Status {
 pub fn status(error: &SandboxError) -> Status {
     match error {
         SandboxError::Image(error) => image_status(error),
-        error => Status::new(code(error), error.to_string()),
+        // Containers and images shape some of the words, and a person reads them in a pod's events.
+        error => Status::new(code(error), plain::lines(&error.to_string())),
     }
 }
 
@@ -55,7 +57,7 @@ pub fn status(error: &SandboxError) -> Status {
 pub fn image_status(error: &ImageError) -> Status {
     let (code, word) = image_code(error);
     let message = if word.is_empty() { error.to_string() } else { format!("{word}: {error}") };
-    Status::new(code, message)
+    Status::new(code, plain::one_line(&message))
 }
 
 /// The status of an error of URLs for streams.

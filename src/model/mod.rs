@@ -4,6 +4,7 @@
 
 mod container;
 mod id;
+pub mod plain;
 pub mod random;
 mod resources;
 mod sandbox;

@@ -5,6 +5,7 @@ use super::backend::{AttachRequest, Backend, ExecRequest, Process, Stdio};
 use super::registry::Meter;
 use super::status::{ENDING, Verdict};
 use super::wires::{Input, Output, Progress, Resizes, carry_in, carry_out, carry_sizes};
+use crate::model::plain;
 use crate::sandbox::SandboxError;
 use std::future::{Future, pending};
 use std::time::Duration;
@@ -65,7 +66,8 @@ pub(super) async fn run<B: Backend>(
     };
     let Process { stdin, stdout, stderr, control } = match process {
         Ok(process) => process,
-        Err(error) => return Some(Verdict::Failure(error.to_string())),
+        // Of words that a container shapes, to a person's terminal.
+        Err(error) => return Some(Verdict::Failure(plain::lines(&error.to_string()).into_owned())),
     };
     let progress = Progress::default();
     let mut out = Box::pin(async {

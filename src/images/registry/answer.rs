@@ -2,6 +2,7 @@
 
 use super::client::Answer;
 use crate::images::error::{ImageError, RegistryMessage, cut};
+use crate::model::plain;
 use http::{HeaderMap, StatusCode};
 use reqwest::Response;
 use serde::Deserialize;
@@ -64,7 +65,8 @@ async fn message(mut response: Response) -> Option<RegistryMessage> {
     let bytes = tokio::time::timeout(ERROR_BODY_TIME, read).await.ok()?;
     let body: Body = serde_json::from_slice(&bytes).ok()?;
     let first = body.errors.into_iter().next()?;
-    Some(RegistryMessage { code: cut(&first.code), message: cut(&first.message) })
+    let text = |text: &str| cut(&plain::one_line(&cut(text)));
+    Some(RegistryMessage { code: text(&first.code), message: text(&first.message) })
 }
 
 /// `Retry-After` in seconds or as a date, never more than the cap.

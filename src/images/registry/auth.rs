@@ -3,6 +3,7 @@
 use super::challenge::Challenge;
 use super::client::{Ask, HostClient};
 use crate::images::error::{ImageError, cut};
+use crate::model::plain;
 use base64::Engine as _;
 use http::HeaderValue;
 use reqwest::Url;
@@ -209,7 +210,7 @@ async fn fetch(
     let realm_text = challenge.get("realm").unwrap_or_default();
     let fail = |reason: String| ImageError::Token {
         host: host.clone(),
-        realm: cut(realm_text.split('?').next().unwrap_or_default()),
+        realm: cut(&plain::one_line(realm_text.split('?').next().unwrap_or_default())),
         reason,
     };
     let realm = Url::parse(realm_text).map_err(|_| fail("the realm of the challenge is not a URL".into()))?;

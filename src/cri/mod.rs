@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod chunks;
+mod connections;
 mod deadline;
 pub mod decode;
 mod encode;

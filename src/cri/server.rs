@@ -1,5 +1,6 @@
 //! The CRI socket: opens it with its mode and group, and serves until told to stop. Owns the socket file.
 
+use super::connections::{connections, transport};
 use super::deadline::DeadlineLayer;
 use super::holding::HoldingLayer;
 use super::image::Image;
@@ -7,13 +8,11 @@ use super::proto::image_service_server::ImageServiceServer;
 use super::proto::runtime_service_server::RuntimeServiceServer;
 use super::runtime::Runtime;
 use crate::config::Config;
-use crate::host::doorway;
 use crate::host::listeners::{self, Owner, Place};
 use std::future::Future;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use tokio::net::{UnixListener, UnixStream};
-use tokio_stream::Stream;
+use tokio::net::UnixListener;
 use tonic::service::Routes;
 
 /// Why the socket cannot be served.
@@ -90,7 +89,7 @@ pub async fn serve(
     end: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let limit = config.grpc.max_message_bytes;
-    let router = tonic::transport::Server::builder()
+    let router = transport()
         .layer(HoldingLayer)
         .layer(DeadlineLayer)
         .add_routes(beside)
@@ -110,16 +109,4 @@ pub async fn serve(
     // The next daemon replaces a remaining socket.
     let _ = std::fs::remove_file(&config.grpc.socket);
     Ok(served?)
-}
-
-/// Incoming connections. tonic itself would retry at once, endlessly, when descriptors run out.
-fn connections(listener: UnixListener) -> impl Stream<Item = std::io::Result<UnixStream>> {
-    futures_util::stream::unfold(listener, |listener| async move {
-        loop {
-            match listener.accept().await {
-                Ok((connection, _)) => return Some((Ok(connection), listener)),
-                Err(error) => doorway::after_failed_accept("grpc.socket", &error).await,
-            }
-        }
-    })
 }

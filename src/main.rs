@@ -135,7 +135,7 @@ fn load(path: Option<PathBuf>) -> anyhow::Result<Config> {
 #[allow(clippy::print_stdout)]
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        // One character of the valid token is wrong, or all of them.
+        // `main` has run them.
         Command::Images(_) | Command::Check(_) | Command::Status(_) | Command::Pods { .. } => Ok(()),
         Command::Config { markdown: true, .. } => {
             print!("{}", config::markdown());

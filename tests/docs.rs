@@ -55,7 +55,7 @@ fn code_words(text: &str, wanted: impl Fn(&str) -> bool) -> BTreeSet<String> {
     text.split('`').skip(1).step_by(2).filter(|word| wanted(word)).map(str::to_owned).collect()
 }
 
-/// Four of the longest answers, or shares for more probes than a node of 110 pods runs at once.
+/// Every source in a directory and below.
 fn sources_of(dir: PathBuf) -> Vec<String> {
     let (mut texts, mut left) = (Vec::new(), vec![dir]);
     while let Some(dir) = left.pop() {

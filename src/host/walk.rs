@@ -48,7 +48,7 @@ pub(crate) trait Visitor {
 /// Why what is in a directory was not looked at.
 #[derive(Debug)]
 pub(crate) enum Failed<E> {
-    /// The configuration's deadlines as durations. Never has a default of its own.
+    /// It cannot be read.
     Read(Errno),
     /// The visitor ends the walk.
     Visit(E),

@@ -1,6 +1,6 @@
-//! OCI artifacts: manifests whose layers are files instead of parts of a root file system. Owns what each file is called,
-//! the key under which it is stored, and how it is written. The way to it is that of any image: a file is a layer
-//! directory with one file in it, so that leases, holds, removal and mounts are the same.
+//! OCI artifacts: manifests whose layers are files instead of parts of a root file system. Owns the name of each file,
+//! its key in the store, and how it is written. Otherwise an artifact is handled like any image: a file is a layer
+//! directory with one file in it, so leases, holds, removal and mounts are the same.
 
 use super::digest::Digest;
 use super::error::{ImageError, cut};
@@ -15,14 +15,14 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt 
 use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
 
-/// Annotations that name a file, the first one wins: OCI image specification ("Pre-Defined Annotation Keys"), and the
-/// model specification of the CNCF. CRI-O reads the same.
+/// Annotations that name a file, in order of precedence: OCI image specification ("Pre-Defined Annotation Keys"), and
+/// the CNCF's model specification. CRI-O reads the same.
 const TITLES: [&str; 2] = ["org.opencontainers.image.title", "org.cncf.model.filepath"];
 /// The layer of an artifact that has none (OCI image specification, "Guidance for an Empty Descriptor").
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 /// Longest component of a path, bytes: NAME_MAX.
 const MAX_NAME: usize = 255;
-/// Allocation unit for the count of used bytes: that of every common file system.
+/// Allocation unit for counting used bytes: that of every common file system.
 const UNIT: u64 = 4096;
 
 /// How the content of a layer's blob becomes files.
@@ -35,7 +35,7 @@ pub(crate) enum Form {
 }
 
 impl Form {
-    /// Of a layer, by its key: that of an artifact's file tells what it was made of.
+    /// Of a layer, by its key: for an artifact's file, the digest of its origin.
     pub(crate) fn of(key_or_diff_id: &Digest, blob: &Descriptor) -> Self {
         match path(blob) {
             Ok(path) if key(&blob.digest, &path) == *key_or_diff_id => Self::File(path),
@@ -99,8 +99,8 @@ fn key(blob: &Digest, path: &Path) -> Digest {
     )
 }
 
-/// Writes the file below the staging directory's `fs`, reading `source` to its end. Readable by everyone, owned by root,
-/// and of no particular time, so that the same artifact looks the same on every node.
+/// Writes the file below the staging directory's `fs`, reading `source` to its end. Readable by everyone, owned by
+/// root, with a fixed time, so that the same artifact looks the same on every node.
 pub(crate) fn write(
     staging: &Staging,
     path: &Path,
@@ -144,7 +144,7 @@ pub(crate) fn write(
     for dir in dirs.iter().rev() {
         File::open(dir).and_then(|dir| dir.set_times(times)).map_err(io("set the times of", dir))?;
     }
-    // The root and the directories on the way, then the file.
+    // The root and the parent directories, then the file.
     let above = u64::try_from(dirs.len()).unwrap_or_default() + 1;
     let bytes = above * UNIT + total.div_ceil(UNIT) * UNIT;
     Ok(Unpacked { bytes, inodes: above + 1, implied: Vec::new() })

@@ -1,5 +1,5 @@
-//! Deletion on a person's behalf: an image by name, and what nothing needs. Never takes a layer that a pull or a container
-//! uses, and never decides by itself that it is time.
+//! Deletion on request: an image by name, and unneeded layers. Never takes a layer that a pull or a container uses, and
+//! never starts by itself.
 
 use super::error::ImageError;
 use super::index::{Change, Presence};
@@ -24,7 +24,7 @@ pub struct Removal {
     pub freed_bytes: u64,
 }
 
-/// What a collection took, or would take.
+/// What a collection deleted, or would delete.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Collected {
     /// Images, in the order of their ids.
@@ -51,7 +51,7 @@ impl Collected {
 }
 
 impl Images {
-    /// Removes the image with all its names and tells what that did.
+    /// Removes the image with all its names and returns the effect.
     ///
     /// # Errors
     /// `NotFound`, `Ambiguous`, `Malformed`, or when the index cannot be written.
@@ -67,8 +67,8 @@ impl Images {
         .await
     }
 
-    /// Deletes the layers that nothing needs, whatever their age, and with `unused_images` first the images that no
-    /// container uses and that are not pinned. With `dry_run` it only tells.
+    /// Deletes unneeded layers of any age; with `unused_images`, first the images that no container uses and that are
+    /// not pinned. With `dry_run` it only reports.
     ///
     /// # Errors
     /// When the index cannot be written.
@@ -77,13 +77,13 @@ impl Images {
         blocking(move || store.collect(unused_images, dry_run)).await
     }
 
-    /// Keeps images for as long as this store is open: for containers that no [`super::Hold`] stands for, because their
-    /// daemon does not run. One that is not there is passed over.
+    /// Keeps images for as long as this store is open: for containers without a [`super::Hold`], because their daemon
+    /// does not run. Skips missing ones.
     pub fn keep(&self, ids: &[ImageId]) {
         ids.iter().for_each(|id| self.inner.store.keep(id));
     }
 
-    /// Waits until what was deleted is gone from the disk. Blocking.
+    /// Waits until the deleted directories are gone from the disk. Blocking.
     pub fn settle(&self) {
         crate::host::remove::settle();
     }
@@ -145,7 +145,7 @@ impl Store {
             .chain(images.iter().map(|(id, _)| Change::DropImage(id)))
             .chain(layers.iter().map(|key| Change::DropLayer(key)))
             .collect();
-        // Out of the snapshot while the leases are locked: a pull that comes now fetches the layers anew.
+        // Out of the snapshot while the leases are locked: a pull that starts now fetches the layers again.
         self.publish(state);
         drop(leases);
         if let Err(error) = self.index().commit(&changes) {

@@ -1,31 +1,31 @@
-//! Decompressing: what a stream is by its first bytes, gzip with members, zstd with frames. Runs in a worker, or where a
-//! worker's place is taken; knows neither layers nor files.
+//! Decompression: detects the format by the first bytes; gzip with members, zstd with frames. Runs in a worker, or in
+//! its place; knows neither layers nor files.
 //!
-//! Bounds: a zstd frame's window is read from its header, and asked for, before anything is allocated for it. What comes out
-//! is counted by who takes it.
+//! Bounds: a zstd frame's window is read from its header, and requested, before it is allocated. The consumer counts
+//! the output.
 
 use std::io::{self, BufRead, Chain, Cursor, Read};
 use zstd::stream::raw::{DParameter, Decoder as Raw, InBuffer, Operation as _, OutBuffer};
 
-/// Largest zstd window, 2^27 bytes: what the zstd tool itself accepts without being told to use more.
+/// Largest zstd window, 2^27 bytes: the default limit of the zstd tool.
 const MAX_WINDOW_LOG: u32 = 27;
-/// What is told of a frame that has a larger one, or one larger than may be had.
+/// The error for a frame with a larger window, or one larger than the budget.
 const TOO_LARGE: &str = "a zstd frame needs a larger window than is allowed";
-/// Bytes that tell all formats apart.
+/// Bytes that distinguish all formats.
 const START: usize = 6;
 /// Longest header of a zstd frame (RFC 8878, 3.1.1): magic, descriptor, window, dictionary, content size.
 const MAX_HEADER: usize = 18;
-/// Magic of a zstd frame, and that of a skippable one without its last four bits.
+/// Magic of a zstd frame, and of a skippable one without its last four bits.
 const FRAME: u32 = 0xfd2f_b528;
 const SKIPPABLE: u32 = 0x184d_2a50;
 
-/// Whoever says whether a window may be had: it returns when there is room, or an error.
+/// Grants windows: returns when there is room, or with an error.
 pub(crate) type Ask<'a> = Box<dyn FnMut(u64) -> io::Result<()> + Send + 'a>;
 
-/// A source whose start was looked at.
+/// A source whose first bytes were examined.
 type Begun<R> = Chain<Cursor<Vec<u8>>, R>;
 
-/// A decompressed stream. The compression is what the first bytes say: media types of old images lie.
+/// A decompressed stream. The first bytes determine the compression: media types of old images lie.
 pub(crate) enum Decoder<'a, R: BufRead> {
     Plain(Begun<R>),
     Gzip(Box<flate2::bufread::MultiGzDecoder<Begun<R>>>),
@@ -33,7 +33,7 @@ pub(crate) enum Decoder<'a, R: BufRead> {
 }
 
 impl<'a, R: BufRead> Decoder<'a, R> {
-    /// Looks at how `source` begins.
+    /// Examines the first bytes of `source`.
     ///
     /// # Errors
     /// The source's, and for what no image format allows.
@@ -70,10 +70,10 @@ impl<R: BufRead> Read for Decoder<'_, R> {
 /// zstd frames, one after the other.
 pub(crate) struct Frames<'a, R> {
     source: R,
-    /// None between two decoders: one that is given up frees its window first.
+    /// None between two decoders: the old one frees its window first.
     raw: Option<Raw<'static>>,
     ask: Ask<'a>,
-    /// The window that was asked for.
+    /// The requested window.
     window: u64,
     /// The header of the frame that begins, as far as the decoder has not had it.
     head: Vec<u8>,
@@ -156,7 +156,7 @@ impl<R: BufRead> Read for Frames<'_, R> {
     }
 }
 
-/// The window of the frame whose header begins with `head`, 0 for a skippable one. None: more of it has to be read.
+/// The window of the frame whose header begins with `head`, 0 for a skippable one. None: more bytes are needed.
 fn window(head: &[u8]) -> io::Result<Option<u64>> {
     let Some((magic, rest)) = head.split_first_chunk::<4>() else { return Ok(None) };
     match u32::from_le_bytes(*magic) {

@@ -1,4 +1,4 @@
-//! Content digests: `sha256:<hex>` and `sha512:<hex>`, parsed once and computed while bytes go by.
+//! Content digests: `sha256:<hex>` and `sha512:<hex>`, parsed once and computed on streams.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256, Sha512};

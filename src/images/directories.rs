@@ -1,6 +1,6 @@
-//! The directories-only layer on top of an image. A layer that has `a/b/file` without entries for `a` and `a/b` says nothing
-//! of their metadata; overlayfs would show the unpacker's defaults. Where a lower layer knows better, a tiny layer on top
-//! repeats what it says. Blocking.
+//! The directories-only layer on top of an image. A layer with `a/b/file` but no entries for `a` and `a/b` does not
+//! define their metadata; overlayfs would show the unpacker's defaults. If a lower layer defines them, a tiny layer on
+//! top repeats them. Blocking.
 
 use super::digest::Digest;
 use super::error::ImageError;
@@ -21,7 +21,7 @@ struct Level {
     implied: HashSet<Vec<u8>>,
 }
 
-/// What one level says of a path.
+/// One level's information about a path.
 enum Says {
     Nothing,
     /// It hides what is below.
@@ -77,7 +77,7 @@ pub(crate) fn build(store: &Store, stack: &[String]) -> Result<Option<Directorie
             continue;
         }
         wanted.insert(path.clone(), meta);
-        // The way to it becomes topmost too, and has to look as it does now.
+        // Its parents become topmost too, and must look as they do now.
         let mut above = path.as_slice();
         while let Some(slash) = above.iter().rposition(|b| *b == b'/') {
             above = &above[..slash];
@@ -194,7 +194,7 @@ pub(crate) fn key_of(root: &Path) -> Result<Result<String, Vec<u8>>, ImageError>
     Ok(Ok(key(&found)))
 }
 
-/// The layer's key is the digest of what it says, in a form that no tar has.
+/// The layer's key is the digest of its content in a form that no tar has.
 fn key(wanted: &BTreeMap<Vec<u8>, Meta>) -> String {
     let mut text = b"podwright directories 1\n".to_vec();
     for (path, meta) in wanted {

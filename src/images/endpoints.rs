@@ -1,5 +1,4 @@
-//! Where a reference would be pulled from, for whoever wonders. Reads the same configuration as a pull, at the same moment
-//! of its life: now.
+//! The endpoints of a reference, for diagnosis. Reads the same configuration as a pull.
 
 use super::Images;
 use super::error::ImageError;
@@ -14,14 +13,14 @@ use std::sync::Arc;
 pub struct Endpoints {
     /// Normalised.
     pub reference: String,
-    /// In the order in which they are asked, each with its answer where it was asked.
+    /// In the order of a pull, each with its answer if it was probed.
     pub endpoints: Vec<(Endpoint, Option<Probe>)>,
-    /// Files and directories that were looked at, in that order.
+    /// Files and directories examined, in that order.
     pub looked_at: Vec<LookedAt>,
 }
 
 impl Images {
-    /// Resolves a reference to its endpoints; with `probe` each is asked for the manifest, side by side.
+    /// Resolves a reference to its endpoints; with `probe`, requests the manifest from each, side by side.
     ///
     /// # Errors
     /// `Malformed`, `Blocked`, or a configuration file that cannot be used. What an endpoint answers is never an error

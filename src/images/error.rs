@@ -1,6 +1,6 @@
-//! Every way in which the image domain can fail. Owns the wording; never maps to gRPC codes (`cri` does).
+//! Every error of the image domain. Owns the wording; never maps to gRPC codes (`cri` does).
 //!
-//! Errors are `Clone`, because all that wait for one shared download get the same one.
+//! Errors are `Clone`, because all callers of one shared download get the same one.
 
 use std::fmt;
 use std::io;
@@ -33,7 +33,7 @@ pub enum ImageError {
         /// Number of images.
         count: usize,
     },
-    /// The registry says that it has no such manifest or blob.
+    /// The registry denies having this manifest or blob.
     #[error("{what} not found at {host}{}", told(.registry))]
     NotAtRegistry {
         /// Reference or digest.
@@ -156,7 +156,7 @@ pub enum ImageError {
         /// Computed.
         actual: String,
     },
-    /// Bytes are more or fewer than the descriptor says.
+    /// More or fewer bytes than the descriptor says.
     #[error("{what} has the wrong size: expected {expected} bytes, got {actual}{}", if *.more { " or more" } else { "" })]
     SizeMismatch {
         /// What was counted.
@@ -202,7 +202,7 @@ pub enum ImageError {
         /// Why.
         reason: &'static str,
     },
-    /// The tar of a layer cannot be made again.
+    /// The tar of a layer cannot be reproduced.
     #[error("layer {layer} has no recipe, an older podwright unpacked it")]
     NoRecipe {
         /// Layer.
@@ -288,7 +288,7 @@ pub enum ImageError {
         /// File.
         path: PathBuf,
     },
-    /// A file that is to be loaded cannot be.
+    /// A file cannot be loaded.
     #[error("archive {archive}: {}{reason}", of_entry(.entry))]
     BadArchive {
         /// File or directory.
@@ -306,7 +306,7 @@ pub enum ImageError {
         /// What is wrong.
         reason: String,
     },
-    /// What an image needs is not where the image is to be taken from.
+    /// Content that an image needs is missing from its source.
     #[error("{what} is not in {place}")]
     NotInSource {
         /// Digest or entry.
@@ -361,7 +361,7 @@ impl ImageError {
         }
     }
 
-    /// How much the error tells; of the errors of several hosts the most telling is returned.
+    /// How informative the error is; of several hosts' errors the most informative is returned.
     pub(crate) fn weight(&self) -> u8 {
         match self {
             Self::NotAtRegistry { .. } => 1,

@@ -1,5 +1,5 @@
-//! Doors for the fuzz targets in `fuzz/`, which see only what is public: hostile bytes to the parsers that meet them. Built
-//! with `--cfg fuzzing`, and for tests that go through every door. A panic is a finding, and so is what is asserted here.
+//! Entry points for the fuzz targets in `fuzz/`, which see only public items: hostile bytes to their parsers. Built
+//! with `--cfg fuzzing`, and for tests that use every entry point. A panic or a failed assertion here is a finding.
 
 use super::digest::Digest;
 use super::manifest::{ConfigFile, Document, Node, choose, parse};
@@ -12,7 +12,7 @@ use std::path::Path;
 
 /// Small, so that a run is short; what they bound is the same.
 const LIMITS: Limits = Limits { bytes: 8 << 20, entries: 2000 };
-/// What stands beside a layer's staging directory and must be untouched.
+/// Files beside a layer's staging directory that must stay untouched.
 const CANARY: &str = "canary";
 
 /// A manifest or index, and the same bytes as an image config.
@@ -23,10 +23,10 @@ pub fn documents(data: &[u8]) {
     let _ = ConfigFile::parse("x", data, 1, Node::here());
 }
 
-/// An image reference. What is accepted has one spelling.
+/// An image reference. An accepted one has one spelling.
 ///
 /// # Panics
-/// When its own text is refused or means something else.
+/// If its own text is refused or means something else.
 pub fn reference(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(reference) = Reference::parse(text) {
@@ -67,7 +67,7 @@ pub fn stores(dir: &Path, data: &[u8]) {
     transfer::fuzz::any(dir, data);
 }
 
-/// A layer's tar. What is unpacked can be made again byte for byte, and nothing outside of it is touched.
+/// A layer's tar. What is unpacked can be reproduced byte for byte, and nothing outside is touched.
 ///
 /// # Panics
 /// When that is not so.

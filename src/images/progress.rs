@@ -1,5 +1,5 @@
-//! How far pulls are, for whoever watches. The work only stores into atomics here; whoever watches reads them when it
-//! likes, and nobody waits for anybody. What a pull shares with another one (itself or a layer) is watched by both.
+//! Progress of pulls. The work only stores into atomics here; observers read them at any time, and neither waits for
+//! the other. Work shared between pulls (a pull or a layer) has one progress.
 
 use super::Images;
 use super::digest::Digest;
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 type Key = (Reference, Option<Credentials>);
 
-/// The pulls and layers under way. Holds none of them: it finds what others hold.
+/// The pulls and layers in progress. Holds none of them: it finds what others hold.
 #[derive(Debug, Default)]
 pub(super) struct Progresses {
     pulls: Mutex<HashMap<Key, Weak<PullProgress>>>,
@@ -42,7 +42,7 @@ pub struct LayerProgress {
 pub enum LayerState {
     /// For a slot, or for a registry that asked to wait.
     Waiting,
-    /// If too many URLs are unused, or the command is too long.
+    /// Bytes come and are unpacked.
     Downloading,
     /// On disk, by this pull.
     Unpacked,
@@ -57,7 +57,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Images {
-    /// The progress of the pull under way for this reference and these credentials.
+    /// The progress of the running pull for this reference and these credentials.
     #[must_use]
     pub fn progress(&self, reference: &str, auth: Option<&Credentials>) -> Option<Arc<PullProgress>> {
         let key = (Reference::parse(reference).ok()?, auth.cloned());
@@ -94,7 +94,7 @@ impl Progresses {
         layer
     }
 
-    /// Tells a pull's layers; those in `state` are there already.
+    /// Sets a pull's layers; those in `state` are already present.
     pub(super) fn layers(
         &self,
         pull: &PullProgress,
@@ -144,7 +144,7 @@ impl LayerProgress {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// How often it was asked for again.
+    /// Number of retries.
     #[must_use]
     pub fn retries(&self) -> u32 {
         self.retries.load(Ordering::Relaxed)
@@ -162,7 +162,7 @@ impl LayerProgress {
         lock(&self.now).1.clone()
     }
 
-    /// Marks the layer as failed when dropped, unless it has come to something by then.
+    /// Marks the layer as failed when dropped, unless it is finished by then.
     pub(super) fn guard(self: &Arc<Self>) -> FailedGuard {
         FailedGuard(Arc::clone(self))
     }
@@ -171,14 +171,14 @@ impl LayerProgress {
         lock(&self.now).0 = state;
     }
 
-    /// Bytes come from `host`, from the start, after it was asked for again so often.
+    /// Bytes come from `host`, from the start, after this many retries.
     pub(super) fn begin(&self, host: String, asked_again: u32) {
         *lock(&self.now) = (LayerState::Downloading, host);
         self.received.store(0, Ordering::Relaxed);
         self.retries.store(asked_again, Ordering::Relaxed);
     }
 
-    /// Counts bytes that came; true: they may be another host's than the last ones.
+    /// Counts received bytes; true: they may come from another host than the last ones.
     pub(super) fn add(&self, bytes: u64, asked_again: u32) -> bool {
         self.received.fetch_add(bytes, Ordering::Relaxed);
         self.retries.swap(asked_again, Ordering::Relaxed) != asked_again

@@ -1,5 +1,5 @@
-//! A pull: what a reference means at its registry now, whether the policy lets it in, and whether this caller has had it
-//! from there already. `bring` does the rest.
+//! A pull: what a reference currently means at its registry, whether the policy admits it, and whether this caller has
+//! pulled it from there before. `bring` does the rest.
 
 use super::bring::{Wanted, bring_watched};
 use super::digest::Digest;
@@ -65,8 +65,8 @@ async fn steps(
     let (top, document) = session.resolve().await?;
     inner.policy.admit(&session, reference, &top.digest, &inner.stats).await?;
     let names = names(reference, &top.digest);
-    // The word of a registry that it has an image is worth nothing: anybody's may say so. Once the caller has had all of
-    // it from there, it is enough.
+    // A registry's claim to have an image is worthless: anyone's may make it. Once the caller has received all of it
+    // from there, it suffices.
     if inner.proofs.has(&caller, &top.digest)
         && let Some(id) = known(inner, &top.digest, &names).await?
     {

@@ -19,12 +19,12 @@ pub struct Reference {
     target: Target,
 }
 
-/// What of a repository is meant.
+/// The part of a repository that is meant.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Target {
     /// A movable tag.
     Tag(String),
-    /// Content. A tag given beside a digest is dropped, as Docker does.
+    /// Content. A tag beside a digest is dropped, as Docker does.
     Digest(Digest),
 }
 
@@ -170,7 +170,7 @@ fn check_host(host: &str) -> Result<(), &'static str> {
     };
     match name {
         Some(name) if !name.split('.').all(label) => Err("the registry is not a host name"),
-        // Other spellings of an address would be asked all the same, past what the configuration says of it.
+        // Other spellings of an address would still be connected to, past the configuration for it.
         Some(name) if is_numeric(name) && name.parse::<std::net::Ipv4Addr>().is_err() => {
             Err("the registry is a number and no IPv4 address of four decimal parts")
         }
@@ -178,7 +178,7 @@ fn check_host(host: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Whether parsers of URLs take it for an IPv4 address: the last part is a number, decimal, octal or hexadecimal.
+/// Whether URL parsers treat it as an IPv4 address: the last part is a decimal, octal or hexadecimal number.
 fn is_numeric(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or_default();
     let hex = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));

@@ -1,4 +1,4 @@
-//! How many layers are downloaded at once: over all, and from one registry. Knows nothing of what is downloaded.
+//! Limits parallel layer downloads: in all, and per registry. Knows nothing of what is downloaded.
 
 use super::error::ImageError;
 use crate::config;
@@ -31,7 +31,8 @@ impl Slots {
         }
     }
 
-    /// Waits for a slot of the registry and then for a common one, so that a busy registry's queue holds no common slot.
+    /// Waits for a slot of the registry and then for a common one, so that a busy registry's queue holds no common
+    /// slot.
     pub(crate) async fn take(&self, registry: &str) -> Result<Slot, ImageError> {
         let closed = || ImageError::Interrupted { what: format!("the queue for {registry}") };
         let own = match self.of(registry) {
@@ -47,13 +48,13 @@ impl Slots {
             return None;
         }
         let mut registries = self.registries.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that nobody waits for or runs in are as good as new ones.
+        // Unused registries without waiters can be dropped.
         registries.retain(|name, slots| name == registry || Arc::strong_count(slots) > 1);
         let slots = registries.entry(registry.to_owned());
         Some(Arc::clone(slots.or_insert_with(|| Arc::new(Semaphore::new(self.each)))))
     }
 
-    /// All common slots at once: nothing is being downloaded while they are held.
+    /// All common slots at once: nothing is downloaded while they are held.
     #[cfg(test)]
     pub(crate) async fn take_all(&self, count: u32) -> OwnedSemaphorePermit {
         Arc::clone(&self.all).acquire_many_owned(count).await.unwrap()

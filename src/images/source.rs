@@ -162,8 +162,7 @@ impl Stream<'_> {
         }
     }
 
-    /// Owns plain data that `cri::decode` has checked and that goes into records. Never does I/O, never knows gRPC
-    /// types.
+    /// What the bytes have to hash to; of an open stream.
     pub(super) fn digest(&self) -> &Digest {
         match self {
             Self::Registry(_, descriptor) => &descriptor.digest,

@@ -1,5 +1,5 @@
-//! Directories in which a layer is built before it is visible. What is not handed over is removed when dropped, and what a
-//! crash leaves is swept when the store opens.
+//! Directories in which a layer is built before it is visible. A dropped one is removed, and remains of a crash are
+//! swept when the store opens.
 
 use super::error::ImageError;
 use super::recipe::REPLACED;
@@ -30,7 +30,7 @@ impl Staging {
         let staging = Self { path };
         make(&staging.fs(), 0o700)?;
         make(&staging.path.join(REPLACED), 0o700)?;
-        // Whatever the umask: the root of an image is traversed by its users.
+        // Whatever the umask: users traverse an image's root.
         std::fs::set_permissions(staging.fs(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
             .map_err(|e| ImageError::io("chmod", &staging.fs(), e))?;
         Ok(staging)

@@ -6,7 +6,7 @@ use std::time::Duration;
 /// Totals since the start.
 #[derive(Debug, Default)]
 pub struct PullStats {
-    /// Pulls that ended well, joined ones counted once.
+    /// Successful pulls; joined ones count once.
     pub pulls_ok: AtomicU64,
     /// Pulls that failed.
     pub pulls_failed: AtomicU64,
@@ -14,13 +14,13 @@ pub struct PullStats {
     pub pulls_running: AtomicU64,
     /// Layers unpacked and committed.
     pub layers: AtomicU64,
-    /// Layers that were there already.
+    /// Layers already present.
     pub layers_reused: AtomicU64,
     /// Compressed bytes of layers received.
     pub bytes: AtomicU64,
     /// Bytes of tar that came out of them.
     pub unpacked_bytes: AtomicU64,
-    /// Images whose signature the policy asked for and that had one.
+    /// Images whose signature the policy required and verified.
     pub signatures_verified: AtomicU64,
     /// Images refused by the policy.
     pub signatures_refused: AtomicU64,
@@ -32,8 +32,8 @@ pub struct PullStats {
     pub stages: [AtomicU64; Stage::ALL.len()],
 }
 
-/// What a layer's way from the registry to the store is made of. The stages of a layer run side by side, on two threads
-/// and the network's: the one whose time comes close to the whole is the limit.
+/// The stages of a layer on its way from the registry to the store. They run side by side, on two threads and the
+/// network's: the one whose time is close to the whole is the bottleneck.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// Waiting for the registry.

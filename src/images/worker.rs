@@ -60,7 +60,7 @@ const PATIENCE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
 /// The rest of a message that has begun, and room for an answer, come in this time, or never.
 const TALK: Duration = Duration::from_secs(60);
 
-/// Propagation between a mount and its clone when something is mounted in either.
+/// A pipe of ours.
 pub(super) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
     // Less will do, where it is refused.

@@ -20,7 +20,7 @@ const REAP_WAIT: Duration = Duration::from_secs(5);
 /// How long a dying container's init is looked at after the runtime refused a command in it. A refusal for other reasons
 /// comes that much later.
 const END_WAIT: Duration = Duration::from_millis(100);
-/// Everything was killed; waits for its end.
+/// How often.
 const END_POLL: Duration = Duration::from_millis(5);
 
 /// What a command left.

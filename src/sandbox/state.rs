@@ -78,7 +78,7 @@ pub enum ContainerState {
     },
     /// Its init process ended, or never started.
     Exited {
-        /// Limit of one plugin for DEL.
+        /// When it had started; None: never.
         started_at: Option<Timestamp>,
         /// How it ended.
         exit: Exit,

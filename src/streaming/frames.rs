@@ -261,7 +261,7 @@ impl Writer {
         poll_fn(|context| self.poll_drain(context)).await
     }
 
-    /// Limit of one plugin for DEL.
+    /// Room for `length` bytes of payload; only when everything is sent.
     pub(super) fn room(&mut self, length: usize) -> &mut [u8] {
         if self.out.len() < HEAD + length {
             self.out.resize(HEAD + length, 0);

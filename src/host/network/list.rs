@@ -260,7 +260,7 @@ impl NetworkList {
         out.into_bytes()
     }
 
-    /// Created under another name and renamed into place, so that it never has another mode.
+    /// Whether some plugin declares the capability.
     pub(super) fn can(&self, capability: &str) -> bool {
         self.plugins.iter().any(|plugin| plugin.capabilities.iter().any(|c| c == capability))
     }

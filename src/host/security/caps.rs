@@ -70,7 +70,7 @@ impl Cap {
     pub const SYS_BOOT: Cap = Cap(22);
     /// CAP_SYS_NICE
     pub const SYS_NICE: Cap = Cap(23);
-    /// The parent's current count is not the container's.
+    /// CAP_SYS_RESOURCE
     pub const SYS_RESOURCE: Cap = Cap(24);
     /// CAP_SYS_TIME
     pub const SYS_TIME: Cap = Cap(25);

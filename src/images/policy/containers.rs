@@ -1,5 +1,5 @@
-//! The policy file of CRI-O and podman, containers-policy.json(5). Read as strictly as its own programs do; what is not
-//! supported is an error, never nothing.
+//! The policy file of CRI-O and podman, containers-policy.json(5). Read as strictly as by its own programs; anything
+//! unsupported is an error, never ignored.
 
 use super::identity::{Identity, Name, Strictness, check_prefix, check_scope, is_bare};
 use super::{Policy, Requirement, Rule, key_file, key_text};
@@ -22,11 +22,11 @@ struct File {
     transports: Transports,
 }
 
-/// Images come from registries alone: what is said of other transports is not looked at.
+/// Images come only from registries: other transports are ignored.
 #[derive(Default)]
 struct Transports(Unique<Vec<Raw>>);
 
-/// A map that refuses a key said twice.
+/// A map that refuses duplicate keys.
 struct Unique<V>(HashMap<String, V>);
 
 impl<V> Default for Unique<V> {

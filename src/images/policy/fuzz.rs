@@ -1,4 +1,4 @@
-//! The policy's doors for the fuzz targets.
+//! The policy's entry points for the fuzz targets.
 
 use super::claim::Claim;
 use super::identity::{self, Identity};
@@ -21,7 +21,7 @@ pub(crate) fn any(data: &[u8]) {
         0 => drop(std::str::from_utf8(data).map(|text| file::parse(Path::new("p"), text))),
         1 => drop(std::str::from_utf8(data).map(|text| containers::parse(Path::new("p"), text))),
         2 => drop(PublicKey::parse("k".into(), data)),
-        // No fuzzer finds a signature: what is behind one is read without.
+        // No fuzzer finds a signature: the content behind one is read without.
         3 => Claim::read_unverified(data, &Identity::OWN_REPOSITORY, &image, &Digest::sha256(b"x")),
         _ => drop(Claim::bundle("b".into(), data)),
     }

@@ -1,9 +1,9 @@
-//! Which image a signature has to name: the image itself, or what it was called where it was signed. Pure.
+//! The image that a signature must name: the image itself, or its name where it was signed. Pure.
 
 use crate::images::reference::{Reference, Target};
 use std::borrow::Cow;
 
-/// What a signature must say of the image that it is for.
+/// What a signature must say about its image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Identity {
     pub(super) name: Name,
@@ -13,22 +13,22 @@ pub(super) struct Identity {
 /// The name that is looked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Name {
-    /// The image's own, as the pod has it; a mirror's name never counts.
+    /// The image's own name, as the pod has it; a mirror's name never counts.
     Own,
-    /// This one whatever the image is called.
+    /// This name, whatever the image is called.
     Fixed(Reference),
-    /// The image's own with another beginning, for images that were copied from elsewhere with their signatures.
+    /// The image's own name with another prefix, for images copied with their signatures.
     Remapped { prefix: String, signed: String },
 }
 
-/// How much of the name has to be the same.
+/// How much of the name must match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Strictness {
     /// Registry and repository. cosign's own signatures have no more.
     Repository,
     /// Also the tag or digest.
     Exact,
-    /// The tag too, where the image is asked for by tag.
+    /// The tag too, if the image is requested by tag.
     RepositoryOrExact,
 }
 
@@ -47,7 +47,7 @@ impl Identity {
         if parsed.name() != name {
             return false;
         }
-        // A name without a tag stands for no tag, not for `latest`.
+        // A name without a tag means no tag, not `latest`.
         let exact = !is_bare(signed) && parsed.target() == target;
         match self.strictness {
             Strictness::Repository => true,
@@ -59,7 +59,7 @@ impl Identity {
         }
     }
 
-    /// The repository that is looked for, for messages.
+    /// The expected repository, for messages.
     pub(super) fn expected(&self, image: &Reference) -> String {
         match (&self.name, self.strictness) {
             (Name::Own, Strictness::Repository) => image.name(),
@@ -109,7 +109,7 @@ pub(super) fn scopes(image: &Reference) -> Vec<String> {
     scopes
 }
 
-/// Whether `prefix` is `host[/path]` in the form that normalised references have; what it is not would never fit an image.
+/// Whether `prefix` is `host[/path]` in the form of normalised references; anything else would never match an image.
 pub(super) fn check_prefix(prefix: &str) -> Result<(), &'static str> {
     let probe = format!("{prefix}/x");
     match Reference::parse(&probe) {
@@ -121,7 +121,7 @@ pub(super) fn check_prefix(prefix: &str) -> Result<(), &'static str> {
     }
 }
 
-/// `check_prefix` for a name that stands in a policy as `*.domain` or with a tag or digest too.
+/// `check_prefix` for a policy's name with `*.domain`, a tag or a digest.
 pub(super) fn check_scope(scope: &str) -> Result<(), &'static str> {
     if let Some(domain) = scope.strip_prefix("*.") {
         return if domain.contains('/') { Err("a domain has no path") } else { check_prefix(domain) };

@@ -1,4 +1,4 @@
-//! Public keys that signatures are verified with. Owns which algorithms count; the arithmetic is ring's.
+//! Public keys that verify signatures. Owns the accepted algorithms; ring does the arithmetic.
 
 use ring::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA384_ASN1, ECDSA_P384_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ED25519,
@@ -23,13 +23,13 @@ const P256_POINT: usize = 65;
 const P384_POINT: usize = 97;
 /// Bytes of an Ed25519 key.
 const ED25519_KEY: usize = 32;
-/// An RSA key of 2048 bits has a modulus of that many bytes, and some around it. Shorter ones are broken, and ring would
+/// The modulus of a 2048-bit RSA key has this many bytes, with some overhead. Shorter keys are broken, and ring would
 /// only say of each signature that it does not verify.
 const RSA_MODULUS: usize = 256;
 
 type Algorithms = &'static [&'static dyn VerificationAlgorithm];
 
-// cosign hashes with SHA-256 whatever the key; its bundles and other signers take a hash as long as the curve.
+// cosign always hashes with SHA-256; its bundles and other signers use a hash as long as the curve.
 const WITH_P256: Algorithms = &[&ECDSA_P256_SHA256_ASN1, &ECDSA_P256_SHA384_ASN1];
 const WITH_P384: Algorithms = &[&ECDSA_P384_SHA256_ASN1, &ECDSA_P384_SHA384_ASN1];
 const WITH_ED25519: Algorithms = &[&ED25519];
@@ -54,7 +54,7 @@ pub(super) enum KeyError {
 
 /// One key with the algorithms that its signatures may have.
 pub(super) struct PublicKey {
-    /// Where it came from, for messages.
+    /// Its origin, for messages.
     name: String,
     bytes: Vec<u8>,
     algorithms: Algorithms,

@@ -1,4 +1,4 @@
-//! The door for the fuzz target `recipe`.
+//! The entry point of the fuzz target `recipe`.
 
 use super::read::{Damage, Recreated};
 use super::{MAGIC, RECIPE, REPLACED, REPLACED_INDEX, REPLACED_MAGIC, VERSION};

@@ -1,6 +1,6 @@
-//! Making a tar again. A copier: what the recipe holds, and what it says stands in files. Files are opened beneath the
-//! layer's root without following a symlink. The recipe is our own, but may be damaged: every length is bounded. Paths of it
-//! are a layer's: what is looked up for each of their prefixes costs one pass over the path.
+//! Reproducing a tar. Copies the recipe's own bytes and those of the files that it names, which it opens beneath the
+//! layer's root without following a symlink. The recipe is our own, but may be damaged: every length is bounded. Its
+//! paths are a layer's: the look-ups for all prefixes of a path cost one pass over it.
 
 use super::{
     MAGIC, MAX_INLINE, MAX_REPLACED_INDEX, MAX_WINDOW_LOG, RECIPE, REPLACED, REPLACED_INDEX, REPLACED_MAGIC,
@@ -17,15 +17,15 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-/// Files with damaged data that one reading tells of; more of them say nothing new.
+/// Files with damaged data reported per reading; more add nothing.
 const MAX_TOLD: usize = 64;
 
-/// What damaged file data leads to.
+/// How to treat damaged file data.
 #[derive(Debug)]
 pub(crate) enum Damage {
     /// An error in place of the tar's rest.
     Fails,
-    /// The path and what is wrong are kept, zeros stand for what is lacking, and the tar goes on.
+    /// Record the path and the fault, replace missing data by zeros, and continue.
     Told(Vec<(Vec<u8>, &'static str)>),
 }
 
@@ -45,12 +45,12 @@ pub(crate) struct Recreated {
 }
 
 enum Now {
-    /// The next segment has to be read.
+    /// The next segment must be read.
     Between,
     Inline(Vec<u8>, usize),
     File(Extent),
     Ended,
-    /// An error was given out; nothing that follows would be the tar.
+    /// An error was returned; nothing that follows would be the tar.
     Failed,
 }
 
@@ -59,7 +59,7 @@ struct Extent {
     left: u64,
     expected: u32,
     crc: crc32fast::Hasher,
-    /// It was told that the rest lacks.
+    /// The missing rest was reported.
     lacking: bool,
 }
 
@@ -126,7 +126,7 @@ impl Recreated {
         })
     }
 
-    /// What was found wrong with files' data so far, where that is told.
+    /// Faults of files' data found so far, where they are recorded.
     pub(crate) fn into_told(self) -> Vec<(Vec<u8>, &'static str)> {
         match self.damage {
             Damage::Fails => Vec::new(),
@@ -196,7 +196,7 @@ impl Recreated {
                 if total != self.total {
                     return Err(self.broken("it made another length than the tar had"));
                 }
-                // The frame's checksum is looked at when its end is read.
+                // The frame's checksum is checked when its end is read.
                 match self.recipe.read(&mut [0u8; 1]) {
                     Ok(0) => Ok(Now::Ended),
                     Ok(_) => Err(self.broken("bytes follow its end")),
@@ -345,7 +345,7 @@ fn open_dir(path: &Path) -> Result<OwnedFd, ImageError> {
         .map_err(|e| ImageError::io("open", path, e))
 }
 
-/// What later entries of the layer took the place of.
+/// Files that later entries of the layer replaced.
 struct Replaced {
     directory: OwnedFd,
     keys: RandomState,
@@ -360,7 +360,7 @@ struct Place {
     moves: Vec<(u64, u64)>,
 }
 
-/// The path's prefixes that are paths themselves, the whole one last: their length and hash, in one pass.
+/// The prefixes of the path that are paths themselves, the whole one last: length and hash, in one pass.
 fn prefixes(keys: &RandomState, path: &[u8]) -> impl Iterator<Item = (usize, u64)> {
     let (mut hasher, mut end) = (keys.build_hasher(), 0);
     path.split(|b| *b == b'/').map(move |part| {
@@ -415,8 +415,8 @@ impl Replaced {
         Ok(Some(Self { directory, keys, places }))
     }
 
-    /// Where in `replaced` the data of the recipe's file number `file` at `path` is, if it was replaced: it, or the first
-    /// of the directories that it was in.
+    /// Where in `replaced` the data of the recipe's file number `file` at `path` is, if the file or one of its parent
+    /// directories was replaced.
     fn place(&self, file: u64, path: &[u8]) -> Option<Vec<u8>> {
         let (number, end) = prefixes(&self.keys, path)
             .filter_map(|(end, hash)| {

@@ -18,7 +18,7 @@ struct Open {
     path: PathBuf,
     out: zstd::stream::write::Encoder<'static, File>,
     inline: Vec<u8>,
-    /// The file whose data comes now: its path, until its first segment is written.
+    /// The file whose data follows: its path, until its first segment is written.
     named: Option<Vec<u8>>,
     extent: Option<Extent>,
     total: u64,
@@ -60,12 +60,12 @@ impl Recorder {
         Self { open: None }
     }
 
-    /// Bytes that stand nowhere on disk.
+    /// Bytes that are not on disk.
     pub(crate) fn inline(&mut self, bytes: &[u8]) -> Result<(), ImageError> {
         self.with(|open| open.inline(bytes))
     }
 
-    /// The data that follows goes into the file at `path`, relative to the layer's root and without symlinks.
+    /// The following data goes into the file at `path`, relative to the layer's root and without symlinks.
     pub(crate) fn file(&mut self, path: &[u8]) {
         if let Some(open) = &mut self.open {
             open.named = Some(path.to_vec());
@@ -165,8 +165,8 @@ impl Open {
     }
 }
 
-/// Writes the list of what was replaced, in the order of the numbers in `replaced`, counted from 1: (the number of files
-/// with data that the recipe had until then, the path).
+/// Writes the list of replaced files, in the order of the numbers in `replaced`, counted from 1: (the number of files
+/// with data in the recipe by then, the path).
 pub(crate) fn write_replaced(directory: &Path, replaced: &[(u64, Vec<u8>)]) -> Result<(), ImageError> {
     let path = directory.join(REPLACED_INDEX);
     let mut bytes = REPLACED_MAGIC.to_vec();

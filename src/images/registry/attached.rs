@@ -1,4 +1,4 @@
-//! What others have attached to an image at its registry: documents by a tag made of the digest, and referrers.
+//! Attachments of an image at its registry: documents by a tag derived from the digest, and referrers.
 
 use super::answer::refusal;
 use super::client::{HostClient, Request};
@@ -9,14 +9,14 @@ use crate::images::manifest::{ACCEPT, MAX_MANIFEST};
 use http::{Method, StatusCode};
 
 impl Session {
-    /// A manifest or index of the image's repository by a tag; None when every host says that there is none. What the tag
-    /// points to is not verified: mirrors that may not resolve are asked too, and the caller has to verify what it says.
+    /// A manifest or index of the image's repository by a tag; None if every host denies having one. Also asks mirrors
+    /// that may not resolve, so the result is unverified: the caller must verify the content.
     pub(crate) async fn attached(&self, tag: &str) -> Result<Option<Vec<u8>>, ImageError> {
         self.document_named(Kind::Manifest, tag).await
     }
 
-    /// The index of what refers to `digest` (distribution-spec 1.1, "Listing Referrers"), from the API or, where a registry
-    /// has none, from the tag that stands for it. Of a list in pages only the first, which has room for hundreds.
+    /// The index of referrers of `digest` (distribution-spec 1.1, "Listing Referrers"), from the API or, if the
+    /// registry has none, from its fallback tag. Of a paged list only the first page, which has room for hundreds.
     pub(crate) async fn referrers(&self, digest: &Digest) -> Result<Option<Vec<u8>>, ImageError> {
         match self.document_named(Kind::Referrers, digest.as_str()).await? {
             Some(index) => Ok(Some(index)),
@@ -47,7 +47,7 @@ impl Session {
             StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_ACCEPTABLE
         );
         if matches!(kind, Kind::Referrers) && lacks_api {
-            // Registries from before the API answer its path with one of these.
+            // Registries older than the API answer its path with one of these.
             let (what, host) = (tail.to_owned(), host.name());
             return Err(ImageError::NotAtRegistry { what, host, registry: None });
         }

@@ -33,7 +33,7 @@ pub(super) fn parse<'a>(headers: impl Iterator<Item = &'a str>) -> Vec<Challenge
             }
             let word = &rest[..end];
             let after = rest[end..].trim_start_matches([' ', '\t']);
-            // `key=value` belongs to the challenge before; a word alone starts one.
+            // `key=value` belongs to the preceding challenge; a single word starts one.
             match after.strip_prefix('=') {
                 Some(text) if !fresh => {
                     let (value, left) = value(text.trim_start_matches([' ', '\t']));

@@ -1,5 +1,5 @@
-//! The hosts of a reference, told to a person: which file names each, what it is asked for, whose credentials it gets and
-//! through which proxy. Decides nothing: a pull asks the same functions. Never tells a secret.
+//! The hosts of a reference, for display: the file behind each, its requests, credentials and proxy. Decides nothing:
+//! uses the functions of a pull. Never shows a secret.
 
 use super::auth_files::AuthFiles;
 use super::client::Registry;
@@ -20,11 +20,11 @@ pub struct Endpoint {
     pub url: String,
     /// The repository there.
     pub repository: String,
-    /// Whether it stands in for the registry.
+    /// Whether it is a mirror.
     pub mirror: bool,
-    /// Whether it is asked what a tag means.
+    /// Whether it may resolve tags.
     pub resolve: bool,
-    /// Whether it is asked for content.
+    /// Whether it may serve content.
     pub pull: bool,
     /// The file that names it; None: the registry itself, by default.
     pub configured_in: Option<PathBuf>,
@@ -45,7 +45,7 @@ pub struct Endpoint {
     host: Host,
 }
 
-/// What a host says when it is asked for the manifest.
+/// A host's answer to a request for the manifest.
 #[derive(Debug, Clone)]
 pub struct Probe {
     /// HTTP status; None: it gave no answer.
@@ -54,12 +54,12 @@ pub struct Probe {
     pub took: Duration,
     /// The manifest's digest.
     pub digest: Option<String>,
-    /// Why it is of no use; None: it has the manifest.
+    /// Why it is unusable; None: it has the manifest.
     pub error: Option<ImageError>,
 }
 
 impl Endpoint {
-    /// The hosts for `reference` in the order in which they are asked. Blocking.
+    /// The hosts for `reference`, in the order of a pull. Blocking.
     pub(crate) fn resolve(registry: &Registry, reference: &Reference) -> Result<Vec<Self>, ImageError> {
         let auth = AuthFiles::read(&registry.auth_files)?;
         let hosts = hosts_for(&registry.certs_dirs, &registry.registries_conf, reference)?;
@@ -96,7 +96,7 @@ impl Endpoint {
         }
     }
 
-    /// Asks the host for the manifest, as a pull without credentials of its own would.
+    /// Requests the manifest from the host, as a pull without its own credentials would.
     pub(crate) async fn probe(&self, registry: &Arc<Registry>, reference: &Reference) -> Probe {
         let begun = Instant::now();
         let answer = match Session::with_host(registry, reference, self.host.clone()) {
@@ -113,7 +113,7 @@ impl Endpoint {
     }
 }
 
-/// A file or directory that was looked at.
+/// An examined file or directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LookedAt {
     /// Its path.
@@ -122,7 +122,7 @@ pub struct LookedAt {
     pub present: bool,
 }
 
-/// What is looked at for `reference`, in order. Blocking.
+/// Files and directories examined for `reference`, in order. Blocking.
 pub(crate) fn looked_at(registry: &Registry, reference: &Reference) -> Result<Vec<LookedAt>, ImageError> {
     let mut paths = Vec::new();
     for dir in dirs(&registry.certs_dirs, reference.registry()) {

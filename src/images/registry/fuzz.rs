@@ -1,4 +1,4 @@
-//! The registry side's doors for the fuzz targets.
+//! The registry side's entry points for the fuzz targets.
 
 use super::{challenge, hosts};
 use crate::images::reference::Reference;

@@ -1,5 +1,5 @@
-//! A large blob in parts that are fetched side by side and handed out in order. Owns the bound on what is buffered; anything
-//! that goes wrong here only ends the side-by-side fetching, and the blob goes on as one stream.
+//! A large blob in parts, fetched side by side and returned in order. Owns the limit on buffering; any fault here only
+//! ends the parallel fetching, and the blob continues as one stream.
 
 use super::session::Session;
 use crate::images::error::ImageError;
@@ -11,10 +11,10 @@ use tokio::task::JoinHandle;
 
 /// Bytes of a part: large enough that a request for each costs little.
 pub(super) const PART: u64 = 4 << 20;
-/// Parts on their way or waiting to be handed out, with the one that is being handed out: 16 MiB a layer.
+/// Parts in transit or waiting to be returned, with the current one: 16 MiB per layer.
 const WAYS: usize = 4;
 
-/// The parts behind the first one.
+/// The parts after the first one.
 #[derive(Debug)]
 pub(super) struct Parts {
     session: Arc<Session>,
@@ -37,7 +37,7 @@ impl Drop for Task {
 }
 
 impl Parts {
-    /// Begins to fetch what lies behind the first part.
+    /// Begins to fetch the parts after the first.
     pub(super) fn start(session: &Arc<Session>, descriptor: &Descriptor, host: usize) -> Self {
         let mut parts = Self {
             session: Arc::clone(session),

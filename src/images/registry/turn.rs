@@ -1,21 +1,21 @@
-//! The order in which hosts are asked for one thing, and when one is asked again. Pure: it says how long to wait, and the
-//! caller waits, with or without a download slot.
+//! The order of hosts for one request, and when one is retried. Pure: returns how long to wait, and the caller waits,
+//! with or without a download slot.
 
 use crate::images::error::ImageError;
 use std::time::{Duration, SystemTime};
 
-/// Tries at the last host while it does not answer or has an error of its own: enough for a restart or a blip behind a load
-/// balancer. More would only delay the pod's event; the kubelet tries again by itself.
+/// Attempts at the last host while it does not answer or has an error of its own: enough for a restart or a blip behind
+/// a load balancer. More would only delay the pod's event; the kubelet retries by itself.
 const MAX_TRIES: u32 = 3;
-/// Tries at the last host while it says when to come back (429, or 503 with Retry-After): containerd's number.
+/// Attempts at the last host while it says when to come back (429, or 503 with Retry-After): containerd's number.
 const MAX_LIMITED_TRIES: u32 = 5;
-/// Wait before the second try, doubled for each further one.
+/// Wait before the second attempt, doubled for each further one.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
-/// Part of a wait that is added at random: many nodes are limited in the same second and told the same time.
+/// Random part added to a wait: many nodes are limited in the same second and told the same time.
 const JITTER: f64 = 0.5;
 
-/// Whose turn it is. Any failure leads to the next host; the last one is tried again while its failure may pass. The most
-/// telling failure is returned.
+/// The current host. Any failure leads to the next host; the last one is retried while its failure may pass. Returns
+/// the most informative failure.
 #[derive(Debug)]
 pub(super) struct Turn {
     /// Indexes into the session's hosts, at least one.
@@ -35,7 +35,7 @@ impl Turn {
         self.hosts.get(self.position).copied().unwrap_or_default()
     }
 
-    /// Moves on after a failure and says how long to wait before, or gives it up.
+    /// Moves on after a failure and returns how long to wait before, or gives up.
     pub(super) fn failed(&mut self, error: ImageError) -> Result<Duration, ImageError> {
         tracing::debug!(attempt = self.attempt, %error, "registry request failed");
         let last = self.position + 1 >= self.hosts.len();
@@ -64,7 +64,7 @@ fn tries(error: &ImageError) -> u32 {
             MAX_LIMITED_TRIES
         }
         ImageError::Unavailable { .. } => MAX_TRIES,
-        // A stall has used its time already; the caller's own retry is better. All else will not pass.
+        // A stall has already used its time; the caller's own retry is better. All other errors will not pass.
         _ => 1,
     }
 }

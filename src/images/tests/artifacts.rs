@@ -39,7 +39,7 @@ const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 #[tokio::test(flavor = "multi_thread")]
 async fn an_artifact_is_kept_found_and_removed_like_an_image() {
     let mut content = Content::default();
-    // 0x1f8b: would be taken for gzip if anybody looked.
+    // 0x1f8b: detection would take it for gzip.
     let files: [(&str, &[u8]); 3] = [("a", b"\x1f\x8bnot gzip"), ("d/b", b"b"), ("d/c", b"")];
     let one = artifact(&mut content, "one", EMPTY, "", &files);
     let two = artifact(&mut content, "two", "application/vnd.cncf.helm.config.v1+json", "", &files[..1]);

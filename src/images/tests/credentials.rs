@@ -1,4 +1,4 @@
-//! Which host sees which credentials: every header that reaches a registry is looked at.
+//! Which host sees which credentials: examines every header that reaches a registry.
 
 use super::fixture::{Content, config, open, small};
 use super::server::{Ask, Reply, Server, serve};
@@ -53,7 +53,7 @@ async fn the_callers_credentials_come_before_the_nodes() {
     let file = auth_file(dir.path(), &[(format!("127.0.0.1:{}/x", server.port), "file")]);
     let config = config::Images { auth_files: vec![dir.path().join("absent"), file.clone()], ..config() };
     let images = Images::open(&dir.path().join("store"), &config).unwrap();
-    // The caller's own are refused: the node's do not step in for somebody's wrong password.
+    // The caller's own are refused: the node's do not replace a wrong password.
     let error = images.pull(&server.name("x:t"), Some(given("caller"))).await.unwrap_err();
     assert!(matches!(error, ImageError::Unauthorized { .. }), "{error}");
     assert_eq!(seen(&server), [basic("caller")]);
@@ -65,7 +65,7 @@ async fn the_callers_credentials_come_before_the_nodes() {
     let error = images.pull(&server.name("y:t"), None).await.unwrap_err();
     assert!(matches!(error, ImageError::Unauthorized { .. }), "{error}");
 
-    // A file is read for each pull; a broken one is told, and no pull goes on without it.
+    // A file is read for each pull; a broken one is reported, and no pull continues without it.
     std::fs::write(&file, "{").unwrap();
     let error = images.pull(&server.name("x:t"), None).await.unwrap_err();
     assert!(matches!(&error, ImageError::Hosts { path, .. } if *path == file), "{error}");
@@ -150,7 +150,7 @@ async fn an_identity_token_is_traded_for_an_access_token() {
     let images = open(dir.path());
     assert_eq!(images.pull(&server.name("x:t"), Some(token)).await.unwrap().as_str(), id.as_str());
     assert!(server.asks().iter().all(|a| !a.path.contains("identity")), "no secret in a URL");
-    // From a file, as `docker login` with an identity provider writes it.
+    // As `docker login` with an identity provider writes it.
     let file = dir.path().join("auth.json");
     let text = format!(
         r#"{{"auths":{{"127.0.0.1:{}":{{"auth":"MDAwOg==","identitytoken":"identity"}}}}}}"#,

@@ -1,4 +1,4 @@
-//! A registry that misbehaves, and a disk that is full. After each: nothing in staging, and an honest pull works.
+//! A registry that misbehaves, and a full disk. After each: nothing in staging, and an honest pull works.
 
 use super::fixture::{Content, Layer, MANIFEST, Packing, config, left_over, names, open, small, tar};
 use super::server::{Ask, End, Reply, Server, serve};
@@ -36,7 +36,7 @@ fn is_blob(ask: &Ask, content: &Content, big: bool) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn content_that_does_not_match_its_digest() {
-    // Another valid layer under the digest of the first: as long, so that only the hash tells.
+    // Another valid layer under the digest of the first: of the same length, so that only the hash differs.
     let mut content = Content::default();
     let honest = Layer::new(&tar(&[("f", "aaaa")]), Packing::Plain);
     let forged = Layer::new(&tar(&[("f", "bbbb")]), Packing::Plain);
@@ -49,7 +49,7 @@ async fn content_that_does_not_match_its_digest() {
         "{error}"
     );
 
-    // The config says another content than the layer has.
+    // The config names other content than the layer's.
     let mut content = Content::default();
     let lie = Layer { diff_id: forged.diff_id.clone(), ..honest.clone() };
     content.add("t", &[lie], "{}");
@@ -60,7 +60,7 @@ async fn content_that_does_not_match_its_digest() {
         "{error}"
     );
 
-    // A manifest that is not what its digest says.
+    // A manifest that does not match its digest.
     let (mut content, manifest, _) = small();
     content.manifests.insert(manifest.to_string(), (MANIFEST, content.manifests["t"].1.to_ascii_uppercase()));
     let server = Server::serving(content);
@@ -212,7 +212,7 @@ async fn tokens_are_fetched_and_never_leave_their_host() {
     assert!(!storage.asks().is_empty());
     assert!(storage.asks().iter().all(|a| a.header("authorization").is_none()));
 
-    // What one caller may have, another without credentials may not, though it is in the store.
+    // What one caller may have, another without credentials may not, even though it is in the store.
     let error = images.pull(&server.name("x:t"), None).await.unwrap_err();
     assert!(matches!(error, ImageError::Unauthorized { .. }), "{error}");
 }
@@ -268,7 +268,7 @@ async fn a_failing_mirror_leads_to_the_registry() {
     let (content, _, id) = small();
     let broken = Server::start(|_| Reply::new(500, ""));
     let mirror_content = content.clone();
-    // Holds the layers only, so the rest comes from the registry.
+    // Holds only the layers, so the rest comes from the registry.
     let mirror = Server::start(move |ask| {
         if is_blob(ask, &mirror_content, true) { serve(&mirror_content, ask) } else { Reply::new(404, "") }
     });

@@ -159,7 +159,7 @@ pub(in crate::images) fn names(root: &Path, dir: &str) -> Vec<String> {
         .collect()
 }
 
-/// Waits until no layer is being worked on, then says what is left in staging.
+/// Waits until no layer is in progress, then returns what is left in staging.
 pub(in crate::images) async fn left_over(images: &Images, root: &Path) -> Vec<String> {
     let all = u32::try_from(config().max_concurrent_downloads).unwrap();
     let _all = images.inner.downloads.take_all(all).await;

@@ -58,8 +58,9 @@ impl Drop for Disk {
     }
 }
 
-/// Waits until staging is empty and every layer has its record: one that was not indexed is moved to staging and deleted
-/// on a thread of its own, and another layer of a failed pull may still be at work. Whole layers are kept for a retry.
+/// Waits until staging is empty and every layer has its record: one that was not indexed is moved to staging and
+/// deleted on its own thread, and another layer of a failed pull may still be in progress. Complete layers are kept for
+/// a retry.
 async fn is_clean(images: &Images, root: &Path) {
     let begun = std::time::Instant::now();
     loop {
@@ -112,7 +113,7 @@ async fn wherever_the_disk_fills_up_the_pull_says_so_and_the_next_one_works() {
         disk.make_room();
         assert_eq!(images.pull(&name, None).await.unwrap().as_str(), id.as_str(), "with {pages} pages");
         is_clean(&images, &disk.store()).await;
-        // It is there for the next daemon, too.
+        // The next daemon finds it, too.
         drop(images);
         assert_eq!(open(&disk.store()).list().len(), 1);
     }

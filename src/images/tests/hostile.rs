@@ -60,7 +60,7 @@ async fn a_registry_that_is_never_content_with_its_tokens() {
     let error = fails_cleanly(config(), &server.name("x:t"), Some(given())).await;
     assert!(matches!(error, ImageError::Unauthorized { .. }), "{error}");
     assert!(server.asks().len() <= 10, "{} requests", server.asks().len());
-    // Nor with Basic, and with challenges that nobody understands.
+    // Nor with Basic, and with unknown challenges.
     for challenge in ["Basic realm=\"r\"", "Bearer", "Bearer =,=,\"", "Digest realm=\"x\"", "\"", ""] {
         let server = Server::start(move |_| Reply::new(401, "{}").with("WWW-Authenticate", challenge));
         let error = fails_cleanly(config(), &server.name("x:t"), Some(given())).await;
@@ -130,7 +130,7 @@ async fn ten_thousand_members_are_one_stream() {
 async fn documents_that_lie_about_their_length_or_kind() {
     let (content, manifest, _) = small();
     let body = content.manifests["t"].1.clone();
-    // Too long a length for what comes, then a wrong digest header, then an index of entries that are indexes of themselves.
+    // Too long a length, then a wrong digest header, then an index of entries that are indexes of themselves.
     let honest = content.clone();
     let long = Server::start(move |ask| {
         let reply = serve(&honest, ask);
@@ -146,7 +146,7 @@ async fn documents_that_lie_about_their_length_or_kind() {
     });
     let error = fails_cleanly(config(), &forged.name("x:t"), None).await;
     assert!(matches!(error, ImageError::DigestMismatch { .. }), "{error}");
-    // A digest cannot name itself; an index that says it does is told by its hash.
+    // A digest cannot name itself; the hash exposes an index that claims to.
     let looped = Server::start(move |_| {
         let entry = format!(r#"{{"mediaType":"{INDEX}","digest":"{manifest}","size":99}}"#);
         Reply::new(200, format!(r#"{{"schemaVersion":2,"manifests":[{entry}]}}"#))

@@ -1,4 +1,4 @@
-//! Mirrors that fail in the middle of things, and registries that ask for patience.
+//! Mirrors that fail half-way, and registries that ask for patience.
 
 use super::fixture::{Content, Layer, Packing, config, left_over, open, small, tar};
 use super::server::{Ask, End, Reply, Server, serve};
@@ -16,7 +16,7 @@ fn is_layer(ask: &Ask, content: &Content) -> bool {
         .is_some_and(|b| b[0] != b'{')
 }
 
-/// An honest registry that knows ranges.
+/// An honest registry that supports ranges.
 fn ranged(content: &Content, ask: &Ask) -> Reply {
     let mut reply = serve(content, ask);
     let whole = reply.body.len();
@@ -78,7 +78,7 @@ async fn a_layer_goes_on_at_the_next_host() {
         let bad = content.clone();
         let mirror = Server::start(move |ask| {
             let reply = ranged(&bad, ask);
-            // What it has left of it breaks as well.
+            // Its remainder breaks as well.
             if is_layer(ask, &bad) { fault(reply) } else { reply }
         });
         let good = content.clone();
@@ -136,7 +136,7 @@ async fn a_registry_that_is_busy_for_a_while_is_asked_again() {
         let (content, _, id) = small();
         let refused = AtomicUsize::new(0);
         let server = Server::start(move |ask| {
-            // The first three asks for layers.
+            // The first three requests for layers.
             if is_layer(ask, &content) && refused.fetch_add(1, Ordering::SeqCst) < 2 {
                 let reply = Reply::new(status, "");
                 return after.map_or(Reply::new(status, ""), |after| reply.with("Retry-After", after));
@@ -176,7 +176,7 @@ async fn one_that_is_asked_to_wait_holds_no_slot() {
     let layer = Layer::new(&tar(&[("other", "x")]), Packing::Gzip);
     let (_, other_id) = other.add("t", &[layer], "{}");
     let quick = Server::serving(other);
-    // Well below the least that the waiting one sleeps (the cap of Retry-After).
+    // Well below the minimum sleep of the waiting one (the cap of Retry-After).
     let patience = std::time::Duration::from_secs(20);
     let pulled = tokio::time::timeout(patience, images.pull(&quick.name("x:t"), None)).await;
     assert_eq!(pulled.expect("the slot is free").unwrap().as_str(), other_id.as_str());
@@ -215,7 +215,7 @@ fn large() -> (Content, Layer, String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_layer_comes_in_parts_side_by_side() {
     let (content, layer, id) = large();
-    // What becomes of the third part, and how many asks for the layer that makes.
+    // The fate of the third part, and how many requests for the layer it causes.
     let faults: [(&str, Option<Fault>, bool); 4] = [
         ("all is well", Some(|r| r), true),
         ("a part fails", Some(|_| Reply::new(403, "")), true),

@@ -1,5 +1,5 @@
-//! Where a registry may lead: what listens on this machine and its link is not asked for others, gets no secret, and its
-//! words are told to nobody.
+//! Where a registry may lead: services of this machine and its link are not reached on others' behalf, get no secret,
+//! and their answers are not shown.
 
 use super::faults::fails_cleanly;
 use super::fixture::{config, open, small};
@@ -14,7 +14,7 @@ fn given() -> Credentials {
     Credentials { username: "me".into(), password: "hunter2".into(), ..Default::default() }
 }
 
-/// Names a host to the node: a directory of its own, with this `hosts.toml`.
+/// Names a host in the configuration: its own directory with this `hosts.toml`.
 fn named(dir: &Path, host: &str, port: u16, hosts: &str) -> PathBuf {
     let own = dir.join(format!("{host}_{port}_"));
     std::fs::create_dir_all(&own).unwrap();
@@ -199,7 +199,7 @@ async fn a_name_that_looks_like_loopback_is_a_name() {
     ] {
         assert_eq!(images.endpoints(name, false).await.unwrap().endpoints[0].0.url, url);
     }
-    // Addresses that only the parser of URLs takes for one.
+    // Addresses that only the URL parser takes for one.
     for name in ["127.1:80/x:t", "0x7f.1:80/x:t", "0177.0.0.1:80/x:t", "1.2130706433/x:t"] {
         let error = images.pull(name, None).await.unwrap_err();
         assert!(matches!(error, ImageError::Malformed { .. }), "{name}: {error}");

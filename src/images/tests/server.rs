@@ -35,9 +35,9 @@ pub(in crate::images) struct Reply {
 pub(in crate::images) enum End {
     Whole,
     BreakAt(usize),
-    /// The rest comes when `release` is called, or never.
+    /// The rest follows when `release` is called, or never.
     StallAt(usize),
-    /// A byte now and then from here on.
+    /// From here on a byte now and then.
     DripFrom(usize),
 }
 
@@ -91,7 +91,7 @@ impl Server {
                     let Some(ask) = read(&stream) else { return };
                     asks.lock().unwrap().push(ask.clone());
                     let reply = answer(&ask);
-                    // A client that has gone away is its own affair.
+                    // A client that disconnects early is no error.
                     let _ = write(&stream, &reply, ask.method == "HEAD", &gate);
                 });
             }
@@ -127,7 +127,7 @@ impl Drop for Server {
     }
 }
 
-/// What an honest registry answers.
+/// An honest registry's answer.
 pub(in crate::images) fn serve(content: &Content, ask: &Ask) -> Reply {
     let path = ask.path.split('?').next().unwrap();
     let (kind, name) =

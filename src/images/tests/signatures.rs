@@ -1,4 +1,4 @@
-//! Pulls under a signature policy: what is asked of a registry, in which order, and what its failures mean.
+//! Pulls under a signature policy: the requests to a registry, their order, and the meaning of its failures.
 
 use super::fixture::{Content, INDEX, MANIFEST, config, names, small};
 use super::server::{Ask, Reply, Server, serve};
@@ -46,7 +46,7 @@ fn manifest(layers: &[String]) -> Vec<u8> {
     format!(r#"{{"schemaVersion":2,"mediaType":"{MANIFEST}","layers":[{}]}}"#, layers.join(",")).into_bytes()
 }
 
-/// Puts signatures of `digest` for `repository` into cosign's older place, one for each seed.
+/// Puts signatures of `digest` for `repository` into cosign's older place, one per seed.
 fn sign(content: &mut Content, repository: &str, digest: &Digest, seeds: &[u8]) {
     let payload = format!(
         r#"{{"critical":{{"identity":{{"docker-reference":"{repository}"}},"image":{{"docker-manifest-digest":"{digest}"}},"type":"cosign container image signature"}},"optional":null}}"#
@@ -60,7 +60,7 @@ fn sign(content: &mut Content, repository: &str, digest: &Digest, seeds: &[u8]) 
     content.manifest(&format!("sha256-{}.sig", digest.hex()), MANIFEST, manifest_body);
 }
 
-/// Puts a bundle among the referrers, by the tag that stands for the API.
+/// Puts a bundle among the referrers, by the fallback tag.
 fn bundle(content: &mut Content, digest: &Digest, seed: u8) -> Vec<u8> {
     let kind = "application/vnd.in-toto+json";
     let statement = format!(
@@ -83,7 +83,7 @@ fn bundle(content: &mut Content, digest: &Digest, seed: u8) -> Vec<u8> {
     index.into_bytes()
 }
 
-/// Serves what `make` makes of the image, once the port is known, for the name of a repository carries it.
+/// Serves what `make` makes of the image once the port is known, since a repository's name contains it.
 fn serving(make: impl Fn(&mut Content, &Digest, &str) + Send + Sync + 'static) -> Server {
     let port: &'static AtomicU16 = Box::leak(Box::default());
     let server = Server::start(move |ask| {
@@ -95,7 +95,7 @@ fn serving(make: impl Fn(&mut Content, &Digest, &str) + Send + Sync + 'static) -
     server
 }
 
-/// Namespaced sysctls, the same set as in containerd, CRI-O and the kubelet.
+/// The error of a pull that is refused, with nothing of the image asked for or kept.
 async fn refusal(server: &Server, action: &str) -> String {
     let dir = tempfile::tempdir().unwrap();
     let images = open(dir.path(), server.port, action);
@@ -119,7 +119,7 @@ async fn a_signed_image_is_pulled_and_asked_about_each_time() {
     let images = open(dir.path(), server.port, "require");
     images.pull(&server.name("a/b:t"), None).await.unwrap();
     assert_eq!(images.stats().signatures_verified.load(Ordering::Relaxed), 1);
-    // All of it is here, and what is here is no longer signed by a key that counts.
+    // All of it is present, and it is no longer signed by an accepted key.
     let key = dir.path().join("other.pub");
     std::fs::write(&key, include_bytes!("../policy/tests/fixtures/cosign.pub")).unwrap();
     std::fs::write(dir.path().join("policy.toml"), scope(server.port, "require", &key)).unwrap();

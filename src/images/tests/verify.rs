@@ -1,4 +1,4 @@
-//! Damage of every kind, done to real layers: it is named, and the repair fetches that layer only. Need root.
+//! Damage of every kind, done to real layers: it is named, and the repair fetches only that layer. Needs root.
 
 use super::fixture::{Content, Layer, Packing, names, open, tar};
 use super::server::Server;
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tar::EntryType;
 
-/// A store with one image of two layers, the upper of which has one of everything, and its registry.
+/// A store with one image of two layers, the upper of which has every kind of entry, and its registry.
 struct Node {
     root: tempfile::TempDir,
     images: Images,
@@ -299,7 +299,7 @@ async fn a_layer_of_an_older_daemon_has_its_inodes_counted() {
     let node = Node::new().await;
     std::fs::remove_file(node.layer_dir().join("recipe.zst")).unwrap();
     std::fs::remove_dir_all(node.layer_dir().join("replaced")).unwrap();
-    // The file that was replaced was counted when it was made: the older daemon's number is too high here.
+    // The replaced file was counted when it was created: the older daemon's number is too high here.
     let (told, _) = node.verify(Repair::No).await;
     assert_eq!(told, ["10 inodes, should be 11"]);
     std::fs::write(node.at("more"), "").unwrap();
@@ -377,8 +377,7 @@ async fn running_containers_keep_what_they_have() {
     );
     assert_eq!(names(root, "retired").len(), 1);
 
-    // The child: waits to be killed, also if the thread that made it ends without doing so. It keeps no descriptor: a
-    // daemon's lock, for one, must be free the moment the daemon is gone.
+    // A new daemon knows of no hold; the mount alone keeps the directory.
     drop(hold);
     let Node { root, images, server: _server, id, .. } = node;
     drop(images);
@@ -406,7 +405,7 @@ async fn a_kill_at_any_step_of_a_repair_leaves_one_layer() {
     let copy = |to: &str| {
         std::fs::create_dir_all(root.join(to).join("fs")).unwrap();
     };
-    // Staged; moved to where it will be exchanged; exchanged, when the directory is the old one: all are swept.
+    // Staged; moved to the place of the exchange; exchanged, when the directory is the old one: all are swept.
     copy("staging/9");
     copy(&format!("retired/{key}-0"));
     copy(&format!("retired/{key}-1"));

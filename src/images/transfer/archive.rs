@@ -1,4 +1,4 @@
-//! An archive that is no image, for who reads single files of it. Nothing is extracted by the names in it.
+//! An archive that is not an image, for reading single files. Extracts nothing by the names in it.
 
 use super::files::Files;
 use super::spool::Cancel;
@@ -12,8 +12,8 @@ use std::path::Path;
 pub struct Archive(Files);
 
 impl Images {
-    /// Opens a tar for reading single files; one that is compressed with gzip or zstd is written to a nameless file in the
-    /// store first, as many bytes of it as a layer may have. Blocking.
+    /// Opens a tar for reading single files; first writes one compressed with gzip or zstd to a nameless file in the
+    /// store, within the byte limit of a layer. Blocking.
     ///
     /// # Errors
     /// When it cannot be read, is no plain file, or no whole tar.
@@ -35,15 +35,15 @@ impl Images {
 }
 
 impl Archive {
-    /// A file that fits into memory; None: there is none of this name.
+    /// A file that fits into memory; None: no such name.
     ///
     /// # Errors
-    /// When it is larger than `limit` bytes, or no plain file.
+    /// If it is larger than `limit` bytes, or not a plain file.
     pub fn document(&self, entry: &str, limit: u64) -> Result<Option<Vec<u8>>, ImageError> {
         if self.0.has(entry)? { self.0.document(entry, limit).map(Some) } else { Ok(None) }
     }
 
-    /// A file's size in bytes and its content; None: there is none of this name.
+    /// A file's size in bytes and its content; None: no such name.
     ///
     /// # Errors
     /// When it is no plain file.

@@ -1,4 +1,4 @@
-//! Images out of the store. Layers are made again as the tars that they were, so an exported image has the same id; the
+//! Exports images from the store. Reproduces layers as their original tars, so an exported image has the same id; the
 //! compressed blobs are not kept, so its manifest is a new one.
 
 use super::docker::{CONFIG, LAYER, MANIFEST, Saved, manifest};
@@ -28,7 +28,7 @@ pub enum Format {
     OciArchive,
     /// An OCI layout, in a new or empty directory.
     OciLayout,
-    /// What `docker load` of any age takes.
+    /// The format that `docker load` of any age reads.
     DockerArchive,
 }
 
@@ -57,13 +57,13 @@ struct Index {
 }
 
 impl Images {
-    /// Writes images to a file, a pipe (such as `/proc/<pid>/fd/1`) or a directory, and tells their ids. An image asked for
-    /// by a tag is written with that name, by its id with all its tags, by a digest without a name. A file that exists is
-    /// replaced when the new one is whole.
+    /// Writes images to a file, a pipe (such as `/proc/<pid>/fd/1`) or a directory, and returns their ids. An image
+    /// requested by a tag is written with that name, by its id with all its tags, by a digest without a name. An
+    /// existing file is replaced when the new one is complete.
     ///
     /// # Errors
-    /// `NotFound`; `NoRecipe` for a layer that an older podwright unpacked; `DamagedLayer` for one whose files have changed; when
-    /// the place cannot be written.
+    /// `NotFound`; `NoRecipe` for a layer that an older podwright unpacked; `DamagedLayer` for one whose files have
+    /// changed; if the target cannot be written.
     pub async fn export(
         &self,
         names: &[String],
@@ -109,7 +109,7 @@ impl Images {
                 return refuse("a checkpoint cannot be exported, the manifest that says so is not kept");
             }
         }
-        // What `hold` found by something that reads as a tag and is one of the image's.
+        // An image that `hold` found by a name that reads as a tag and is one of the image's.
         let named = Reference::parse(name).ok().map(|r| (r.to_string(), matches!(r.target(), Named::Tag(_))));
         let tags = match named {
             Some((tag, true)) if hold.image().repo_tags.contains(&tag) => vec![tag],
@@ -170,7 +170,7 @@ impl Export<'_> {
             if item.tags.is_empty() {
                 manifests.push(top.clone());
             }
-            // The whole name in both: podman reads the one, containerd the other.
+            // The whole name in both: podwright and containerd read one each.
             let named = |tag: &String| top.clone().annotated([(IMAGE_NAME, tag.as_str()), (REF_NAME, tag)]);
             manifests.extend(item.tags.iter().map(named));
         }
@@ -249,7 +249,7 @@ fn unserialised(error: &serde_json::Error) -> ImageError {
     ImageError::Index { operation: "export an image", reason: error.to_string() }
 }
 
-/// A tar that ends when nobody waits for it.
+/// A tar that ends when its consumer is gone.
 struct Stoppable<'a, R> {
     tar: R,
     cancel: &'a Cancel,

@@ -1,4 +1,4 @@
-//! What goes out comes in again, here and with other tools.
+//! Exported images can be loaded again, here and by other tools.
 
 use super::peers::tests::{check, installed, rich, run, text};
 use super::tests::{layout, pack};
@@ -54,7 +54,7 @@ async fn an_exported_image_comes_back_as_itself() {
             assert_eq!(std::fs::read(&to).unwrap(), std::fs::read(&again).unwrap(), "the same bytes");
         }
     }
-    // By its id it goes with all its names, over a file that is there.
+    // By its id it has all its names, over an existing file.
     let to = dir.path().join("0");
     images.export(&[id.clone(), "r.example/x:t".into()], &to, FORMATS[0]).await.unwrap();
     let other_root = tempfile::tempdir().unwrap();
@@ -99,7 +99,7 @@ async fn what_cannot_be_exported_is_said() {
     assert!(export(&id, dir.path(), FORMATS[2]).await.contains("has entries"));
     assert!(export(&id, dir.path(), FORMATS[0]).await.contains("a file or a pipe"));
     assert!(export(&id, Path::new("/dev/null"), FORMATS[0]).await.contains("a file or a pipe"));
-    // A layer whose file has changed is not exported as if it were the image's.
+    // A layer with a changed file is not exported as the image's.
     let layer = images.hold(&id).unwrap().layers()[0].clone();
     std::fs::write(layer.join("etc/b"), "evil").unwrap();
     let error = images.export(std::slice::from_ref(&id), &to, FORMATS[0]).await.unwrap_err();
@@ -134,7 +134,7 @@ async fn other_tools_take_what_is_exported() {
         let other_root = tempfile::tempdir().unwrap();
         let other = open(other_root.path());
         let loaded = other.load(&back, LoadOptions::default()).await.unwrap();
-        // skopeo writes a config of its own when it changes the form of the manifest, but never the layers.
+        // skopeo writes a config of its own when it changes the manifest's form, but never the layers.
         assert_eq!(loaded[0].names, ["r.example/z:v"]);
         assert_eq!(other.status("r.example/z:v").unwrap().diff_ids, images.status(&id).unwrap().diff_ids);
     }

@@ -1,4 +1,4 @@
-//! Doors for the fuzz target `stores`: archives of images, and other runtimes' stores.
+//! Entry points for the fuzz target `stores`: archives of images, and other runtimes' stores.
 
 use super::files::Files;
 use super::spool::Cancel;
@@ -20,7 +20,7 @@ pub(in crate::images) fn any(dir: &Path, data: &[u8]) {
     }
 }
 
-/// Images that are offered are named by digests, whatever the names in the archive are.
+/// Offered images are named by digests, whatever the names in the archive are.
 fn archive(dir: &Path, data: &[u8]) {
     let path = dir.join("images.tar");
     std::fs::write(&path, data).expect("write the archive");

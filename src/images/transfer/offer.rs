@@ -17,7 +17,7 @@ pub(super) struct Offer {
     pub(super) top: Descriptor,
     /// Its id, where that is known before its manifest is read.
     pub(super) id: Option<String>,
-    /// Digests of manifests and indexes by which a registry knows it; none where the manifest was made up here.
+    /// Digests of manifests and indexes by which a registry knows it; none where the manifest was constructed here.
     pub(super) digests: Vec<Digest>,
     /// Names that the source states.
     pub(super) references: Vec<Reference>,
@@ -29,8 +29,8 @@ impl Offer {
         self.references = vec![name.clone()];
     }
 
-    /// The names that the image gets: its tags, and their repositories at its digests. A digest that the source states and that
-    /// is not the image's own is no name of it.
+    /// The image's names: its tags, and their repositories at its digests. A digest that the source states but that is
+    /// not the image's own gives no name.
     pub(super) fn names(&self) -> Vec<String> {
         let mut names = Vec::new();
         for reference in &self.references {

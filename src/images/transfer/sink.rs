@@ -1,5 +1,4 @@
-//! Named files on their way out: into a directory, or into a tar whose headers are written when the data behind them is
-//! known.
+//! Named files for output: into a directory, or into a tar whose headers are written when the following data is known.
 
 use crate::images::digest::{Digest, Hasher};
 use crate::images::error::ImageError;
@@ -17,7 +16,7 @@ const PIECE: usize = 256 << 10;
 pub(super) struct Written {
     pub(super) digest: Digest,
     pub(super) size: u64,
-    /// Of the data before it was compressed.
+    /// Of the data before compression.
     pub(super) plain: Digest,
 }
 
@@ -80,7 +79,7 @@ impl Sink {
         self.stream(bytes, false, |_| name.to_owned())
     }
 
-    /// Writes a stream; its name may come of what was written.
+    /// Writes a stream; its name may depend on the content.
     pub(super) fn stream(
         &mut self,
         from: impl Read,
@@ -127,7 +126,7 @@ impl Sink {
     }
 }
 
-/// The error that a reader carries, or the writer's own.
+/// The error inside a reader's, or the writer's own.
 fn carried(operation: &'static str, path: &Path, error: io::Error) -> ImageError {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<ImageError>()) {
         Some(carried) => carried.clone(),

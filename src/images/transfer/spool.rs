@@ -1,5 +1,5 @@
-//! Makes an archive seekable: what is compressed, or comes through a pipe, goes into a file without a name, which the kernel
-//! frees when the last of its readers is gone, also after a crash.
+//! Makes an archive seekable: a compressed one, or one from a pipe, goes into a file without a name, which the kernel
+//! frees with its last reader, also after a crash.
 
 use crate::images::error::ImageError;
 use crate::images::windows::Windows;
@@ -14,10 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes copied at once.
 const PIECE: usize = 256 << 10;
-/// How often a wait for a pipe looks whether its caller is still there.
+/// Interval at which waiting for a pipe checks whether its caller is still there.
 pub(super) const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 
-/// Tells blocking work that nobody waits for it.
+/// Tells blocking work that its caller is gone.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Cancel(Arc<AtomicBool>);
 
@@ -70,11 +70,11 @@ impl Read for Input {
 /// A stream, and what it was found to be.
 pub(super) enum Form<R> {
     Plain(R),
-    /// Decompressed as it is read, by a worker without rights.
+    /// Decompressed while reading, by a worker without rights.
     Compressed(Decompressed),
 }
 
-/// Looks at how a stream begins; `name` stands for it in errors.
+/// Examines the beginning of a stream; errors call it `name`.
 pub(super) fn decoder<R: BufRead + Send + 'static>(
     mut source: R,
     name: &str,

@@ -1,5 +1,5 @@
-//! Where an export goes. A file appears when it is whole and replaces what was there; what goes into a pipe is written to a
-//! nameless file first, since the headers of a tar say what follows them.
+//! The target of an export. A file appears when it is complete and replaces an existing one; a pipe's content goes to a
+//! nameless file first, since a tar's headers describe what follows them.
 
 use super::spool::{Cancel, LOOK, nameless};
 use crate::images::error::ImageError;
@@ -10,7 +10,7 @@ use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-/// Bytes copied into a pipe at once: what a pipe holds.
+/// Bytes copied into a pipe at once: its capacity.
 const PIECE: usize = 64 << 10;
 
 /// A tar's place, being written.
@@ -22,9 +22,9 @@ pub(super) struct Target {
 
 #[derive(Debug)]
 enum Kind {
-    /// A new file beside the path, which gets the path's name in the end. Removed when dropped before.
+    /// A new file beside the path, finally renamed to it. Removed if dropped before.
     File { temporary: PathBuf },
-    /// Something that stands open elsewhere: written as it is.
+    /// Something open elsewhere: written as it is.
     Open(File),
 }
 
@@ -32,7 +32,7 @@ impl Target {
     /// Opens the place and gives the file to be written. Blocking.
     pub(super) fn open(path: &Path, staging: &Path) -> Result<(Self, File), ImageError> {
         let failed = |e| ImageError::io("open", path, e);
-        // Names below /proc lead to files that the caller has open; a new file of that name is not what it wants.
+        // Names below /proc lead to the caller's open files; it does not want a new file of that name.
         let in_proc = path.starts_with("/proc");
         let there = match std::fs::metadata(path) {
             Ok(there) => Some(there.file_type()),

@@ -77,12 +77,12 @@ async fn load(images: &Images, path: &Path) -> Result<Vec<super::Loaded>, ImageE
     images.load(path, LoadOptions::default()).await
 }
 
-/// Loads into a store of its own; what fails leaves nothing.
+/// Loads into a store of its own; a failure leaves nothing.
 async fn load_new(bytes: &[u8]) -> Result<Vec<super::Loaded>, ImageError> {
     let root = tempfile::tempdir().unwrap();
     let images = open(root.path());
     let result = load(&images, file(bytes).path()).await;
-    // A layer that was whole when another failed may still be on its way out of staging.
+    // A complete layer of a failed load may still be on its way out of staging.
     while !left_over(&images, root.path()).await.is_empty() {
         tokio::task::yield_now().await;
     }

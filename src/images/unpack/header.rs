@@ -3,7 +3,7 @@
 /// Size of a tar block.
 pub(super) const BLOCK: usize = 512;
 
-/// Fields of a header as they stand; PAX and GNU records override them later.
+/// Fields of a header, verbatim; PAX and GNU records override them later.
 #[derive(Debug)]
 pub(super) struct Header {
     pub(super) kind: u8,
@@ -31,7 +31,7 @@ pub(super) struct OldSparse {
 }
 
 impl Header {
-    /// Parses a block; Err says which field is wrong.
+    /// Parses a block; Err names the wrong field.
     pub(super) fn parse(block: &[u8; BLOCK]) -> Result<Self, &'static str> {
         check_sum(block)?;
         let kind = block[156];

@@ -1,4 +1,4 @@
-//! Owner, mode, times and extended attributes of what was just made. Works on descriptors; never resolves a path.
+//! Owner, mode, times and extended attributes of a new entry. Works on descriptors; never resolves a path.
 
 use crate::images::error::ImageError;
 use rustix::fd::{AsFd, AsRawFd as _, BorrowedFd};
@@ -20,14 +20,14 @@ pub(crate) struct Meta {
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// Whether an attribute of a layer is set: overlay's own would steer the mount, `trusted` and SELinux labels are the
-/// host's business.
+/// Whether a layer's attribute is set: overlay's own would steer the mount; `trusted` and SELinux labels belong to the
+/// host.
 fn wanted(name: &[u8]) -> bool {
     !name.starts_with(b"trusted.") && !name.starts_with(b"user.overlay.") && name != b"security.selinux"
 }
 
-/// Whether a failure to set `name` can be lived with: file systems without user attributes or ACLs, and `user.*` on what
-/// is neither file nor directory.
+/// Whether a failure to set `name` is acceptable: file systems without user attributes or ACLs, and `user.*` on
+/// anything but files and directories.
 fn tolerable(name: &[u8], error: Errno) -> bool {
     error == Errno::NOTSUP || (error == Errno::PERM && name.starts_with(b"user."))
 }
@@ -55,7 +55,7 @@ pub(super) fn apply_fd(fd: BorrowedFd<'_>, meta: &Meta, chown: bool, path: &Path
     fs::fchmod(fd, Mode::from_raw_mode(meta.mode)).map_err(|e| ImageError::io("chmod", path, e))
 }
 
-/// Sets everything on a node that cannot be opened. `parent` and `name` are exact: nobody else works in the layer.
+/// Sets everything on a node that cannot be opened. `parent` and `name` are exact: nothing else works in the layer.
 pub(super) fn apply_at(
     parent: BorrowedFd<'_>,
     name: &[u8],

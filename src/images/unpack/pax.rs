@@ -1,8 +1,8 @@
 //! PAX extended header records. Pure.
 //!
-//! Bounds: a header has at most `MAX_PAX` bytes (the caller's check), and `MAX_XATTRS` attributes within the kernel's limits
-//! of names and values. Each byte is looked at a fixed number of times and each attribute costs one look-up in a map, so the
-//! time is linear in the bytes whatever the records say.
+//! Bounds: a header has at most `MAX_PAX` bytes (the caller's check), and `MAX_XATTRS` attributes within the kernel's
+//! limits of names and values. Each byte is read a fixed number of times and each attribute costs one map look-up, so
+//! the time is linear in the bytes whatever the records say.
 
 use super::sparse::PaxSparse;
 use super::{MAX_XATTR_NAMES, MAX_XATTR_VALUE, MAX_XATTRS};
@@ -18,7 +18,7 @@ pub(super) struct Pax {
     pub(super) gid: Option<u64>,
     /// Seconds and nanoseconds.
     pub(super) mtime: Option<(i64, u32)>,
-    /// Name → value; of a name that comes again, the last counts.
+    /// Name → value; the last of duplicate names counts.
     pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Bytes of their names with a NUL each, as the kernel counts them.
     name_bytes: usize,
@@ -29,7 +29,8 @@ pub(super) struct Pax {
 const XATTR: &[u8] = b"SCHILY.xattr.";
 
 impl Pax {
-    /// Parses `<length> <key>=<value>\n` records; Err says what is wrong.
+    /// Parses `<length> <key>=<value>
+    /// ` records; Err gives the fault.
     pub(super) fn parse(mut bytes: &[u8]) -> Result<Self, &'static str> {
         let mut pax = Self::default();
         while !bytes.is_empty() {
@@ -157,7 +158,7 @@ mod tests {
         [length.to_string().as_bytes(), &body].concat()
     }
 
-    /// A header of the full size, made of the smallest records that name another attribute each, took seconds, and a
+    /// A header of the full size, made of the smallest records that name different attributes, took seconds, and a
     /// layer may have thousands of such headers.
     #[test]
     fn attributes_are_bounded_and_cost_no_more_than_their_bytes() {
@@ -167,7 +168,7 @@ mod tests {
         assert_eq!(Pax::parse(&names(MAX_XATTRS)).unwrap().xattrs.len(), MAX_XATTRS);
         let many = Pax::parse(&names(MAX_XATTRS + 1)).unwrap_err();
         assert!(many.contains("1024 extended attributes"), "{many}");
-        // Within all limits, the worst is one name again and again.
+        // Within all limits, the worst case is one name again and again.
         let mut worst = names(MAX_XATTRS - 1);
         let again = record("SCHILY.xattr.x", b"");
         while worst.len() + again.len() <= 1 << 20 {

@@ -3,7 +3,7 @@
 use super::MAX_SPARSE;
 use super::pax::decimal;
 
-/// Where the stored bytes of a sparse file belong.
+/// The places of a sparse file's stored bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Map {
     /// Size of the file with its holes.
@@ -19,7 +19,7 @@ impl Map {
             0 => 0,
             length => (offset.saturating_add(length)).div_ceil(unit) - offset / unit,
         };
-        // Two ranges may share a unit; then it is counted twice, but never more than their bytes.
+        // Two ranges may share a unit, which is then counted twice, but never more than their bytes.
         self.ranges.iter().map(touched).fold(0, u64::saturating_add)
     }
 
@@ -57,7 +57,7 @@ pub(super) struct PaxSparse {
 }
 
 impl PaxSparse {
-    /// Whether any record says that the file has holes.
+    /// Whether any record declares holes.
     pub(super) fn is_any(&self) -> bool {
         self.major.is_some() || self.real_size.is_some() || self.in_records
     }
@@ -97,7 +97,7 @@ impl PaxSparse {
         Ok(())
     }
 
-    /// Whether the map stands before the data (format 1.0).
+    /// Whether the map precedes the data (format 1.0).
     pub(super) fn map_in_data(&self) -> bool {
         self.major == Some(1)
     }

@@ -113,9 +113,9 @@ pub(crate) fn pax(records: &[(&str, &[u8])]) -> Vec<u8> {
     bytes
 }
 
-/// What a breakout attempt must come to.
+/// The required result of a breakout attempt.
 enum Must {
-    /// A refusal that has this in its words.
+    /// A refusal that contains this text.
     Fail(&'static str),
     /// This file inside the layer.
     Land(&'static str),
@@ -378,8 +378,8 @@ fn the_stream_is_read_to_its_end() {
     assert!(source.is_empty() && Path::new(&layer.at("f")).exists());
 }
 
-/// What holds the thread that applies a layer, in all shapes that were found: each ends at a cap, and so within the time
-/// that one layer of honest bytes may take.
+/// Known ways to stall the thread that applies a layer: each ends at a limit, within the time that a layer of honest
+/// bytes may take.
 #[test]
 fn a_layer_of_headers_alone_ends() {
     for (name, header) in [
@@ -429,7 +429,7 @@ fn a_sparse_file_counts_what_it_takes_on_disk() {
     assert!(error.contains("the content"), "{error}");
 }
 
-/// Links to long paths, behind one another: a single look-up walks 80,000 components, and each entry has one or more.
+/// Chained links to long paths: a single look-up walks 80,000 components, and each entry has one or more.
 #[test]
 fn walks_through_links_are_counted() {
     let long = "d/../".repeat(800);
@@ -438,7 +438,7 @@ fn walks_through_links_are_counted() {
         let target = if n == 0 { format!("{long}d") } else { format!("{long}l{}", n - 1) };
         tar.extend([pax(&[("linkpath", target.as_bytes())]), symlink(&format!("l{n}"), "x")].concat());
     }
-    // The second directory lets no path be remembered.
+    // The second directory prevents caching of the path.
     tar.extend([dir("e/")].concat());
     let few: Vec<u8> =
         (0..5).flat_map(|n| [file(&format!("l29/{n}"), ""), file(&format!("e/{n}"), "")].concat()).collect();
@@ -453,8 +453,7 @@ fn walks_through_links_are_counted() {
     assert!(error.contains("walks through paths"), "{error}");
 }
 
-/// Directories that only paths imply were looked up from the root, one after the other: the square of the depth for each
-/// entry.
+/// Directories that only paths imply were looked up from the root one by one: the square of the depth for each entry.
 #[test]
 fn a_deep_path_costs_its_components() {
     let deep = "d/".repeat(900);

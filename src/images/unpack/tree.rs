@@ -1,7 +1,7 @@
-//! Resolves and makes directories beneath one root. The only place that turns a layer's path into a descriptor.
+//! Resolves and creates directories beneath one root. The only place that turns a layer's path into a descriptor.
 //!
-//! Bounds: the components that are walked for the layer are counted before they are walked (`MAX_STEPS`), those behind
-//! symlinks by the longest target that the layer has; paths that are kept have caps.
+//! Bounds: path components are counted before they are walked (`MAX_STEPS`), those behind symlinks by the longest
+//! target in the layer; kept paths are limited.
 
 use super::{
     Blame, MAX_COMPONENT, MAX_IMPLIED_PATHS, MAX_PATH, MAX_REPLACED_PATHS, MAX_STEPS, OPAQUE, clean,
@@ -17,9 +17,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-/// Dangling symlinks followed while parents are made: the kernel's own MAXSYMLINKS.
+/// Dangling symlinks followed while parents are created: the kernel's own MAXSYMLINKS.
 const MAX_LINKS: usize = 40;
-/// What a system call for a single component counts as, in components that the kernel walks by itself.
+/// Cost of a system call for a single component, in components that the kernel walks by itself.
 const CALL_STEPS: u64 = 32;
 /// Tries of an openat2 that raced with a rename somewhere on the system; each is a few microseconds.
 const MAX_RACES: usize = 64;
@@ -28,7 +28,7 @@ const MAX_RACES: usize = 64;
 #[derive(Debug)]
 pub(super) struct OpenDir {
     fd: OwnedFd,
-    /// What is made in it takes its group, so the owner must be set even where it is root.
+    /// New entries take its group, so the owner must be set even if it is root.
     pub(super) setgid: bool,
     /// Its path beneath the root, without symlinks. Right as long as the descriptor is kept: what moves a directory
     /// forgets the descriptors.
@@ -49,21 +49,21 @@ impl OpenDir {
 /// An open parent and the name of an entry in it.
 pub(super) type Place<'p> = (Rc<OpenDir>, &'p [u8]);
 
-/// The tree of one layer while it is unpacked.
+/// The tree of one layer during unpacking.
 #[derive(Debug)]
 pub(super) struct Tree {
     root: Rc<OpenDir>,
     /// The root as the kernel names it, to cut real paths.
     real_root: PathBuf,
     shown_root: PathBuf,
-    /// Where it goes what a later entry replaces, since the recipe still refers to it.
+    /// Destination of files that a later entry replaces, since the recipe still refers to them.
     replaced_dir: OwnedFd,
     replaced_path: PathBuf,
-    /// What went there: the files with data so far, and its path.
+    /// The replaced ones: the number of files with data so far, and the path.
     replaced: Vec<(u64, Vec<u8>)>,
     replaced_bytes: usize,
     files: u64,
-    /// The last parent used: entries of a directory follow one another.
+    /// The last parent used: entries of a directory are consecutive.
     cached: Option<(Vec<u8>, Rc<OpenDir>)>,
     implied: BTreeSet<Vec<u8>>,
     implied_bytes: usize,
@@ -152,8 +152,8 @@ impl Tree {
         self.files += 1;
     }
 
-    /// Splits an entry's path into its parent, opened (and made where missing when `make`), and its name.
-    /// None: the path is the root itself.
+    /// Splits an entry's path into its opened parent (created if missing and `make`), and its name. None: the path is
+    /// the root itself.
     pub(super) fn parent<'p>(&mut self, path: &'p [u8], make: bool) -> Result<Option<Place<'p>>, ImageError> {
         if path.len() > MAX_PATH {
             return Err(self.blame.limit("a path", 4095, "bytes"));
@@ -205,7 +205,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Opens a directory of the layer, following symlinks within it. The outer error is that of the layer's budget.
+    /// Opens a directory of the layer, following symlinks within it. The outer error is the layer's budget.
     fn enter(&mut self, path: &[u8]) -> Result<Result<Rc<OpenDir>, Errno>, ImageError> {
         let steps = components(path);
         self.charge(steps)?;
@@ -227,7 +227,7 @@ impl Tree {
         opened(fd, inside.as_os_str().as_bytes().to_vec())
     }
 
-    /// Opens the next component of a path whose components before it are open as `dir`.
+    /// Opens the next component of a path whose preceding components are open as `dir`.
     fn enter_next(
         &mut self,
         dir: &OpenDir,
@@ -268,7 +268,7 @@ impl Tree {
                     if !is_whiteout(&stat) {
                         return Err(self.blame.hostile(entry, "a parent of its path is not a directory"));
                     }
-                    // Deleted below, then made anew: nothing from below may show through.
+                    // Deleted below, then created again: nothing from below may show through.
                     fs::unlinkat(dir.fd(), *part, AtFlags::empty())
                         .and_then(|()| fs::mkdirat(dir.fd(), *part, Mode::from_raw_mode(0o755)))
                         .map_err(|e| self.fail("make the directory of", entry, e))?;
@@ -308,8 +308,8 @@ impl Tree {
         Ok(Rc::new(OpenDir { fd, setgid: false, inside }))
     }
 
-    /// A component is a symlink to what does not exist (often a directory of a lower layer): its target is made,
-    /// within the root.
+    /// A component is a symlink to a missing path (often a directory of a lower layer): its target is created, within
+    /// the root.
     fn make_link_target(
         &mut self,
         dir: &OpenDir,
@@ -336,19 +336,19 @@ impl Tree {
         self.make_dirs(&clean(&joined), links + 1, entry)
     }
 
-    /// Takes an implied directory off the list: an entry of its own has come.
+    /// Removes a directory from the implied ones: it has an entry of its own.
     pub(super) fn is_explicit(&mut self, inside: &[u8]) {
         self.implied.remove(inside);
     }
 
-    /// Takes what stands at `name` out of the layer; what has data, or may, is kept. Says whether it was a whiteout.
+    /// Removes `name` from the layer; keeps what has data, or may have. Returns whether it was a whiteout.
     pub(super) fn clear(&mut self, parent: &OpenDir, name: &[u8], entry: &[u8]) -> Result<bool, ImageError> {
         let stat = match fs::statat(parent.fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Ok(false),
             Err(e) => return Err(self.fail("look at", entry, e)),
         };
-        // Whatever path went through here may now lead elsewhere.
+        // Paths through here may now lead elsewhere.
         self.cached = None;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::Directory || (kind == FileType::RegularFile && stat.st_size > 0) {

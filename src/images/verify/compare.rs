@@ -1,4 +1,5 @@
-//! Compares two trees of files by names and metadata, directory by directory. Reads no file's data and follows no symlink.
+//! Compares two trees of files by names and metadata, directory by directory. Reads no file's data and follows no
+//! symlink.
 
 use super::check::{finding, stopped};
 use super::found::{Damage, Finding};
@@ -12,7 +13,7 @@ use std::ffi::CString;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Findings of one layer that are told; more of them say nothing new.
+/// Findings reported per layer; more add nothing.
 const MAX_FINDINGS: usize = 64;
 
 /// A tree, opened.
@@ -125,7 +126,8 @@ fn kind(stat: &Stat) -> &'static str {
     }
 }
 
-/// What differs in `actual` from `expected`. Times of the root and of `implied` directories are those of the unpacking.
+/// Differences of `actual` from `expected`, ignoring times of the root and of `implied` directories, which are those of
+/// the unpacking.
 pub(super) fn trees(
     expected: &Path,
     actual: &Path,
@@ -184,7 +186,7 @@ pub(super) fn trees(
 
 struct Comparison {
     findings: Vec<Finding>,
-    /// Inodes with several names: the expected one's, and the one that was found.
+    /// Inodes with several names: the expected one's, and the found one.
     links: HashMap<u64, u64>,
 }
 

@@ -1,4 +1,4 @@
-//! What a verification tells. Plain data.
+//! Results of a verification. Plain data.
 
 use crate::images::error::ImageError;
 use std::fmt;
@@ -53,7 +53,7 @@ pub enum VerifyEvent {
     Damaged {
         /// What.
         subject: Subject,
-        /// At least one; the first few when there are many.
+        /// At least one; the first few of many.
         findings: Vec<Finding>,
     },
     /// It could not be found out.
@@ -82,15 +82,15 @@ pub enum VerifyEvent {
 pub struct VerifySummary {
     /// Layers and configs without damage.
     pub good: u64,
-    /// Of those, layers of which only the inodes could be counted.
+    /// Layers among them whose inodes could only be counted.
     pub weak: u64,
     /// Damaged ones, repaired or not.
     pub damaged: u64,
     /// Damaged ones that were repaired.
     pub repaired: u64,
-    /// Those that could not be looked at.
+    /// Those that could not be checked.
     pub unknown: u64,
-    /// Bytes on disk of all layers that were looked at.
+    /// Bytes on disk of all checked layers.
     pub bytes: u64,
 }
 
@@ -123,7 +123,7 @@ pub enum Damage {
     Missing,
     /// The layer has no such file.
     Extra,
-    /// It is something else, such as a file in place of a directory, or in place of a whiteout.
+    /// It is something else, such as a file in place of a directory or a whiteout.
     Kind {
         /// What it should be.
         expected: &'static str,

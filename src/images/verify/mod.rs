@@ -1,7 +1,7 @@
-//! Whether what is in the store is still what was pulled, and its repair.
+//! Whether the store still holds what was pulled, and its repair.
 //!
-//! Owns the order: what is looked at, one thing after the other, and what is told. `check` looks at a layer, `compare` at
-//! its files, `repair` fetches anew. Never deletes what it cannot replace.
+//! Owns the order of checks and their reports. `check` examines a layer, `compare` its files, `repair` fetches again.
+//! Never deletes what it cannot replace.
 
 mod check;
 mod compare;
@@ -26,7 +26,7 @@ use std::sync::Arc;
 pub enum Repair {
     /// It is only told.
     No,
-    /// What is damaged is fetched again, from where the image came, with the node's credentials.
+    /// Damaged parts are fetched again from the image's origin, with the node's credentials.
     #[default]
     Yes,
 }
@@ -38,16 +38,15 @@ struct Candidate {
 }
 
 impl Images {
-    /// Looks at every layer and config blob of the named images, each once, or of all images and with them layers that no
-    /// image needs; one at a time, in threads that yield to all others. What is damaged or lost is fetched again and takes
-    /// its place at once, also below running containers, which keep what they have.
+    /// Checks every layer and config blob of the named images, each once, or of all images and the layers that no image
+    /// needs; one at a time, in threads of low priority. Fetches damaged or lost ones again and replaces them at once,
+    /// also below running containers, which keep what they have.
     ///
     /// When the future is dropped the thread that reads stops at its next piece; a repair that has not taken its place is
     /// dropped.
     ///
     /// # Errors
-    /// For a name that is unknown or ambiguous, and when the store itself cannot be read. What is wrong with one layer is
-    /// an event.
+    /// For a name that is unknown or ambiguous, and if the store itself cannot be read. A layer's fault is an event.
     pub async fn verify(
         &self,
         images: &[String],
@@ -111,7 +110,7 @@ impl Images {
 }
 
 impl VerifySummary {
-    /// Counts and tells; Some(false): damaged.
+    /// Counts and reports; Some(false): damaged.
     fn note(
         &mut self,
         subject: &Subject,
@@ -164,7 +163,7 @@ impl VerifySummary {
     }
 }
 
-/// Layers in the order in which they can be repaired: a directories layer is made from those below it.
+/// Layers in order of repair: a directories layer is made from those below it.
 fn candidates(state: &State, entries: &[Entry], all: bool) -> Vec<Candidate> {
     let mut seen = BTreeSet::new();
     let (mut tars, mut directories) = (Vec::new(), Vec::new());

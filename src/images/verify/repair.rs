@@ -1,4 +1,5 @@
-//! Brings what is damaged anew, from where the images that need it came. Owns which sources are asked, never how.
+//! Fetches damaged parts again, from the origin of the images that need them. Owns the choice of sources, never the
+//! transfer.
 
 use crate::images::Shared;
 use crate::images::bring::{Found, descend, stage};
@@ -15,10 +16,10 @@ use crate::images::stats::PullStats;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Repositories that are asked for one thing: an image may have hundreds of names, and each may fail slowly.
+/// Limit of repositories tried for one part: an image may have hundreds of names, and each may fail slowly.
 const MAX_SOURCES: usize = 8;
 
-/// Names of an image by which it can be fetched, one a repository, those with a digest first.
+/// Names of an image to fetch it by, one per repository, those with a digest first.
 fn names(inner: &Shared, id: &str) -> Vec<Reference> {
     let state = inner.store.state();
     let mut names: Vec<&String> = state.names.iter().filter(|(_, t)| *t == id).map(|(n, _)| n).collect();

@@ -32,7 +32,7 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// Too many calls whose clients have not connected yet.
+    /// All of it, setting free included, within `limit` from now.
     pub(super) fn within(limit: Duration) -> Self {
         let reserve = (limit / 4).min(RESERVE);
         Self { until: Instant::now() + limit - reserve, release: reserve * 3 / 4 }

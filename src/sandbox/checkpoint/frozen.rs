@@ -199,7 +199,7 @@ fn end_orphans(made: &[PathBuf]) -> Result<(), SandboxError> {
     }
 }
 
-/// A terminal's master answers EIO when the last process has left.
+/// Processes that have something open below one of these.
 fn holders(made: &[PathBuf]) -> std::io::Result<Vec<u32>> {
     let mut holders = Vec::new();
     for entry in std::fs::read_dir("/proc")?.flatten() {

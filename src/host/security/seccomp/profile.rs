@@ -1,4 +1,5 @@
-//! A kubelet turns it into "too many requests".
+//! Profiles of the node: files in the OCI runtime's form, or in Docker's, whose rules may have conditions on
+//! capabilities, machine and kernel.
 //!
 //! Owns the meaning of both. Every field is honoured or refused by name: a rule whose condition was overlooked would be
 //! applied where it was not meant to be, and a profile be weaker than it reads.

@@ -105,7 +105,7 @@ impl Selinux {
         &self.contexts
     }
 
-    /// Stats of pods: their own cgroup, which the kubelet created, their network devices, and their containers.
+    /// Whether what the policy forbids is refused, and not only logged.
     #[must_use]
     pub fn enforcing(&self) -> bool {
         std::fs::read_to_string(self.fs.join("enforce")).is_ok_and(|text| text.trim() == "1")

@@ -1,4 +1,4 @@
-//! Both kinds of policy files: what they mean, and that nothing which is not understood is let through.
+//! Both kinds of policy files: their meaning, and that nothing misunderstood is let through.
 
 use super::super::identity::{Identity, Name, Strictness};
 use super::super::{Policy, Requirement, SignaturePolicy};
@@ -16,7 +16,7 @@ impl Files {
         Self(dir)
     }
 
-    /// Writes a policy; `KEY` in it is the path of a good key.
+    /// Writes a policy; `KEY` in it is the path of a valid key.
     fn policy(&self, name: &str, text: &str) -> PathBuf {
         let key = self.0.path().join("k.pub");
         let path = self.0.path().join(name);
@@ -26,7 +26,7 @@ impl Files {
         path
     }
 
-    /// What the policy wants of an image, in short.
+    /// The policy's requirement for the image, abbreviated.
     fn wants(&self, name: &str, text: &str, image: &str) -> String {
         let rule =
             Policy::load(&self.policy(name, text)).unwrap().rule_for(&Reference::parse(image).unwrap());

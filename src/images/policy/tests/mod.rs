@@ -1,5 +1,5 @@
-//! Keys, claims and policy files, without a registry. The fixtures are of cosign 2.6.5 (payload), cosign 3.1.3 (bundle) and
-//! openssl (RSA); other keys are made here.
+//! Keys, claims and policy files, without a registry. Fixtures are from cosign 2.6.5 (payload), cosign 3.1.3 (bundle)
+//! and openssl (RSA); other keys are generated here.
 
 use super::claim::{Claim, Flaw};
 use super::identity::{Identity, Name, Strictness};
@@ -14,7 +14,7 @@ mod files;
 const COSIGN_PUB: &[u8] = include_bytes!("fixtures/cosign.pub");
 const PAYLOAD: &[u8] = include_bytes!("fixtures/payload.json");
 const BUNDLE: &str = include_str!("fixtures/bundle.json");
-/// What cosign 2.6.5 wrote into the annotation.
+/// The annotation as written by cosign 2.6.5.
 const SIGNATURE: &str =
     "MEUCIHFIHrENQGza7YY85RKM92fRTWZ9bAWBcyMEXsRCwp9jAiEAhakDsbJlPWl9stmwAiO4pvpoYVvzvYPhbV7mEYcjh3s=";
 const OLD: &str = "sha256:1db7b7772f963603e3924acb6e8dc5450eae6a46aa02fed39acfaf7d50b52d77";
@@ -132,7 +132,7 @@ fn keys_that_could_not_verify_anything_are_refused_with_their_reason() {
     }
 }
 
-/// A claim over `payload` that the key beside it has signed.
+/// A claim over `payload`, signed by the key beside it.
 fn signed(payload: &str) -> (Claim, PublicKey) {
     use ring::signature::{Ed25519KeyPair, KeyPair as _};
     let pair = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();

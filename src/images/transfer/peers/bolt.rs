@@ -1,9 +1,9 @@
-//! Reads a bbolt database (go.etcd.io/bbolt, page format version 2) whose owner may be writing: no lock is taken, and
-//! [`Bolt::is_current`] tells whether what was read belongs together.
+//! Reads a bbolt database (go.etcd.io/bbolt, page format version 2) whose owner may be writing: takes no lock, and
+//! [`Bolt::is_current`] says whether the data read is consistent.
 //!
-//! The file is pages. Pages 0 and 1 are meta pages, of which the valid one with the higher transaction id counts; it names the
-//! root bucket. A writer never overwrites pages that the current transaction reaches, so as long as the current one has not
-//! changed, all that was read was whole.
+//! The file consists of pages. Pages 0 and 1 are meta pages; the valid one with the higher transaction id applies and
+//! names the root bucket. A writer never overwrites pages that the current transaction reaches, so while the current
+//! one has not changed, everything read was consistent.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -26,12 +26,12 @@ const HEADER: usize = 16;
 const ELEMENT: usize = 16;
 /// Levels of a tree: a page holds at least two children, and a file at most 2^32 pages.
 const MAX_DEPTH: usize = 32;
-/// Keys of one bucket. A node has some hundred images.
+/// Limit of keys of one bucket. A node has some hundred images.
 const MAX_KEYS: usize = 1 << 18;
-/// Bytes of one page with its overflow: a value, and those of containerd are small.
+/// Limit of bytes of one page with its overflow: a value, and containerd's are small.
 const MAX_PAGE: u64 = 64 << 20;
-/// Bytes of all pages that are read, some of them more than once: a database of ten thousand images has some 50 MiB. Branches
-/// of a hostile one may all lead to the same pages.
+/// Limit of bytes of all pages read, including repeated ones: a database of ten thousand images has about 50 MiB. All
+/// branches of a hostile one may lead to the same pages.
 const MAX_READ: u64 = 1 << 30;
 
 /// Why a database could not be read.
@@ -90,7 +90,7 @@ impl Bolt {
         Bucket::Paged(self.root)
     }
 
-    /// The bucket of this name within another; None: there is none.
+    /// The bucket of this name within another; None: no such bucket.
     pub(super) fn bucket(&self, of: &Bucket, name: &[u8]) -> Result<Option<Bucket>, Fault> {
         Ok(self.entries(of)?.into_iter().find_map(|(key, value)| match value {
             Value::Bucket(bucket) if key == name => Some(bucket),
@@ -189,7 +189,7 @@ fn leaf(page: &[u8], found: &mut Vec<(Vec<u8>, Value)>) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The meta page that counts. Page 1 stands where page 0 says, or, when that is damaged, at one of the usual sizes.
+/// The meta page that applies. Page 0 gives the position of page 1; if it is damaged, the usual sizes are tried.
 fn newest(file: &File) -> Result<Meta, Fault> {
     let read = |offset: u64| -> Option<Meta> {
         let mut page = [0; HEADER + 64];
@@ -232,7 +232,7 @@ fn count(page: &[u8]) -> Result<usize, Fault> {
     array(page, 10).map(|bytes| usize::from(u16::from_ne_bytes(bytes)))
 }
 
-// bbolt maps the file into memory, so numbers are in the machine's own order.
+// bbolt maps the file into memory, so numbers have the machine's byte order.
 fn u32_at(bytes: &[u8], at: usize) -> Result<u32, Fault> {
     array(bytes, at).map(u32::from_ne_bytes)
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 /// The namespace of the kubelet's images.
 const NAMESPACE: &[u8] = b"k8s.io";
-/// How often the database is read anew when containerd writes meanwhile. Reading takes milliseconds.
+/// How often the database is read again when containerd writes meanwhile. Reading takes milliseconds.
 const TRIES: usize = 20;
 
 /// An image's name with what it points to.
@@ -73,7 +73,7 @@ fn rows(path: &Path, store: &str) -> Result<Vec<Row>, ImageError> {
     for _ in 0..TRIES {
         let bolt = Bolt::open(path).map_err(failed)?;
         let read = read(&bolt);
-        // A fault may come of pages that were written meanwhile.
+        // A fault may come from pages that were written meanwhile.
         if bolt.is_current().map_err(failed)? {
             return read.map_err(failed);
         }

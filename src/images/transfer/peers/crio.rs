@@ -1,5 +1,5 @@
-//! containers/storage with the driver overlay, the store of CRI-O, podman and buildah. It keeps layers unpacked and, beside
-//! each, what is needed to make its tar again byte by byte.
+//! containers/storage with the driver overlay, the store of CRI-O, podman and buildah. It keeps layers unpacked and,
+//! beside each, the record that reproduces its tar byte by byte.
 
 use super::tar_split::Assembly;
 use super::{Candidate, broken};
@@ -47,7 +47,7 @@ struct LayerRow {
     diff_digest: String,
 }
 
-/// The store, and where in it each layer of one image is.
+/// The store, and the place of each layer of one image.
 #[derive(Debug)]
 struct Stored {
     name: String,
@@ -152,7 +152,7 @@ fn chain<'l>(top: &str, layers: &HashMap<&str, &'l LayerRow>) -> Option<Vec<&'l 
     Some(chain)
 }
 
-/// Which layer directory has the content of which diffID: by the digest that the store states, else by position.
+/// Maps diffIDs to layer directories: by the digest that the store states, else by position.
 fn place(diff_ids: &[Digest], chain: &[&LayerRow]) -> Option<HashMap<Digest, String>> {
     let mut places = HashMap::new();
     for (index, diff_id) in diff_ids.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Doors for the fuzz target `stores`: the files of other runtimes.
+//! Entry points for the fuzz target `stores`: the files of other runtimes.
 
 use super::bolt::{Bolt, Value};
 use super::tar_split::Assembly;
@@ -11,7 +11,7 @@ const TAR: u64 = 1 << 20;
 /// Buckets below each other.
 const DEPTH: usize = 4;
 
-/// A database with checksums that are made right: no fuzzer finds them. All of its upper buckets are read.
+/// A database with corrected checksums: no fuzzer finds them. All of its upper buckets are read.
 pub(in crate::images::transfer) fn bolt(dir: &Path, data: &[u8]) {
     let path = dir.join("meta.db");
     let mut bytes = data.to_vec();
@@ -26,7 +26,7 @@ pub(in crate::images::transfer) fn bolt(dir: &Path, data: &[u8]) {
     let mut level = vec![bolt.root()];
     for _ in 0..DEPTH {
         let mut below = Vec::new();
-        // More of them say nothing new.
+        // More of them add nothing.
         for bucket in level.iter().take(4) {
             let entries = bolt.entries(bucket).unwrap_or_default().into_iter();
             below.extend(entries.filter_map(|(_, value)| match value {
@@ -38,7 +38,7 @@ pub(in crate::images::transfer) fn bolt(dir: &Path, data: &[u8]) {
     }
 }
 
-/// Lines of a record of a layer with one file. What comes out has the file's bytes, or those of the lines.
+/// Lines of a record of a layer with one file. The output has the file's bytes, or those of the lines.
 pub(in crate::images::transfer) fn tar_split(dir: &Path, data: &[u8]) {
     let (record, files) = (dir.join("tar-split.gz"), dir.join("diff"));
     std::fs::create_dir_all(&files).expect("make a directory");

@@ -1,5 +1,5 @@
-//! Stores of other runtimes on this node, from which a node moves over without pulling everything again. Only read, never
-//! written, also while their owner runs; what they give is verified like a download.
+//! Stores of other runtimes on this node, for moving it over without pulling everything again. Only read, never
+//! written, also while their owner runs; their content is verified like a download.
 
 mod bolt;
 mod containerd;
@@ -34,7 +34,7 @@ pub enum Peer {
     },
 }
 
-/// What became of one image of the other store.
+/// The result for one image of the other store.
 #[derive(Debug)]
 pub struct Imported {
     /// Its name there, or its digest.
@@ -50,8 +50,8 @@ struct Candidate {
 }
 
 impl Images {
-    /// Imports images from another runtime's store: those named, by tag, digest or id, or all. An image that cannot be
-    /// imported does not keep others from it.
+    /// Imports images from another runtime's store: those named, by tag, digest or id, or all. A failed image does not
+    /// stop the others.
     ///
     /// # Errors
     /// When the store cannot be read, or a name is malformed.

@@ -1,5 +1,5 @@
-//! Makes a layer's tar again from its unpacked files and the record of all that is not file content, in the form of
-//! github.com/vbatts/tar-split: lines of JSON, either raw bytes of the tar or the name and size of a file.
+//! Reproduces a layer's tar from its unpacked files and the record of everything that is not file content, in the form
+//! of github.com/vbatts/tar-split: lines of JSON, either raw bytes of the tar or the name and size of a file.
 
 use super::broken;
 use crate::images::error::ImageError;

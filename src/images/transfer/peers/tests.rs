@@ -1,4 +1,4 @@
-//! Stores that the other runtimes made themselves, where they are installed; and what is wrong with a store.
+//! Stores that the other runtimes wrote themselves, if installed; and faulty stores.
 
 use super::bolt::Bolt;
 use super::{Imported, Peer};
@@ -8,7 +8,7 @@ use crate::images::transfer::tests::{layout, named, pack, unpack};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// Whether a program is there; a test of a foreign store is nothing without it.
+/// Whether a program is installed; a test of a foreign store needs it.
 pub(in crate::images::transfer) fn installed(program: &str) -> bool {
     let found = Command::new(program).arg("--version").stdout(Stdio::null()).status().is_ok();
     if !found {
@@ -58,7 +58,7 @@ pub(in crate::images::transfer) fn rich() -> (Content, String) {
     let bottom = Layer::new(&bottom.into_inner().unwrap(), Packing::Gzip);
     let top = Layer::new(&tar(&[("etc/a", "upper"), ("etc/.wh.b", "")]), Packing::Gzip);
     let mut content = Content::default();
-    // skopeo wants a history that agrees with the layers; it goes into the config behind its `config` object.
+    // skopeo requires a history that agrees with the layers; it goes into the config behind its `config` object.
     let config = r#"{"Cmd":["/x"]},"history":[{"created_by":"a"},{"created_by":"b"}]"#;
     let (_, id) = content.add("t", &[bottom, top], config);
     (content, id.to_string())
@@ -85,7 +85,7 @@ struct Mount(std::path::PathBuf);
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // It may not have come to the mount.
+        // It may not have reached the mount.
         let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
     }
 }
@@ -213,7 +213,7 @@ async fn a_store_of_containerd() {
     assert_eq!(results[1].1, format!("r.example/x:t {at_digest}"));
     check(&images, "r.example/x:t", &id);
 
-    // Many names: the images' bucket is a tree of pages then.
+    // Many names: the images' bucket is then a tree of pages.
     for name in 0..300 {
         let name = format!("r.example/many/{}:{name}", "n".repeat(100));
         ctr(&["images", "tag", "r.example/x:t", &name]);
@@ -258,7 +258,7 @@ fn a_hostile_database_costs_a_bounded_amount_of_reading() {
     let error = bolt.entries(&bolt.root()).unwrap_err().to_string();
     assert!(error.contains("more pages"), "{error}");
 
-    // Two hundred elements, each of which is all that there is room for.
+    // Two hundred elements, each of which fills all the room.
     let leaf = &mut file[2 * PAGE..3 * PAGE];
     leaf[8..10].copy_from_slice(&2u16.to_ne_bytes());
     for element in 0..200usize {
@@ -344,7 +344,7 @@ fn databases_of_bbolt() {
     assert!(!bolt.is_current().unwrap());
     let old = Bolt::open(&path).unwrap();
     assert_eq!(old.entries(&old.root()).unwrap()[0].0, b"deep");
-    // Whatever byte is wrong, nothing worse than an error comes of it.
+    // Whatever byte is wrong, the worst result is an error.
     for at in 0..good.len() {
         if good[at] == 0 && at % 61 != 0 {
             continue;

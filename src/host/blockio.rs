@@ -1,5 +1,5 @@
-//! Classes of block I/O: the file that defines them, in the form of goresctrl that both peers take, and what a class
-//! means for the block devices of this node.
+//! Block I/O classes: the file that defines them, in goresctrl's format as in containerd and CRI-O, and their meaning
+//! for the block devices of this node.
 //!
 //! Owns the format and the matching of devices. Never writes a cgroup: the OCI runtime does.
 
@@ -65,7 +65,7 @@ struct Classes {
     classes: BTreeMap<String, Vec<Rule>>,
 }
 
-/// For the devices that it names, or, naming none, a weight for all.
+/// For the devices that it names, or without any, a weight for all.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "PascalCase")]
 struct Rule {
@@ -79,7 +79,7 @@ struct Rule {
     throttle_write_iops: Option<Amount>,
 }
 
-/// A number, or one with a suffix of Kubernetes: `60M`, `10k`, `1Gi`.
+/// A number, or one with a Kubernetes suffix: `60M`, `10k`, `1Gi`.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Amount {
@@ -110,10 +110,10 @@ impl Amount {
     }
 }
 
-/// What `class` means here. Blocking.
+/// The meaning of `class` on this node. Blocking.
 ///
 /// # Errors
-/// When the file or the class is not there, or a rule of it matches no device.
+/// If the file or the class does not exist, or one of its rules matches no device.
 pub fn class(file: &Path, class: &str) -> Result<LinuxBlockIo, BlockIoError> {
     if file.as_os_str().is_empty() {
         return Err(BlockIoError::NotConfigured { class: class.to_owned() });
@@ -184,8 +184,8 @@ fn weight(amount: &Amount) -> Result<u16, String> {
         .ok_or_else(|| format!("weight {value} is not in {} to {}", WEIGHTS.start(), WEIGHTS.end()))
 }
 
-/// The numbers of the block devices that the patterns name, each once. Links such as those of /dev/disk/by-id are
-/// followed; a partition has no I/O control of its own.
+/// The numbers of the block devices that the patterns name, without duplicates. Links such as those of /dev/disk/by-id
+/// are followed; a partition has no I/O control of its own.
 fn block_devices(patterns: &[String]) -> Result<BTreeSet<(i64, i64)>, String> {
     let mut found = BTreeSet::new();
     for pattern in patterns {
@@ -248,7 +248,7 @@ mod tests {
         (dir, path)
     }
 
-    /// A block device of this machine, if it has one that is no partition.
+    /// A block device of this machine that is not a partition, if any.
     fn device() -> Option<(String, i64, i64)> {
         let name = std::fs::read_dir("/sys/block").ok()?.flatten().next()?.file_name().into_string().ok()?;
         let numbers = std::fs::read_to_string(format!("/sys/block/{name}/dev")).ok()?;

@@ -1,7 +1,7 @@
 //! Running other programs: the only place in the daemon that does.
 //!
 //! Owns the child from start to reaping: bytes on stdin, bounded output, a deadline, its own process group that is
-//! killed whole at the deadline or when the caller's future is dropped. Never interprets what a program says.
+//! killed whole at the deadline or when the caller's future is dropped. Never interprets a program's output.
 
 use podwright_sys::proc;
 use rustix::process::{
@@ -15,17 +15,17 @@ use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 
-/// Bytes of stdout that a program may write unless the caller says otherwise.
+/// Default limit of a program's stdout, bytes.
 const DEFAULT_STDOUT_LIMIT: usize = 1 << 20;
-/// Bytes of stderr kept, the last ones: that is where a program says why it gave up.
+/// Bytes of stderr kept, the last ones, where a program explains its failure.
 const STDERR_KEPT: usize = 16 << 10;
 /// Characters of stderr that go into an error message.
 const STDERR_SHOWN: usize = 2 << 10;
-/// How long output is awaited after the program itself has ended: a child of it may hold the pipes for ever.
+/// How long to wait for output after the program has ended: a child may hold the pipes for ever.
 const DRAIN_AFTER_EXIT: Duration = Duration::from_secs(1);
-/// How long a killed program is awaited. One in uninterruptible sleep ends later; the tokio runtime then reaps it.
+/// How long to wait for a killed program. One in uninterruptible sleep ends later; the tokio runtime then reaps it.
 const REAP_AFTER_KILL: Duration = Duration::from_secs(1);
-/// How often a group is looked at that is to end by itself.
+/// Interval of checking a group that is to end by itself.
 const GROUP_POLL: Duration = Duration::from_millis(20);
 /// Variables of the service manager's protocol with the daemon, which no child may speak.
 const SERVICE_MANAGER_ENV: [&str; 6] =
@@ -85,7 +85,7 @@ pub enum CommandError {
 }
 
 impl CommandError {
-    /// Whether the program's file was open for writing (being upgraded); worth another try.
+    /// Whether the program's file was open for writing (during an upgrade), which is worth another attempt.
     #[must_use]
     pub fn is_text_busy(&self) -> bool {
         matches!(self, Self::Start { source, .. } if source.kind() == io::ErrorKind::ExecutableFileBusy)
@@ -103,7 +103,7 @@ fn tail(text: &str, limit: usize) -> &str {
     &text[from..]
 }
 
-/// How a program ended and what it said.
+/// A program's exit status and output.
 #[derive(Debug)]
 pub struct Output {
     /// The program.
@@ -136,18 +136,18 @@ fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// One run of a program, to be built and then run once. It inherits the daemon's environment.
+/// One run of a program, built and then run once. Inherits the daemon's environment.
 #[derive(Debug)]
 pub struct Command {
     program: PathBuf,
     inner: tokio::process::Command,
-    /// None: it finds the end at once.
+    /// None: it reads the end at once.
     stdin: Option<Vec<u8>>,
     stdout_limit: usize,
     deadline: Duration,
-    /// What the others of its group get to end by themselves.
+    /// Time for the others of its group to end by themselves.
     grace: Option<Duration>,
-    /// How often it is told to look after its children.
+    /// Interval of reminding it of its children.
     nudge: Option<Duration>,
 }
 
@@ -174,16 +174,16 @@ impl Command {
         }
     }
 
-    /// At the deadline only the program itself is killed, and the rest of its group when it has not ended within
-    /// `grace`: for a program that has another one hold processes, who would not survive that one's sudden end. When the
-    /// future is dropped, the others are left to end by themselves.
+    /// At the deadline kills only the program itself, and the rest of its group if it has not ended within `grace`: for
+    /// a program whose helper holds processes that would not survive its sudden end. When the future is dropped, the
+    /// others end by themselves.
     #[must_use]
     pub fn orderly(mut self, grace: Duration) -> Self {
         self.grace = Some(grace);
         self
     }
 
-    /// Sends SIGCHLD to the program again and again: for one that waits for that of a child, which came before it did.
+    /// Sends SIGCHLD to the program repeatedly: for one that waits for that of a child, but missed it.
     #[must_use]
     pub fn nudge(mut self, every: Duration) -> Self {
         self.nudge = Some(every);
@@ -244,7 +244,7 @@ impl Command {
     /// If the returned future is dropped, the process group is killed and the child reaped by the runtime.
     ///
     /// # Errors
-    /// When it cannot be started, outlives the deadline or writes too much.
+    /// If it cannot be started, outlives the deadline or writes too much.
     pub async fn run(mut self) -> Result<Output, CommandError> {
         let started = Instant::now();
         let child = match stdin_of(self.stdin.is_some()).and_then(|stdin| self.inner.stdin(stdin).spawn()) {
@@ -277,7 +277,7 @@ impl Command {
             group.end_within(grace).await;
         }
         group.kill();
-        // The exit status of a killed program tells nothing; an error here means that it is gone already.
+        // A killed program's exit status says nothing; an error here means that it is already gone.
         drop(tokio::time::timeout(REAP_AFTER_KILL, group.child.wait()).await);
         let stderr = lossy(&stderr);
         Err(match failure {
@@ -290,8 +290,8 @@ impl Command {
     }
 }
 
-/// Never the node's /dev/null: an OCI runtime may give its standard descriptors away to a container's user, who can then
-/// change the mode of a device that everybody needs. A pipe that nobody can write to any more ends as that does.
+/// Never the node's /dev/null: an OCI runtime may give its standard descriptors to a container's user, who could then
+/// change the mode of a device that the whole node needs. A pipe without writers ends as that does.
 fn stdin_of(fed: bool) -> io::Result<Stdio> {
     if fed {
         return Ok(Stdio::piped());
@@ -332,7 +332,8 @@ async fn converse(
         (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let feed = async {
         if let Some(mut pipe) = stdin_pipe {
-            // A program need not read all of its input; EPIPE is its choice, told by its exit status if it matters.
+            // A program need not read all of its input; EPIPE is its choice, and its exit status shows whether it
+            // matters.
             drop(pipe.write_all(stdin).await);
         }
         Ok(())
@@ -349,7 +350,7 @@ async fn converse(
         }
         status = child.wait() => {
             let status = status.map_err(waited)?;
-            // Nobody else's output is awaited for long; what came so far is kept.
+            // Waits only briefly for others' output; output so far is kept.
             match tokio::time::timeout(DRAIN_AFTER_EXIT, talk).await {
                 Ok(talked) => talked?,
                 Err(_held_open) => {}
@@ -393,8 +394,8 @@ async fn read_tail(
     Ok(())
 }
 
-/// A child that leads its own process group. Dropped before the end, it takes the group with it; tokio
-/// (`kill_on_drop`) then reaps the leader in the background.
+/// A child that leads its own process group. Dropped before the end, it takes the group with it; tokio (`kill_on_drop`)
+/// then reaps the leader in the background.
 struct Group {
     child: tokio::process::Child,
     /// Whether the others go with the leader.
@@ -402,7 +403,7 @@ struct Group {
 }
 
 impl Group {
-    /// None after the leader was reaped: its number may belong to somebody else by then.
+    /// None after the leader was reaped: its number may then be another process's.
     fn pid(&self) -> Option<Pid> {
         self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw)
     }
@@ -415,7 +416,7 @@ impl Group {
     }
 
     /// Kills the leader and waits for the others. The leader stays a zombie meanwhile, so that its number, which is the
-    /// group's, remains its own.
+    /// group's, stays its own.
     async fn end_within(&self, grace: Duration) {
         let Some(pid) = self.pid() else { return };
         let _ = kill_process(pid, Signal::KILL);

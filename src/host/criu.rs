@@ -1,5 +1,5 @@
-//! CRIU: whether containers can be checkpointed here. Asks it, and only when somebody wants a checkpoint. Never runs it
-//! on a container: that is the OCI runtime's.
+//! CRIU: whether containers can be checkpointed here. Runs its check on the first request for a checkpoint. Never runs
+//! it on a container: the OCI runtime does.
 
 use super::command::{Command, CommandError};
 use std::io;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// Looked up in PATH, as the OCI runtimes do. A monitor's PATH is fixed and has the usual directories only.
 const PROGRAM: &str = "criu";
-/// How long its look at the kernel may take; a second on an idle machine.
+/// Limit of its kernel check; a second on an idle machine.
 const CHECK_LIMIT: Duration = Duration::from_secs(30);
 
 /// Why nothing can be checkpointed.
@@ -32,13 +32,13 @@ pub enum CriuError {
 #[derive(Debug)]
 pub struct Criu {
     on: bool,
-    /// Held while it is asked, so that many who ask at the same time cause one check. A refusal is not kept: the next
-    /// request finds what was installed meanwhile.
+    /// Held during the check, so that concurrent requests cause one. A refusal is not cached: the next request finds
+    /// what was installed meanwhile.
     works: tokio::sync::Mutex<bool>,
 }
 
 impl Criu {
-    /// As configured; looks at nothing yet.
+    /// As configured; checks nothing yet.
     #[must_use]
     pub fn new(on: bool) -> Self {
         Self { on, works: tokio::sync::Mutex::new(false) }
@@ -74,7 +74,7 @@ async fn ask(program: &Path) -> Result<(), CriuError> {
     }
 }
 
-/// The first line that tells an error: those after it are consequences.
+/// The first line with an error: later ones are consequences.
 fn reason(stdout: &[u8], stderr: &[u8], status: &str) -> String {
     let text = [stderr, stdout].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).join("\n");
     let error = text.lines().find(|line| line.contains("Error"));

@@ -1,7 +1,7 @@
-//! Who stands in a listener's door: connections that have not shown yet that they mean it. Places are few, and when all are
-//! taken a newcomer pushes out the oldest, so that clients which say nothing never keep out one that does.
+//! Connections of a listener that have not proved useful yet. Places are limited, and when all are taken a newcomer
+//! pushes out the oldest, so that silent clients never keep out others.
 //!
-//! Owns the order. Never touches a connection: who is pushed out is told, and ends by himself.
+//! Owns the order. Never touches a connection: one that is pushed out is notified and ends itself.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 
-/// What everybody gets before he can be pushed out: a client on this machine sends its request within a millisecond. Longer
-/// would let a flood keep newcomers waiting longer.
+/// Time before a connection can be pushed out: a client on this machine sends its request within a millisecond. A
+/// longer time would let a flood delay newcomers.
 const STAY: Duration = Duration::from_millis(50);
-/// Pause after a failed accept: descriptors have run out, and trying at once would only burn time.
+/// Pause after a failed accept: descriptors have run out, and an immediate retry would only burn time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The door of one listener. Cheap to clone.
+/// The places of one listener. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Doorway(Arc<Inner>);
 
@@ -55,7 +55,7 @@ impl Doorway {
         self.0.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place, where need be that of the oldest, after [`STAY`] at the latest.
+    /// A place, if necessary the oldest's, after [`STAY`] at the latest.
     pub async fn enter(&self) -> (Place, Pushed) {
         loop {
             let wait = {
@@ -76,7 +76,7 @@ impl Doorway {
                 }
                 STAY - oldest
             };
-            // Somebody may leave before that.
+            // Another may leave before that.
             let _ = tokio::time::timeout(wait, self.0.left.notified()).await;
         }
     }
@@ -87,7 +87,7 @@ impl Doorway {
         self.lock().by_age.len() > self.0.places / 4
     }
 
-    /// What to do after a failed accept: says so, has the oldest go, who holds a descriptor, and waits a moment.
+    /// Handles a failed accept: logs it, pushes out the oldest, which holds a descriptor, and waits a moment.
     pub async fn after_failed_accept(&self, listener: &'static str, error: &io::Error) {
         failed_accept(listener, error);
         self.lock().push_oldest();

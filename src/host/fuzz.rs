@@ -1,6 +1,6 @@
-//! Doors for the fuzz targets in `fuzz/`, which see only what is public: hostile bytes to the parsers of this layer. Built with
-//! `--cfg fuzzing`, and for tests that go through every door. A panic or a standstill is a finding, and so is what is
-//! asserted here.
+//! Entry points for the fuzz targets in `fuzz/`, which see only public items: hostile bytes to the parsers of this
+//! layer. Built with `--cfg fuzzing`, and for tests that use every entry point. A panic, a standstill or a failed
+//! assertion here is a finding.
 
 use super::security::{CapSet, seccomp};
 use super::{blockio, cdi, monitor, mountinfo, network, users};
@@ -16,7 +16,7 @@ pub fn cdi(data: &[u8]) {
     cdi::fuzz(data);
 }
 
-/// What a monitor says on its connection, and by the first byte with how many descriptors.
+/// A monitor's bytes on its connection; the first byte gives the number of descriptors.
 pub fn monitor(data: &[u8]) {
     monitor::fuzz::connection(data);
 }
@@ -30,7 +30,7 @@ pub fn users(data: &[u8]) {
 /// existing directory for the file.
 ///
 /// # Panics
-/// When the file cannot be written, or more mounts are found than there are lines.
+/// If the file cannot be written, or more mounts are found than there are lines.
 pub fn files(dir: &Path, data: &[u8]) {
     let Some((door, data)) = data.split_first() else { return };
     let file = dir.join("file");
@@ -64,7 +64,8 @@ pub(crate) mod seeds {
     /// Rounds through each seed; `make fuzz` does millions.
     const ROUNDS: u64 = 100;
 
-    /// Where `choices` is more than one, the first byte of a seed chooses among as many doors, and each must have a seed.
+    /// If `choices` is more than one, a seed's first byte chooses among as many entry points, and each must have a
+    /// seed.
     pub(crate) fn through(target: &str, choices: u8, mut door: impl FnMut(&[u8])) {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
         let seeds: Vec<_> =

@@ -29,7 +29,7 @@ fn version(release: &str) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// Whether a file system type is known now. One that is a module may become known at its first mount.
+/// Whether a file system type is known now. A module may add it at its first mount.
 ///
 /// # Errors
 /// When /proc is unreadable.
@@ -68,7 +68,7 @@ fn swaps_of(text: &str) -> Vec<PathBuf> {
     text.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(PathBuf::from).collect()
 }
 
-/// The largest number of open files that a process may have: ours, or another's.
+/// The largest number of open files of a process: ours, or another's.
 ///
 /// # Errors
 /// When the process is gone.

@@ -1,4 +1,4 @@
-//! Who listens on an address or a unix socket.
+//! Processes that listen on an address or a unix socket.
 //!
 //! Asks the kernel; connects to a unix socket for a moment, never to an address.
 
@@ -23,18 +23,18 @@ impl std::fmt::Display for Owner {
     }
 }
 
-/// State of a place that one wants to listen on.
+/// State of a place to listen on.
 #[derive(Debug)]
 pub enum Place {
     /// Nobody listens.
     Free,
-    /// Somebody does; who, where that can be found out.
+    /// Taken; by which process, if it can be found.
     Taken(Option<Owner>),
     /// It cannot be listened on at all.
     Unusable(io::Error),
 }
 
-/// Who serves a unix socket. A socket file on which nobody listens counts as free.
+/// The process that serves a unix socket. A socket file without a listener counts as free.
 #[must_use]
 pub fn unix(path: &Path) -> Place {
     match UnixStream::connect(path) {
@@ -48,7 +48,7 @@ pub fn unix(path: &Path) -> Place {
     }
 }
 
-/// Who listens on an address; a port of 0 is always free.
+/// The process that listens on an address; a port of 0 is always free.
 #[must_use]
 pub fn tcp(address: SocketAddr) -> Place {
     match TcpListener::bind(address) {

@@ -1,7 +1,7 @@
-//! Mechanisms of the host: what runs programs, talks to the network and the kernel on behalf of the domain.
+//! Mechanisms of the host: running programs, network and kernel for the domain.
 //!
-//! Modules here do not see each other, except `command`, which those that run programs use, `mountinfo`, and `walk` with
-//! `remove`, the ways through a tree.
+//! Modules here do not see each other, except `command` (for those that run programs), `mountinfo`, and `walk` with
+//! `remove` (trees).
 
 pub mod blockio;
 pub mod cdi;

@@ -1,5 +1,5 @@
-//! Connections from inside a network namespace. Only the making of a socket happens there, on a thread of its own that
-//! ends at once; a socket keeps its namespace, so that all else is done on it from anywhere.
+//! Connections from inside a network namespace. Only a socket's creation happens there, on a thread of its own that
+//! ends at once; a socket keeps its namespace, so everything else is done from outside.
 
 use podwright_sys::namespace;
 use std::io;
@@ -9,15 +9,15 @@ use std::time::Duration;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 
-/// For a connection on loopback: refusal comes at once, and only a full backlog or a firewall that drops takes time.
-/// Shorter than the 30 s in which kubectl expects a forwarded stream to be served.
+/// For a connection on loopback: a refusal comes at once, and only a full backlog or a firewall that drops takes time.
+/// Shorter than the 30 s in which kubectl expects a forwarded stream.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Connects to `port` of the loopback device, by IPv4 and then by IPv6, in the network namespace pinned at `netns`, or
 /// in our own without one.
 ///
 /// # Errors
-/// What was met with IPv4 when both fail, unless IPv6 was not even refused.
+/// The error of IPv4 if both fail, unless IPv6 was not even refused.
 pub async fn connect_loopback(netns: Option<&Path>, port: u16) -> io::Result<TcpStream> {
     let first = match connect(netns, (Ipv4Addr::LOCALHOST, port).into()).await {
         Ok(stream) => return Ok(stream),
@@ -34,7 +34,7 @@ async fn connect(netns: Option<&Path>, address: SocketAddr) -> io::Result<TcpStr
     let stream = tokio::time::timeout(CONNECT_LIMIT, socket.connect(address))
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    // What is forwarded is often small and waits for an answer.
+    // Forwarded data is often small and interactive.
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -61,7 +61,7 @@ mod tests {
     use std::os::fd::AsFd as _;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-    /// Listens on loopback inside a new network namespace; returns the namespace's path too.
+    /// Listens on loopback inside a new network namespace; also returns the namespace's path.
     fn elsewhere(address: &'static str) -> (std::net::TcpListener, std::fs::File, std::path::PathBuf) {
         std::thread::spawn(move || {
             namespace::unshare(namespace::Namespace::Net).unwrap();

@@ -1,5 +1,5 @@
-//! A process's PID namespace, held from the moment that it was looked at. A path by its pid would lead into another
-//! one's, the host's at worst, when the process is gone and its number is given anew.
+//! A process's PID namespace, held from the moment of its check. A path by its pid would lead into another one's, the
+//! host's at worst, when the process is gone and the pid reused.
 
 use podwright_sys::proc;
 use std::fs::File;
@@ -7,14 +7,14 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
-/// Binds the namespace of the process that has this pid and start time to `at`, which must not exist. Until it is
-/// unmounted, that leads to this namespace and no other. Blocking.
+/// Binds the namespace of the process with this pid and start time to `at`, which must not exist. Until it is
+/// unmounted, it leads only to this namespace. Blocking.
 ///
 /// # Errors
-/// `NotFound` when there is no such process any more; otherwise the kernel's.
+/// `NotFound` if the process is gone; otherwise the kernel's.
 pub fn pin(pid: u32, start_time: u64, at: &Path) -> io::Result<()> {
     let namespace = File::open(format!("/proc/{pid}/ns/pid")).map_err(gone)?;
-    // Looked at after it was opened: who has the pid now has had it all the time since its start.
+    // Checked after opening: the process that has the pid now has had it since its start.
     let same = proc::start_time(pid).map_err(gone)? == start_time;
     if !same || matches!(proc::state(pid).map_err(gone)?, 'Z' | 'X') {
         return Err(io::ErrorKind::NotFound.into());
@@ -23,7 +23,7 @@ pub fn pin(pid: u32, start_time: u64, at: &Path) -> io::Result<()> {
     Ok(rustix::mount::mount_bind(format!("/proc/self/fd/{}", namespace.as_raw_fd()), at)?)
 }
 
-/// A process that ends meanwhile is one that is gone.
+/// A process that ends meanwhile counts as gone.
 fn gone(error: io::Error) -> io::Error {
     let ended = error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error());
     if ended { io::ErrorKind::NotFound.into() } else { error }

@@ -1,9 +1,8 @@
-//! What processes hold: open files and limits, as /proc tells them. Changes nothing.
+//! Open files and limits of processes, from /proc. Changes nothing.
 
 use std::path::PathBuf;
 
-/// Open files that are looked at before giving up: each costs a system call, and a figure is not worth a tenth of a
-/// second.
+/// Limit of open files counted: each costs a system call, and a figure is not worth a tenth of a second.
 const MAX_FILES: u64 = 16_384;
 
 /// Open files of some processes together.
@@ -33,7 +32,7 @@ pub fn open_files(pids: &[i32]) -> Option<OpenFiles> {
     Some(open)
 }
 
-/// How many files a process may have open by its soft limit; None: no limit, or it is gone.
+/// A process's soft limit of open files; None: no limit, or it is gone.
 #[must_use]
 pub fn open_files_limit(pid: u32) -> Option<u64> {
     soft_limit(&std::fs::read_to_string(format!("/proc/{pid}/limits")).ok()?)

@@ -1,7 +1,7 @@
-//! Project quotas: each container's writable layer is a project of its file system, which counts what it takes and may
-//! limit it. Owns the ids and the calls; never walks a tree and never decides who is limited.
+//! Project quotas: each container's writable layer is a project of its file system, which counts its usage and may
+//! limit it. Owns the ids and the calls; never walks a tree and never decides about limits.
 //!
-//! The id stands on the directory itself, so that a restart reads back who has which, and no list can go astray.
+//! The id is stored on the directory itself, so a restart reads it back, and no list can get out of step.
 
 use podwright_sys::quota::{self, ProjectQuota, ProjectUsage};
 use rustix::fs::{Mode, OFlags};
@@ -11,10 +11,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Ids that are looked at before giving up: those in use by others are skipped, and there are few of them.
+/// Ids tried before giving up: those used elsewhere are skipped, and are few.
 const TRIES: u32 = 1024;
 
-/// Why a project could not be made, read or limited.
+/// Why a project could not be created, read or limited.
 #[derive(Debug, thiserror::Error)]
 pub enum QuotaError {
     /// A system call.
@@ -27,7 +27,7 @@ pub enum QuotaError {
         /// Cause.
         source: std::io::Error,
     },
-    /// A limit was asked for that nobody would enforce.
+    /// A limit was requested that would not be enforced.
     #[error(
         "{key} is set, but the file system of {path} has no project quotas ({found}): on xfs mount it with the option \
          prjquota; on ext4 make it with `mkfs.ext4 -O quota,project -E quotatype=prjquota` (or `tune2fs -O quota,project \
@@ -83,7 +83,7 @@ pub struct Projects {
 struct Ids {
     of: HashMap<PathBuf, u32>,
     taken: HashSet<u32>,
-    /// Where the search goes on, so that an id is used again as late as can be.
+    /// Position of the next search, so that an id is reused as late as possible.
     next: u32,
 }
 
@@ -92,7 +92,7 @@ impl Projects {
     /// that have an id of the range keep it.
     ///
     /// # Errors
-    /// When `limits` are asked for that would not be enforced, or the directory cannot be read.
+    /// If `limits` are requested that would not be enforced, or the directory cannot be read.
     pub fn detect(parent: &Path, range: Range<u32>, limits: Limits) -> Result<Option<Self>, QuotaError> {
         let file_system = open(parent)?;
         let state = quota::project_quota(file_system.as_fd()).map_err(io("ask for quotas of", parent))?;
@@ -142,14 +142,14 @@ impl Projects {
         Ok(())
     }
 
-    /// Makes an empty directory a project of its own, with these limits; what is made in it belongs to it.
+    /// Makes an empty directory a project of its own, with these limits; new files in it belong to it.
     ///
     /// # Errors
-    /// When no id is free or the kernel refuses; the directory then has none.
+    /// If no id is free or the kernel refuses; the directory then has none.
     pub fn assign(&self, directory: &Path, limits: Limits) -> Result<u32, QuotaError> {
         let opened = open(directory)?;
         let id = self.take(directory)?;
-        // Limits last: without a directory that has the id, nobody would take them back.
+        // Limits last: without a directory that has the id, they would never be removed.
         let assigned = quota::set_project(opened.as_fd(), id)
             .and_then(|()| self.limit(id, limits))
             .map_err(io("make a project of", directory));
@@ -179,7 +179,7 @@ impl Projects {
             }
             let used = quota::project_usage(self.file_system.as_fd(), id)
                 .map_err(io("read a project's usage for", directory))?;
-            // Somebody else's, or ours with files that a process still has open.
+            // Another user's, or ours with files that a process still has open.
             if used != ProjectUsage::default() {
                 continue;
             }
@@ -197,7 +197,7 @@ impl Projects {
         self.ids().of.get(directory).copied()
     }
 
-    /// What a project takes, by the file system's own count.
+    /// Usage of a project, by the file system's own count.
     ///
     /// # Errors
     /// When the kernel refuses, as after a remount without quotas.

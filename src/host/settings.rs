@@ -1,5 +1,5 @@
-//! The settings of a pod's IPC and UTS namespaces, as they are inside: read by a thread of its own that enters them and
-//! ends at once. Changes none.
+//! The settings of a pod's IPC and UTS namespaces: read by a thread of its own that enters them and ends at once.
+//! Changes none.
 
 use podwright_sys::namespace::{self, Namespace};
 use std::collections::BTreeMap;
@@ -8,8 +8,8 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-/// Reads settings, by their paths below `/proc/sys`, as they are in these namespaces, or in our own without one. What this
-/// kernel does not have is left out. Blocking.
+/// Reads settings, by their paths below `/proc/sys`, in these namespaces, or in our own without one. Leaves out those
+/// that this kernel lacks. Blocking.
 ///
 /// # Errors
 /// When a namespace cannot be entered, or a setting not be read.

@@ -1,4 +1,4 @@
-//! How large a file system is and what it lies on, without looking at a file in it.
+//! Size and device of a file system, without reading a file in it.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -10,7 +10,7 @@ pub struct Space {
     pub device: String,
     /// Size in bytes.
     pub bytes: u64,
-    /// Inodes that it can have; 0 where it does not tell.
+    /// Its maximum of inodes; 0 if it reports none.
     pub inodes: u64,
     /// Inodes that are left.
     pub free_inodes: u64,
@@ -19,7 +19,7 @@ pub struct Space {
 /// The file system that `path` is on.
 ///
 /// # Errors
-/// When the path cannot be looked at.
+/// If the path cannot be examined.
 pub fn of(path: &Path) -> std::io::Result<Space> {
     let device = std::fs::metadata(path)?.dev();
     let found = rustix::fs::statvfs(path)?;
@@ -31,7 +31,7 @@ pub fn of(path: &Path) -> std::io::Result<Space> {
     })
 }
 
-/// `/dev/sda`; empty where there is no such block device.
+/// `/dev/sda`; empty if there is no such block device.
 #[must_use]
 pub fn block_device(major: u32, minor: u32) -> String {
     let link = format!("/sys/dev/block/{major}:{minor}");

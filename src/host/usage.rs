@@ -1,6 +1,6 @@
-//! What a directory tree takes on its file system, by a walk: allocated bytes and inodes, a file with several names
-//! once. Reads only; never follows a symlink or crosses a mount, never leaves the tree, and takes trees of any shape and
-//! any change meanwhile, in slices.
+//! Disk usage of a directory tree, by a walk: allocated bytes and inodes, a file with several names once. Reads only;
+//! never follows a symlink or crosses a mount, never leaves the tree, and handles trees of any shape and any change
+//! meanwhile, in slices.
 
 use super::walk::{self, Failed, Visitor, Walk};
 use rustix::fd::OwnedFd;
@@ -12,7 +12,7 @@ use std::ffi::CStr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Bytes of a block as stat(2) counts them, whatever the file system's own are.
+/// Bytes of a block in stat(2), whatever the file system's own are.
 const STAT_BLOCK: u64 = 512;
 /// What a tree takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -47,13 +47,13 @@ pub fn measure(root: &Path) -> std::io::Result<Usage> {
     }
 }
 
-/// Of a measurement that nobody wants to interrupt: whatever comes.
+/// For an uninterrupted measurement.
 const SLICE: Duration = Duration::from_secs(1);
-/// Files with several names that are remembered, so that they count once: some 8 MiB. Each name of a further one counts
-/// as its share of the file.
+/// Files with several names that are remembered, so that they count once: about 8 MiB. Each name of a further one
+/// counts as its share of the file.
 const MAX_LINKED: usize = 1 << 18;
 
-/// A measurement under way. It can be given up at any time.
+/// A measurement in progress. It can be abandoned at any time.
 #[derive(Debug)]
 pub struct Measuring(Walk<Sum>);
 
@@ -71,7 +71,7 @@ impl Measuring {
         }
     }
 
-    /// Goes on for about so long; the figure at the end.
+    /// Continues for about this long; returns the figure at the end.
     pub fn slice(&mut self, time: Duration) -> Option<Usage> {
         match self.0.slice(Instant::now() + time) {
             Ok(true) => None,
@@ -149,7 +149,7 @@ mod tests {
     use rustix::fs::{Mode, OFlags};
     use std::os::unix::fs::symlink;
 
-    /// What `du` says, in the same terms.
+    /// The output of `du`, in the same terms.
     fn du(path: &Path) -> Usage {
         let count = |unit: &str| -> u64 {
             let out = std::process::Command::new("du").args(["-s", unit]).arg(path).output().unwrap();

@@ -1,8 +1,8 @@
-//! The way through a directory tree that others may change meanwhile: no symlink is followed, no mount is crossed, the
-//! tree is not left. Trees of any shape take a few open directories and a bounded number of names, and the way can be
-//! gone in slices. `remove` has its own, since it may change the tree.
+//! Walks a directory tree that others may change meanwhile: follows no symlink, crosses no mount, never leaves the
+//! tree. Trees of any shape take a few open directories and a bounded number of names, and the walk can be done in
+//! slices. `remove` has its own walk, since it may change the tree.
 //!
-//! Never judges what is found: that is the visitor's.
+//! Never judges entries: the visitor does.
 
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{self, Mode, OFlags, RawDir, RawDirEntry, ResolveFlags, SeekFrom, Stat};
@@ -14,10 +14,10 @@ use std::time::Instant;
 pub(crate) const MAX_OPEN: usize = 32;
 /// Entries are read in pieces of this many bytes, as the C library does.
 const READ: usize = 32 << 10;
-/// Entries that one step looks at: some milliseconds, so that a slice ends also in a directory of millions.
+/// Entries of one step: some milliseconds, so that a slice also ends in a directory of millions.
 const STEP_ENTRIES: usize = 2048;
-/// Names of directories that are remembered, in all levels together: at most 2 MiB. With these in hand, a directory is
-/// read on only when its last one has been walked.
+/// Names of directories remembered, in all levels together: at most 2 MiB. When these are reached, a directory is read
+/// on only after its last one was walked.
 const MAX_NAMES: usize = 8192;
 /// Levels that are remembered, about 60 MiB of them: a tree that deep takes gigabytes of disk for its directories.
 const MAX_LEVELS: usize = 1 << 20;
@@ -27,7 +27,7 @@ pub(crate) trait Visitor {
     /// What ends a walk.
     type Error;
 
-    /// Looks at an entry of an open directory, of which `own` tells; true: it is a directory to go into.
+    /// Visits an entry of an open directory, described by `own`; true: it is a directory to enter.
     fn entry(
         &mut self,
         directory: &OwnedFd,
@@ -35,17 +35,17 @@ pub(crate) trait Visitor {
         entry: &RawDirEntry<'_>,
     ) -> Result<bool, Self::Error>;
 
-    /// The walk goes into the directory of this name.
+    /// The walk enters the directory of this name.
     fn entered(&mut self, _name: &CStr) {}
 
     /// The walk leaves the deepest directory that it went into.
     fn left(&mut self) {}
 
-    /// What has this name in an open directory was one to go into, but cannot be opened or read.
+    /// The entry of this name in an open directory was to be entered, but cannot be opened or read.
     fn unreadable(&mut self, directory: &OwnedFd, name: &CStr, error: Errno) -> Result<(), Self::Error>;
 }
 
-/// Why what is in a directory was not looked at.
+/// Why a directory's content was not visited.
 #[derive(Debug)]
 pub(crate) enum Failed<E> {
     /// It cannot be read.
@@ -59,11 +59,11 @@ pub(crate) enum Failed<E> {
 struct Level {
     /// Open, or given up for the sake of [`MAX_OPEN`].
     directory: Option<OwnedFd>,
-    /// Device and inode, by which it is known again.
+    /// Device and inode, which identify it.
     identity: (u64, u64),
     /// Directories in it that were found and are still to be walked.
     left: Vec<CString>,
-    /// Where reading goes on, as the file system counts; None: all has been read.
+    /// Where reading continues, as the file system counts; None: all was read.
     rest: Option<u64>,
 }
 
@@ -82,7 +82,7 @@ impl<V: Visitor> Walk<V> {
         Self { visitor, levels: Vec::new(), names: 0, buffer: Vec::with_capacity(READ) }
     }
 
-    /// Goes on until the end or the time; false: at the end.
+    /// Continues until the end or the time; false: at the end.
     pub(crate) fn slice(&mut self, until: Instant) -> Result<bool, V::Error> {
         while self.step()? {
             if Instant::now() >= until {
@@ -109,7 +109,7 @@ impl<V: Visitor> Walk<V> {
         if let Some(name) = level.left.pop() {
             self.names -= 1;
             let entered = match open_in(&directory, &name) {
-                // The kernel's word for a path that is too long; this one is in levels.
+                // The kernel's error for a path that is too long; this one is in levels.
                 Ok(_) if parent + 1 >= MAX_LEVELS => Err(Failed::Read(Errno::NAMETOOLONG)),
                 Ok(child) => {
                     self.visitor.entered(&name);
@@ -145,7 +145,7 @@ impl<V: Visitor> Walk<V> {
         Ok(true)
     }
 
-    /// Looks at the first entries of a directory and makes it the deepest level.
+    /// Visits the first entries of a directory and makes it the deepest level.
     pub(crate) fn enter(&mut self, directory: OwnedFd) -> Result<(), Failed<V::Error>> {
         let (own, left, rest) = self.read(&directory, 0)?;
         let identity = (own.st_dev, own.st_ino);
@@ -153,7 +153,7 @@ impl<V: Visitor> Walk<V> {
         Ok(())
     }
 
-    /// Looks at the next entries of a directory; returns the directories among them, and where it goes on.
+    /// Visits the next entries of a directory; returns the directories among them, and where to continue.
     #[expect(clippy::type_complexity, reason = "three results of one reading, used at once")]
     fn read(
         &mut self,
@@ -199,13 +199,13 @@ impl<V: Visitor> Walk<V> {
         }
         let up = done.directory.and_then(|below| open(&below, c"..").ok());
         parent.directory = up.filter(|up| {
-            // It may have been moved: `..` is then another directory, outside the tree even.
+            // It may have been moved: `..` is then another directory, perhaps outside the tree.
             fs::fstat(up).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == parent.identity)
         });
     }
 }
 
-/// Goes through all that is in an open directory.
+/// Visits everything in an open directory.
 pub(crate) fn whole<V: Visitor>(visitor: V, root: OwnedFd) -> Result<V, Failed<V::Error>> {
     let mut walk = Walk::new(visitor);
     walk.enter(root)?;
@@ -218,7 +218,7 @@ pub(crate) fn open(at: impl AsFd, path: impl rustix::path::Arg + Copy) -> Result
     without_a_trace(|flags| fs::openat(&at, path, flags, Mode::empty()))
 }
 
-/// Opens a directory of this name in an open one, without touching its access time. What is mounted there is `XDEV`.
+/// Opens a directory of this name in an open one, without touching its access time. A mount there gives `XDEV`.
 pub(crate) fn open_in(at: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
     let how = ResolveFlags::BENEATH
         | ResolveFlags::NO_XDEV
@@ -243,9 +243,8 @@ fn without_a_trace(open: impl Fn(OFlags) -> Result<OwnedFd, Errno>) -> Result<Ow
     }
 }
 
-/// Goes down 60 levels of a tree that is deeper than a path may be long and than directories are held open. At each,
-/// `look` gets the open directory and the names of the three in it, of which the second has the next level. Returns the
-/// deepest.
+/// Descends 60 levels of a tree deeper than a path may be long and than directories are held open. At each, `look` gets
+/// the open directory and the names of the three in it, of which the second has the next level. Returns the deepest.
 #[cfg(test)]
 pub(crate) fn down_a_deep_tree(root: &std::path::Path, look: impl Fn(&OwnedFd, [&str; 3])) -> OwnedFd {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
@@ -258,7 +257,7 @@ pub(crate) fn down_a_deep_tree(root: &std::path::Path, look: impl Fn(&OwnedFd, [
     at
 }
 
-/// Makes such a tree; returns its deepest directory.
+/// Creates such a tree; returns its deepest directory.
 #[cfg(test)]
 pub(crate) fn make_a_deep_tree(root: &std::path::Path) -> OwnedFd {
     down_a_deep_tree(root, |at, names| {
@@ -268,7 +267,7 @@ pub(crate) fn make_a_deep_tree(root: &std::path::Path) -> OwnedFd {
     })
 }
 
-/// Makes a chain of this many directories named `d`, without any path that is longer than one.
+/// Creates a chain of this many directories named `d`, without any path longer than one.
 #[cfg(test)]
 pub(crate) fn make_a_chain(root: &std::path::Path, levels: usize) {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;

@@ -1,7 +1,7 @@
-//! Container events: what changed between two pictures of a pod, told to everybody who listens.
+//! Container events: differences between two snapshots of a pod, sent to all subscribers.
 //!
-//! Owns the subscribers and their queues. A pod's task never waits here: a subscriber that does not keep up is closed,
-//! and has to subscribe anew and list everything, which the kubelet does. Never keeps an event for later ones.
+//! Owns the subscribers and their queues. A pod's task never waits here: a subscriber that lags behind is closed and
+//! must subscribe again and list everything, as the kubelet does. Never keeps an event for later subscribers.
 
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::{ContainerState, SandboxState};
@@ -11,15 +11,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 
-/// Subscribers at once: a kubelet has one, people with crictl some more. Each may hold [`QUEUE`] pictures of pods.
+/// Subscribers at once: a kubelet has one, people with crictl some more. Each may hold [`QUEUE`] snapshots of pods.
 pub const MAX_SUBSCRIBERS: usize = 16;
-/// Events that may wait for one subscriber (CRI-O's number): some hundred pods that start or end at the same time.
+/// Events that may wait for one subscriber (CRI-O's number): some hundred pods starting or ending at once.
 const QUEUE: usize = 1000;
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Happening {
-    /// The container is made, or the sandbox ready.
+    /// The container is created, or the sandbox ready.
     Created,
     /// The container runs, or the sandbox is ready.
     Started,
@@ -36,13 +36,13 @@ pub struct Announcement {
     pub id: String,
     /// What happened to it.
     pub happening: Happening,
-    /// Later than that of every event before, and than the picture.
+    /// Later than every earlier event, and than the snapshot.
     pub at: Timestamp,
     /// The pod after it.
     pub pod: Arc<PodSnapshot>,
 }
 
-/// Those who listen. Sections are short and never held over an await.
+/// The subscribers. Locked briefly and never over an await.
 #[derive(Debug)]
 pub struct Announcer {
     subscribers: Mutex<Vec<Subscriber>>,
@@ -104,7 +104,7 @@ impl Announcer {
         self.subscribers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Listens from now on; None: there are [`MAX_SUBSCRIBERS`] already.
+    /// Subscribes from now on; None: there are [`MAX_SUBSCRIBERS`] already.
     #[must_use]
     pub fn subscribe(&self) -> Option<Subscription> {
         let mut subscribers = self.lock();
@@ -124,8 +124,8 @@ impl Announcer {
         self.listening.set(i64::try_from(subscribers.len()).unwrap_or(i64::MAX));
     }
 
-    /// Tells what changed from one picture to the next. The time is taken under the lock, so that the order of times
-    /// is that of the queues.
+    /// Announces the differences between two snapshots. Takes the time under the lock, so that times are in the order
+    /// of the queues.
     pub(super) fn compare(&self, clock: &Clock, before: &PodSnapshot, after: &Arc<PodSnapshot>) {
         let mut subscribers = self.lock();
         if subscribers.is_empty() {
@@ -136,7 +136,7 @@ impl Announcer {
         }
     }
 
-    /// Tells that a pod is gone, its containers first.
+    /// Announces that a pod is gone, its containers first.
     pub(super) fn removed(&self, clock: &Clock, last: &PodSnapshot) {
         let mut subscribers = self.lock();
         if subscribers.is_empty() || !last.listed() {
@@ -167,7 +167,7 @@ impl Announcer {
     }
 }
 
-/// What a listener must hear of to know `after` when it knows `before`.
+/// Events that lead from `before` to `after`.
 fn changes(before: &PodSnapshot, after: &PodSnapshot) -> Vec<(String, Happening)> {
     use Happening::{Created, Deleted, Started, Stopped};
     let mut changes = Vec::new();
@@ -199,7 +199,7 @@ fn changes(before: &PodSnapshot, after: &PodSnapshot) -> Vec<(String, Happening)
     changes
 }
 
-/// How far a container has come, as events tell it.
+/// A container's progress, in terms of events.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Step {
     Created,
@@ -215,7 +215,7 @@ fn step(state: &ContainerState) -> Step {
     }
 }
 
-/// Whether it ended after it had run: one whose end was told before its start.
+/// Whether it ended after it had run: one whose end was reported before its start.
 fn ran(container: &ContainerSnapshot) -> bool {
     matches!(container.state, ContainerState::Exited { started_at: Some(_), .. })
 }
@@ -295,7 +295,7 @@ mod tests {
             (ready(&[('b', created.clone())]), ready(&[('b', ContainerState::Starting)]), ""),
             (ready(&[('b', ContainerState::Starting)]), ready(&[('b', running())]), "b:Started"),
             (ready(&[('b', running())]), ready(&[('b', exited(Some(1)))]), "b:Stopped"),
-            // The end was told before the start.
+            // The end was reported before the start.
             (
                 ready(&[('b', ContainerState::Starting)]),
                 ready(&[('b', exited(Some(1)))]),
@@ -321,7 +321,7 @@ mod tests {
         let (before, after) = (ready(&[]), ready(&[('b', ContainerState::Created), ('c', running())]));
         announcer.compare(&clock, &before, &after);
         announcer.removed(&clock, &after);
-        // Nobody ever heard of one that was never ready.
+        // A sandbox that was never ready was never announced.
         announcer.removed(&clock, &pod(SandboxState::Preparing, &[]));
         let mut events = Vec::new();
         while let Ok(event) = subscription.queue.try_recv() {

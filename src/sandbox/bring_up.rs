@@ -1,6 +1,5 @@
-//! The way of a sandbox up and down. `bring_up` stops at the first error; `tear_down` is idempotent, goes on after
-//! errors and tells them all. Both work from the record alone, so they serve recovery as well. Neither decides
-//! when: that is `pod`.
+//! Bringing a sandbox up and down. `bring_up` stops at the first error; `tear_down` is idempotent, continues after
+//! errors and reports them all. Both work from the record alone, so they serve recovery too. `pod` decides when.
 
 use super::error::SandboxError;
 use super::files::PodFiles;
@@ -20,8 +19,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// How long StopPodSandbox waits for killed containers to be gone before it reports them. The kubelet's own limit
-/// for the call is two minutes and it calls again.
+/// How long StopPodSandbox waits for killed containers before it reports them. The kubelet's limit for the call is two
+/// minutes, and it repeats the call.
 const KILL_WAIT: Duration = Duration::from_secs(30);
 
 /// A sandbox that is up.
@@ -36,7 +35,7 @@ pub(super) struct BroughtUp {
 pub(super) async fn bring_up(node: Arc<Node>, spec: Arc<SandboxSpec>) -> Result<BroughtUp, SandboxError> {
     let begun = Instant::now();
     in_place(|| make_private_dir(&node.exit_dir(&spec.id)))?;
-    // Of a cgroup nobody but the record knows where it is.
+    // Only the record knows the place of a cgroup.
     let record_first = node.init_leaf(&spec)?.is_some();
     if record_first {
         node.metrics.step("run_pod_sandbox", "record", record(&node, &spec)).await?;
@@ -96,7 +95,7 @@ async fn launch(node: &Arc<Node>, spec: &SandboxSpec) -> Result<(Monitor, Events
     Ok(launched.await?)
 }
 
-/// Makes the cgroup of the pod's own process 1, in which the monitor puts it.
+/// Creates the cgroup for the pod's own process 1, which the monitor moves there.
 async fn init_cgroups(node: &Arc<Node>, spec: &SandboxSpec) -> Result<Vec<PathBuf>, SandboxError> {
     let Some(leaf) = node.init_leaf(spec)? else { return Ok(Vec::new()) };
     let node = node.clone();
@@ -106,7 +105,7 @@ async fn init_cgroups(node: &Arc<Node>, spec: &SandboxSpec) -> Result<Vec<PathBu
 /// Groups that may ping.
 const PING_GROUPS: &str = "net.ipv4.ping_group_range";
 
-/// The pod's own sysctls over the defaults that containerd sets (enable_unprivileged_ports, enable_unprivileged_icmp).
+/// The pod's sysctls over containerd's defaults (enable_unprivileged_ports, enable_unprivileged_icmp).
 fn sysctls(node: &Node, spec: &SandboxSpec) -> BTreeMap<String, String> {
     let mut sysctls = BTreeMap::new();
     if spec.namespaces.network != NamespaceMode::Node {
@@ -142,8 +141,8 @@ async fn write_files(node: &Arc<Node>, spec: &Arc<SandboxSpec>) -> Result<(), Sa
 /// CRI-O's annotations for the size of a pod's /dev/shm, the newer first.
 const SHM_SIZE: [&str; 2] = ["shm-size.crio.io", "io.kubernetes.cri-o.ShmSize"];
 
-/// Size of the pod's /dev/shm. Memory in it is the pod's, so that it may ask for more only where the handler lets its
-/// annotation through.
+/// Size of the pod's /dev/shm. Its memory is charged to the pod, so a pod may request more only if the handler allows
+/// its annotation.
 pub(super) fn shm_bytes(node: &Node, spec: &SandboxSpec) -> Result<u64, SandboxError> {
     let allowed = node.handler(&spec.runtime_handler).pod_annotations;
     let asked = SHM_SIZE.into_iter().filter_map(|name| Some((name, spec.annotations.get(name)?)));
@@ -171,11 +170,11 @@ fn attachment(node: &Node, spec: &SandboxSpec) -> Attachment {
     }
 }
 
-/// A container to be waited for while its pod goes down.
+/// A container to wait for while its pod goes down.
 pub(super) type Dying = (ContainerId, watch::Receiver<Phase>);
 
-/// Gives back everything a sandbox holds: waits for its containers (which the caller has told to die) while the
-/// network is detached, then ends the monitor and unmounts. The record stays.
+/// Releases everything that a sandbox holds: waits for its containers (already killed by the caller) while the network
+/// is detached, then ends the monitor and unmounts. The record stays.
 pub(super) async fn tear_down(
     node: Arc<Node>,
     spec: Arc<SandboxSpec>,
@@ -217,8 +216,8 @@ async fn await_containers(node: &Node, spec: &SandboxSpec, dying: Vec<Dying>) ->
     errors
 }
 
-/// A monitor that does not answer tells no end of its containers either, and the pod could never be removed. It is
-/// killed; its loss is then told, and the next call finds them ended.
+/// A monitor that does not answer reports no end of its containers either, and the pod could never be removed. So it is
+/// killed; its loss is reported, and the next call finds them ended.
 async fn unblock(node: &Node, spec: &SandboxSpec, monitor: Option<&Monitor>) {
     let Some(monitor) = monitor else { return };
     if let Err(MonitorError::Unresponsive { .. }) = monitor.list().await {
@@ -249,7 +248,7 @@ async fn end_monitor(
         None => match monitor::adopt(&dir).await {
             Ok((monitor, _events)) => Some(monitor),
             Err(MonitorError::NotRunning { .. }) => None,
-            // Its containers are gone, so that nobody needs it; nor can it be asked when it speaks another protocol.
+            // Its containers are gone, so nothing needs it; nor can a monitor of another protocol be asked.
             Err(MonitorError::Unresponsive { .. } | MonitorError::Version { .. }) => {
                 monitor::kill(&dir);
                 None
@@ -264,7 +263,7 @@ async fn end_monitor(
             Err(error) => return Err(error.into()),
         }
     }
-    // A monitor that was killed leaves its pin and the pod's own PID 1 behind.
+    // A killed monitor leaves its pin and the pod's own PID 1 behind.
     let (pin, leaf, node) = (node.netns(&spec.id), node.init_leaf(spec)?, node.clone());
     blocking(move || {
         monitor::sweep(&dir, &pin)?;
@@ -273,7 +272,7 @@ async fn end_monitor(
     .await
 }
 
-/// The processes that are left in a container's cgroup, for people.
+/// The processes left in a container's cgroup, for an error message.
 fn processes(node: &Node, pod: &SandboxSpec, id: &ContainerId) -> String {
     let pids = node.leaf(pod, id).and_then(|leaf| Ok(node.cgroups.pids(&leaf)?)).unwrap_or_default();
     let told = pids.iter().map(|pid| {

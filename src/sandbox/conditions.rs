@@ -10,9 +10,9 @@ pub struct Condition {
     pub name: &'static str,
     /// Whether it holds.
     pub ok: bool,
-    /// A word for programs; empty where it holds.
+    /// A machine-readable reason; empty if it holds.
     pub reason: &'static str,
-    /// For people; empty where it holds.
+    /// A readable message; empty if it holds.
     pub message: String,
 }
 

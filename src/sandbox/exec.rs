@@ -1,6 +1,6 @@
 //! ExecSync: runs a command in a running container through its monitor and collects the output here, so that the
-//! monitor's memory does not grow with it (`output`). Goes around the pod's mailbox. Owns the limits of time; streams
-//! stand elsewhere.
+//! monitor's memory does not grow with it (`output`). Bypasses the pod's mailbox. Owns the time limits; streams are
+//! elsewhere.
 
 use super::error::SandboxError;
 use super::node::{Node, write_private};
@@ -14,11 +14,11 @@ use podwright_sys::pidfd::SIGKILL;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long a killed command may take to be reaped before its end is no longer waited for.
+/// How long to wait for a killed command to be reaped.
 const REAP_WAIT: Duration = Duration::from_secs(5);
 
-/// How long a dying container's init is looked at after the runtime refused a command in it. A refusal for other reasons
-/// comes that much later.
+/// How long to watch a dying container's init after the runtime refused a command in it. Delays a refusal for other
+/// reasons by as much.
 const END_WAIT: Duration = Duration::from_millis(100);
 /// How often.
 const END_POLL: Duration = Duration::from_millis(5);
@@ -32,7 +32,7 @@ pub struct Output {
     pub stderr: Vec<u8>,
     /// 128 plus the signal's number where a signal ended it.
     pub exit_code: i32,
-    /// To be dropped when the output is.
+    /// Dropped with the output.
     pub hold: OutputHold,
 }
 
@@ -78,7 +78,7 @@ pub(super) async fn exec_sync(
         monitor.exec(request, stdio).await?;
         let lost = || SandboxError::MonitorLost(pod.spec.id.clone());
         tokio::select! {
-            // What was told before the monitor went is still true.
+            // Reports from before the monitor's end are still true.
             biased;
             code = &mut ended => code.map_err(|_| lost()),
             () = monitor.gone() => Err(lost()),
@@ -91,7 +91,7 @@ pub(super) async fn exec_sync(
             Ok(result) => result,
             Err(_) => {
                 kill(monitor, &exec_id).await;
-                // Until it was reaped, so that nobody finds it alive later.
+                // Until it was reaped, so that it is not found alive later.
                 let _ = tokio::time::timeout(REAP_WAIT, run).await;
                 Err(SandboxError::ExecTimeout { container: id.to_string(), timeout: limit })
             }
@@ -103,10 +103,10 @@ pub(super) async fn exec_sync(
         &exit_code
         && dies_soon(*init).await
     {
-        // The runtime's words on a container that ended under its hands help nobody.
+        // The runtime's error about a container that ended meanwhile does not help.
         return refuse("exited");
     }
-    // A child that was left behind may hold the pipes for ever: give it a moment, then answer with what there is.
+    // A leftover child may hold the pipes for ever: wait a moment, then answer with what is there.
     let drain = Duration::from_secs(node.config.containers.exec_drain_seconds);
     let exit_code = exit_code?;
     let deadline = tokio::time::Instant::now() + drain;
@@ -123,7 +123,7 @@ async fn kill(monitor: &Monitor, exec_id: &str) {
     }
 }
 
-/// Whether a container whose runtime just refused a command is at its end: the runtime may see that first.
+/// Whether a container whose runtime just refused a command is ending: the runtime may notice first.
 async fn dies_soon(init: Init) -> bool {
     let until = tokio::time::Instant::now() + END_WAIT;
     while is_alive(init) {
@@ -140,7 +140,7 @@ pub(super) fn is_alive(init: Init) -> bool {
         && podwright_sys::proc::state(init.pid).is_ok_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
-/// A command whose caller may go away: nobody would ever read its output, so it is killed then, as containerd does.
+/// A command whose caller may go away: its output would never be read, so it is killed then, as in containerd.
 struct Unfinished<'a> {
     monitor: Option<&'a Monitor>,
     exec_id: &'a str,
@@ -170,7 +170,7 @@ impl Drop for Forget<'_> {
 /// The terminal of a command.
 pub(super) enum Terminal {
     No,
-    /// With its first size, if there is one.
+    /// With its first size, if any.
     Yes(Option<TerminalSize>),
 }
 
@@ -218,7 +218,7 @@ impl ProcessFile {
     }
 }
 
-/// As for a container with a terminal (`spec::process`), unless the container has a `TERM` of its own.
+/// As for a container with a terminal (`spec::process`), unless the container has its own `TERM`.
 fn name_terminal(process: &mut serde_json::Map<String, serde_json::Value>) {
     let env = process.entry("env").or_insert_with(|| serde_json::json!([]));
     if let Some(env) = env.as_array_mut()
@@ -230,7 +230,7 @@ fn name_terminal(process: &mut serde_json::Map<String, serde_json::Value>) {
 
 impl Drop for ProcessFile {
     fn drop(&mut self) {
-        // It may be gone already with its bundle.
+        // It may already be gone with its bundle.
         let _ = std::fs::remove_file(&self.0);
     }
 }

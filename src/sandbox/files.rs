@@ -1,5 +1,5 @@
 //! The files that a pod's containers share: hostname, hosts, resolv.conf. Owns their text, and the small tmpfs of the
-//! pod's own that they lie on: containers may write to them, and fill nothing but that.
+//! pod that holds them: containers can write to them, but fill nothing else.
 
 use super::SandboxError;
 use super::node::make_private_dir;
@@ -7,8 +7,8 @@ use crate::host::rootfs;
 use crate::model::{DnsConfig, SandboxSpec, UserNamespace};
 use std::path::{Path, PathBuf};
 
-/// What containers may write to the three files together, beyond what is in them at first. A hosts file of a thousand
-/// names has 30 KiB. It is memory, charged to the container that writes.
+/// What containers may write to the three files together, beyond their first content. A hosts file of a thousand names
+/// has 30 KiB. It is memory, charged to the writing container.
 const ROOM: u64 = 256 << 10;
 
 /// Where the pod's files stand.
@@ -27,7 +27,7 @@ pub(super) struct PodFiles {
 }
 
 impl PodFiles {
-    /// The files below a pod's run directory. A pod that podwright 0.1.0 made has them there itself.
+    /// The files below a pod's run directory. Pods of earlier builds have them directly there.
     #[must_use]
     pub(super) fn below(pod: &Path) -> Self {
         let dir = pod.join("files");
@@ -63,9 +63,9 @@ impl PodFiles {
         files.iter().try_for_each(|(path, text)| put(path, text, owner))
     }
 
-    /// What containers have written to them, in bytes of memory; 0 where that is not known. Blocking.
+    /// Bytes that containers have written to them, in memory; 0 if unknown. Blocking.
     pub(super) fn written(&self) -> u64 {
-        // Without the mount it would be the figure of the host's file system.
+        // Without the mount it would be the host file system's figure.
         if !rootfs::is_mounted(&self.dir).unwrap_or(false) {
             return 0;
         }
@@ -86,7 +86,7 @@ impl PodFiles {
 
 /// Bytes that a file of that length takes on a tmpfs.
 fn pages(length: usize) -> u64 {
-    // The block size of file systems that are only memory is that of a page; none has larger ones than 64 KiB.
+    // The block size of memory file systems is that of a page, at most 64 KiB.
     static PAGE: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
     let page =
         *PAGE.get_or_init(|| rustix::fs::statvfs("/proc").map_or(64 << 10, |found| found.f_bsize.max(1)));

@@ -1,6 +1,6 @@
-//! Doors for the fuzz targets in `fuzz/`, which see only what is public: hostile bytes to the parsers of this layer. Built with
-//! `--cfg fuzzing`, and for tests that go through every door. A panic or a standstill is a finding, and so is what is
-//! asserted here.
+//! Entry points for the fuzz targets in `fuzz/`, which see only public items: hostile bytes to the parsers of this
+//! layer. Built with `--cfg fuzzing`, and for tests that use every entry point. A panic, a standstill or a failed
+//! assertion here is a finding.
 
 use super::record::{self, ContainerRecord, PodState};
 use crate::host::monitor::{ExitRecord, MonitorInfo};
@@ -30,8 +30,8 @@ fn round_trip<T: DeserializeOwned + Serialize + PartialEq + Debug>(data: &[u8]) 
     assert_eq!(serde_json::from_slice::<T>(&text).expect("what was written is read back"), value);
 }
 
-/// Files of a checkpoint by the first byte: a whole archive, CRIU's images of the host name and of IPC, removed paths, an OCI
-/// configuration. `dir` is an existing directory; of it nothing changes but what the door makes there.
+/// Files of a checkpoint by the first byte: a whole archive, CRIU's images of host name and IPC, removed paths, an OCI
+/// configuration. `dir` is an existing directory; the entry point changes only its own files there.
 pub fn checkpoint(dir: &Path, data: &[u8]) {
     super::checkpoint::fuzz::any(dir, data);
 }

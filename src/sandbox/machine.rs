@@ -1,7 +1,7 @@
-//! What a request may do in which state: pure, no I/O, no locks. `pod` asks here and then acts.
+//! Admission of requests by state: pure, no I/O, no locks. `pod` asks here and then acts.
 //!
-//! Three answers and a delay: do it; it is so already; it cannot be; or wait until what runs now has ended (the
-//! request is kept and asked again).
+//! Three answers and a delay: do it; it is so already; it cannot be; or wait until the running work has ended (the
+//! request is kept and judged again).
 
 use super::state::{ContainerState, Holdings, SandboxState};
 
@@ -16,11 +16,11 @@ pub(super) enum Activity {
     Starting,
     /// The stop signal was sent, or SIGKILL.
     Stopping,
-    /// What it leaves behind is being removed.
+    /// Its remains are being removed.
     Removing,
 }
 
-/// What is asked of a container.
+/// Requests to a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ContainerRequest {
     /// StartContainer
@@ -66,9 +66,9 @@ pub(super) enum Admission {
     Already,
     /// The same work runs: answer with its result.
     Join,
-    /// First stop the container at once, then ask again.
+    /// First stop the container at once, then judge again.
     StopFirst,
-    /// Ask again when the present work has ended.
+    /// Judge again when the running work has ended.
     Wait,
     /// It cannot be in this state.
     Denied,

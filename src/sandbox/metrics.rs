@@ -1,4 +1,4 @@
-//! The domain's metrics: the steps of a pod's and a container's way up and down, and the CNI plugins' part in it.
+//! The domain's metrics: the steps of starting and stopping pods and containers, and the CNI plugins' part in them.
 
 use crate::host::network::PluginCall;
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
@@ -18,7 +18,7 @@ pub struct PodMetrics {
 }
 
 impl PodMetrics {
-    /// Makes the metrics and registers them.
+    /// Creates and registers the metrics.
     ///
     /// # Errors
     /// When a name is registered twice.
@@ -64,7 +64,7 @@ impl PodMetrics {
         self.steps.with_label_values(&[operation, step]).observe(time.as_secs_f64());
     }
 
-    /// Records time spent in other people's programs during an operation, so that our own share can be told.
+    /// Records time spent in other programs during an operation, so that our own share is visible.
     pub fn plugin_time(&self, operation: &str, time: std::time::Duration) {
         self.steps.with_label_values(&[operation, "plugins"]).observe(time.as_secs_f64());
     }

@@ -1,7 +1,7 @@
 //! The domain of pods: sandboxes and their containers, from request to removal and through restarts of the daemon.
 //!
-//! Owns their states (pictures in `state`), the rules (`machine`), one task a pod (`pod`), the records (`record`) and
-//! recovery (`recover`). Never speaks gRPC, never runs a program itself: mechanisms stand in `host`.
+//! Owns their states (snapshots in `state`), the rules (`machine`), one task per pod (`pod`), the records (`record`)
+//! and recovery (`recover`). Never speaks gRPC, never runs a program itself: `host` has the mechanisms.
 
 mod announce;
 mod bring_up;

@@ -1,4 +1,4 @@
-//! The mechanisms that every pod is given, and where things stand on disk. Holds handles, no pod state.
+//! The mechanisms shared by all pods, and paths on disk. Holds handles, no pod state.
 
 use super::announce::Announcer;
 use super::checkpoint::Checkpoints;
@@ -24,8 +24,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tokio::sync::oneshot;
 
-/// Trees that are being removed. Within the directory of those that are not, since that may be a file system of its own;
-/// no id of a container is such a name.
+/// Trees being removed. Inside the directory of the live ones, which may be a file system of its own; no container id
+/// looks like this.
 const TRASH: &str = ".trash";
 
 /// Everything below the domain, wired once in `main`.
@@ -47,7 +47,7 @@ pub struct Node {
     pub driver: Driver,
     /// The cgroup parent of pods that name none.
     pub default_parent: String,
-    /// What the kernel and our own privileges allow; what the runtimes can do is not in it.
+    /// What the kernel and our own privileges allow, without the runtimes' capabilities.
     pub facts: HostFacts,
     /// AppArmor profiles.
     pub apparmor: AppArmor,
@@ -67,9 +67,9 @@ pub struct Node {
     pub execs: ExecWaiters,
     /// Memory for the output of ExecSync.
     pub outputs: OutputBudget,
-    /// Who listens to container events.
+    /// The subscribers of container events.
     pub announcer: Announcer,
-    /// Whether and whom it is checkpointing.
+    /// Whether and which containers it is checkpointing.
     pub checkpoints: Checkpoints,
     /// Whether pods can have user namespaces.
     pub user_namespaces: UserNamespaces,
@@ -82,7 +82,7 @@ impl Node {
         self.config.state.join("pods").join(id.as_str())
     }
 
-    /// What containers have written to the files that the pod's containers share, in bytes. Blocking.
+    /// Bytes that containers have written to the pod's shared files. Blocking.
     #[must_use]
     pub fn written_to_pod_files(&self, id: &SandboxId) -> u64 {
         PodFiles::below(&self.pod_dir(id)).written()
@@ -106,7 +106,7 @@ impl Node {
         self.config.root.join("containers").join(id.as_str())
     }
 
-    /// Where writable layers are that are being removed.
+    /// Directory of writable layers being removed.
     #[must_use]
     pub fn trash(&self) -> PathBuf {
         self.config.root.join("containers").join(TRASH)
@@ -126,7 +126,7 @@ impl Node {
         Ok(cgroups::leaf(self.cgroup_parent(pod), id)?)
     }
 
-    /// The cgroup of the pod's own process 1, below the pod's; none where the pod has no such process.
+    /// The cgroup of the pod's own process 1, below the pod's; none if the pod has no such process.
     ///
     /// # Errors
     /// As [`Self::leaf`].
@@ -135,7 +135,7 @@ impl Node {
         Ok(shares.then(|| cgroups::init_leaf(self.cgroup_parent(pod), &pod.id)).transpose()?)
     }
 
-    /// The pod's own cgroup, in which those of its containers lie.
+    /// The pod's own cgroup, the parent of its containers' cgroups.
     ///
     /// # Errors
     /// As [`Self::leaf`].
@@ -156,23 +156,23 @@ impl Node {
         }
     }
 
-    /// What a handler's runtime can do; nothing where there is no such handler.
+    /// The capabilities of a handler's runtime; none if there is no such handler.
     fn features(&self, handler: &str) -> Features {
         self.runtimes.get(handler).map(|runtime| runtime.features()).unwrap_or_default()
     }
 
-    /// Whether kernel and runtime of a handler make a mount read-only with all below it.
+    /// Whether a handler's kernel and runtime support recursive read-only mounts.
     #[must_use]
     pub fn recursive_read_only(&self, handler: &str) -> bool {
         self.facts.recursive_read_only && self.features(handler).recursive_read_only
     }
 
-    /// Whether a handler's runtime has to be told where a restored process belongs.
+    /// Whether a handler's runtime must be told the cgroup of a restored process.
     pub(super) fn restores_into_old_cgroup(&self, handler: &str) -> bool {
         self.cgroups.mode() == cgroups::CgroupMode::V2 && self.features(handler).restores_into_old_cgroup
     }
 
-    /// To be called as soon as it is known that the OCI runtime will put a process into a cgroup. Returns at once.
+    /// Call it as soon as the OCI runtime is sure to put a process into a cgroup. Returns at once.
     pub(super) fn expect_cgroup_moves(&self) {
         let cgroups = self.cgroups.clone();
         drop(tokio::task::spawn_blocking(move || cgroups.hasten_moves()));
@@ -183,7 +183,7 @@ impl Node {
         UserNamespaces::have(self, handler).await
     }
 
-    /// Whether this pod can have what it asks for of user namespaces.
+    /// Whether this pod can have the user namespaces that it requests.
     ///
     /// # Errors
     /// When its handler has none, with the reason.
@@ -206,7 +206,7 @@ impl Node {
     /// The runtime of a handler; empty: the default.
     ///
     /// # Errors
-    /// When there is none of that name, or its program is missing.
+    /// If there is none of that name, or its program is missing.
     pub fn runtime(&self, handler: &str) -> Result<Arc<Runtime>, SandboxError> {
         let runtime = self.runtimes.get(handler).ok_or_else(|| SandboxError::UnknownHandler {
             handler: handler.to_owned(),
@@ -217,7 +217,7 @@ impl Node {
     }
 }
 
-/// Makes a directory and its parents with mode 0700: nobody but root looks into our state.
+/// Creates a directory and its parents with mode 0700: only root may see our state.
 pub(super) fn make_private_dir(path: &Path) -> Result<(), SandboxError> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new()
@@ -227,8 +227,8 @@ pub(super) fn make_private_dir(path: &Path) -> Result<(), SandboxError> {
         .map_err(SandboxError::io("make directory", path))
 }
 
-/// Writes a file that nobody but root reads: a bundle with a user namespace lets that one's root through, and what runs
-/// in a container, with its environment, is told in such files. The OCI runtimes read them as root.
+/// Writes a file that only root may read: a bundle with a user namespace lets its root through, and such files contain
+/// a container's environment. The OCI runtimes read them as root.
 pub(super) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), SandboxError> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
@@ -237,19 +237,19 @@ pub(super) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), SandboxErro
     file.and_then(|mut file| file.write_all(bytes)).map_err(SandboxError::io("write", path))
 }
 
-/// Those who wait for an exec's end, by exec id. A short section, never held over an await.
+/// Waiters for an exec's end, by exec id. Locked briefly, never over an await.
 #[derive(Debug, Default)]
 pub struct ExecWaiters(Mutex<HashMap<String, oneshot::Sender<i32>>>);
 
 impl ExecWaiters {
-    /// Waits for the end of `exec_id`; to be called before the exec starts, since it may end at once.
+    /// Waits for the end of `exec_id`; call it before the exec starts, since that may end at once.
     pub fn expect(&self, exec_id: &str) -> oneshot::Receiver<i32> {
         let (tell, told) = oneshot::channel();
         self.lock().insert(exec_id.to_owned(), tell);
         told
     }
 
-    /// Tells the waiter, if there still is one.
+    /// Notifies the waiter, if there still is one.
     pub fn ended(&self, exec_id: &str, exit_code: i32) {
         if let Some(waiter) = self.lock().remove(exec_id) {
             // A waiter that went away needs no answer.

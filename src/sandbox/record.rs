@@ -1,4 +1,4 @@
-//! Records on disk: one directory a pod, one a container, each with `spec.json` (written once) and `state.json`.
+//! Records on disk: one directory per pod, one per container, each with `spec.json` (written once) and `state.json`.
 //!
 //! Owns their layout and versions and writes them atomically (temporary file, rename). Never decides anything.
 //!
@@ -66,13 +66,13 @@ struct Versioned<T> {
 pub struct PodState {
     /// The sandbox's state.
     pub sandbox: SandboxState,
-    /// Its limits, once they have been changed; None: those that it was asked for with.
+    /// Its limits after a change; None: the requested ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<PodLimits>,
 }
 
-/// What a pod's own cgroup is limited to, by whoever made it, and what of that the runtime itself is to use. For
-/// people and for OCI runtimes with machines of their own: we write no pod's cgroup.
+/// The limits of a pod's own cgroup, and the part of them for the runtime itself. For people and for OCI runtimes with
+/// virtual machines: we write no pod's cgroup.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodLimits {
     /// Of the pod's RuntimeClass.
@@ -95,7 +95,7 @@ pub struct ContainerRecord {
 }
 
 impl ContainerRecord {
-    /// Of a container whose state cannot be read: it may run, and whoever looks has to find out.
+    /// For a container whose state cannot be read: it may run, and the reader must find out.
     fn unknown(spec: &ContainerSpec) -> Self {
         Self { container: ContainerState::Starting, resources: spec.resources.clone(), user: None }
     }
@@ -138,7 +138,7 @@ impl Records {
     /// Opens `<root>/pods`.
     ///
     /// # Errors
-    /// When the directory cannot be made.
+    /// If the directory cannot be created.
     pub fn open(root: &Path, boot_id: &str) -> Result<Self, RecordError> {
         let dir = root.join("pods");
         fs::create_dir_all(&dir).map_err(io("make directory of", &dir))?;
@@ -216,7 +216,7 @@ impl Records {
         in_place(|| remove_tree(&self.pod(id)))
     }
 
-    /// Reads every pod. A pod that cannot be read is moved to `<root>/pods.quarantine` and told, never dropped.
+    /// Reads every pod. Moves an unreadable pod to `<root>/pods.quarantine` and logs it, never drops it.
     ///
     /// # Errors
     /// When the directory itself cannot be listed.
@@ -240,8 +240,9 @@ impl Records {
         Ok((pods, broken))
     }
 
-    /// The images of all containers below `root` and of their volumes, each as often as it is used. Changes nothing, unlike [`Self::load`], so that a
-    /// program beside the daemon may ask; it must know of every container, or it is an error.
+    /// The images of all containers below `root` and of their volumes, each as often as it is used. Changes nothing,
+    /// unlike [`Self::load`], so a program beside the daemon may call it. An unreadable container is an error, since
+    /// none may be missed.
     ///
     /// # Errors
     /// When a record cannot be read.
@@ -249,7 +250,7 @@ impl Records {
         let mut images = Vec::new();
         for pod in list(&root.join("pods"))? {
             for container in list(&pod.join("containers"))? {
-                // Without a spec it was never made.
+                // Without a spec it was never created.
                 if let Some(spec) = read_optional::<ContainerSpec>(&container.join("spec.json"))? {
                     images.extend(volumes::image_ids(&spec.body).into_iter().cloned());
                     images.push(spec.body.image.id);
@@ -261,7 +262,7 @@ impl Records {
 
     fn load_pod(&self, dir: &Path, broken: &mut Vec<RecordError>) -> Result<StoredPod, RecordError> {
         let spec: Versioned<SandboxSpec> = read(&dir.join("spec.json"))?;
-        // The spec says what to give back; the state can be found out.
+        // The spec says what to release; the state can be found out.
         let state: Option<Versioned<PodState>> =
             self.readable_or_aside(&dir.join("state.json"), broken).unwrap_or_default();
         let this_boot = state.as_ref().map_or(spec.boot_id == self.boot_id, |s| s.boot_id == self.boot_id);
@@ -289,7 +290,7 @@ impl Records {
         Ok(StoredPod { spec: spec.body, state: state.map(|s| s.body), this_boot, containers })
     }
 
-    /// Reads a record, or moves it aside and tells.
+    /// Reads a record, or moves it aside and logs it.
     fn readable_or_aside<T: DeserializeOwned>(
         &self,
         path: &Path,
@@ -325,8 +326,8 @@ impl Records {
     }
 }
 
-/// Runs short work on our own file systems where its caller stands. A disk can be frozen for a snapshot, or stall: then
-/// the caller waits, and what else its thread had to do goes on elsewhere.
+/// Runs short work on our own file systems on the caller's thread. A disk can be frozen for a snapshot, or stall: then
+/// only the caller waits, and its thread's other work moves elsewhere.
 pub(super) fn in_place<T>(work: impl FnOnce() -> T) -> T {
     use tokio::runtime::{Handle, RuntimeFlavor};
     match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
@@ -383,7 +384,7 @@ fn read_optional<T: DeserializeOwned>(path: &Path) -> Result<Option<Versioned<T>
     if path.exists() { read(path).map(Some) } else { Ok(None) }
 }
 
-/// The directories in `dir`; none when it is absent.
+/// The directories in `dir`; none if it does not exist.
 fn list(dir: &Path) -> Result<Vec<PathBuf>, RecordError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,

@@ -1,16 +1,16 @@
-//! Places of a container's root that OCI runtimes mount on or make devices in before the root is the container's: each has
-//! to be a directory of the image's own. A link there has led runtimes to directories of the host (CVE-2026-41579 of runc,
-//! CVE-2026-47766 of crun, CVE-2025-54867 of youki), so it is refused before one sees it. Looks only.
+//! Places of a container's root where OCI runtimes mount or create devices before that root is in effect: each must be
+//! a directory of the image itself. A link there has led runtimes to directories of the host (CVE-2026-41579 of runc,
+//! CVE-2026-47766 of crun, CVE-2025-54867 of youki), so it is refused before a runtime sees it. Only reads.
 
 use super::error::SandboxError;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::path::Path;
 
-/// What is below them lies on what is mounted there.
+/// Anything below them lies on the runtime's mount.
 const PLACES: [&str; 3] = ["dev", "proc", "sys"];
 
-/// Looks at the merged root of a container; `image` is named in the error. What is missing is made by the OCI runtime.
+/// Checks the merged root of a container; the error names `image`. The OCI runtime creates missing directories.
 pub(super) fn check(root: &Path, image: &str) -> Result<(), SandboxError> {
     let failed = |cause: Errno| SandboxError::io("look at", root)(cause.into());
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -1,9 +1,9 @@
-//! Exec and attach with streams: a session with a process of a container. The bytes go over descriptors that the
-//! caller gets and are never seen here; nothing here waits for a client. Goes around the pod's mailbox.
+//! Exec and attach with streams: a session with a process of a container. The bytes go through the caller's descriptors
+//! and never through here; nothing here waits for a client. Bypasses the pod's mailbox.
 //!
-//! A session ends by itself when its process or container does, and for the caller by its drop. A process without a
-//! terminal then runs on and its output is taken by the monitor; one with a terminal is hung up. The same happens when
-//! the daemon dies.
+//! A session ends when its process or container does, and for the caller when dropped. A process without a terminal
+//! then runs on and the monitor takes its output; one with a terminal gets SIGHUP. The same happens when the daemon
+//! dies.
 
 use super::error::SandboxError;
 use super::exec::{ProcessFile, Terminal, is_alive};
@@ -56,27 +56,27 @@ pub struct ExitStatus {
     pub signal: Option<i32>,
 }
 
-/// How an attach ended that its client did not end.
+/// The end of an attach that its client did not end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttachEnd {
     /// The container's process is gone.
     ContainerEnded,
-    /// The container wrote more than a pipe full (1 MiB for each of stdout and stderr) beyond what was read. Nothing
-    /// that can still be read is missing, but what came after it is.
+    /// The container wrote more than a pipe full (1 MiB each for stdout and stderr) beyond what was read. What can
+    /// still be read is complete; the rest is lost.
     TooSlow,
 }
 
 /// A command that runs. All descriptors are non-blocking and suit `tokio::net::unix::pipe`, a terminal's by its
 /// `from_owned_fd_unchecked`.
 ///
-/// Every stream that is there must be read to its end, else the process blocks. Streams end when the last process that
-/// holds them does: children that were left behind may outlive the command, so that after [`ExecSession::wait`] the
-/// rest should be read for a bounded time only.
+/// Every stream must be read to its end, else the process blocks. Streams end when the last process that holds them
+/// does: leftover children may outlive the command, so after [`ExecSession::wait`] read the rest for a bounded time
+/// only.
 #[derive(Debug)]
 pub struct ExecSession {
-    /// Its drop is the end of the command's input; with a terminal it ends nothing, send EOT (4) for that.
+    /// Dropping it ends the command's input; with a terminal it ends nothing: send EOT (4) instead.
     pub stdin: Option<OwnedFd>,
-    /// Ends by EOF; with a terminal by the error EIO. With a terminal it is there whether asked or not.
+    /// Ends by EOF; with a terminal by the error EIO. Always present with a terminal.
     pub stdout: Option<OwnedFd>,
     /// Ends by EOF.
     pub stderr: Option<OwnedFd>,
@@ -85,8 +85,8 @@ pub struct ExecSession {
     pod: SandboxId,
 }
 
-/// A connection with a running container. Output from before it is not repeated. All descriptors are the ends of pipes
-/// and non-blocking.
+/// A connection with a running container. Earlier output is not repeated. All descriptors are non-blocking ends of
+/// pipes.
 #[derive(Debug)]
 pub struct AttachSession {
     /// Its drop ends the container's input if that is `stdin_once`; the container may end it first (EPIPE).
@@ -113,10 +113,10 @@ impl ExecSession {
         }
     }
 
-    /// Waits until the command has ended. To be called until it has answered once; cancelling it loses nothing.
+    /// Waits until the command has ended. Call it until it has answered once; cancelling it loses nothing.
     ///
     /// # Errors
-    /// When the pod's monitor is gone.
+    /// If the pod's monitor is gone.
     pub async fn wait(&self) -> Result<ExitStatus, SandboxError> {
         match self.leash.ended().await {
             Some(SessionEnd::Exited { exit_code, signal }) => Ok(ExitStatus { code: exit_code, signal }),
@@ -137,11 +137,11 @@ impl AttachSession {
         Ok(self.monitor.resize(target, size.columns, size.rows).await?)
     }
 
-    /// Waits until the container has ended, or the client was too slow. To be called until it has answered once;
-    /// cancelling it loses nothing. What is in the streams is still to be read then, and they end.
+    /// Waits until the container has ended, or the client was too slow. Call it until it has answered once; cancelling
+    /// it loses nothing. The streams can then still be read to their end.
     ///
     /// # Errors
-    /// When the pod's monitor is gone.
+    /// If the pod's monitor is gone.
     pub async fn wait(&self) -> Result<AttachEnd, SandboxError> {
         match self.leash.ended().await {
             Some(SessionEnd::ContainerEnded | SessionEnd::Exited { .. }) => Ok(AttachEnd::ContainerEnded),
@@ -186,7 +186,7 @@ pub(super) async fn exec(
     }
     let session = ExecSession { stdin, stdout, stderr, terminal, leash, pod: pod.spec.id.clone() };
     if let Some(size) = ask.size {
-        // For a runtime that does not look at the first size; nothing happens where it is that already.
+        // For a runtime that ignores the first size; no effect if it is already set.
         session.resize(size).map_err(SandboxError::io("resize", "a terminal".as_ref()))?;
     }
     Ok(session)
@@ -200,7 +200,7 @@ pub(super) async fn attach(
     let id = &container.spec.id;
     let monitor = running("attach to", pod, container)?;
     let stdio = StdioFlags {
-        // A terminal always has an input; whether it may be used was said at creation.
+        // A terminal always has an input; the creation decided whether it may be used.
         stdin: ask.stdin && container.spec.stdin,
         stdout: ask.stdout,
         stderr: ask.stderr,
@@ -231,7 +231,7 @@ pub(super) fn running<'a>(
     }
 }
 
-/// The runtime's words on a container that ended under its hands help nobody.
+/// The runtime's error about a container that ended meanwhile does not help.
 fn ended_meanwhile(
     operation: &'static str,
     container: &ContainerSnapshot,

@@ -1,5 +1,5 @@
-//! What readers see of a pod: immutable pictures, published after each step, so that List and Status never wait for
-//! a stop or a plugin.
+//! What readers see of a pod: immutable snapshots, published after each step, so that List and Status never wait for a
+//! stop or a plugin.
 
 use super::record::PodLimits;
 use super::state::{ContainerState, SandboxState};
@@ -16,7 +16,7 @@ pub struct PodSnapshot {
     pub spec: Arc<SandboxSpec>,
     /// Its state.
     pub state: SandboxState,
-    /// Its monitor while it has one.
+    /// Its monitor, if it has one.
     pub monitor: Option<Monitor>,
     /// Limits of its cgroup, once they have been changed.
     pub limits: Option<PodLimits>,
@@ -37,14 +37,13 @@ pub struct ContainerSnapshot {
     pub state: ContainerState,
     /// Limits in force.
     pub resources: Resources,
-    /// The user that its init runs as; None before the bundle was made.
+    /// The user of its init; None before the bundle was made.
     pub user: Option<User>,
     /// What a list has of it.
     pub list_entry: Encoded,
 }
 
-/// Bytes that a reader has made of a snapshot, so that nobody makes them again. A copy of the snapshot begins without:
-/// it may be changed.
+/// Bytes derived from a snapshot by a reader, cached. A copy of the snapshot begins without: it may be changed.
 #[derive(Debug, Default)]
 pub struct Encoded(OnceLock<Box<[u8]>>);
 
@@ -55,7 +54,7 @@ impl Clone for Encoded {
 }
 
 impl Encoded {
-    /// The bytes; the first call makes them.
+    /// The bytes; the first call creates them.
     pub fn get_or_make(&self, make: impl FnOnce() -> Vec<u8>) -> &[u8] {
         self.0.get_or_init(|| make().into())
     }
@@ -68,7 +67,7 @@ impl PodSnapshot {
         self.containers.iter().find(|c| c.spec.id == *id)
     }
 
-    /// Limits of its cgroup: the last that were told.
+    /// The last known limits of its cgroup.
     #[must_use]
     pub fn limits(&self) -> PodLimits {
         self.limits.clone().unwrap_or_else(|| PodLimits {
@@ -77,7 +76,7 @@ impl PodSnapshot {
         })
     }
 
-    /// Whether the sandbox is listed: one that is being brought up is not.
+    /// Whether the sandbox is listed: not during bring-up.
     #[must_use]
     pub fn listed(&self) -> bool {
         self.state != SandboxState::Preparing

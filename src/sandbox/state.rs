@@ -1,5 +1,5 @@
-//! The states of a sandbox and of a container, as values with their data. Owns no behaviour: what is admitted in
-//! which state stands in `machine`, what is done stands in `pod`.
+//! The states of a sandbox and of a container, as values with their data. Owns no behaviour: `machine` has the
+//! admission, `pod` the actions.
 //!
 //! ```text
 //! sandbox:    Preparing --> Ready --> NotReady{Held} --> NotReady{Released} --> gone
@@ -28,7 +28,7 @@ pub enum SandboxState {
     NotReady {
         /// Why.
         why: NotReadyCause,
-        /// What may still have to be given back.
+        /// What may still have to be released.
         resources: Holdings,
     },
 }
@@ -53,7 +53,7 @@ pub enum NotReadyCause {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Holdings {
-    /// Network, monitor or mounts may be there: tear-down is due.
+    /// Network, monitor or mounts may exist: tear-down is due.
     Held,
     /// Everything was given back.
     Released,
@@ -63,11 +63,11 @@ pub enum Holdings {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum ContainerState {
-    /// The bundle is being made. Not listed; undone after a crash.
+    /// The bundle is in preparation. Not listed; undone after a crash.
     Creating,
     /// The bundle is ready; no process yet.
     Created,
-    /// The OCI runtime has been asked to run it.
+    /// The OCI runtime is starting it.
     Starting,
     /// Its init process runs.
     Running {
@@ -101,11 +101,11 @@ pub struct Exit {
     pub code: i32,
     /// CRI reason.
     pub reason: ExitReason,
-    /// For people; empty where the code says it all.
+    /// Readable; empty if the code is enough.
     pub message: String,
     /// When.
     pub finished_at: Timestamp,
-    /// Who says so, so that a guess never passes for knowledge.
+    /// The source, so that a guess never passes for knowledge.
     pub source: ExitSource,
 }
 
@@ -126,7 +126,7 @@ pub enum ExitReason {
 }
 
 impl ExitReason {
-    /// The text that the kubelet and people know from both peers.
+    /// The text that kubelet and users know from containerd and CRI-O.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -153,7 +153,7 @@ pub enum ExitSource {
 
 /// Exit code of a container that never started (containerd's `errorStartExitCode`).
 const START_ERROR_CODE: i32 = 128;
-/// Exit code of a container that nobody saw end (both peers).
+/// Exit code of a container with an unobserved end (as in containerd and CRI-O).
 const UNKNOWN_CODE: i32 = 255;
 
 impl Exit {

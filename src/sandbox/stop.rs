@@ -1,5 +1,5 @@
-//! Ending a container: the stop signal, the grace, then SIGKILL again and again until the kernel says it is gone.
-//! A caller that goes away does not end this; a later stop may only bring SIGKILL forward.
+//! Ending a container: the stop signal, the grace period, then SIGKILL repeatedly until the kernel reports it gone. A
+//! caller that goes away does not end this; a later stop may only bring SIGKILL forward.
 
 use super::node::Node;
 use super::pod::Phase;
@@ -73,7 +73,7 @@ async fn wait_until_due(request: &mut Request) -> bool {
     }
 }
 
-/// False when the monitor could not be told.
+/// False if the monitor could not be reached.
 async fn signal(request: &Request, signal: i32) -> bool {
     let Some(monitor) = &request.monitor else { return false };
     let target = Target::Container(request.spec.id.to_string());
@@ -88,9 +88,9 @@ async fn signal(request: &Request, signal: i32) -> bool {
     }
 }
 
-/// Kills whatever is left in a container's cgroup.
+/// Kills what is left in a container's cgroup.
 pub(super) fn kill_cgroup(node: &Node, pod: &SandboxSpec, spec: &ContainerSpec) {
-    // It may have to freeze a cgroup first, and waits for that.
+    // It may have to freeze a cgroup first and wait for that.
     let killed = in_place(|| node.leaf(pod, &spec.id).and_then(|leaf| Ok(node.cgroups.kill_all(&leaf)?)));
     if let Err(error) = killed {
         // Log: Tried again.

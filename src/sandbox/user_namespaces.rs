@@ -1,5 +1,4 @@
-//! Whether pods can have user namespaces of their own: found out by trying, once a daemon, for each handler. Knows no
-//! pod.
+//! Whether pods can have user namespaces of their own: tested once per daemon and handler. Knows no pod.
 
 use super::error::SandboxError;
 use super::node::Node;
@@ -19,7 +18,7 @@ const TRIAL: IdRange = IdRange { inside: 0, outside: 4_000_000_000, count: 65_53
 /// For one runtime's trial, which takes tens of milliseconds; Status waits for the first.
 const TRIAL_LIMIT: Duration = Duration::from_secs(10);
 
-/// A user namespace to try OCI runtimes with, and another that belongs to it; there while this is.
+/// A user namespace to test OCI runtimes with, and another that belongs to it; both live as long as this.
 #[derive(Debug)]
 pub struct TrialNamespace {
     /// Hold them.
@@ -55,7 +54,7 @@ pub struct UserNamespaces(OnceCell<Arc<Found>>);
 type Found = BTreeMap<String, Option<String>>;
 
 impl UserNamespaces {
-    /// Whether pods of a handler can have them; the name of the default is empty. Waits for the trial if need be.
+    /// Whether pods of a handler can have them; the name of the default is empty. Waits for the trial if necessary.
     pub(super) async fn have(node: &Arc<Node>, handler: &str) -> bool {
         found(node).await.is_some_and(|found| found.get(handler).is_some_and(Option::is_none))
     }

@@ -1,8 +1,8 @@
-//! What containers' writable layers take, and may take. Readers get the last figure and never wait for a walk.
+//! Usage and limits of containers' writable layers. Readers get the last figure and never wait for a walk.
 //!
-//! Where the file system counts by itself (project quotas), it is asked. Elsewhere one thread, which gives way to
-//! everybody, walks the layers of those containers whose figures somebody wants, and the more a walk costs, the more
-//! rarely. Never touches a layer; who is measured when is decided by [`Meter`], without I/O.
+//! Where the file system counts by itself (project quotas), it is queried. Elsewhere one low-priority thread walks the
+//! layers of the containers whose figures are read, the more rarely the more a walk costs. Never changes a layer;
+//! [`Meter`] decides whom to measure when, without I/O.
 
 use super::metrics::PodMetrics;
 use crate::config::Config;
@@ -16,15 +16,14 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
-/// A walk that took a second is followed by twenty without: at most a twentieth of one disk queue is ours.
+/// Twenty seconds follow a walk of one second: at most a twentieth of one disk queue is ours.
 const COST_FACTOR: u32 = 20;
-/// A layer is measured on for so many periods after somebody asked, so that one who asks each period finds figures
-/// younger than that, and one who went away costs nothing.
+/// A layer is measured for this many periods after a reader's last query: a regular reader finds figures younger than a
+/// period, and one who went away costs nothing.
 const LINGER: u32 = 3;
-/// How long one layer is walked before it is the next one's turn, so that millions of files in one hold up no other's
-/// figure.
+/// How long one layer is walked before the next one's turn, so that millions of files in one delay no other's figure.
 const SLICE: Duration = Duration::from_millis(100);
-/// How long a reader waits for the first figure of a container, which only a daemon that has just started lacks.
+/// How long a reader waits for a container's first figure, which only a just started daemon lacks.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 
 /// A figure and when it was true.
@@ -41,7 +40,7 @@ pub struct Measured {
 pub struct WritableLayers {
     /// Their parent directory.
     root: PathBuf,
-    /// How their file system is named to the kubelet.
+    /// The name of their file system for the kubelet.
     file_system: PathBuf,
     projects: Option<Projects>,
     limits: Limits,
@@ -64,10 +63,10 @@ struct Meter {
     next: Instant,
     /// Nobody asked since.
     idle_from: Instant,
-    /// It changes no more once this is true; one more walk is the last.
+    /// No more changes once this is true; one more walk is the last.
     ended: bool,
     settled: bool,
-    /// A walk that goes on when it is this layer's turn again.
+    /// A walk to continue at this layer's next turn.
     under_way: Option<Walk>,
 }
 
@@ -93,7 +92,7 @@ impl Meter {
         Self { counted, last: None, next: now, idle_from: now, ended: false, settled: false, under_way: None }
     }
 
-    /// When the next walk is due; None: nobody wants one.
+    /// When the next walk is due; None: no reader.
     fn due(&self) -> Option<Instant> {
         let wanted = self.last.is_none() || self.ended || self.next < self.idle_from;
         (wanted && !self.settled && !self.counted).then_some(self.next)
@@ -108,7 +107,7 @@ impl Meter {
         (self.ended, self.settled, self.next) = (true, false, now);
     }
 
-    /// A walk that began at `begun`, and `ended` then or not, has come to an end after that much work.
+    /// A walk that began at `begun`, complete at `ended` or not, has done this much work.
     fn walked(
         &mut self,
         found: Option<Measured>,
@@ -125,10 +124,10 @@ impl Meter {
 }
 
 impl WritableLayers {
-    /// Looks at the file system of the layers below the configured root, and makes their parent directory.
+    /// Examines the file system of the layers below the configured root, and creates their parent directory.
     ///
     /// # Errors
-    /// When a limit is configured that the file system would not enforce, or it cannot be looked at.
+    /// If a limit is configured that the file system would not enforce, or it cannot be examined.
     pub fn open(config: &Config) -> Result<Self, QuotaError> {
         use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
         let root = config.root.join("containers");
@@ -162,7 +161,7 @@ impl WritableLayers {
         Ok(layers)
     }
 
-    /// How usage is found out: `project quota`, `project quota with limits` or `walk`.
+    /// The mode: `project quota`, `project quota with limits` or `walk`.
     #[must_use]
     pub fn mode(&self) -> &'static str {
         match (&self.projects, self.limits.any()) {
@@ -172,7 +171,7 @@ impl WritableLayers {
         }
     }
 
-    /// The path that stands for the file system of the layers, the images' own where they share one.
+    /// The path that names the layers' file system, the images' own if they share one.
     #[must_use]
     pub fn file_system(&self) -> &Path {
         &self.file_system
@@ -184,7 +183,7 @@ impl WritableLayers {
         self.limits
     }
 
-    /// To be called with a layer's directory before anything is in it. Blocking.
+    /// Call it with a layer's directory before anything is in it. Blocking.
     ///
     /// # Errors
     /// When it cannot be given its limits; without limits a failure is only logged.
@@ -202,7 +201,7 @@ impl WritableLayers {
         }
     }
 
-    /// A layer that is new, and so small that it is measured at once. Blocking.
+    /// A new layer, small enough to be measured at once. Blocking.
     pub(super) fn begin(&self, id: &ContainerId) {
         let begun = Instant::now();
         let mut meter = Meter::new(begun, self.project(id).is_some());
@@ -212,7 +211,7 @@ impl WritableLayers {
         self.meters().insert(id.clone(), meter);
     }
 
-    /// A layer that an earlier daemon made.
+    /// A layer of an earlier daemon.
     pub(super) fn recover(&self, id: &ContainerId, ended: bool) {
         let mut meter = Meter::new(Instant::now(), self.project(id).is_some());
         meter.ended = ended;
@@ -302,7 +301,7 @@ impl WritableLayers {
         self.projects.as_ref()?.id(&self.directory(id))
     }
 
-    /// The file system's own figure; when it stops giving any, the layer is walked from then on.
+    /// The file system's own figure; if it stops giving any, the layer is walked from then on.
     fn counted(&self, id: &ContainerId) -> Option<Measured> {
         let (projects, project) = (self.projects.as_ref()?, self.project(id)?);
         if !self.meters().get(id).is_some_and(|m| m.counted) {
@@ -336,7 +335,7 @@ impl WritableLayers {
         }
     }
 
-    /// Walks one container's layer for a while, if it is due; it stays due until the walk is through.
+    /// Walks one container's layer for a while, if it is due; it stays due until the walk is complete.
     fn walk_due(&self, id: &ContainerId, metrics: &PodMetrics) {
         let begun = Instant::now();
         let under_way = match self.meters().get_mut(id) {
@@ -372,7 +371,7 @@ impl WritableLayers {
         self.directory(id).join("upper")
     }
 
-    /// Who is due at what time, the earliest first.
+    /// Due times, the earliest first.
     fn schedule(&self) -> Vec<(Instant, ContainerId)> {
         let mut due: Vec<_> =
             self.meters().iter().filter_map(|(id, meter)| Some((meter.due()?, id.clone()))).collect();
@@ -404,8 +403,8 @@ async fn run(layers: Arc<WritableLayers>, metrics: PodMetrics) {
     }
 }
 
-/// Walks these layers one after the other, each for a while, on a thread of its own: it gives way, which a thread of the pool that later
-/// does something else must not.
+/// Walks these layers one after the other, each for a while, on a thread of its own with lowered priority, which a pool
+/// thread could not restore.
 async fn round(layers: &Arc<WritableLayers>, due: Vec<ContainerId>, metrics: &PodMetrics) {
     let (done, ended) = oneshot::channel::<()>();
     let (layers, metrics) = (layers.clone(), metrics.clone());
@@ -469,7 +468,7 @@ mod tests {
         meter.walked(found(1), now, Duration::from_secs(3), after(3, now), PERIOD);
         meter.asked(after(3, now), PERIOD);
         assert_eq!(meter.due(), Some(after(3 + 60, now)));
-        // One that failed too, and the last figure stays.
+        // A failed walk too, and the last figure stays.
         meter.walked(None, after(63, now), Duration::from_secs(1), after(64, now), PERIOD);
         assert_eq!(meter.last, found(1));
         assert_eq!(meter.due(), Some(after(64 + 20, now)));
@@ -481,7 +480,7 @@ mod tests {
         let mut meter = Meter::new(now, false);
         meter.walked(found(1), now, Duration::ZERO, now, PERIOD);
         meter.asked(after(1, now), PERIOD);
-        // It ends while a walk is under way, which may have missed what it wrote last.
+        // It ends during a walk, which may have missed its last writes.
         meter.ended(after(12, now));
         meter.walked(found(2), after(11, now), Duration::from_secs(2), after(13, now), PERIOD);
         assert!(meter.due().is_some());
@@ -526,10 +525,10 @@ mod tests {
         assert_eq!(layers.usage(&new).await.unwrap().usage.inodes, 1);
         layers.start(PodMetrics::register(&prometheus::Registry::new()).unwrap());
         layers.recover(&old, false);
-        // Nothing is known of it: this waits for the walk.
+        // Without a figure this waits for the walk.
         assert!(layers.usage(&old).await.unwrap().usage.bytes >= 1 << 20);
         assert_eq!(layers.total().usage.inodes, 2);
-        // Its end is a reason to look again, and the change is seen.
+        // Its end triggers another walk, and the change shows.
         std::fs::write(upper(&layers, &new).join("g"), "x").unwrap();
         let mut measured = layers.measured.subscribe();
         layers.ended(&new);
@@ -546,7 +545,7 @@ mod tests {
             layers(root.path(), |config| {
                 config.containers.writable_layer_limit_bytes = bytes;
                 config.containers.writable_layer_limit_inodes = inodes;
-                // Whatever the file system can.
+                // With any file system.
                 config.containers.project_id_count = 0;
             })
         };

@@ -1,13 +1,13 @@
-//! Figures of one cgroup beyond those of every stats answer, for the CRI's metrics: v1 and v2.
+//! Figures of one cgroup beyond those of ordinary stats, for the CRI's metrics: v1 and v2.
 //!
-//! Owns the file names and the units. What the kernel does not tell is None or absent, never a guess.
+//! Owns file names and units. What the kernel does not report is None or absent, never a guess.
 
 use super::CgroupError;
 use super::stats::{keyed, number, text};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What a cgroup has used and met, in detail.
+/// A cgroup's usage and events in detail.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CgroupDetails {
     /// CPU time in user mode, nanoseconds.
@@ -30,7 +30,7 @@ pub struct CgroupDetails {
     pub active_file: Option<u64>,
     /// File pages that can be dropped, bytes.
     pub inactive_file: Option<u64>,
-    /// How often the memory limit was met.
+    /// How often usage reached the memory limit.
     pub limit_hits: Option<u64>,
     /// The most memory it had, bytes.
     pub peak: Option<u64>,
@@ -44,7 +44,7 @@ pub struct CgroupDetails {
     pub huge_pages: Vec<HugePages>,
 }
 
-/// What was read from and written to one device.
+/// Reads and writes of one device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeviceIo {
     /// Major number.
@@ -77,7 +77,7 @@ pub(super) fn read_v2(dir: &Path, page_sizes: &[String]) -> Result<CgroupDetails
     let (cpu, memory, events) = (table("cpu.stat")?, table("memory.stat")?, table("memory.events")?);
     let get = |table: &BTreeMap<String, u64>, name: &str| table.get(name).copied();
     let nanos = |name: &str| get(&cpu, name).map(|us| us.saturating_mul(1000));
-    // One figure since 5.18; before, the parts that were told.
+    // One figure since 5.18; before, the sum of the reported parts.
     let kernel = get(&memory, "kernel").or_else(|| {
         let parts = ["kernel_stack", "pagetables", "percpu", "slab"].map(|part| get(&memory, part));
         parts.iter().any(Option::is_some).then(|| parts.iter().flatten().sum())

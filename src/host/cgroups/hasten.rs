@@ -1,9 +1,9 @@
-//! Makes the kernel ready for moves between cgroups, so that the OCI runtime need not wait for it.
+//! Prepares the kernel for moves between cgroups, so that the OCI runtime need not wait.
 //!
-//! Moving a process takes `cgroup_threadgroup_rwsem` for writing. Unless somebody did so a moment ago, the kernel waits
-//! for an RCU grace period first (percpu_down_write in kernel/locking/percpu-rwsem.c): 8 ms at HZ=250, while the runtime
-//! stands still in its first write to a `cgroup.procs`. A grace period that begins when the request comes passes while
-//! the runtime still starts. Never moves anything.
+//! Moving a process takes `cgroup_threadgroup_rwsem` for writing. Unless this happened a moment ago, the kernel first
+//! waits for an RCU grace period (percpu_down_write in kernel/locking/percpu-rwsem.c): 8 ms at HZ=250, during which the
+//! runtime stands still in its first write to a `cgroup.procs`. A grace period that begins with the request passes
+//! while the runtime still starts. Never moves anything.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,15 +11,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// One at a time: all others would profit from the same grace period.
 static UNDER_WAY: AtomicBool = AtomicBool::new(false);
 
-/// Writes the daemon into the cgroup that it is in already, which the kernel treats as a move. Blocks for a grace
-/// period. Failures have no consequence but that the runtime waits itself.
+/// Writes the daemon into its current cgroup, which the kernel treats as a move. Blocks for a grace period. After a
+/// failure the runtime merely waits itself.
 pub(super) fn hasten(hierarchies: impl IntoIterator<Item = PathBuf>) {
     if UNDER_WAY.swap(true, Ordering::AcqRel) {
         return;
     }
     let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     for root in hierarchies {
-        // "0": the writing process. Read anew each time: it may have been moved, and must not be moved back.
+        // "0": the writing process. Read each time: it may have been moved, and must not be moved back.
         if let Some(dir) = own_dir(&own, &root)
             && std::fs::write(dir.join("cgroup.procs"), "0").is_ok()
         {
@@ -29,8 +29,8 @@ pub(super) fn hasten(hierarchies: impl IntoIterator<Item = PathBuf>) {
     UNDER_WAY.store(false, Ordering::Release);
 }
 
-/// The directory of the process whose /proc/PID/cgroup is `table`, in the hierarchy mounted on `root`: one named as
-/// a controller is, or the v2 tree.
+/// The directory of the process whose /proc/PID/cgroup is `table`, in the hierarchy mounted on `root`: one named like a
+/// controller, or the v2 tree.
 fn own_dir(table: &str, root: &Path) -> Option<PathBuf> {
     let name = root.file_name()?.to_str()?;
     let path_in = |wanted: &dyn Fn(&str) -> bool| {

@@ -1,21 +1,20 @@
-//! Making the one cgroup that no OCI runtime makes: that of a pod's own process 1.
+//! Creating the one cgroup that no OCI runtime creates: that of a pod's own process 1.
 
 use super::{CgroupError, Cgroups, Leaf};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-/// Without these nobody may enter a cgroup of v1's cpuset hierarchy.
+/// Without these no process may enter a cgroup of v1's cpuset hierarchy.
 const CPUSET: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
 /// A file of v1's cpuset hierarchy that v2 does not have.
 const ONLY_V1: &str = "cpuset.sched_load_balance";
 
 impl Cgroups {
-    /// Makes `leaf` in every hierarchy and tells its directories. What is there already is fine. Parents that are missing
-    /// are made as an OCI runtime makes them, but for slices: those are systemd's to make, and a hierarchy without the
-    /// slice is left out.
+    /// Creates `leaf` in every hierarchy and returns its directories. Existing ones are fine. Creates missing parents
+    /// as an OCI runtime does, except slices: systemd creates those, and a hierarchy without the slice is left out.
     ///
     /// # Errors
-    /// When a directory cannot be made.
+    /// If a directory cannot be created.
     pub fn make(&self, leaf: &Leaf) -> Result<Vec<PathBuf>, CgroupError> {
         let relative = leaf.path().strip_prefix("/").unwrap_or(leaf.path());
         let mut roots: Vec<_> = self.v1.values().chain(&self.v2).collect();
@@ -54,7 +53,7 @@ fn make_below(root: &Path, relative: &Path) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// Gives a cpuset of v1 that has none its parent's. On v2 an empty one means that already, and one whose parent keeps the
+/// Gives an empty v1 cpuset its parent's values. On v2 an empty one already means that, and a parent that keeps the
 /// controller to itself has no such files.
 fn inherit(from: &Path, to: &Path) -> Result<(), CgroupError> {
     let failed = |operation, path: &Path| {

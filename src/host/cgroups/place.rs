@@ -1,26 +1,26 @@
-//! Where cgroups lie: the driver, who it is that makes them, and the paths that follow from a pod's parent.
+//! The place of cgroups: the driver, and the paths that follow from a pod's parent.
 //!
-//! Pure but for [`Driver::choose`]. A path follows from the parent's form alone, so that what was made before the driver
-//! was changed is still found. systemd itself is spoken to by the OCI runtime only, never by us.
+//! Pure except [`Driver::choose`]. A path follows from the parent's form alone, so cgroups from before a change of the
+//! driver are still found. Only the OCI runtime talks to systemd, never we.
 
 use super::CgroupError;
 use crate::config::{self, CgroupDriver};
 use crate::model::{ContainerId, SandboxId};
 use std::path::{Component, Path, PathBuf};
 
-/// There while systemd is the system's manager (sd_booted(3)).
+/// Exists while systemd is the system's manager (sd_booted(3)).
 const SYSTEMD_RUNS: &str = "run/systemd/system";
 /// Name of process 1.
 const PROCESS_1: &str = "proc/1/comm";
-/// What systemd calls its containers of cgroups, and what it calls cgroups of processes that it did not start.
+/// systemd's unit types for containers of cgroups, and for cgroups of processes that it did not start.
 const SLICE: &str = ".slice";
-/// Beginning of our scopes' names, as `cri-containerd` and `crio` are others': tools tell runtimes apart by it.
+/// Prefix of our scopes' names, as `cri-containerd` and `crio` are others': tools distinguish runtimes by it.
 const SCOPE_PREFIX: &str = "podwright";
 
 /// Who makes cgroups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Driver {
-    /// The OCI runtime makes directories.
+    /// The OCI runtime creates directories.
     Cgroupfs,
     /// The OCI runtime has systemd make scopes.
     Systemd,
@@ -46,7 +46,7 @@ impl Driver {
         }
     }
 
-    /// The kubelet's and our own configuration's word.
+    /// The name in the kubelet's and our own configuration.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -55,7 +55,7 @@ impl Driver {
         }
     }
 
-    /// Parent of pods that name none, unless it is configured.
+    /// Default parent of pods that name none.
     #[must_use]
     pub fn default_parent(self) -> &'static str {
         match self {
@@ -81,7 +81,7 @@ impl Driver {
     /// Whether containers can be put below `parent`.
     ///
     /// # Errors
-    /// When it is of the other driver's form, or malformed.
+    /// If it has the other driver's form, or is malformed.
     pub fn check(self, parent: &str) -> Result<(), CgroupError> {
         parent_path(parent)?;
         match (self, is_slice(Path::new(parent))) {
@@ -101,8 +101,8 @@ impl Driver {
     }
 }
 
-/// One container's cgroup, or that of a pod's own process 1. Only [`leaf`] and [`init_leaf`] make one, so it always ends in
-/// an id.
+/// One container's cgroup, or that of a pod's own process 1. Only [`leaf`] and [`init_leaf`] create one, so it always
+/// ends in an id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leaf {
     path: PathBuf,
@@ -116,13 +116,13 @@ impl Leaf {
         &self.path
     }
 
-    /// Whether systemd makes its parent.
+    /// Whether systemd creates its parent.
     #[must_use]
     pub(super) fn is_below_slice(&self) -> bool {
         self.path.parent().is_some_and(is_slice)
     }
 
-    /// What the OCI runtime is told, `cgroupsPath`.
+    /// The OCI runtime's `cgroupsPath`.
     #[must_use]
     pub fn oci(&self) -> &Path {
         &self.oci
@@ -144,8 +144,8 @@ pub fn leaf(parent: &str, id: &ContainerId) -> Result<Leaf, CgroupError> {
     Ok(Leaf { oci: path.clone(), path })
 }
 
-/// The cgroup of a pod's own process 1: `<parent>/podwright-init-<id>`, below a slice too. systemd knows of no such unit
-/// and leaves the directory alone; it goes with the slice at the latest.
+/// The cgroup of a pod's own process 1: `<parent>/podwright-init-<id>`, also below a slice. systemd knows no such unit
+/// and leaves the directory alone; it vanishes with the slice at the latest.
 ///
 /// # Errors
 /// When the parent is malformed.
@@ -176,7 +176,7 @@ pub fn parent_path(parent: &str) -> Result<PathBuf, CgroupError> {
     slice_path(base(&path)).ok_or_else(bad)
 }
 
-/// The kubelet sends a whole path of slices, and one may lie below a plain directory: the last component tells.
+/// The kubelet sends a whole path of slices, and one may lie below a plain directory: the last component decides.
 fn is_slice(parent: &Path) -> bool {
     base(parent).ends_with(SLICE)
 }
@@ -185,7 +185,7 @@ fn base(path: &Path) -> &str {
     path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
-/// `a-b.slice` lies at `/a.slice/a-b.slice` (systemd.slice(5)); None: no slice has that name.
+/// `a-b.slice` lies at `/a.slice/a-b.slice` (systemd.slice(5)); None: an invalid slice name.
 fn slice_path(slice: &str) -> Option<PathBuf> {
     let name = slice.strip_suffix(SLICE)?;
     let mut path = PathBuf::from("/");

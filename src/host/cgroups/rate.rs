@@ -1,18 +1,18 @@
-//! CPU time as a rate: what was used between two readings, for whoever reads by and by.
+//! CPU time as a rate: usage between two readings by recurring readers.
 //!
-//! Owns the readings to compare with. Never reads a cgroup, never waits.
+//! Owns the earlier readings. Never reads a cgroup, never waits.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The shortest time over which a rate is told: two clients that ask at almost the same moment would otherwise each
-/// spoil the other's window. A kubelet asks every ten seconds.
+/// Shortest interval for a rate: otherwise two clients that ask almost at once would spoil each other's window. A
+/// kubelet asks every ten seconds.
 const SHORTEST: Duration = Duration::from_secs(1);
-/// From this age on a reading is replaced as what the next ones are compared with.
+/// Age from which a reading is replaced as the base of the next ones.
 const WINDOW: Duration = Duration::from_secs(10);
-/// Cgroups that nobody asked about for this long are forgotten.
+/// Cgroups without queries for this long are forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Clone, Copy)]
@@ -29,13 +29,13 @@ struct Meter {
     asked: Instant,
 }
 
-/// The readings of all cgroups that are asked about.
+/// The readings of all queried cgroups.
 #[derive(Debug, Default)]
 pub(super) struct Rates(Mutex<HashMap<PathBuf, Meter>>);
 
 impl Rates {
-    /// Nanoseconds of CPU time a second since an earlier reading, between one second and twenty or so before; None at
-    /// first, or when the counter went back, as that of a new cgroup of the same name does.
+    /// Nanoseconds of CPU time a second since an earlier reading, one to about twenty seconds ago; None at first, or if
+    /// the counter went back, as for a new cgroup of the same name.
     pub(super) fn observe(&self, cgroup: &Path, used_ns: u64, now: Instant) -> Option<u64> {
         let reading = Reading { at: now, used_ns };
         // Every section leaves the table whole.

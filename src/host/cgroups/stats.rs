@@ -1,6 +1,6 @@
 //! Usage figures of one cgroup, v1 and v2.
 //!
-//! Owns the file names and the units. Never computes rates: those need two readings (`rate`).
+//! Owns file names and units. Never computes rates: those need two readings (`rate`).
 
 use super::CgroupError;
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// A limit above this is none (v1 writes a page-aligned i64::MAX).
 const UNLIMITED_ABOVE: u64 = 1 << 62;
 
-/// Usage of one container or pod. A part is None where the host has no such controller or the cgroup is gone.
+/// Usage of one container or pod. A part is None if the host has no such controller or the cgroup is gone.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct CgroupStats {
     /// CPU time used, nanoseconds.
@@ -24,7 +24,7 @@ pub struct CgroupStats {
 }
 
 impl CgroupStats {
-    /// Both together, for cgroups that have no parent of their own; pressure and limits cannot be added up.
+    /// The sum, for cgroups without a parent of their own; pressure and limits cannot be added.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         fn sum(a: Option<u64>, b: Option<u64>) -> Option<u64> {

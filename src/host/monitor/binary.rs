@@ -1,18 +1,18 @@
-//! Where the monitor's program is.
+//! Locating the monitor's program.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Where packages put the monitor.
+/// Path of the packaged monitor.
 const PACKAGED: &str = "/usr/libexec/podwright/podwright-monitor";
 
-/// Why there is no monitor to start.
+/// Why no monitor can be started.
 #[derive(Debug, thiserror::Error)]
 pub enum BinaryError {
-    /// The configured one is not there.
+    /// The configured one does not exist.
     #[error("monitor.binary {0:?} is not there: install it, or leave the key empty")]
     Configured(PathBuf),
-    /// Neither of the places that are looked at has it.
+    /// None of the examined places has it.
     #[error("podwright-monitor is neither at {0:?} nor at {PACKAGED:?}: install it, or set monitor.binary")]
     Missing(PathBuf),
     /// The daemon's own program is not known.
@@ -20,7 +20,7 @@ pub enum BinaryError {
     Own(io::Error),
 }
 
-/// The configured program; where none is configured, the one beside the daemon's own, else the packaged one.
+/// The configured program; without one, that beside the daemon's own, else the packaged one.
 ///
 /// # Errors
 /// When it is not there.

@@ -1,4 +1,4 @@
-//! The calls that a monitor takes, each with its deadline.
+//! The calls of a monitor, each with its deadline.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -16,11 +16,11 @@ use super::MonitorError;
 use super::connection::{Answer, Command};
 use super::session::Session;
 
-/// For what a monitor does at once. It never waits for a disk or another process meanwhile, so that seconds mean that
-/// it is stopped or the node is badly overloaded.
+/// For immediate answers. A monitor never waits for a disk or another process meanwhile, so seconds mean that it is
+/// stopped or the node is badly overloaded.
 pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(5);
 
-/// For the OCI runtime's create and exec when the caller names none; kubelet's own limit for a call is two minutes.
+/// Default for the OCI runtime's create and exec; the kubelet's own limit for a call is two minutes.
 const RUNTIME_DEADLINE: Duration = Duration::from_secs(60);
 
 /// For a shutdown: longer than the monitor waits for killed containers (10 s).
@@ -93,7 +93,7 @@ pub struct ExecStarted {
 pub enum SignalOutcome {
     /// The kernel took it.
     Sent,
-    /// There is no such process any more.
+    /// The process is gone.
     AlreadyExited,
 }
 
@@ -111,13 +111,13 @@ impl Monitor {
         Self { info: Arc::new(info), link }
     }
 
-    /// Who and where it is: process, namespace paths.
+    /// Its process and namespace paths.
     #[must_use]
     pub fn info(&self) -> &MonitorRecord {
         &self.info
     }
 
-    /// Says hello, which a monitor that was found wants first. To be repeated where it did not answer.
+    /// Says hello, which an adopted monitor needs first. Repeat it if there was no answer.
     ///
     /// # Errors
     /// `Version` when it speaks another protocol; `dir` is for the message.
@@ -146,8 +146,8 @@ impl Monitor {
         }
     }
 
-    /// Runs a process in a container. Its end comes as an event. The runtime, not the process, is killed after the
-    /// deadline (a minute if not given).
+    /// Runs a process in a container. Its end arrives as an event. After the deadline (default: a minute) the runtime
+    /// is killed, not the process.
     ///
     /// # Errors
     /// `Refused` with the runtime's own message, among others.
@@ -165,11 +165,11 @@ impl Monitor {
         }
     }
 
-    /// Runs a process in a container and gets our ends of its descriptors, of which `stdio` names those that are wanted
-    /// if it has no terminal. As [`Monitor::exec`] otherwise.
+    /// Runs a process in a container and gets our ends of its descriptors, those in `stdio` unless it has a terminal.
+    /// Otherwise as [`Monitor::exec`].
     ///
     /// # Errors
-    /// `TooOld`; `Refused` with the runtime's own message, or because the pod has as many sessions as it may.
+    /// `TooOld`; `Refused` with the runtime's own message, or because the pod has its maximum of sessions.
     pub async fn session(&self, request: ExecRequest, stdio: StdioFlags) -> Result<Session, MonitorError> {
         self.needs(SESSIONS_REVISION, "exec with streams")?;
         let stdio = if request.terminal { StdioFlags::default() } else { stdio };
@@ -182,8 +182,8 @@ impl Monitor {
         }
     }
 
-    /// Watches a running container's output from now on, and writes to its stdin; `stdio` names what is wanted, and
-    /// what the container does not have is not there.
+    /// Receives a running container's output from now on, and writes to its stdin; `stdio` names the requested streams,
+    /// and those that the container lacks are missing.
     ///
     /// # Errors
     /// `TooOld`; `Refused` when it does not run, or because the pod has as many sessions as it may.
@@ -209,7 +209,7 @@ impl Monitor {
     /// Sends a signal to a process, or to the group that it leads.
     ///
     /// # Errors
-    /// `Refused` for an unknown container or a number that is no signal, among others.
+    /// `Refused` for an unknown container or an invalid signal, among others.
     pub async fn signal(
         &self,
         target: Target,
@@ -227,7 +227,7 @@ impl Monitor {
     /// Switches a container to the file that is now at its log path; in use on return.
     ///
     /// # Errors
-    /// `Refused` when it does not run, and then no file was made.
+    /// `Refused` if it does not run, and then no file was created.
     pub async fn reopen_log(&self, container_id: String) -> Result<(), MonitorError> {
         self.done("reopen log", Request::ReopenLog { container_id }, CALL_DEADLINE).await
     }
@@ -262,7 +262,7 @@ impl Monitor {
     /// Sets a container's terminal size. An exec's is set on the descriptor that came with its start.
     ///
     /// # Errors
-    /// `Refused` when there is no terminal.
+    /// `Refused` if there is no terminal.
     pub async fn resize(&self, target: Target, width: u16, height: u16) -> Result<(), MonitorError> {
         self.done("resize", Request::Resize { target, width, height }, CALL_DEADLINE).await
     }
@@ -275,7 +275,7 @@ impl Monitor {
         self.done("shutdown", Request::Shutdown { force }, SHUTDOWN_DEADLINE).await
     }
 
-    /// Waits until the connection has ended: the monitor is dead, or has to be adopted anew.
+    /// Waits until the connection has ended: the monitor is dead, or must be adopted again.
     pub async fn gone(&self) {
         self.link.commands.closed().await;
     }

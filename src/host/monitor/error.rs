@@ -1,4 +1,4 @@
-//! What can go wrong between the daemon and a monitor.
+//! Errors between the daemon and a monitor.
 
 use std::io;
 use std::path::PathBuf;
@@ -33,7 +33,7 @@ pub enum MonitorError {
         /// The cause.
         source: io::Error,
     },
-    /// The connection could not be made.
+    /// The connection failed.
     #[error("connect to monitor in {dir:?}: {source}")]
     Connect {
         /// The monitor's directory.
@@ -49,7 +49,7 @@ pub enum MonitorError {
         /// The monitor's version.
         theirs: u32,
     },
-    /// The monitor is from before this request was there.
+    /// The monitor is older than this request.
     #[error(
         "monitor of {sandbox_id} was started by an older podwright, which had no {operation}: create the pod anew"
     )]
@@ -99,7 +99,7 @@ pub enum MonitorError {
         /// For the reader.
         message: String,
     },
-    /// The answer was one to another question.
+    /// The answer does not match the request.
     #[error("monitor of {sandbox_id} gave an answer to {operation} that does not fit")]
     Mismatch {
         /// What was asked.
@@ -107,7 +107,7 @@ pub enum MonitorError {
         /// The pod.
         sandbox_id: String,
     },
-    /// The request is too large to be sent.
+    /// The request is too large.
     #[error("encode {operation} for the monitor of {sandbox_id}: {source}")]
     Encode {
         /// What was asked.
@@ -117,7 +117,7 @@ pub enum MonitorError {
         /// The cause.
         source: FrameError,
     },
-    /// What a dead monitor left could not be removed.
+    /// Remains of a dead monitor could not be removed.
     #[error("{operation} network namespace pin {path:?}: {source}")]
     Sweep {
         /// The operation.

@@ -1,4 +1,4 @@
-//! The connection's door for the fuzz target `monitor`.
+//! The connection's entry point of the fuzz target `monitor`.
 
 use super::MonitorEvent;
 use super::connection::{Command, start};
@@ -12,15 +12,15 @@ use tokio::sync::oneshot;
 
 /// Callers that wait for an answer, with the numbers from 0 on.
 const CALLERS: u64 = 3;
-/// Descriptors that come with the first byte at most.
+/// Limit of descriptors with the first byte.
 const DESCRIPTORS: u8 = 5;
 
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an asynchronous runtime")
 });
 
-/// A monitor that says these bytes and ends. Every caller gets an answer, with as many descriptors as it says, or learns
-/// that there is none; the last event is the end.
+/// A monitor that sends these bytes and ends. Every caller gets an answer, with as many descriptors as it announces, or
+/// an error; the last event is the end.
 pub(in crate::host) fn connection(data: &[u8]) {
     let Some((count, data)) = data.split_first() else { return };
     RUNTIME.block_on(async {
@@ -37,9 +37,9 @@ pub(in crate::host) fn connection(data: &[u8]) {
         let (other, _) = UnixStream::pair().expect("a pair of sockets");
         let fds = vec![other.as_fd(); usize::from(count % DESCRIPTORS)];
         let sent = if data.is_empty() { Ok(0) } else { fdpass::send(theirs.as_fd(), data, &fds) };
-        // What the socket does not take at once is left out.
+        // What the socket does not take at once is dropped.
         let _ = sent.map(|sent| (&theirs).write(&data[sent..]));
-        // It stays open for what the connection still says.
+        // It stays open for the connection's further output.
         theirs.shutdown(std::net::Shutdown::Write).expect("end the monitor's side");
         for answer in answers {
             if let Ok((reply, fds)) = answer.await {

@@ -1,4 +1,4 @@
-//! Starting a monitor, and finding one that an earlier daemon started.
+//! Starting a monitor, and finding one of an earlier daemon.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,10 +17,10 @@ use tokio::net::UnixStream;
 use super::calls::{Link, Monitor};
 use super::{Events, MonitorError, connection};
 
-/// For making namespaces; the kernel takes milliseconds for a network namespace, but serialises them under load.
+/// For creating namespaces; the kernel takes milliseconds for a network namespace, but serialises them under load.
 const LAUNCH_DEADLINE: Duration = Duration::from_secs(20);
 
-/// What OCI runtimes and their hooks are looked up in; nothing else of the daemon's environment is passed on.
+/// PATH of OCI runtimes and their hooks, the only part of the daemon's environment that is passed on.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A monitor to start.
@@ -32,9 +32,9 @@ pub struct LaunchRequest {
     pub sandbox_id: String,
     /// Directory of this monitor alone; it exists and is private.
     pub dir: PathBuf,
-    /// Where exit records go; it exists.
+    /// Existing directory for exit records.
     pub exit_dir: PathBuf,
-    /// Which namespaces the pod owns.
+    /// The pod's own namespaces.
     pub namespaces: NamespaceRequest,
     /// For a pod with its own UTS namespace.
     pub hostname: Option<String>,
@@ -46,11 +46,10 @@ pub struct LaunchRequest {
     pub init_cgroups: Vec<PathBuf>,
 }
 
-/// Starts a monitor and has it make the pod's namespaces. On error nothing is left. The monitor goes on when this
-/// daemon dies.
+/// Starts a monitor and has it create the pod's namespaces. On error nothing is left. The monitor outlives this daemon.
 ///
 /// # Errors
-/// `Refused` names the namespace or sysctl that could not be made.
+/// `Refused` names the namespace or sysctl that failed.
 pub async fn launch(request: LaunchRequest) -> Result<(Monitor, Events), MonitorError> {
     let spawn = |source| MonitorError::Spawn { binary: request.binary.clone(), source };
     let (ours, theirs) = UnixStream::pair().map_err(spawn)?;
@@ -95,8 +94,8 @@ pub async fn launch(request: LaunchRequest) -> Result<(Monitor, Events), Monitor
     }
 }
 
-/// What was asked of a monitor that is too old to have understood it, where less would be a weaker wall: the host's user
-/// namespace, or a process 1 that has the host's files.
+/// Requests that a monitor is too old to understand, where less would be a weaker wall: the host's user namespace, or a
+/// process 1 that has the host's files.
 fn lacks(asked: &NamespaceRequest, record: &MonitorRecord) -> Option<&'static str> {
     if asked.user.is_some() && record.namespaces.user.is_none() {
         return Some("user namespaces");
@@ -104,21 +103,21 @@ fn lacks(asked: &NamespaceRequest, record: &MonitorRecord) -> Option<&'static st
     (asked.pid && record.revision < CONFINED_INIT_REVISION).then_some("confined process 1 of pods")
 }
 
-/// Finds the monitor whose directory this is and has it answer.
+/// Finds the monitor of this directory and gets its answer.
 ///
 /// # Errors
-/// `NotRunning` when there is none any more, at once; `Unresponsive` when it is there but does not answer.
+/// `NotRunning` at once if there is none any more; `Unresponsive` if it exists but does not answer.
 pub async fn adopt(dir: &Path) -> Result<(Monitor, Events), MonitorError> {
     let (monitor, events) = find(dir)?;
     monitor.greet(dir).await?;
     Ok((monitor, events))
 }
 
-/// Connects to the monitor whose directory this is, without a word yet: [`Monitor::greet`] is to be the first call.
-/// Never waits. Must be called within a tokio runtime.
+/// Connects to the monitor of this directory without a message: [`Monitor::greet`] must be the first call. Never waits.
+/// Must be called within a tokio runtime.
 ///
 /// # Errors
-/// `NotRunning` when there is none any more.
+/// `NotRunning` if there is none any more.
 pub fn find(dir: &Path) -> Result<(Monitor, Events), MonitorError> {
     let record = read_record(dir)?;
     let not_running = |reason: String| MonitorError::NotRunning { dir: dir.into(), reason };
@@ -151,7 +150,7 @@ fn read_record(dir: &Path) -> Result<MonitorRecord, MonitorError> {
     serde_json::from_slice(&bytes).map_err(|error| MonitorError::Record { path, source: error.into() })
 }
 
-/// Whether the process of the record still is that process.
+/// Whether the record's process is still that process.
 fn check_alive(record: &MonitorRecord) -> Result<(), String> {
     let pid = record.process.pid;
     let boot_id = proc::boot_id().map_err(|error| format!("read boot id: {error}"))?;

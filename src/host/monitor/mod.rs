@@ -2,7 +2,7 @@
 //!
 //! Owns the connection and its one task. Never owns anything that a container needs: when the daemon dies, the
 //! connection closes and the pod does not notice. Every call has a deadline; a monitor that does not answer
-//! ([`MonitorError::Unresponsive`]) holds up nobody but its caller.
+//! ([`MonitorError::Unresponsive`]) delays only its caller.
 
 mod binary;
 mod calls;
@@ -28,7 +28,7 @@ pub use podwright_monitor_proto::{
 pub use session::{Leash, Session};
 pub use sweep::{kill, kill_process, sweep};
 
-/// What a monitor tells without being asked. In order; after [`MonitorEvent::Gone`] nothing comes.
+/// Unsolicited messages of a monitor. In order; nothing follows [`MonitorEvent::Gone`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MonitorEvent {
     /// A container's init is gone, its output is in its log, its exit record is on disk.
@@ -47,7 +47,7 @@ pub enum MonitorEvent {
         /// Signal that ended it.
         signal: Option<i32>,
     },
-    /// The connection ended: the monitor is dead, or more events waited than are kept. [`adopt`] tells which, and
+    /// The connection ended: the monitor is dead, or more events waited than are kept. [`adopt`] finds out which, and
     /// [`Monitor::list`] what was missed.
     Gone,
 }

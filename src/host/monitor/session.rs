@@ -1,5 +1,5 @@
 //! Sessions: an exec or an attach whose bytes go between the daemon and the process, or the monitor, over descriptors
-//! of their own and never over the connection. The leash tells how a session ended, and its drop ends one.
+//! of their own and never over the connection. The leash reports how a session ended, and dropping it ends one.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -7,13 +7,13 @@ use std::os::fd::OwnedFd;
 use podwright_monitor_proto::{ExecStdio as StdioFlags, SessionEnd};
 use tokio::net::UnixStream;
 
-/// Longest packet on a leash; the longest that there is has 60 bytes.
+/// Longest packet on a leash; the longest possible has 60 bytes.
 const PACKET_BYTES: usize = 256;
 
 /// The client's ends of a session. Non-blocking; each is closed by its drop.
 #[derive(Debug)]
 pub struct Session {
-    /// Master of the terminal: input and output. Then there is none of the other three.
+    /// Master of the terminal: input and output, instead of the other three.
     pub terminal: Option<OwnedFd>,
     /// Written by us; its drop is the end of the process's input.
     pub stdin: Option<OwnedFd>,
@@ -25,13 +25,13 @@ pub struct Session {
     pub leash: Leash,
 }
 
-/// How a session's end is told. Its drop leaves the session: a process without a terminal runs on, and the monitor
-/// takes its output.
+/// The end of a session. Dropping it leaves the session: a process without a terminal runs on, and the monitor takes
+/// its output.
 #[derive(Debug)]
 pub struct Leash(UnixStream);
 
 impl Leash {
-    /// Waits for the session's end; `None` when the monitor is gone. Told once. Cancelling it loses nothing.
+    /// Waits for the session's end; `None` if the monitor is gone. Answers once. Cancelling it loses nothing.
     pub async fn ended(&self) -> Option<SessionEnd> {
         let mut packet = [0; PACKET_BYTES];
         loop {

@@ -1,4 +1,4 @@
-//! What a monitor that was killed leaves behind: its network namespace's pin and the pod's own PID 1.
+//! Remains of a killed monitor: its network namespace's pin and the pod's own PID 1.
 
 use super::MonitorError;
 use podwright_monitor_proto::{MONITOR_RECORD, MonitorRecord};
@@ -8,7 +8,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use std::io;
 use std::path::Path;
 
-/// Removes the pin and ends the pod's PID 1, if they are there. To be called when no monitor runs in `dir`.
+/// Removes the pin and ends the pod's PID 1, if they exist. Call it when no monitor runs in `dir`.
 ///
 /// # Errors
 /// When the pin cannot be unmounted or removed.
@@ -28,7 +28,7 @@ pub fn sweep(dir: &Path, netns_pin: &Path) -> Result<(), MonitorError> {
     }
 }
 
-/// Its end ends every process of a shared pid namespace. A record of an earlier boot names nobody of today.
+/// Its end ends every process of a shared pid namespace. A record of an earlier boot names no current process.
 fn kill_init(dir: &Path) {
     let Ok(text) = std::fs::read(dir.join(MONITOR_RECORD)) else { return };
     let Ok(record) = serde_json::from_slice::<MonitorRecord>(&text) else { return };
@@ -40,8 +40,8 @@ fn kill_init(dir: &Path) {
     kill_process(init.pid, init.start_time);
 }
 
-/// Kills the monitor of `dir`, which does not answer any more. To be called when its pod goes down: its containers
-/// lose their parent.
+/// Kills the monitor of `dir`, which no longer answers. Call it when its pod goes down: its containers lose their
+/// parent.
 pub fn kill(dir: &Path) {
     let Ok(text) = std::fs::read(dir.join(MONITOR_RECORD)) else { return };
     let Ok(record) = serde_json::from_slice::<MonitorRecord>(&text) else { return };
@@ -52,7 +52,7 @@ pub fn kill(dir: &Path) {
 
 /// Kills a process, if it still is the one that started then.
 pub fn kill_process(pid: u32, start_time: u64) {
-    // The descriptor first: what is checked afterwards is what gets the signal.
+    // The descriptor first: the checks that follow then concern the process that gets the signal.
     let Ok(process) = podwright_sys::pidfd::open(pid) else { return };
     if podwright_sys::proc::start_time(pid).is_ok_and(|time| time == start_time) {
         // Gone meanwhile is as good.

@@ -1,4 +1,4 @@
-//! What a pod's attachment tells the plugins: CNI_ARGS and the arguments of capabilities. Pure.
+//! Arguments of a pod's attachment for plugins: CNI_ARGS and capability arguments. Pure.
 
 use super::{Attachment, NetworkError};
 use crate::model::Protocol;
@@ -18,7 +18,7 @@ const BURST: u64 = u32::MAX as u64;
 /// The capability that maps host ports.
 pub(super) const PORT_MAPPINGS: &str = "portMappings";
 
-/// Whether CNI_ARGS can hold this value: plugins split at `;`, then at each `=`, and refuse what has one too many.
+/// Whether CNI_ARGS can hold this value: plugins split at `;`, then at each `=`, and refuse an excess one.
 pub(super) fn is_passable(value: &str) -> bool {
     !value.contains([';', '=', '\0'])
 }
@@ -39,8 +39,8 @@ pub(super) fn cni_args(request: &Attachment) -> Result<Vec<[String; 2]>, Network
     }
 }
 
-/// The same for DEL, which has to work for every pod that there is: what cannot be passed is left out. The sandbox's id,
-/// by which plugins find what is to go, always can.
+/// The same for DEL, which must work for every existing pod: omits what cannot be passed. The sandbox's id, by which
+/// plugins find what to remove, always can.
 pub(super) fn cni_args_to_detach(request: &Attachment) -> Vec<[String; 2]> {
     all_args(request).into_iter().filter(|[_, value]| is_passable(value)).collect()
 }
@@ -58,7 +58,7 @@ fn all_args(request: &Attachment) -> Vec<[String; 2]> {
     args
 }
 
-/// All capability arguments that there are for this pod; a plugin gets those that it declares.
+/// All capability arguments for this pod; a plugin gets those that it declares.
 pub(super) fn capability_args(request: &Attachment) -> Result<Map<String, Value>, NetworkError> {
     let mut args = Map::new();
     if !request.port_mappings.is_empty() {

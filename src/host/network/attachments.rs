@@ -1,6 +1,6 @@
-//! A pod's attachments to all its networks: made one after the other, taken back and ended in reverse.
+//! A pod's attachments to all its networks: made one after the other, undone and ended in reverse.
 //!
-//! Owns which networks a call is about. What each plugin is told is `chain`'s.
+//! Owns the networks of a call. `chain` owns what each plugin receives.
 
 use super::cache::{Entry, Known};
 use super::chain::Pod;

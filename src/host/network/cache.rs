@@ -1,8 +1,8 @@
-//! What was attached, on disk, in libcni's layout: `<cache_dir>/results/<network>-<sandbox>-<interface>`.
+//! The attachments on disk, in libcni's layout: `<cache_dir>/results/<network>-<sandbox>-<interface>`.
 //!
-//! An entry is written without a result before ADD and with it after: whatever happens in between, DEL knows the
-//! configuration and arguments that ADD was given. Not synced: it must outlive the daemon, not the machine, after
-//! whose crash DEL goes by the current configuration. Never deletes what others wrote.
+//! An entry is written without a result before ADD and with it afterwards: whatever happens in between, DEL knows ADD's
+//! configuration and arguments. Not synced: it must outlive the daemon, not the machine; after a crash of that, DEL
+//! uses the current configuration. Never deletes others' entries.
 
 use super::args::{SANDBOX_KEY, is_passable};
 use super::directory::Chosen;
@@ -106,7 +106,7 @@ impl Entry {
         &self.if_name
     }
 
-    /// Its place among the attachments of its sandbox; None: no such interface is made here.
+    /// Its position among the attachments of its sandbox; None: we attach no such interface.
     pub(super) fn place(&self) -> Option<u32> {
         place(&self.if_name)
     }
@@ -122,12 +122,12 @@ fn place(interface: &str) -> Option<u32> {
     interface.strip_prefix("eth")?.parse().ok()
 }
 
-/// What is known of a sandbox's attachments.
+/// The known attachments of a sandbox.
 #[derive(Debug)]
 pub(super) struct Known {
     /// In order of their interfaces.
     pub(super) entries: Vec<Entry>,
-    /// There were others, of which nothing can be read.
+    /// There were others, which cannot be read.
     pub(super) torn: bool,
 }
 
@@ -161,7 +161,7 @@ impl Cache {
         result.map_err(|source| NetworkError::Cache { operation: "write", path, source })
     }
 
-    /// Replaces the entry, in one step, by the one with the result.
+    /// Replaces the entry atomically by the one with the result.
     pub(super) fn finish(&self, entry: &Entry) -> Result<(), NetworkError> {
         let path = self.path(entry);
         let new = self.results.join(format!(".{}.new", entry.container_id));
@@ -182,9 +182,9 @@ impl Cache {
         }
     }
 
-    /// The attachments of a sandbox. One that was not made here counts only if none was, and only for the pod's own
-    /// interface: then another runtime made the pod. Meta plugins cache theirs in the same directory, and detach them.
-    /// `network` is where such a one most likely is.
+    /// The attachments of a sandbox. A foreign one counts only if none is ours, and only for the pod's own interface:
+    /// then another runtime created the pod. Meta plugins cache theirs in the same directory, and detach them.
+    /// `network` is the most likely place of such a one.
     pub(super) fn of(&self, network: Option<&str>, sandbox: &str) -> Known {
         let (mut ours, mut foreign, mut torn) = (Vec::new(), Vec::new(), false);
         let tail = format!("-{sandbox}");
@@ -203,7 +203,7 @@ impl Cache {
                     // Log: A file in `network.cache_dir` is damaged.
                     // Do: Nothing, if it is a single one.
                     tracing::warn!(path = %path.display(), %error, "CNI cache entry is unusable, counts as missing, is removed");
-                    // Its name is that of a sandbox of ours. Left behind it would only be told again.
+                    // Its name is that of a sandbox of ours. If left, it would only be reported again.
                     drop(std::fs::remove_file(path));
                     torn = true;
                 }
@@ -217,7 +217,7 @@ impl Cache {
         Known { entries: ours, torn }
     }
 
-    /// Every readable attachment, of whatever runtime, the last of each sandbox first, as DEL wants them.
+    /// Every readable attachment, of any runtime, the last of each sandbox first, the order for DEL.
     pub(super) fn all(&self) -> Vec<Entry> {
         let mut all: Vec<_> = self.files().filter_map(|path| parse(&path).ok()).collect();
         all.sort_by_key(|entry| std::cmp::Reverse(entry.place()));

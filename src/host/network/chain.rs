@@ -1,5 +1,5 @@
-//! The verbs over one network's list of plugins: ADD forwards, DEL backwards, and those that are about the network as
-//! a whole. Knows nothing of a pod's other networks.
+//! The verbs over one network's list of plugins: ADD forwards, DEL backwards, and those about the network as a whole.
+//! Knows nothing of a pod's other networks.
 
 use super::cache::Entry;
 use super::directory::Chosen;
@@ -15,16 +15,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What DEL does after the first plugin that fails.
+/// What DEL does after the first failing plugin.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum AfterFailure {
-    /// Nothing, as the specification wants: plugins before it may rely on what is left. DEL is tried again later.
+    /// Stop, as the specification requires: plugins before it may rely on what is left. DEL is tried again later.
     Stop,
-    /// The other plugins: there may be no later.
+    /// Continue with the other plugins: there may be no later attempt.
     GoOn,
 }
 
-/// Whom the plugins are called for.
+/// The pod for which the plugins are called.
 pub(super) struct Pod<'a> {
     /// Its namespace as they may have it.
     pub(super) netns: &'a Path,
@@ -33,8 +33,8 @@ pub(super) struct Pod<'a> {
 }
 
 impl Inner {
-    /// Attaches a pod to one network. A failure is undone; what of that fails too comes with it, and then the entry
-    /// stays, so that a later detach or collection goes on.
+    /// Attaches a pod to one network. Undoes a failure; if that fails too, returns both errors and keeps the entry, so
+    /// that a later detach or collection continues.
     pub(super) async fn join(
         &self,
         list: &NetworkList,
@@ -56,7 +56,7 @@ impl Inner {
         Err(self.undo(list, entry, pod, failed, spent).await)
     }
 
-    /// ADD over the list. An error comes with the index of the plugin that failed, or their number if all succeeded.
+    /// ADD over the list. An error comes with the index of the failed plugin, or their number if all succeeded.
     async fn add(
         &self,
         list: &NetworkList,
@@ -93,16 +93,16 @@ impl Inner {
         let Some((result, kind)) = last else { return Err((all, no_address())) };
         let addresses =
             result::addresses(&result, entry.interface()).map_err(|cause| (all, bad(kind, cause)))?;
-        // A further network may be one of frames alone.
+        // A further network may have no addresses.
         if addresses.ips.is_empty() && entry.interface() == INTERFACE {
             return Err((all, no_address()));
         }
         Ok((result, addresses))
     }
 
-    /// After a failed ADD. A failure of DEL does not count where ADD did nothing: of plugins that ADD did not reach, and of the one that
-    /// failed if it says the very same again, for then it refuses its configuration. Otherwise a mistake in a
-    /// configuration would leave pods that can never be detached.
+    /// After a failed ADD. A failure of DEL does not count if ADD did nothing: for plugins that ADD did not reach, and
+    /// for the one that failed if it gives the very same error, since then it refuses its configuration. Otherwise a
+    /// mistake in a configuration would leave pods that can never be detached.
     async fn undo(
         &self,
         list: &NetworkList,
@@ -125,7 +125,7 @@ impl Inner {
         (error, failures)
     }
 
-    /// Detaches a pod from one network as it was attached, and forgets that it was.
+    /// Detaches a pod from one network as it was attached, and forgets the attachment.
     pub(super) async fn leave(
         &self,
         current: &[Chosen],
@@ -152,7 +152,7 @@ impl Inner {
                 }
             },
         };
-        // Without a result ADD did not end well: nothing relies on anything, all that can be freed is.
+        // Without a result ADD did not succeed: nothing relies on anything, so everything possible is released.
         let after_failure = if entry.result.is_some() { AfterFailure::Stop } else { AfterFailure::GoOn };
         let failures = self.delete(&list, entry, pod, after_failure, spent).await;
         match failures.into_iter().next() {
@@ -161,7 +161,7 @@ impl Inner {
         }
     }
 
-    /// DEL for a pod of which nothing is known: there may be nothing to free, so what fails is only logged.
+    /// DEL for an unknown pod: there may be nothing to release, so failures are only logged.
     pub(super) async fn leave_unknown(
         &self,
         list: &NetworkList,
@@ -279,7 +279,7 @@ impl Inner {
     }
 }
 
-/// Whether two calls of a plugin failed for the same stated reason, which is not a passing one.
+/// Whether two calls of a plugin failed for the same stated, lasting reason.
 fn says_the_same(add: &NetworkError, del: &NetworkError) -> bool {
     let (NetworkError::Plugin { fault: add, .. }, NetworkError::Plugin { fault: del_fault, .. }) = (add, del)
     else {

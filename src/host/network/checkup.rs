@@ -14,12 +14,12 @@ use std::sync::Mutex;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// What came of a CHECK that found nothing amiss.
+/// Result of a CHECK without a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Checkup {
-    /// All plugins that were asked agree.
+    /// All queried plugins agree.
     Well,
-    /// There was nobody to ask: no attachment is known, or its configuration is older than 0.4.0 or wants no CHECK.
+    /// No plugin to query: no attachment is known, or its configuration is older than 0.4.0 or disables CHECK.
     Unasked,
     /// DEL came first.
     Overtaken,
@@ -31,7 +31,7 @@ pub(super) struct Checkups(Mutex<Sandboxes>);
 
 #[derive(Debug, Default)]
 struct Sandboxes {
-    /// Those that are being looked at.
+    /// Sandboxes being checked.
     running: HashMap<SandboxId, Running>,
     /// Those that are being detached.
     barred: HashSet<SandboxId>,
@@ -45,7 +45,7 @@ struct Running {
     ended: oneshot::Receiver<()>,
 }
 
-/// While it lives, nobody looks at the sandbox.
+/// While it lives, the sandbox is not checked.
 #[derive(Debug)]
 pub(super) struct Bar<'a> {
     checkups: &'a Checkups,
@@ -59,7 +59,7 @@ impl Drop for Bar<'_> {
 }
 
 impl Checkups {
-    /// Ends the CHECK of a sandbox, waits until its plugin is killed and lets no other begin.
+    /// Ends the CHECK of a sandbox, waits until its plugin is killed and admits no other.
     pub(super) async fn bar(&self, sandbox: &SandboxId) -> Bar<'_> {
         let running = {
             let mut sandboxes = lock(&self.0);

@@ -1,4 +1,4 @@
-//! Attachments of sandboxes that are gone: detached, and whatever the plugins kept beside them collected (GC).
+//! Attachments of vanished sandboxes: detaches them, and has plugins collect what they kept beside (GC).
 
 use super::chain::Pod;
 use super::list::NetworkList;
@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::time::Duration;
 
-/// How often collection looks whether no ADD or DEL runs. It never queues for the lock: a hung plugin would then
-/// hold up every new pod.
+/// Interval at which collection checks that no ADD or DEL runs. It never queues for the lock: a hung plugin would then
+/// block every new pod.
 const GATE_PAUSE: Duration = Duration::from_millis(250);
-/// How often it looks before it leaves the rest to the next collection.
+/// Checks before it leaves the rest to the next collection.
 const GATE_TRIES: u32 = 120;
 
 impl Inner {
@@ -59,11 +59,11 @@ impl Inner {
         };
         for network in asked {
             let list = &*network.list;
-            // Files may share a network: each is told of the attachments that any of them made.
+            // Files may share a network: each gets the attachments of all of them.
             let shared = networks.iter().filter(|other| other.list.name == list.name);
             let interfaces: Vec<_> = shared.map(|other| other.interface.as_str()).collect();
             let attachments = self.valid_attachments(list, &interfaces, &valid).to_string();
-            // libcni sends the list under both names; the older one is what first plugins read.
+            // libcni sends the list under both names; plugins read the older one first.
             let extra =
                 [("cni.dev/valid-attachments", attachments.as_str()), ("cni.dev/attachments", &attachments)];
             for error in self.whole(list, Verb::Gc, self.del_timeout, &extra).await {
@@ -74,7 +74,7 @@ impl Inner {
         }
     }
 
-    /// All that the plugins of a network must keep: ours, those of this process, those that others cached.
+    /// Everything that a network's plugins must keep: ours, those of this process, those that others cached.
     fn valid_attachments(&self, list: &NetworkList, interfaces: &[&str], valid: &HashSet<&str>) -> Value {
         let mut sandboxes: HashSet<String> = valid.iter().map(|id| (*id).to_owned()).collect();
         sandboxes.extend(lock(&self.attached).iter().map(SandboxId::to_string));
@@ -84,7 +84,7 @@ impl Inner {
         };
         let mut keep: HashSet<(String, String)> = sandboxes.iter().flat_map(each).collect();
         // What is still cached could not be detached: it keeps its address until it can. So does a pod that was
-        // attached when the network had another place.
+        // attached when the network had another position.
         let cached = self.cache.all().into_iter().filter(|entry| entry.network_name == list.name);
         keep.extend(cached.map(|entry| (entry.container_id.clone(), entry.interface().to_owned())));
         keep.into_iter().map(|(id, interface)| json!({"containerID": id, "ifname": interface})).collect()

@@ -1,5 +1,5 @@
-//! A CNI configuration from the administrator's template and the pod addresses that the kubelet tells, for nodes where
-//! nobody else writes one. Writes one file, and only where there is no configuration yet. Never changes one.
+//! A CNI configuration from the administrator's template and the kubelet's pod addresses, for nodes without another
+//! source of one. Writes one file, and only if there is no configuration yet. Never changes one.
 
 use super::Network;
 use super::directory::{self, FILE_LIMIT, Loaded};
@@ -11,8 +11,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-/// Name of the file: where containerd's would stand in the order, so that one that is put there by hand later can come
-/// before or after it.
+/// Name of the file: in the same order as containerd's, so that a file added by hand can come before or after it.
 const FILE_NAME: &str = "10-podwright-net.conflist";
 /// Routes to everywhere.
 const EVERYWHERE: [(Family, &str); 2] = [(Family::V4, "0.0.0.0/0"), (Family::V6, "::/0")];
@@ -28,10 +27,10 @@ enum Family {
 pub struct PodRanges(Vec<(Family, String)>);
 
 impl PodRanges {
-    /// Reads ranges separated by commas, as the kubelet sends them; None: there are none.
+    /// Parses comma-separated ranges as the kubelet sends them; None: none.
     ///
     /// # Errors
-    /// Which of them is no address range.
+    /// The invalid range.
     pub fn parse(text: &str) -> Result<Option<Self>, String> {
         if text.is_empty() {
             return Ok(None);
@@ -66,11 +65,11 @@ fn one(range: &str) -> Result<(Family, String), String> {
 }
 
 impl Network {
-    /// Fills the template and puts it into the configuration directory, unless a valid configuration is there.
-    /// Blocking. True: it was written.
+    /// Fills the template and puts it into the configuration directory, unless a valid configuration exists. Blocking.
+    /// True: it was written.
     ///
     /// # Errors
-    /// When the template cannot be read or filled, is no CNI configuration then, or cannot be written.
+    /// If the template cannot be read or filled, the result is no CNI configuration, or it cannot be written.
     pub fn configure(&self, template: &Path, ranges: &PodRanges) -> Result<bool, NetworkError> {
         let dir = &self.inner.conf_dir;
         if let Loaded::Networks { chosen, .. } = directory::load(dir, 1) {
@@ -103,7 +102,7 @@ fn fill(template: &Path, ranges: &PodRanges) -> Result<String, String> {
     Ok(text)
 }
 
-/// Readers of the directory see all of it or nothing: a name that does not count, then another one.
+/// Readers of the directory see all of it or nothing: written under an ignored name, then renamed.
 fn write(dir: &Path, file: &Path, text: &[u8]) -> Result<(), NetworkError> {
     let failed = |operation: &'static str, path: &Path| {
         let path = path.to_owned();

@@ -22,8 +22,8 @@ fn tool(program: &str, args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A bridge, its addresses and some namespaces; gone at the end, whatever happens. Bridge and rules are those of a
-/// network namespace of the test's own, so nothing of the machine's is touched.
+/// A bridge, its addresses and some namespaces; removed at the end in any case. Bridge and rules belong to the test's
+/// own network namespace, so the machine's are untouched.
 struct Node {
     dir: tempfile::TempDir,
     bridge: String,
@@ -33,7 +33,7 @@ struct Node {
 impl Node {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // At most 15 characters; one test of one process at a time has it.
+        // At most 15 characters; unique per test and process.
         let bridge = format!("pwt{}", std::process::id());
         let list = serde_json::json!({"cniVersion": "1.0.0", "name": bridge, "plugins": [
             {"type": "bridge", "bridge": bridge, "isGateway": true, "ipMasq": false, "ipam": {
@@ -196,7 +196,7 @@ async fn pods() {
     let cached: Vec<_> = cached.map(|entry| entry.unwrap().file_name()).collect();
     assert!(cached.is_empty(), "{cached:?}");
 
-    // What a daemon that is gone left behind is collected by the next one.
+    // The next daemon collects what an earlier one left behind.
     let mut stale = attachment();
     stale.netns = Some(node.namespace());
     network.attach(&stale).await.unwrap();

@@ -1,4 +1,4 @@
-//! The configuration directory: which files count, and what is wrong with those before them.
+//! The configuration directory: the files that apply, and the faults of those before them.
 //!
 //! Reads, never writes, never watches.
 
@@ -9,9 +9,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Bytes of a configuration file that are worth reading; real ones are a few kilobytes.
+/// Limit of bytes of a configuration file; real ones have a few kilobytes.
 pub(super) const FILE_LIMIT: u64 = 1 << 20;
-/// What counts as a configuration, with libcni.
+/// File name extensions of configurations, as in libcni.
 const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 
 /// A network that pods are attached to.
@@ -19,27 +19,27 @@ const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 pub(super) struct Chosen {
     pub(super) list: Arc<NetworkList>,
     pub(super) file: PathBuf,
-    /// The interface that pods get of it.
+    /// The interface that it gives pods.
     pub(super) interface: String,
 }
 
 /// What the directory holds.
 #[derive(Debug)]
 pub(super) enum Loaded {
-    /// The first valid configurations by name of the file, at least one.
+    /// The first valid configurations by file name, at least one.
     Networks {
         chosen: Vec<Chosen>,
-        /// Files that come before the last of them and are broken: the name and why.
+        /// Broken files before the last of them: the name and the fault.
         skipped: Vec<String>,
-        /// Files after the last of them, which were not looked at.
+        /// Files after the last of them, which were not read.
         unread: usize,
     },
     /// There is none, and why.
     Nothing { reason: String },
 }
 
-/// The interface of the network at this place: the first one's is the pod's own by convention of all CRI runtimes, the
-/// others go on as go-cni counts.
+/// The interface of the network at this position: the first one's is the pod's own by convention of all CRI runtimes,
+/// the others continue as go-cni counts.
 pub(super) fn interface(place: usize) -> String {
     format!("eth{place}")
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with the pod network. Each message names the plugin, the network, the verb and the pod.
+//! Errors of the pod network. Each message names the plugin, the network, the verb and the pod.
 
 use super::plugin::Verb;
 use crate::host::command::CommandError;
@@ -14,7 +14,7 @@ pub enum NetworkError {
     NotConfigured {
         /// The configuration directory.
         dir: PathBuf,
-        /// What is wrong with what is there.
+        /// The fault of the configuration.
         reason: String,
     },
     /// A plugin call failed.
@@ -75,7 +75,7 @@ pub enum NetworkError {
         /// What is wrong with it.
         reason: String,
     },
-    /// What was made of the template could not be written.
+    /// The filled template could not be written.
     #[error("{operation} {}: {source}", path.display())]
     Generate {
         /// What was being done.
@@ -85,10 +85,10 @@ pub enum NetworkError {
         /// What the kernel said.
         source: std::io::Error,
     },
-    /// DEL failed for several of a pod's networks. Those attachments stay cached: a later detach goes on.
+    /// DEL failed for several of a pod's networks. Those attachments stay cached: a later detach continues.
     #[error("{0}")]
     NotDetached(Failures),
-    /// ADD failed, and so did the DEL after it. The attachment stays cached: a later detach goes on.
+    /// ADD failed, and so did the DEL after it. The attachment stays cached: a later detach continues.
     #[error("{error}; undoing it failed too: {undo}")]
     NotUndone {
         /// Why ADD failed.
@@ -116,12 +116,12 @@ impl Failures {
     }
 }
 
-/// CNI error code: the container is unknown to the plugin, nothing to clean up.
+/// CNI error code: the plugin does not know the container, nothing to clean up.
 pub(super) const CODE_UNKNOWN_CONTAINER: u64 = 3;
 /// CNI error code: try again later.
 const CODE_TRY_AGAIN: u64 = 11;
 
-/// Several failures, all of which are told.
+/// Several failures, all reported.
 #[derive(Debug)]
 pub struct Failures(pub Vec<NetworkError>);
 

@@ -1,4 +1,4 @@
-//! A look at the configuration and its plugins from outside the daemon: what `podwright check` tells.
+//! The configuration and its plugins as seen from outside the daemon, for `podwright check`.
 //!
 //! Watches nothing and keeps nothing.
 
@@ -13,9 +13,9 @@ use std::path::PathBuf;
 pub struct Examination {
     /// The configurations in use, at least one, or why there is none.
     pub configured: Result<Vec<Configured>, String>,
-    /// Files that come before the last of them and are broken, each with its fault.
+    /// Broken files before the last of them, each with its fault.
     pub skipped: Vec<String>,
-    /// Files after the last of them, which were not looked at.
+    /// Files after the last of them, which were not read.
     pub unread: usize,
 }
 
@@ -34,11 +34,11 @@ pub struct Configured {
     pub plugins: Vec<String>,
     /// Those that are in none of the directories.
     pub missing: Vec<String>,
-    /// What a plugin said to STATUS, if it was not content.
+    /// A plugin's complaint to STATUS, if any.
     pub problem: Option<String>,
 }
 
-/// Reads the directory, looks for the plugins and asks them for their status, where the configuration's version has it.
+/// Reads the directory, looks up the plugins and queries their status, if the configuration's version has it.
 pub async fn examine(config: &config::Network) -> Examination {
     let inner = Inner::new(config);
     match directory::load(&config.conf_dir, config.max_conf_num) {

@@ -1,4 +1,4 @@
-//! What the tests of this module share: an attachment and a fake plugin that records its calls.
+//! Shared by the tests of this module: an attachment and a fake plugin that records its calls.
 
 use super::{Attachment, Network, Readiness};
 use crate::config;

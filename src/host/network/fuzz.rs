@@ -1,4 +1,4 @@
-//! The network's doors for the fuzz target `cni`.
+//! The network's entry points for the fuzz target `cni`.
 
 use super::list::{Draft, NetworkList, RawObject};
 use super::version::Version;
@@ -16,7 +16,7 @@ pub(in crate::host) fn any(data: &[u8]) {
     }
 }
 
-/// What was brought to a version has it.
+/// A result converted to a version has it.
 fn results(data: &[u8]) {
     for want in [Version::V0_2_0, Version::V0_4_0, Version::V1_1_0] {
         let Ok(taken) = result::accept(data, want) else { continue };
@@ -26,7 +26,7 @@ fn results(data: &[u8]) {
     }
 }
 
-/// What is taken can be cached and read back, and its plugins are given JSON.
+/// An accepted list can be cached and read back, and its plugins receive JSON.
 fn configuration(draft: Result<Draft, String>) {
     let Ok(list) = draft.and_then(Draft::finish) else { return };
     let again = NetworkList::decode(&list.encoded).expect("what was cached is read back");

@@ -4,13 +4,13 @@
 //!   Due --ask--> Asking --verdict--> Known{at} --5 s--> Due
 //! ```
 //!
-//! Owns the current configuration and what STATUS said of it. Never calls a plugin itself and never waits.
+//! Owns the current configuration and the result of STATUS. Never calls a plugin itself and never waits.
 
 use super::directory::{Chosen, Loaded};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The kubelet asks every five seconds or so; plugins are not asked more often than that.
+/// Minimum interval of plugin checks: the kubelet asks every five seconds or so.
 pub(super) const CHECK_EVERY: Duration = Duration::from_secs(5);
 
 /// Whether pods can get a network.
@@ -18,7 +18,7 @@ pub(super) const CHECK_EVERY: Duration = Duration::from_secs(5);
 pub enum Readiness {
     /// Yes.
     Ready {
-        /// Names of the networks that pods get, the first with the pod's address.
+        /// Names of the networks for pods, the first with the pod's address.
         networks: Vec<String>,
     },
     /// No; pods on the host's network still can run.
@@ -50,7 +50,7 @@ pub(super) struct Health {
     /// Why the current configuration cannot be used now.
     problem: Option<String>,
     check: Check,
-    /// Distinguishes configurations, so that a late verdict on the last one does not count for this one.
+    /// Distinguishes configurations, so that a late verdict on the last one does not apply to this one.
     generation: u64,
 }
 
@@ -59,7 +59,7 @@ impl Health {
         Self { current: Err(String::new()), problem: None, check: Check::Due, generation: 0 }
     }
 
-    /// Takes what the directory holds. `judge` says at once what can be said of a new configuration.
+    /// Takes over the directory's content. `judge` gives the immediate verdict on a new configuration.
     pub(super) fn load(&mut self, loaded: Loaded, judge: impl FnOnce(&[Chosen]) -> Option<String>) {
         match loaded {
             Loaded::Nothing { reason } => {
@@ -105,7 +105,7 @@ impl Health {
         self.problem.as_deref()
     }
 
-    /// Whether a check is to be started now; if so, the caller must deliver its verdict.
+    /// Whether to start a check now; if so, the caller must deliver its verdict.
     pub(super) fn start_check(&mut self, now: Instant) -> Option<(Arc<[Chosen]>, u64)> {
         let due = match self.check {
             Check::Due => true,

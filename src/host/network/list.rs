@@ -1,7 +1,7 @@
-//! One network configuration: a list of plugins with what each is told.
+//! One network configuration: a list of plugins with the input of each.
 //!
-//! Keeps every value as the bytes it was written in, so that keys which mean nothing here, and numbers of any size,
-//! reach the plugin unchanged. Never opens files.
+//! Keeps every value as its original bytes, so that unknown keys, and numbers of any size, reach the plugin unchanged.
+//! Never opens files.
 
 use super::version::Version;
 use base64::Engine as _;
@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
-/// A JSON object whose values are kept as they were written, in order.
+/// A JSON object that keeps its values verbatim and in order.
 pub(super) struct RawObject(Vec<(String, Box<RawValue>)>);
 
 impl<'de> Deserialize<'de> for RawObject {
@@ -93,7 +93,7 @@ pub(super) struct Plugin {
     body: String,
     /// The whole object, for the cache.
     whole: String,
-    /// A `runtimeConfig` of the file itself, used where the runtime has nothing to say.
+    /// A `runtimeConfig` of the file itself, used if the runtime has none.
     runtime_config: Option<String>,
 }
 
@@ -157,7 +157,7 @@ impl Draft {
         Ok(Self { object, name, version, plugins, wants_drop_ins })
     }
 
-    /// Reads a `.conf` or `.json`: one plugin, which becomes a list of one.
+    /// Parses a `.conf` or `.json`: one plugin, which becomes a list of one.
     pub(super) fn single(bytes: &[u8]) -> Result<Self, String> {
         let object: RawObject = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
         let plugins = vec![Plugin::parse(&object)?];
@@ -228,7 +228,7 @@ impl NetworkList {
         draft.finish()
     }
 
-    /// What plugin number `index` reads on stdin.
+    /// The stdin of plugin number `index`.
     pub(super) fn stdin(
         &self,
         plugin: &Plugin,

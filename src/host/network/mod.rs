@@ -1,7 +1,7 @@
 //! The pod network: CNI plugins, called as a CRI runtime must.
 //!
-//! Owns the configuration directory's meaning, plugin calls and the libcni-compatible result cache. Never makes or
-//! removes network namespaces, never brings up loopback, never maps ports itself (that is the `portmap` plugin's).
+//! Owns the configuration directory's meaning, plugin calls and the libcni-compatible result cache. Never creates or
+//! removes network namespaces, never brings up loopback, never maps ports itself (the `portmap` plugin does).
 //! Operations on one sandbox must come one after the other; different sandboxes run side by side.
 
 mod args;
@@ -61,18 +61,18 @@ use watch::Watch;
 /// The interface that has the pod's addresses, by convention of all CRI runtimes: the first network's.
 const INTERFACE: &str = "eth0";
 
-/// What a pod's network is made from.
+/// Inputs of a pod's network.
 #[derive(Debug, Clone)]
 pub struct Attachment {
     /// The sandbox.
     pub sandbox: SandboxId,
-    /// Its network namespace; None, or no longer there: detach without.
+    /// Its network namespace; None, or vanished: detach without.
     pub netns: Option<PathBuf>,
     /// The pod's name.
     pub pod: PodName,
     /// Host ports.
     pub port_mappings: Vec<PortMapping>,
-    /// The pod's cgroup; empty: not told.
+    /// The pod's cgroup; empty: not passed.
     pub cgroup_parent: String,
     /// The pod's annotations.
     pub annotations: BTreeMap<String, String>,
@@ -83,14 +83,13 @@ pub struct Attachment {
 /// The network that a pod got.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodNetwork {
-    /// Name of the CNI network, the first one's if there are several.
+    /// Name of the CNI network, the first one's of several.
     pub network: String,
     /// Addresses of eth0, at least one, the primary first.
     pub ips: Vec<IpAddr>,
-    /// MAC of eth0, where the plugins told.
+    /// MAC of eth0, if the plugins reported one.
     pub mac: Option<String>,
-    /// What it has of further networks (`network.max_conf_num`). As with containerd, none of it is told as the pod's
-    /// address.
+    /// Its further networks (`network.max_conf_num`). As in containerd, none of their addresses are the pod's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub further: Vec<FurtherInterface>,
     /// Time spent in plugins; not saved.
@@ -107,7 +106,7 @@ pub struct FurtherInterface {
     pub interface: String,
     /// Its addresses; a network may give none.
     pub ips: Vec<IpAddr>,
-    /// Its MAC, where the plugins told.
+    /// Its MAC, if the plugins reported one.
     pub mac: Option<String>,
 }
 
@@ -134,9 +133,9 @@ struct Inner {
     runtime: Handle,
     /// The current configuration and the verdict on it.
     health: Mutex<Health>,
-    /// Sandboxes attached by this process: valid whatever a caller of collect knows.
+    /// Sandboxes attached by this process: valid even if a caller of collect does not know them.
     attached: Mutex<HashSet<SandboxId>>,
-    /// CHECKs that run: DEL of the same sandbox ends one.
+    /// Running CHECKs: DEL of the same sandbox ends one.
     checkups: checkup::Checkups,
     /// ADD and DEL share it; GC has it alone.
     gate: tokio::sync::RwLock<()>,
@@ -184,7 +183,7 @@ impl Network {
         Ok(network)
     }
 
-    /// Has every finished plugin call told to `observer`, for metrics. Only the first observer counts.
+    /// Reports every finished plugin call to `observer`, for metrics. Only the first observer counts.
     pub fn observe_plugins(&self, observer: impl Fn(&PluginCall<'_>) + Send + Sync + 'static) {
         if !self.inner.plugins.observe(Box::new(observer)) {
             // Log: A defect without effect.
@@ -193,7 +192,7 @@ impl Network {
         }
     }
 
-    /// Whether pods can get a network, as far as is known now. If that is old, a check starts in the background.
+    /// Whether pods can get a network, by the last verdict. If that is old, starts a check in the background.
     #[must_use]
     pub fn readiness(&self) -> Readiness {
         let mut health = lock(&self.inner.health);
@@ -210,7 +209,7 @@ impl Network {
         }
     }
 
-    /// Attaches a pod to each network in turn (ADD). If one fails, all is undone (DEL) before the error is returned.
+    /// Attaches a pod to each network in turn (ADD). If one fails, undoes all (DEL) before returning the error.
     ///
     /// The caller records its intent before; if the future is dropped, [`Network::detach`] undoes what was done.
     ///
@@ -220,13 +219,13 @@ impl Network {
         self.inner.attach(request).await
     }
 
-    /// Detaches a pod (DEL) from each of its networks, the last first, with the configuration and arguments that it was
-    /// attached with; returns the time spent in plugins. Repeatable. Where no attachment is known, DEL runs with the
-    /// current configuration and its errors are only logged: there is likely nothing to detach.
+    /// Detaches a pod (DEL) from each of its networks, the last first, with the configuration and arguments of its
+    /// attachment; returns the time spent in plugins. Repeatable. Without a known attachment, runs DEL with the current
+    /// configuration and only logs errors: there is probably nothing to detach.
     ///
     /// # Errors
-    /// A plugin failed; the other networks were left nevertheless, this attachment stays known and detach can be tried
-    /// again.
+    /// A plugin failed; the other networks were detached nevertheless, this attachment stays known and detach can be
+    /// repeated.
     pub async fn detach(&self, request: &Attachment) -> Result<Duration, NetworkError> {
         self.inner.detach(request).await
     }
@@ -238,16 +237,16 @@ impl Network {
     }
 
     /// Asks the plugins whether a pod is still attached as it was (CHECK). A detach of the same sandbox ends this
-    /// early, and then nothing is wrong.
+    /// early, without a finding.
     ///
     /// # Errors
-    /// What the first plugin says that finds something amiss.
+    /// The finding of the first plugin that has one.
     pub async fn check(&self, sandbox: &SandboxId, netns: &Path) -> Result<Checkup, NetworkError> {
         self.inner.check(sandbox, netns).await
     }
 
-    /// Detaches what this daemon attached for sandboxes that no longer exist, then has the plugins collect (GC, CNI
-    /// 1.1). What other runtimes cached in the same directory stays valid. Failures are logged, the next call goes on.
+    /// Detaches this daemon's attachments of vanished sandboxes, then has the plugins collect (GC, CNI 1.1). Other
+    /// runtimes' entries in the same directory stay valid. Failures are logged; the next call continues.
     pub async fn collect(&self, valid: &[SandboxId]) {
         self.inner.collect(valid).await;
     }
@@ -303,14 +302,14 @@ impl Inner {
                 chosen.iter().filter(|n| n.list.version >= Version::STATUS_AND_GC).peekable();
             if with_drop_ins.peek().is_some() {
                 with_drop_ins.for_each(|network| watch.drop_ins(&network.list.name));
-                // Once more: drop-ins may have come between the load and the watch.
+                // Once more: drop-ins may have appeared between the load and the watch.
                 loaded = directory::load(&self.conf_dir, self.max_conf_num);
             }
         }
         lock(&self.health).load(loaded, |networks| self.first_look(networks));
     }
 
-    /// What can be said of a configuration without calling its plugins.
+    /// The verdict on a configuration without calling its plugins.
     fn first_look(&self, networks: &[Chosen]) -> Option<String> {
         networks.iter().find_map(|network| self.missing_plugins(network)).or_else(|| {
             let unasked = networks.iter().find(|network| network.list.version >= Version::STATUS_AND_GC)?;
@@ -360,7 +359,7 @@ async fn follow(mut watch: Watch, inner: Weak<Inner>) {
     }
 }
 
-/// A check in the background: are the plugins there, and do they say that they can work?
+/// A check in the background: do the plugins exist, and do they report that they can work?
 async fn check(inner: Weak<Inner>, networks: Arc<[Chosen]>, generation: u64) {
     let Some(inner) = inner.upgrade() else { return };
     if lock(&inner.watcher).is_none() {
@@ -389,8 +388,8 @@ fn describe(network: &Chosen) -> serde_json::Map<String, serde_json::Value> {
     entries.map(|(key, value)| (key.to_owned(), value)).into_iter().collect()
 }
 
-/// The namespace as plugins may have it: empty unless it is a network namespace still. After a reboot the file that
-/// pinned it is a plain one.
+/// The namespace for plugins: empty unless it is still a network namespace. After a reboot the file that pinned it is a
+/// plain one.
 fn live_netns(netns: Option<&Path>) -> PathBuf {
     /// `NSFS_MAGIC` of linux/magic.h.
     const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;

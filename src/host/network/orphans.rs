@@ -1,7 +1,7 @@
-//! Plugins that outlived the daemon that called them. One that goes on with its ADD while the next daemon runs DEL
-//! would leave an address that nobody frees.
+//! Plugins that outlived the daemon that called them. One that continues its ADD while the next daemon runs DEL would
+//! leave an address that is never released.
 //!
-//! Knows them, and what they have started, by the sandbox in their environment. Ends, never starts.
+//! Identifies them and their children by the sandbox in their environment. Only kills.
 
 use crate::model::SandboxId;
 use podwright_sys::{pidfd, proc};
@@ -10,10 +10,9 @@ use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// Bytes of an environment that are looked at: the daemon's own, which a service manager keeps small, and six
-/// variables.
+/// Bytes of an environment examined: the daemon's own, which a service manager keeps small, and six variables.
 const ENVIRONMENT_LIMIT: u64 = 256 << 10;
-/// How long a killed one is awaited; one in uninterruptible sleep may take longer, and is left.
+/// How long to wait for a killed one; one in uninterruptible sleep may take longer, and is left.
 const END_WITHIN: Duration = Duration::from_secs(2);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -24,7 +23,7 @@ pub(super) fn end(sandboxes: &HashSet<&str>) {
         return;
     }
     let deadline = Instant::now() + END_WITHIN;
-    // In rounds: a plugin may start another between the look and the kill.
+    // In rounds: a plugin may start another between the check and the kill.
     while Instant::now() < deadline {
         let found = find(sandboxes);
         if found.is_empty() {
@@ -59,10 +58,10 @@ fn find(sandboxes: &HashSet<&str>) -> Vec<Orphan> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     pids.filter_map(|pid| {
-        // The descriptor first: what is looked at afterwards is what gets the signal.
+        // The descriptor first: the checks that follow then concern the process that gets the signal.
         let process = pidfd::open(pid).ok()?;
         let sandbox = SandboxId::parse(&called_for(&environment(pid)?)?).ok()?;
-        // A dead one that is not reaped has no environment any more.
+        // A zombie has no environment any more.
         let ours = sandboxes.contains(sandbox.as_str());
         ours.then(|| Orphan { pid, process, sandbox: sandbox.to_string() })
     })
@@ -104,7 +103,7 @@ mod tests {
     fn only_plugins_of_the_given_sandboxes_are_ended() {
         let (ours, other) = (SandboxId::random().unwrap(), SandboxId::random().unwrap());
         let start = |id: &SandboxId| {
-            // What a plugin starts has its environment.
+            // A plugin's children have its environment.
             let mut shell = Command::new("sh");
             let shell = shell.args(["-c", "sleep 1000 & wait"]).env("CNI_COMMAND", "ADD");
             shell.env("CNI_CONTAINERID", id.as_str()).spawn().unwrap()

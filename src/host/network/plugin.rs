@@ -1,6 +1,6 @@
-//! One call of one plugin: find its program, run it, understand its failure.
+//! One call of one plugin: find its program, run it, interpret its failure.
 //!
-//! Runs in the daemon's own network namespace, as the specification wants it. Never knows what is in a configuration.
+//! Runs in the daemon's own network namespace, as the specification requires. Never knows a configuration's content.
 
 use super::error::{Call, Fault, NetworkError};
 use crate::host::command::{Command, CommandError, Output};
@@ -12,23 +12,23 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// Bytes of a result. The largest real ones are a few kilobytes.
+/// Limit of bytes of a result. The largest real ones have a few kilobytes.
 const RESULT_LIMIT: usize = 1 << 20;
-/// Characters of a plugin's own words in an error.
+/// Characters of a plugin's message in an error.
 const TEXT_SHOWN: usize = 4 << 10;
-/// A plugin that is just being replaced cannot be executed; libcni, too, waits five seconds in all.
+/// A plugin that is being replaced cannot be executed; libcni, too, waits five seconds in all.
 const TEXT_BUSY_RETRIES: u32 = 20;
 /// Between two of these tries.
 pub(super) const TEXT_BUSY_PAUSE: Duration = Duration::from_millis(250);
 
-/// What a plugin is asked to do.
+/// The verbs of plugins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verb {
     /// Attach a pod.
     Add,
     /// Detach a pod.
     Del,
-    /// Say whether a pod is still attached as ADD left it.
+    /// Check whether a pod is still attached as ADD left it.
     Check,
     /// Say whether ADD could work.
     Status,
@@ -94,7 +94,7 @@ pub struct PluginCall<'a> {
 
 type Observer = Box<dyn Fn(&PluginCall<'_>) + Send + Sync>;
 
-/// Where plugins are and who hears of their calls.
+/// The directories of plugins, and the observer of their calls.
 pub(super) struct Plugins {
     dirs: Vec<PathBuf>,
     path: OsString,
@@ -130,7 +130,7 @@ impl Plugins {
         Self { dirs: dirs.to_vec(), path: names.join(std::ffi::OsStr::new(":")), observer: OnceLock::new() }
     }
 
-    /// Sets who hears of calls; false if somebody does already.
+    /// Sets the observer of calls; false if there is one already.
     pub(super) fn observe(&self, observer: Observer) -> bool {
         self.observer.set(observer).is_ok()
     }
@@ -139,7 +139,7 @@ impl Plugins {
         &self.dirs
     }
 
-    /// The program of a plugin type. Not remembered: plugins get installed and replaced while the daemon runs.
+    /// The program of a plugin type. Not cached: plugins are installed and replaced while the daemon runs.
     pub(super) fn find(&self, kind: &str) -> Option<PathBuf> {
         self.dirs.iter().map(|dir| dir.join(kind)).find(|path| {
             path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)

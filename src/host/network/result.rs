@@ -1,6 +1,6 @@
-//! Results of ADD: checked, brought to the version of the configuration, and read for the pod's addresses.
+//! Results of ADD: checked, converted to the version of the configuration, and read for the pod's addresses.
 //!
-//! Knows the result formats 0.1.0 to 1.1.0. Never changes a result that already has the right version.
+//! Knows the result formats 0.1.0 to 1.1.0. Never changes a result of the right version.
 
 use super::version::Version;
 use serde::Deserialize;
@@ -8,7 +8,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value, json};
 use std::net::IpAddr;
 
-/// Takes what a plugin printed as a result of version `want`.
+/// Takes a plugin's output as a result of version `want`.
 pub(super) fn accept(stdout: &[u8], want: Version) -> Result<Box<RawValue>, String> {
     let text = std::str::from_utf8(stdout).map_err(|e| e.to_string())?.trim();
     if text.is_empty() {
@@ -24,11 +24,11 @@ struct Head {
     version: String,
 }
 
-/// Converts a result to version `want`, as `prevResult` must have it.
+/// Converts a result to version `want`, as `prevResult` requires.
 pub(super) fn bring_to(raw: Box<RawValue>, want: Version) -> Result<Box<RawValue>, String> {
     let head: Head = serde_json::from_str(raw.get()).map_err(|e| e.to_string())?;
     let have = match head.version.as_str() {
-        // Old plugins leave it out; only what has `ip4` or `ip6` can then be of the oldest kind.
+        // Old plugins omit it; only a result with `ip4` or `ip6` can then be of the oldest kind.
         "" => None,
         text => {
             Some(Version::parse(text).ok_or_else(|| format!("its cniVersion {text:?} is not supported"))?)
@@ -139,14 +139,14 @@ struct OldIp {
     ip: String,
 }
 
-/// Addresses of the pod's interface, primary first, and its MAC where told.
+/// Addresses of the pod's interface, primary first, and its MAC if reported.
 pub(super) struct PodAddresses {
     pub(super) ips: Vec<IpAddr>,
     pub(super) mac: Option<String>,
 }
 
-/// Reads the addresses of `interface`: those that say so and those that name no interface. The first IPv4 address
-/// comes first, the others follow in their order (containerd's default `ip_pref`).
+/// Reads the addresses of `interface`: those that name it and those that name none. The first IPv4 address comes first,
+/// the others follow in their order (containerd's default `ip_pref`).
 pub(super) fn addresses(result: &RawValue, interface: &str) -> Result<PodAddresses, String> {
     let result: Addresses = serde_json::from_str(result.get()).map_err(|e| e.to_string())?;
     let interfaces = result.interfaces.unwrap_or_default();

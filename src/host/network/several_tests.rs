@@ -47,7 +47,7 @@ async fn each_has_an_interface_and_the_first_has_the_address() {
         host_port: 8080,
         host_ip: None,
     });
-    // The second network's plugins tell of eth1; one of them of no address at all.
+    // The second network's plugins report eth1; one of them no address at all.
     executable(
         &world.path("hook-ADD-a"),
         r#"[ $CNI_IFNAME = eth1 ] && { echo '{"cniVersion":"1.0.0","interfaces":[{"name":"eth1","mac":"02:00:00:00:00:02"}],"ips":[{"address":"10.6.0.9/24","interface":0}]}'; exit 0; }"#,
@@ -62,10 +62,10 @@ async fn each_has_an_interface_and_the_first_has_the_address() {
     };
     assert_eq!(got.further, [expected]);
     assert_eq!(calls(&world), ADD);
-    // What comes before in the other network is not this one's.
+    // The preceding plugins of the other network are not this one's.
     assert!(world.stdin(4).get("prevResult").is_none());
     assert_eq!(world.stdin(5)["prevResult"]["by"], "b");
-    // Each plugin that declares the capability is told of the port, in whatever network.
+    // Each plugin that declares the capability gets the port, in whatever network.
     let told = |n: usize| world.stdin(n).get("runtimeConfig").is_some();
     assert_eq!([1, 2, 3, 4, 5].map(told), [false, true, false, true, false]);
     assert_eq!(world.cached().len(), 2);
@@ -189,7 +189,7 @@ async fn a_pod_of_one_network_stays_one_of_one() {
     let request = attachment();
     world.start().attach(&request).await.unwrap();
     assert_eq!(calls(&world), ADD[..3]);
-    // Written by a meta plugin that takes its configuration from elsewhere: its own to detach.
+    // Written by a meta plugin that takes its configuration from elsewhere, and its own to detach.
     let id = request.sandbox.as_str();
     let foreign = json!({"kind": "cniCacheV1", "containerId": id, "config": "e30=", "ifName": "eth1",
         "networkName": "m", "cniArgs": [["K8S_POD_INFRA_CONTAINER_ID", id]], "result": {"cniVersion": "1.0.0"}});
@@ -215,7 +215,7 @@ async fn one_torn_entry_costs_nothing_of_the_other() {
     world.forget_calls();
     world.hook("DEL", "[ $CNI_IFNAME = eth1 ] && exit 1");
     network.detach(&request).await.unwrap();
-    // What is known first; of the other DEL is tried.
+    // The known ones first; DEL is tried for the other.
     assert_eq!(calls(&world), [DEL[2], DEL[3], DEL[4], DEL[0], DEL[1]]);
     assert!(world.cached().is_empty());
 }

@@ -1,5 +1,5 @@
-//! The little of Go's template language that CNI templates of containerd's users are written in: a value, `range`, `if`,
-//! `else`, `end`, comments and trim marks. Pure; whatever else stands between braces is an error that names it.
+//! The subset of Go's template language used in containerd's CNI templates: a value, `range`, `if`, `else`, `end`,
+//! comments and trim marks. Pure; anything else between braces is an error that names it.
 
 use std::iter::Peekable;
 use std::vec::IntoIter;
@@ -69,7 +69,7 @@ enum Node {
     If { condition: String, body: Vec<Node>, otherwise: Vec<Node> },
 }
 
-/// Nodes up to the `end` or `else` that belongs to somebody above, which is returned too.
+/// Nodes up to the `end` or `else` of an enclosing block, which is returned too.
 fn parse(
     tokens: &mut Peekable<IntoIter<Token>>,
     depth: usize,
@@ -153,7 +153,7 @@ impl Value {
 struct Scope<'a> {
     values: &'a Values,
     variables: Vec<(String, Value)>,
-    /// What `.` is inside of a range.
+    /// The value of `.` inside a range.
     dot: Option<Value>,
 }
 

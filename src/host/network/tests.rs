@@ -66,7 +66,7 @@ async fn a_pod_comes_and_goes() {
     assert_eq!(cached["cniArgs"][0], json!(["IgnoreUnknown", "1"]));
 
     world.forget_calls();
-    // DEL goes by the cache: what the caller says of ports by now does not matter.
+    // DEL uses the cache: the caller's current ports do not matter.
     request.port_mappings.clear();
     network.detach(&request).await.unwrap();
     assert_eq!(world.calls(), DEL);
@@ -164,7 +164,7 @@ async fn an_add_that_was_cut_off_is_undone_with_its_own_configuration() {
     world.forget_calls();
     let network = world.start();
     assert_eq!(network.readiness(), ready_with("other"));
-    // Errors count, since there may be something to free.
+    // Errors count, since there may be something to release.
     world.hook("DEL-a", "exit 1");
     network.detach(&request).await.unwrap_err();
     world.unhook("DEL-a");
@@ -298,7 +298,7 @@ async fn status_of_version_1_1_decides_readiness() {
     })
     .await;
     assert_eq!(world.calls(), ["STATUS a", "STATUS b"]);
-    // Asked again at once, the plugins are not.
+    // An immediate second query does not call the plugins.
     drop(network.readiness());
     assert_eq!(world.calls().len(), 2);
     // Another configuration is another question.
@@ -387,7 +387,7 @@ async fn collection_takes_only_what_is_ours_and_stale() {
         "networkName": "n", "netns": "", "cniArgs": [["K8S_POD_INFRA_CONTAINER_ID", foreign]],
         "result": {"cniVersion": "1.0.0"}});
     std::fs::write(world.path(&format!("cache/results/n-{foreign}-eth0")), entry.to_string()).unwrap();
-    // What this process attached is never stale for it.
+    // This process's own attachments are never stale for it.
     network.collect(&[]).await;
     assert_eq!(world.cached().len(), 3);
     drop(network);

@@ -1,4 +1,4 @@
-//! The versions of the CNI protocol that are spoken. Never negotiates: the configuration says which it is.
+//! The supported versions of the CNI protocol. Never negotiates: the configuration names the version.
 
 use std::fmt;
 
@@ -15,17 +15,17 @@ pub(super) enum Version {
 }
 
 impl Version {
-    /// What a configuration without `cniVersion` means (libcni).
+    /// The meaning of a configuration without `cniVersion` (libcni).
     pub(super) const UNSPECIFIED: Self = Self::V0_1_0;
     /// From here on results have `ips` instead of `ip4` and `ip6`.
     pub(super) const IP_LISTS: Self = Self::V0_3_0;
-    /// From here on DEL is given `prevResult`.
+    /// From here on DEL receives `prevResult`.
     pub(super) const DEL_WITH_RESULT: Self = Self::V0_4_0;
     /// From here on there is CHECK.
     pub(super) const CHECK: Self = Self::V0_4_0;
-    /// From here on an address no longer says its family.
+    /// From here on an address no longer names its family.
     pub(super) const NO_FAMILY: Self = Self::V1_0_0;
-    /// From here on there are STATUS, GC and plugin drop-ins.
+    /// From here on STATUS, GC and plugin drop-ins exist.
     pub(super) const STATUS_AND_GC: Self = Self::V1_1_0;
 
     const ALL: [(Self, &'static str); 7] = [

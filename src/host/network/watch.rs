@@ -1,7 +1,7 @@
-//! Notices that the configuration directory changed, appeared or went away.
+//! Notices that the configuration directory changed, appeared or vanished.
 //!
-//! Sees renames into the directory as well as writes, a plugin drop-in directory, and the creation of any missing
-//! part of the path. Never reads configurations.
+//! Sees renames into the directory as well as writes, a plugin drop-in directory, and the creation of any missing part
+//! of the path. Never reads configurations.
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use std::ffi::OsString;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 
-/// Events that come together, as when a package is installed, cause one reload.
+/// Events within this time, as when a package is installed, cause one reload.
 const SETTLE: Duration = Duration::from_millis(50);
 /// Room for some dozens of events; what does not fit is read next.
 const BUFFER: usize = 8 << 10;
@@ -40,7 +40,7 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Watches what is there of the path. Adding a watch that exists already changes nothing.
+    /// Watches the existing part of the path. Adding an existing watch changes nothing.
     fn arm(&mut self) -> io::Result<()> {
         let entries = WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::MOVED_FROM | WatchFlags::DELETE;
         let itself = WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF | WatchFlags::ONLYDIR;

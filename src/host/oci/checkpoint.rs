@@ -1,5 +1,5 @@
-//! The verbs for checkpoints: pause, resume, checkpoint. A restore makes a process that must outlive the daemon, and is
-//! the monitor's.
+//! The verbs for checkpoints: pause, resume, checkpoint. A restore creates a process that must outlive the daemon, so
+//! the monitor runs it.
 
 use super::{OciError, Runtime, last_words};
 use crate::host::command::Command;
@@ -7,26 +7,26 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
-/// CRIU's lines that say that it gives up, which are never the cause.
+/// CRIU's lines that report its failure, which are never the cause.
 const GIVES_UP: [&str; 2] = ["Dumping FAILED", "Restoring FAILED"];
-/// How a runtime whose command line is clap's (youki) says that it does not know a command.
+/// How a runtime with clap's command line (youki) reports an unknown command.
 const UNKNOWN_COMMAND: &str = "unrecognized subcommand";
-/// Bytes of its log's end that are looked at: a container's processes decide how long it is.
+/// Bytes examined at the end of its log, whose length depends on a container's processes.
 const LOG_TAIL: u64 = 1 << 20;
 /// Characters of its log that go into an error message.
 const WORDS: usize = 512;
 
-/// The last error in CRIU's log: the runtimes say no more than where that is. Blocking.
+/// The last error in CRIU's log, of which the runtimes only give the path. Blocking.
 #[must_use]
 pub fn criu_words(log: &Path) -> Option<String> {
     let mut file = std::fs::File::open(log).ok()?;
-    // A line for each mapping of each process may come before it.
+    // A line for each mapping of each process may precede it.
     let end = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(end.saturating_sub(LOG_TAIL))).ok()?;
     let mut bytes = Vec::new();
     file.take(LOG_TAIL).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
-    // What comes after that are consequences.
+    // Later ones are consequences.
     let before = text.lines().take_while(|line| !GIVES_UP.iter().any(|end| line.contains(end)));
     let line = before.filter(|line| line.contains("Error")).last()?;
     Some(line.chars().take(WORDS).collect())
@@ -36,15 +36,15 @@ impl Runtime {
     /// Freezes all processes of a container.
     ///
     /// # Errors
-    /// When the runtime is missing, fails or takes too long.
+    /// If the runtime is missing, fails or takes too long.
     pub async fn pause(&self, id: &str) -> Result<(), OciError> {
         self.call("pause", id, &["pause", id], None).await.map(|_| ())
     }
 
-    /// Lets them run. One that is not paused, or not there any more, is fine.
+    /// Resumes them. One that is not paused, or gone, is fine.
     ///
     /// # Errors
-    /// When the runtime is missing, fails or takes too long.
+    /// If the runtime is missing, fails or takes too long.
     pub async fn resume(&self, id: &str) -> Result<(), OciError> {
         match self.call("resume", id, &["resume", id], None).await {
             Err(OciError::Failed { message, .. })
@@ -56,9 +56,9 @@ impl Runtime {
         }
     }
 
-    /// Has CRIU write a container's processes to `images`, its log and figures to `work`; both are made. The container
-    /// stays as it was, paused or running. After `limit` only the runtime is killed, and CRIU gets `release` to let go in
-    /// order: killed in the middle, it may take the container's processes with it, which it has put its own code into.
+    /// Has CRIU write a container's processes to `images`, its log and figures to `work`; creates both. The container
+    /// stays as it was, paused or running. After `limit` only the runtime is killed, and CRIU gets `release` to let go
+    /// in order: killed half-way, it may take the container's processes with it, into which it has put its own code.
     ///
     /// # Errors
     /// When the runtime is missing, has no such command, fails, or takes longer than `limit`.

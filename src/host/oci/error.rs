@@ -1,4 +1,4 @@
-//! What can go wrong with an OCI runtime.
+//! Errors of an OCI runtime.
 
 use crate::host::command::CommandError;
 use std::path::PathBuf;
@@ -58,7 +58,7 @@ pub enum OciError {
         /// Each with what it said.
         tried: String,
     },
-    /// The probe's bundle could not be made.
+    /// The probe's bundle could not be created.
     #[error("make or remove the start-up probe's bundle {path}: {source}")]
     Probe {
         /// The bundle.

@@ -1,5 +1,5 @@
-//! What an OCI runtime can do beyond running a container: by its own words where the command `features` (runc 1.1,
-//! crun 1.9, youki) claims it, else by having it do it. Asked once, at start. Never looks at version strings.
+//! Capabilities of an OCI runtime beyond running a container: as claimed by the command `features` (runc 1.1, crun 1.9,
+//! youki), else found by a trial. Asked once, at start. Never looks at version strings.
 
 use super::{OciError, Runtime, Surroundings, probe};
 use crate::host::command::Command;
@@ -11,19 +11,19 @@ use std::time::Duration;
 const DEADLINE: Duration = Duration::from_secs(5);
 /// The mount option of recursive read-only mounts, mount_setattr(2) with AT_RECURSIVE.
 const RECURSIVE_READ_ONLY: &str = "rro";
-/// What runc tells of itself has names that begin so.
+/// Prefix of runc's annotations about itself.
 const RUNC: &str = "org.opencontainers.runc.";
 
 /// What a runtime can do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Features {
-    /// It makes a mount read-only with all that is mounted below it.
+    /// It supports recursive read-only mounts.
     pub recursive_read_only: bool,
-    /// It leaves a restored process in the cgroup v2 that it was checkpointed in, unless CRIU is told another: runc
-    /// tells CRIU of the new one for cgroup v1 only (libcontainer/criu_linux.go, criuApplyCgroups).
+    /// It leaves a restored process in the cgroup v2 of its checkpoint unless CRIU is told another: runc tells CRIU the
+    /// new one for cgroup v1 only (libcontainer/criu_linux.go, criuApplyCgroups).
     pub restores_into_old_cgroup: bool,
-    /// Propagation of the root's mounts it knows by the specification's names only (`slave`, `shared`), which it takes
-    /// to reach all mounts below: youki. runc and crun have `rslave` and `rshared` for that.
+    /// It knows only the specification's names of propagation for the root's mounts (`slave`, `shared`), which it
+    /// applies to all mounts below: youki. runc and crun have `rslave` and `rshared` for that.
     pub plain_propagation: bool,
 }
 
@@ -37,8 +37,8 @@ struct Document {
     annotations: Option<Map<String, Value>>,
 }
 
-/// Asks a runtime. One that does not claim something is tried: youki's list of mount options leaves out what it takes.
-/// One that is missing, or cannot be tried, has none.
+/// Asks a runtime. Tests what it does not claim: youki's list of mount options is incomplete. A missing runtime, or one
+/// that cannot be tested, has no capabilities.
 pub(super) async fn of(runtime: &Runtime, around: Surroundings<'_>) -> Features {
     if runtime.present().is_err() {
         return Features::default();
@@ -59,7 +59,7 @@ pub(super) async fn of(runtime: &Runtime, around: Surroundings<'_>) -> Features 
     }
 }
 
-/// Of a runtime that ran a container just now, so that only what is new can be what it refuses.
+/// By a runtime that just ran a container, so that it can only refuse what is new.
 async fn refuses_recursive_propagation(runtime: &Runtime, around: Surroundings<'_>) -> bool {
     match probe::recursive_propagation(runtime, around.state, around.probe_cgroup).await {
         Ok(()) => false,

@@ -1,7 +1,7 @@
 //! OCI runtimes by their command line: runc, crun, youki, runsc take the same verbs.
 //!
-//! Owns finding them, proving that one works here, and the verbs that the daemon calls itself. What must survive the
-//! daemon (create, run, exec) is the monitor's. Decides nothing about containers.
+//! Owns finding them, proving that one works here, and the verbs that the daemon calls itself. The monitor runs what
+//! must survive the daemon (create, run, exec). Decides nothing about containers.
 
 mod checkpoint;
 mod error;
@@ -21,7 +21,7 @@ use super::command::{Command, CommandError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Bytes of a runtime's log that are looked through for its last error.
+/// Bytes of a runtime's log searched for its last error.
 const MAX_LOG: usize = 64 << 10;
 
 /// One OCI runtime under a handler's name.
@@ -55,13 +55,13 @@ impl Runtime {
         &self.path
     }
 
-    /// What it can do, as far as is known.
+    /// Its known capabilities.
     #[must_use]
     pub fn features(&self) -> Features {
         self.features
     }
 
-    /// Whether the program is there.
+    /// Whether the program exists.
     ///
     /// # Errors
     /// When it is not.
@@ -72,10 +72,10 @@ impl Runtime {
         Err(OciError::Missing { runtime: self.name.clone(), path: self.path.clone() })
     }
 
-    /// Runs a container in a user namespace, to see whether it can. Makes a directory in `around.state` and removes it.
+    /// Runs a container in a user namespace to test the runtime. Creates a directory in `around.state` and removes it.
     ///
     /// # Errors
-    /// What the runtime says, or that its files could not be made.
+    /// The runtime's message, or that its files could not be created.
     pub async fn try_user_namespace(
         &self,
         around: Surroundings<'_>,
@@ -91,10 +91,10 @@ impl Runtime {
         podwright_monitor_proto::Runtime { path, args: self.args.clone() }
     }
 
-    /// Removes what the runtime keeps of a container, killing what still runs. A container it does not know is fine.
+    /// Removes what the runtime keeps of a container, killing what still runs. An unknown container is fine.
     ///
     /// # Errors
-    /// When the runtime is missing, fails or takes too long.
+    /// If the runtime is missing, fails or takes too long.
     pub async fn delete(&self, id: &str) -> Result<(), OciError> {
         match self.call("delete", id, &["delete", "--force", id], None).await {
             Err(OciError::Failed { message, .. }) if message.contains("does not exist") => Ok(()),
@@ -105,13 +105,13 @@ impl Runtime {
     /// Changes a running container's limits; `resources` is the OCI runtime specification's `linux.resources`.
     ///
     /// # Errors
-    /// When the runtime is missing, fails or takes too long.
+    /// If the runtime is missing, fails or takes too long.
     pub async fn update(&self, id: &str, resources: &serde_json::Value) -> Result<(), OciError> {
         let stdin = Some(resources.to_string().into_bytes());
         self.call("update", id, &["update", "--resources", "-", id], stdin).await.map(|_| ())
     }
 
-    /// The first line of what it says of its version; empty where it says nothing.
+    /// The first line of its version; empty if there is none.
     async fn version(&self) -> String {
         let output = Command::new(&self.path, self.deadline).args(["--version"]).run().await;
         let said = output.map(|output| output.stdout).unwrap_or_default();
@@ -132,7 +132,7 @@ impl Runtime {
         self.finish(verb, id, command).await
     }
 
-    /// The program with what stands before a verb.
+    /// The program with its arguments before a verb.
     fn program(&self) -> Command {
         Command::new(&self.path, self.deadline).args(&self.args)
     }
@@ -162,11 +162,11 @@ impl Runtime {
     }
 }
 
-/// The last line of what a runtime said, without its log decoration (`time=… level=error msg="…"`).
+/// The last line of a runtime's message, without its log decoration (`time=… level=error msg="…"`).
 fn last_words(stderr: &[u8], status: &str) -> String {
     let tail = &stderr[stderr.len().saturating_sub(MAX_LOG)..];
     let text = String::from_utf8_lossy(tail);
-    // youki goes on with a backtrace, or with advice on its command line.
+    // youki continues with a backtrace, or with advice on its command line.
     let is_error = |line: &&str| line.starts_with("ERROR ") || line.starts_with("error: ");
     let lines = || text.lines().rev().filter(|line| !line.trim().is_empty());
     let Some(line) = lines().find(is_error).or_else(|| lines().next()) else {

@@ -1,5 +1,5 @@
-//! The start-up probes: a runtime is taken as the default only after it has really run a container here, and can do
-//! what it has been seen to do. A version string proves nothing; a crun may refuse the host's cgroup mounts.
+//! The start-up probes: a runtime becomes the default only after it has really run a container here, and has only the
+//! capabilities that it has shown. A version string proves nothing; crun may refuse the host's cgroup mounts.
 
 use super::runtimes::CgroupPath;
 use super::{OciError, Runtime};
@@ -17,12 +17,12 @@ const HOST_DIRS: [&str; 5] = ["/usr", "/bin", "/lib", "/lib32", "/lib64"];
 /// SIGCHLD comes. Longer than a probe takes, so that no other runtime gets one.
 const NUDGE: Duration = Duration::from_millis(500);
 
-/// A user namespace that there is.
+/// An existing user namespace.
 #[derive(Debug, Clone, Copy)]
 pub struct UserNamespace<'a> {
     /// Where it is found.
     pub path: &'a str,
-    /// The same of a UTS namespace that belongs to it: youki cannot open another one's path once it is in the first.
+    /// The same for a UTS namespace that belongs to it: youki cannot open another one's path once it is in the first.
     pub uts: &'a str,
     /// First uid and gid on the host, of root inside.
     pub owner: (u32, u32),
@@ -35,7 +35,7 @@ pub(super) async fn works(runtime: &Runtime, state: &Path, cgroup: CgroupPath<'_
     run(runtime, state, cgroup, "works", &["/bin/true"], Further::Nothing).await.map(|_| ())
 }
 
-/// The same in a user namespace that there is, as containers of pods do.
+/// The same in an existing user namespace, as for containers of pods.
 pub(super) async fn user_namespace(
     runtime: &Runtime,
     state: &Path,
@@ -54,8 +54,8 @@ pub(super) async fn recursive_propagation(
     run(runtime, state, cgroup, "rslave", &["/bin/true"], Further::Propagation("rslave")).await.map(|_| ())
 }
 
-/// Whether a mount with the option `rro` is read-only with all that is below it. Shown by the host's /sys, below which
-/// the cgroup hierarchies always are.
+/// Whether a mount with the option `rro` is recursively read-only. Shown by the host's /sys, which always has the
+/// cgroup hierarchies below it.
 pub(super) async fn recursive_read_only(
     runtime: &Runtime,
     state: &Path,
@@ -69,19 +69,19 @@ pub(super) async fn recursive_read_only(
     Ok(all_read_only(&String::from_utf8_lossy(&table)))
 }
 
-/// Where the probe's container has the mount that is looked at.
+/// Place of the tested mount in the probe's container.
 const SHOWN: &str = "/probed";
 
 fn all_read_only(mountinfo: &str) -> bool {
     let fields = mountinfo.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     let below: Vec<_> =
         fields.filter(|f| f.get(4).is_some_and(|point| Path::new(point).starts_with(SHOWN))).collect();
-    // With nothing below it, nothing is shown.
+    // With nothing below it, nothing is proved.
     below.len() > 1
         && below.iter().all(|f| f.get(5).is_some_and(|options| options.split(',').any(|o| o == "ro")))
 }
 
-/// Removes what probes of a daemon that was killed left behind.
+/// Removes the remains of a killed daemon's probes.
 pub(super) async fn sweep(runtime: &Runtime, state: &Path) {
     let entries = std::fs::read_dir(state).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
@@ -138,7 +138,7 @@ async fn run(
         Err(source) => Err(OciError::Probe { path: bundle.clone(), source }),
     };
     if result.is_err() {
-        // It may have got half-way; that it cannot delete either is no news.
+        // It may have got half-way; its failure to delete is not news.
         let _ = runtime.delete(&id).await;
     }
     // Below the state directory, which the next boot clears.
@@ -146,8 +146,8 @@ async fn run(
     result
 }
 
-/// With a user namespace, as containers have it: their bundle is private but for the namespace's root, and the root
-/// directory belongs to that one.
+/// With a user namespace, as for containers: their bundle is private except for the namespace's root, which owns the
+/// root directory.
 fn make(bundle: &Path, mut spec: Value, further: Further<'_>) -> std::io::Result<()> {
     let root = bundle.join("rootfs");
     std::fs::create_dir_all(&root)?;
@@ -181,7 +181,7 @@ fn make(bundle: &Path, mut spec: Value, further: Further<'_>) -> std::io::Result
 fn spec(cgroup: &str, command: &[&str]) -> Value {
     let mut mounts = vec![
         json!({ "destination": "/proc", "type": "proc", "source": "proc" }),
-        // The bundle lies on /run, where systemd allows no devices: /dev/null has to be on a file system that does.
+        // The bundle lies on /run, where systemd allows no devices: /dev/null must be on a file system that does.
         json!({
             "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755"],
         }),

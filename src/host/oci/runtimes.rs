@@ -12,15 +12,15 @@ pub const PREFERENCE: [&str; 2] = ["crun", "runc"];
 
 /// Gives the `cgroupsPath` of a container by its name.
 pub(super) type CgroupPath<'a> = &'a (dyn Fn(&str) -> PathBuf + Sync);
-/// Has an OCI runtime ask systemd for cgroups: a global argument of runc, crun, youki and runsc alike.
+/// Makes an OCI runtime use systemd for cgroups: a global argument of runc, crun, youki and runsc alike.
 const SYSTEMD_CGROUP: &str = "--systemd-cgroup";
 
-/// Where the runtimes are to keep things.
+/// Directories for the runtimes.
 #[derive(Clone, Copy)]
 pub struct Surroundings<'a> {
     /// Parent of the runtimes' state directories.
     pub state: &'a Path,
-    /// Whether cgroups are made by systemd.
+    /// Whether systemd creates cgroups.
     pub systemd: bool,
     /// The `cgroupsPath` of the container that the start-up probe runs, by its name.
     pub probe_cgroup: CgroupPath<'a>,
@@ -76,18 +76,18 @@ impl Runtimes {
     }
 }
 
-/// What one handler's runtime is good for.
+/// Capabilities of one handler's runtime.
 #[derive(Debug)]
 pub struct Trial {
     /// The handler.
     pub handler: String,
     /// Its program.
     pub path: PathBuf,
-    /// The first line of what `--version` prints; empty where it prints nothing.
+    /// The first line of `--version`; empty if it prints nothing.
     pub version: String,
     /// Whether it ran a container.
     pub outcome: Result<(), OciError>,
-    /// Whether it ran one in a user namespace; None: not tried.
+    /// Whether it ran one in a user namespace; None: not tested.
     pub in_user_namespace: Option<Result<(), OciError>>,
 }
 
@@ -132,7 +132,7 @@ fn runtime(name: &str, handler: &config::Handler, around: Surroundings<'_>, dead
     Runtime::new(name, look_up(program), &root, &args, deadline)
 }
 
-/// The absolute path of a program; as given where it is not found, so that the error names it.
+/// The absolute path of a program; the given one if it is not found, so that the error names it.
 fn look_up(program: &Path) -> PathBuf {
     if program.components().count() > 1 {
         return program.to_owned();

@@ -1,4 +1,4 @@
-//! Linux signals by name and number, in the forms that images and CRI use.
+//! Linux signals by name and number, in the forms of images and CRI.
 
 /// Names without SIG, in the numbering of Linux on x86 and Arm; index 0 is signal 1.
 const NAMES: [&str; 31] = [

@@ -1,4 +1,4 @@
-//! What can go wrong with mounts. Owns the wording.
+//! Errors of mounts. Owns the wording.
 
 use std::path::PathBuf;
 
@@ -32,7 +32,7 @@ pub enum RootfsError {
         target: PathBuf,
         /// Cause.
         cause: std::io::Error,
-        /// The kernel's own words, where it gave some.
+        /// The kernel's message, if it gave one.
         detail: String,
     },
     /// The option string of mount(2) would exceed one page.
@@ -67,7 +67,7 @@ pub enum RootfsError {
         /// Cause.
         cause: std::io::Error,
     },
-    /// A user namespace that only holds the mapping of ids could not be made.
+    /// A user namespace that only holds the mapping of ids could not be created.
     #[error("make a user namespace with the mapping {mapping}: {cause}")]
     UserNamespace {
         /// Uids and gids, inside:outside:count.
@@ -96,7 +96,7 @@ pub enum RootfsError {
         target: PathBuf,
         /// Cause.
         cause: std::io::Error,
-        /// The kernel's own words, where it gave some.
+        /// The kernel's message, if it gave one.
         detail: String,
     },
     /// The unmount failed.

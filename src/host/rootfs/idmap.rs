@@ -1,6 +1,5 @@
-//! Overlays for user namespaces: the layers stay as they are on disk, for all containers, and are shown to one of them
-//! through mounts that map ids. What the container writes is on disk with the ids outside, as whoever looks from the
-//! host sees it.
+//! Overlays for user namespaces: the layers stay unchanged on disk, for all containers, and mounts with mapped ids show
+//! them to one. On disk, the container's files have the outer ids, as seen from the host.
 
 use super::{Overlay, RootfsError, mount_as_is, open_dir};
 use crate::host::remove;
@@ -17,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Before Linux 6.15, overlayfs takes only layers that are mounted somewhere. Found out by the first mount.
 static WANTS_ATTACHED: AtomicBool = AtomicBool::new(false);
 
-/// The mapping of a user namespace. Cheap to use again: one for all containers of a pod.
+/// The mapping of a user namespace. Cheap to reuse: one for all containers of a pod.
 #[derive(Debug)]
 pub struct IdMap {
     uids: Vec<IdRange>,
@@ -30,7 +29,7 @@ impl IdMap {
     /// A mapping, with a user namespace that exists for its sake. Blocking, for a fork's time.
     ///
     /// # Errors
-    /// When the kernel does not take the mapping, or makes no more user namespaces.
+    /// If the kernel refuses the mapping, or creates no more user namespaces.
     pub fn new(uids: Vec<IdRange>, gids: Vec<IdRange>) -> Result<Self, RootfsError> {
         let namespace = userns::with_mappings(&uids, &gids).map_err(|cause| not_made(&uids, &gids, cause))?;
         Ok(Self { uids, gids, namespace })
@@ -46,13 +45,13 @@ impl IdMap {
         Ok((Self { uids, gids, namespace }, uts))
     }
 
-    /// The mapping of a user namespace that there is already, such as the pod's own.
+    /// The mapping of an existing user namespace, such as the pod's own.
     #[must_use]
     pub fn of(namespace: OwnedFd, uids: Vec<IdRange>, gids: Vec<IdRange>) -> Self {
         Self { uids, gids, namespace }
     }
 
-    /// Whether it is of these ranges.
+    /// Whether it consists of these ranges.
     #[must_use]
     pub fn is_of(&self, uids: &[IdRange], gids: &[IdRange]) -> bool {
         self.uids == uids && self.gids == gids
@@ -64,7 +63,7 @@ impl IdMap {
         &self.namespace
     }
 
-    /// Who on the host is root inside; None: nobody.
+    /// The host ids of root inside; None: nobody.
     #[must_use]
     pub fn root(&self) -> Option<(u32, u32)> {
         Some((outside(&self.uids, 0)?, outside(&self.gids, 0)?))
@@ -94,7 +93,7 @@ pub(super) fn mount(overlay: &Overlay<'_>, map: &IdMap) -> Result<(), RootfsErro
     with_mapped(overlay.lowers, map, overlay.target, |lowers| {
         let done = mount_as_is(&Overlay { lowers, ..*overlay });
         if done.as_ref().is_err_and(is_invalid) {
-            // What the attempt left: a mark of `volatile` would have the next one refused.
+            // Remains of the attempt: a mark of `volatile` would make the next one fail.
             let left = overlay.work.join("work");
             remove::tree(&left).map_err(|error| directory("remove", &left)(error.into()))?;
         }
@@ -141,8 +140,8 @@ fn mapped(layer: &Path, map: &IdMap) -> Result<OwnedFd, RootfsError> {
     Ok(clone)
 }
 
-/// With the layers mounted one upon the other on a directory of their own, for the time of the call: overlayfs makes
-/// mounts of its own of them.
+/// With the layers mounted one upon the other on a directory of their own during the call: overlayfs makes its own
+/// mounts of them.
 fn attached(
     layers: &[OwnedFd],
     target: &Path,
@@ -178,14 +177,14 @@ fn explained(error: RootfsError, layers: &[PathBuf]) -> RootfsError {
     }
 }
 
-/// Where the layers of a mount on `target` are mounted meanwhile.
+/// Temporary place for the layers of a mount on `target`.
 fn place(target: &Path) -> PathBuf {
     let mut name = target.as_os_str().to_owned();
     name.push(".layers");
     name.into()
 }
 
-/// Takes away what a daemon left that was killed while it mounted on `target`.
+/// Removes the remains of a daemon that was killed while it mounted on `target`.
 pub(super) fn clear(target: &Path) -> Result<(), RootfsError> {
     let place = place(target);
     loop {
@@ -215,11 +214,11 @@ pub(super) fn directory(operation: &'static str, path: &Path) -> impl FnOnce(std
 /// Ids of the probe: any that are not 0 will do.
 const PROBE: IdRange = IdRange { inside: 0, outside: 1_000_000, count: 1 };
 
-/// Name of its directory; the process' id follows. Of one that was killed meanwhile it is left to the next to remove.
+/// Name of its directory; the process' id follows. The next daemon removes that of a killed one.
 const PROBE_PREFIX: &str = "idmap-probe-";
 
-/// Tries whether overlays of layers below `parent`, and a tmpfs as volumes are, can be mounted with mapped ids; the error
-/// tells why not. Makes a directory there and removes it.
+/// Tests whether overlays of layers below `parent`, and a tmpfs like volumes, can be mounted with mapped ids; the error
+/// gives the reason. Creates a directory there and removes it.
 ///
 /// # Errors
 /// What a mount would answer.
@@ -307,7 +306,7 @@ mod tests {
     impl Box {
         fn new(layers: u32) -> Self {
             let root = tempfile::tempdir().unwrap();
-            // Others may go through it: a mapped root is one of them.
+            // Others may pass through it: a mapped root is one of them.
             fs::set_permissions(root.path(), Permissions::from_mode(0o755)).unwrap();
             let lowers: Vec<_> = (0..layers).map(|n| root.path().join(format!("layer-{n}"))).collect();
             for (layer, n) in lowers.iter().zip(0..) {
@@ -347,7 +346,7 @@ mod tests {
         }
     }
 
-    /// What root of the namespace prints.
+    /// The output of the namespace's root.
     fn inside(map: &IdMap, script: &str, at: &Path) -> String {
         let namespace = format!("--user={}", podwright_sys::namespace::path_of(map.namespace()));
         let out = Command::new("nsenter")
@@ -441,7 +440,7 @@ mod tests {
     #[test]
     fn the_probe_says_yes_here_and_leaves_nothing() {
         let root = tempfile::tempdir().unwrap();
-        // What one that was killed has left goes, what one that lives is using stays.
+        // Remains of a killed one go, those in use by a living one stay.
         let (dead, alive) = (root.path().join("idmap-probe-99999999"), root.path().join("idmap-probe-1"));
         fs::create_dir_all(dead.join("merged")).unwrap();
         fs::create_dir(&alive).unwrap();

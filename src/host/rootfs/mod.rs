@@ -1,10 +1,10 @@
 //! A container's root file system: an overlay mount of its image's layers, and the tmpfs of a pod's /dev/shm.
 //!
-//! Owns the mount calls. Never decides which layers there are; makes no directory but those that mapped ids need for
-//! the time of a mount (`idmap`).
+//! Owns the mount calls. Never chooses layers; creates only the directories that mapped ids need during a mount
+//! (`idmap`).
 //!
-//! The new mount API takes one `lowerdir+` a layer (Linux 6.7), so the 4 KiB limit of mount(2)'s option string does
-//! not bite. Older kernels get mount(2) with every layer named by an open descriptor, which keeps that string short.
+//! The new mount API takes one `lowerdir+` per layer (Linux 6.7), so the 4 KiB limit of mount(2)'s option string does
+//! not apply. Older kernels get mount(2) with every layer named by an open descriptor, which keeps that string short.
 
 mod error;
 mod idmap;
@@ -26,9 +26,9 @@ use std::path::{Path, PathBuf};
 const MAX_FSCONFIG_VALUE: usize = 255;
 /// mount(2) takes one page of options (fs/namespace.c, copy_mount_options).
 const MAX_MOUNT_DATA: usize = 4095;
-/// Inodes of the tmpfs of a pod's files: its root, three files, and room for what writes them anew.
+/// Inodes of the tmpfs of a pod's files: its root, three files, and room for programs that replace them.
 const FILE_INODES: &str = "8";
-/// Unmounts of one path before giving up; more than one only where something stacked a mount on ours.
+/// Unmounts of one path before giving up; more than one only if something stacked a mount on ours.
 const MAX_STACKED_MOUNTS: usize = 16;
 
 /// An overlay that is to be mounted.
@@ -46,15 +46,15 @@ pub struct Overlay<'a> {
     pub options: &'a [&'a str],
     /// The mapping of a user namespace: the layers' files belong to the ids outside, and so does what is written.
     pub idmap: Option<&'a IdMap>,
-    /// Quotas of the upper directory bind whoever writes. Overlayfs writes with the rights of whoever mounted it, and
-    /// ext4 lets CAP_SYS_RESOURCE exceed every limit.
+    /// Quotas of the upper directory apply to every writer. Overlayfs writes with its mounter's rights, and ext4 lets
+    /// CAP_SYS_RESOURCE exceed every limit.
     pub within_quota: bool,
 }
 
 /// Mounts an overlay.
 ///
 /// # Errors
-/// When a directory is missing or the kernel refuses; nothing is left mounted then.
+/// If a directory is missing or the kernel refuses; then nothing is left mounted.
 pub fn mount(overlay: &Overlay<'_>) -> Result<(), RootfsError> {
     let _rights = overlay.within_quota.then(WithoutResource::begin);
     match overlay.idmap {
@@ -94,7 +94,7 @@ impl WithoutResource {
 
 impl Drop for WithoutResource {
     fn drop(&mut self) {
-        // What is permitted may always be put into effect again.
+        // A permitted capability can always be made effective again.
         if let Some(had) = self.0.take()
             && let Err(error) = rustix::thread::set_capabilities(None, had)
         {
@@ -105,13 +105,13 @@ impl Drop for WithoutResource {
     }
 }
 
-/// Whether overlayfs looks at options one by one (Linux 6.5). Before, the kernel collects them unseen and refuses them
-/// all together at the mount, so that an unknown one cannot be told; then it takes anything here.
+/// Whether overlayfs checks options one by one (Linux 6.5). Before, the kernel collects them unseen and refuses them
+/// all together at the mount, so an unknown one is not recognised; until then it accepts anything.
 fn checks_options() -> bool {
     static CHECKS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     *CHECKS.get_or_init(|| {
         let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC);
-        // Where fsopen(2) itself fails, the mount tells why.
+        // If fsopen(2) itself fails, the mount gives the reason.
         fs.map_or(true, |fs| rustix::mount::fsconfig_set_flag(&fs, "podwright-asks").is_err())
     })
 }
@@ -176,7 +176,7 @@ fn mount_by_page(
     for option in options {
         data.push(',');
         match option.split_once('=') {
-            // Of a label; the kernel takes the quotes away.
+            // Of a label; the kernel removes the quotes.
             Some((key, value)) if value.contains(',') => {
                 let _ = write!(data, "{key}=\"{value}\"");
             }
@@ -249,7 +249,7 @@ pub fn mount_files(target: &Path, bytes: u64) -> Result<(), RootfsError> {
     )
 }
 
-/// Detaches whatever is mounted on `target`. A path that is gone or not mounted is fine.
+/// Detaches whatever is mounted on `target`. A missing or unmounted path is fine.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -269,7 +269,7 @@ fn detach(target: &Path) -> Result<(), RootfsError> {
     Err(RootfsError::Unmount { target: target.to_owned(), cause: Errno::BUSY.into() })
 }
 
-/// Detaches the topmost mount; that there is none is an error.
+/// Detaches the topmost mount; without one it is an error.
 fn detach_one(target: &Path) -> Result<(), RootfsError> {
     rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
         .map_err(|e| RootfsError::Unmount { target: target.to_owned(), cause: e.into() })
@@ -278,7 +278,7 @@ fn detach_one(target: &Path) -> Result<(), RootfsError> {
 /// Whether `target` is the root of a mount. A missing path is not.
 ///
 /// # Errors
-/// When the path cannot be looked at.
+/// If the path cannot be examined.
 pub fn is_mounted(target: &Path) -> Result<bool, RootfsError> {
     match rustix::fs::statx(CWD, target, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()) {
         Ok(stat) => Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
@@ -331,7 +331,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// A path that fsconfig would cut, or in which overlayfs would see an escape, goes by descriptor.
+    /// A path that fsconfig would truncate, or in which overlayfs would see an escape, goes by descriptor.
     fn set_path(&mut self, key: &str, path: &Path) -> Result<(), RootfsError> {
         match path.to_str() {
             Some(text)
@@ -384,7 +384,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// The messages that the kernel left on the context: `e overlay: ...`, one a read.
+    /// The kernel's messages on the context: `e overlay: ...`, one per read.
     fn kernel_words(&self) -> String {
         let mut words = String::new();
         let mut line = [0u8; 512];

@@ -1,7 +1,7 @@
-//! AppArmor: which profiles the kernel has, and podwright's own default, loaded when a container first needs it.
+//! AppArmor: the kernel's profiles, and podwright's own default, loaded when a container first needs it.
 //!
-//! Owns the text of the default profile and the run of `apparmor_parser`. Never decides which profile a container
-//! gets, and never replaces a profile that is loaded: an operator's own of that name stays.
+//! Owns the text of the default profile and the run of `apparmor_parser`. Never decides which profile a container gets,
+//! and never replaces a loaded profile: an operator's own of that name stays.
 
 use crate::host::command::{Command, CommandError, Output};
 use std::path::{Path, PathBuf};
@@ -16,15 +16,15 @@ const LOADED: &str = "/sys/kernel/security/apparmor/profiles";
 const ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
 /// Our own label, `name (mode)` or `unconfined`.
 const OWN_LABEL: &str = "/proc/self/attr/current";
-/// Where packages put the parser, if PATH does not name the directory.
+/// Path of the packaged parser, if PATH does not contain its directory.
 const PARSER_DIRS: [&str; 2] = ["/usr/sbin", "/sbin"];
-/// What the parser may take. Our profile compiles in tens of milliseconds; slow machines and emulators take seconds.
+/// Limit of the parser. Our profile compiles in tens of milliseconds; slow machines and emulators take seconds.
 const PARSER_LIMIT: Duration = Duration::from_secs(60);
 
 /// Why a profile cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum AppArmorError {
-    /// The kernel has no AppArmor, or does not tell its profiles.
+    /// The kernel has no AppArmor, or does not list its profiles.
     #[error("AppArmor profile {profile:?} is asked for, but the host has no AppArmor")]
     Absent {
         /// The profile.
@@ -38,13 +38,13 @@ pub enum AppArmorError {
         /// Cause.
         cause: std::io::Error,
     },
-    /// A profile of the node that is not there.
+    /// A profile of the node that is not loaded.
     #[error("AppArmor profile {profile:?} is not loaded on this node: load it with apparmor_parser -r")]
     NotLoaded {
         /// The profile.
         profile: String,
     },
-    /// The default has to be loaded and nothing can load it.
+    /// The default must be loaded, and no parser is available.
     #[error(
         "load AppArmor profile {DEFAULT_PROFILE:?}: apparmor_parser is not there: install the package apparmor"
     )]
@@ -89,16 +89,16 @@ impl AppArmor {
         self.profiles.is_some()
     }
 
-    /// Whether `profile` could be used for containers that ask for none: loaded, or ours and there is a parser.
+    /// Whether `profile` could be the default: it is loaded, or ours and there is a parser.
     #[must_use]
     pub fn could_use(&self, profile: &str) -> bool {
         self.is_loaded(profile).unwrap_or(false) || (profile == DEFAULT_PROFILE && self.parser.is_some())
     }
 
-    /// Makes sure that the kernel has `profile`. podwright's own is loaded if it is not.
+    /// Ensures that the kernel has `profile`. Loads podwright's own if necessary.
     ///
     /// # Errors
-    /// When it is not there, and cannot be loaded.
+    /// If it is not loaded, and cannot be.
     pub async fn ensure(&self, profile: &str) -> Result<(), AppArmorError> {
         if self.is_loaded(profile)? {
             return Ok(());
@@ -114,7 +114,7 @@ impl AppArmor {
         // Not into the cache of the system's own profiles: this one has no file there.
         let run = Command::new(parser, PARSER_LIMIT).args(["--add", "--skip-cache", "--quiet"]);
         let run = run.stdin(default_profile(own_label().as_deref()).into_bytes()).run().await;
-        // Whoever loads it between the look above and the parser makes the parser fail, but not the container.
+        // If it is loaded between the check above and the parser's run, the parser fails, but not the container.
         if self.is_loaded(profile)? {
             // Log: The first container needed it.
             tracing::info!(profile, "loaded the AppArmor profile");
@@ -151,13 +151,13 @@ fn find_parser() -> Option<PathBuf> {
 fn own_label() -> Option<String> {
     let text = std::fs::read_to_string(Path::new(OWN_LABEL)).ok()?;
     let label = text.trim_end_matches(['\n', '\0']);
-    // A name that would need quoting is left out: what it may do to containers is then what "unconfined" may.
+    // A name that would need quoting is left out: it may then do to containers what "unconfined" may.
     name_of(label).filter(|name| !name.contains(['"', ' ', '\n'])).map(str::to_owned)
 }
 
-/// podwright's default profile. It stands beside capabilities, seccomp and the paths that a kubelet hides, and holds
-/// where these are missing: no mounts, nothing of the kernel's settings outside the container's own namespaces, and
-/// no hand on processes that are not in a container. It includes no other file, so that it loads on any distribution.
+/// podwright's default profile. It complements capabilities, seccomp and the paths that a kubelet hides, and holds
+/// where these are missing: no mounts, no kernel settings outside the container's own namespaces, and no access to
+/// processes outside containers. It includes no other file, so that it loads on any distribution.
 fn default_profile(daemon: Option<&str>) -> String {
     let daemon = daemon.map(|label| format!("  signal (receive) peer=\"{label}\",\n")).unwrap_or_default();
     format!(
@@ -222,7 +222,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
 
-    /// A host whose "parser" appends what it is told to the list of profiles.
+    /// A host whose "parser" appends its input to the list of profiles.
     fn host(dir: &Path, loaded: &str, parser: Option<&str>) -> AppArmor {
         let profiles = dir.join("profiles");
         std::fs::write(&profiles, loaded).unwrap();
@@ -295,7 +295,7 @@ mod tests {
         assert!(matches!(absent.ensure("web").await, Err(AppArmorError::Absent { .. })));
     }
 
-    /// Where the parser is installed, it has to take the text; no kernel is needed for that.
+    /// Where the parser is installed, it must accept the text; no kernel is needed for that.
     #[tokio::test]
     async fn the_default_profile_is_one_that_the_parser_takes() {
         let Some(parser) = find_parser() else { return };

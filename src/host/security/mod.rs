@@ -1,6 +1,6 @@
 //! What the node's kernel and the daemon's own rights allow: capabilities, oom_score_adj, AppArmor, SELinux, seccomp.
 //!
-//! Owns the reading of these facts, and the profiles that the kernel and the node have. Never decides what a container gets.
+//! Owns the reading of these facts, and the profiles of kernel and node. Never decides what a container gets.
 
 pub mod apparmor;
 pub mod caps;
@@ -39,8 +39,7 @@ pub enum SecurityError {
 pub struct HostSecurity {
     /// Capabilities that the daemon can hand on: its bounding set.
     pub bounding: CapSet,
-    /// Lowest oom_score_adj that a container may get: without CAP_SYS_RESOURCE a process cannot go below the
-    /// daemon's own value.
+    /// Lowest oom_score_adj of a container: without CAP_SYS_RESOURCE a process cannot go below the daemon's own value.
     pub oom_score_adj_floor: i64,
     /// AppArmor can confine containers.
     pub apparmor: bool,
@@ -71,8 +70,8 @@ impl HostSecurity {
     }
 }
 
-/// Linux lets anyone with CAP_SYS_RESOURCE go down to -1000; others not below their own minimum, of which the
-/// present value is the safe guess.
+/// With CAP_SYS_RESOURCE the minimum is -1000, else a process's own minimum, for which its current value is the safe
+/// guess.
 fn oom_floor(effective: CapSet, own: i64) -> i64 {
     if effective.contains(Cap::SYS_RESOURCE) { -1000 } else { own }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with checkpoints.
+//! Errors of checkpoints.
 
 use crate::host::criu::CriuError;
 use crate::host::monitor::MonitorError;
@@ -20,10 +20,10 @@ pub enum CheckpointError {
         /// What is wrong.
         why: String,
     },
-    /// Another checkpoint of the container is being made.
+    /// Another checkpoint of the container is in progress.
     #[error("container {0} is being checkpointed already")]
     Busy(ContainerId),
-    /// A checkpoint and the containers that were asked for do not belong together.
+    /// The checkpoint and the requested containers do not match.
     #[error("checkpoint {path}: {why}")]
     Mismatch {
         /// The checkpoint.

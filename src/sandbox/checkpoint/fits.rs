@@ -1,5 +1,5 @@
-//! Whether what is asked for fits a checkpoint. Judged before anything is made: CRIU brings back the mounts and the image's
-//! files that the processes had, and whatever a request has beside them would be missing without a word.
+//! Whether a request matches a checkpoint. Checked before anything is created: CRIU restores the mounts and image files
+//! that the processes had, and anything else in a request would be silently missing.
 
 use super::describe::{ConfigDump, POD_VERSION, PodOptions};
 use super::error::CheckpointError;
@@ -12,7 +12,7 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// What each container has from its pod, whatever is asked for.
+/// What every container gets from its pod.
 const OF_POD: [&str; 4] = ["/dev/shm", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
 
 /// What is read of `spec.dump`.
@@ -36,13 +36,13 @@ impl DumpedMount {
         self.options.iter().flatten().any(|option| wanted.contains(&option.as_str()))
     }
 
-    /// What lies outside of the container: the rest CRIU makes itself.
+    /// What lies outside the container; CRIU creates the rest itself.
     fn is_bind(&self) -> bool {
         self.kind.as_deref() == Some("bind") || self.has(&["bind", "rbind"])
     }
 }
 
-/// Whether a container can continue from a checkpoint, and whether there is room for it below `root`. Blocking.
+/// Whether a container can continue from a checkpoint, and whether `root` has room for it. Blocking.
 pub(in crate::sandbox) fn container(
     from: &Restore,
     spec: &ContainerSpec,
@@ -84,7 +84,7 @@ fn fits(source: &Source, spec: &ContainerSpec) -> Result<(), SandboxError> {
     }
 }
 
-/// What is wrong with the mounts that are asked for.
+/// Faults of the requested mounts.
 fn mounts(dumped: &[DumpedMount], asked: &[Mount]) -> Option<String> {
     let of_pod = |path: &Path| OF_POD.iter().any(|own| path == Path::new(own));
     let asked: BTreeMap<&Path, &Mount> = asked.iter().map(|m| (m.container_path.as_path(), m)).collect();
@@ -123,7 +123,7 @@ fn mounts(dumped: &[DumpedMount], asked: &[Mount]) -> Option<String> {
     })
 }
 
-/// Whether these containers are those of a pod's checkpoint: the same names, each fitting. Blocking.
+/// Whether these containers are those of a pod's checkpoint: the same names, each matching. Blocking.
 pub(in crate::sandbox) fn pod(
     checkpoint: &Path,
     containers: &[ContainerSpec],
@@ -197,7 +197,7 @@ mod tests {
             assert!(matches!(error, SandboxError::Checkpoint(CheckpointError::Mismatch { .. })), "{error}");
             assert!(error.to_string().contains(word), "{error}");
         }
-        // A peer's names the image in another way.
+        // A peer's checkpoint names the image in another way.
         check(checkpoint(&[&name], "docker.io/library/busybox:1").path(), std::slice::from_ref(&container))
             .unwrap();
         let dir = checkpoint(&[&name], &full);
@@ -241,7 +241,7 @@ mod tests {
                 .contains("no mounts at /more")
         );
         assert!(wrong(&[mount("/data", true), token]).unwrap().contains("/data is to be read-only"));
-        // The other way round it stays as strict as it was.
+        // Conversely it stays as strict as before.
         assert_eq!(wrong(&[data, mount("/token", false)]), None);
     }
 }

@@ -1,4 +1,4 @@
-//! What outlives a daemon that dies while containers are frozen: a note of who they are, and half-made files. Owns
+//! State that outlives a daemon that dies while containers are frozen: a note of them, and half-made files. Owns
 //! `<state>/checkpoints` and `<root>/checkpoints`.
 
 use super::capture::set_free;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// Version of a note.
 const VERSION: u32 = 1;
-/// What a CRIU of an earlier daemon gets to end by itself, before it is killed: it holds the container's processes.
+/// Time for an earlier daemon's CRIU to end by itself before it is killed: it holds the container's processes.
 const ORPHAN_WAIT: Duration = Duration::from_secs(10);
 /// How often it is looked for.
 const ORPHAN_POLL: Duration = Duration::from_millis(50);
@@ -105,7 +105,7 @@ pub(in crate::sandbox) struct Leftovers {
 }
 
 impl Leftovers {
-    /// To be looked for before anything is served: what comes afterwards is not left over.
+    /// Looked for before serving: what comes afterwards is not left over.
     pub(in crate::sandbox) fn find(node: &Node) -> Self {
         let below = |dir: PathBuf| {
             let found = std::fs::read_dir(dir).into_iter().flatten().flatten();
@@ -117,7 +117,7 @@ impl Leftovers {
     }
 }
 
-/// Sets free what an earlier daemon left frozen, and removes what it left half made.
+/// Resumes what an earlier daemon left frozen, and removes its half-made files.
 pub(in crate::sandbox) async fn thaw(node: Arc<Node>, left: Leftovers) {
     for path in left.notes {
         let note: Option<Content> =
@@ -173,7 +173,7 @@ async fn thaw_one(node: &Arc<Node>, note: &Content) -> bool {
     all_free
 }
 
-/// Waits for a CRIU that still writes there, and ends it when it takes too long. Blocking.
+/// Waits for a CRIU that still writes there, and kills it after a limit. Blocking.
 fn end_orphans(made: &[PathBuf]) -> Result<(), SandboxError> {
     let until = Instant::now() + ORPHAN_WAIT;
     loop {

@@ -1,6 +1,6 @@
-//! CRIU lets a container into the namespaces of its new pod, and then writes into them what its images say of the old pod's:
-//! the host name, and the settings of IPC. The copies of these two images are made to say what the new pod has, so that
-//! nothing of it changes. Their form is CRIU's: two magic numbers, a length, a message of protobuf.
+//! CRIU moves a container into its new pod's namespaces, and then writes the old pod's host name and IPC settings into
+//! them. The copies of these two images are changed to the new pod's values, so that nothing changes. Their format is
+//! CRIU's: two magic numbers, a length, a protobuf message.
 
 use crate::sandbox::error::SandboxError;
 use std::collections::BTreeMap;
@@ -97,7 +97,7 @@ fn uts(of_pod: &Settings) -> Vec<u8> {
     message
 }
 
-/// The message with the numbers that the pod has in place of its own; what the pod's kernel does not have stays.
+/// The message with the pod's numbers; those that the pod's kernel lacks stay.
 fn ipc(message: &[u8], of_pod: &Settings) -> io::Result<Vec<u8>> {
     let mut numbers = read(message).ok_or_else(|| bad("it is no message of numbers"))?;
     for (name, field) in IPC {
@@ -115,7 +115,7 @@ fn ipc(message: &[u8], of_pod: &Settings) -> io::Result<Vec<u8>> {
     Ok(new)
 }
 
-/// How a field is written, in the low bits of its key (protobuf's wire types): a number of seven bits a byte.
+/// The encoding of a field, in the low bits of its key (protobuf's wire types): a number of seven bits per byte.
 const NUMBER: u64 = 0;
 /// A length, then bytes.
 const BYTES: u64 = 2;
@@ -166,7 +166,7 @@ fn read(mut message: &[u8]) -> Option<BTreeMap<u64, Vec<u64>>> {
     Some(numbers)
 }
 
-/// Of the fuzz target `checkpoint`: an image that is taken becomes one that is taken again, and says what the pod has.
+/// Of the fuzz target `checkpoint`: an accepted image becomes another accepted one with the pod's values.
 #[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(image: &[u8], names: bool) {
     let of_pod =

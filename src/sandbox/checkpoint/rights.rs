@@ -1,5 +1,5 @@
-//! Whether a checkpoint's processes have no more rights than their new container is to have. CRIU gives them those that they
-//! had, whatever the new container's configuration says, so that a request for less must be refused.
+//! Whether a checkpoint's processes have no more rights than their new container. CRIU restores the rights that they
+//! had, whatever the new container's configuration says, so a request for less must be refused.
 
 use super::SPEC_DUMP;
 use super::source::Source;
@@ -10,21 +10,21 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Sets of capabilities in an OCI configuration. The bounding one holds all that a process may ever get.
+/// Sets of capabilities in an OCI configuration. The bounding set holds all that a process may ever get.
 const SETS: [&str; 5] = ["bounding", "effective", "permitted", "inheritable", "ambient"];
-/// Namespaces that a container has of its own or of its pod. Where it has none of a kind it is in the host's.
+/// Namespaces of the container or its pod. For a missing kind it is in the host's.
 const NAMESPACES: [&str; 4] = ["ipc", "network", "pid", "uts"];
-/// What confines processes by a name or a filter: that there is one is compared, since peers have others of the same use.
+/// Confinement by a name or a filter: only its existence is compared, since peers have others of the same purpose.
 const CONFINED: [(&str, &str); 3] = [
     ("/linux/seccomp", "a seccomp filter"),
     ("/process/apparmorProfile", "an AppArmor profile"),
     ("/process/selinuxLabel", "an SELinux label"),
 ];
-/// What is forbidden to processes.
+/// What processes may not do.
 const FORBIDDEN: [(&str, &str); 2] =
     [("/process/noNewPrivileges", "no_new_privs"), ("/root/readonly", "a read-only root")];
 
-/// Refuses a new container, of this OCI configuration, that would have more rights than it is to have. Blocking.
+/// Refuses a new container with this OCI configuration whose processes would have more rights than it allows. Blocking.
 pub(in crate::sandbox) fn check(from: &Restore, config: &Value, store: &Images) -> Result<(), SandboxError> {
     let source = Source::open(from, store)?;
     let dumped: Value = source.json(Path::new(SPEC_DUMP))?;
@@ -34,9 +34,9 @@ pub(in crate::sandbox) fn check(from: &Restore, config: &Value, store: &Images) 
     }
 }
 
-/// Which namespace CRIU would not make as it is asked for.
+/// A namespace that CRIU would not create as requested.
 fn elsewhere(dumped: &Value, asked: &Value) -> Option<String> {
-    // That of PIDs may be the container's own or one that others have, too; the others are always the pod's.
+    // The PID namespace may be the container's own or shared; the others are always the pod's.
     let of = |config: &Value, kind: &str| {
         let mut all = config.pointer("/linux/namespaces").and_then(Value::as_array).into_iter().flatten();
         let found = all.rfind(|n| n["type"] == kind);
@@ -53,7 +53,7 @@ fn elsewhere(dumped: &Value, asked: &Value) -> Option<String> {
     Some(format!("namespace_options: the {kind} namespace was {had}, and is to be {wanted}"))
 }
 
-/// What of the checkpointed container is more than is asked for.
+/// Rights of the checkpointed container beyond the request.
 fn excess(dumped: &Value, asked: &Value) -> Option<String> {
     let user = |config: &Value, field| config.pointer(field).and_then(Value::as_u64).unwrap_or_default();
     for (field, name) in [("/process/user/uid", "uid"), ("/process/user/gid", "gid")] {
@@ -92,7 +92,7 @@ fn excess(dumped: &Value, asked: &Value) -> Option<String> {
     Some(format!("{name} is asked for, and the checkpointed container had none"))
 }
 
-/// The elements of a list, as text; empty where there is none.
+/// The elements of a list, as text; empty if there is none.
 fn strings(config: &Value, field: &str) -> BTreeSet<String> {
     let elements = config.pointer(field).and_then(Value::as_array).into_iter().flatten();
     elements.map(|e| e.as_str().map_or_else(|| e.to_string(), str::to_owned)).collect()
@@ -167,7 +167,7 @@ mod tests {
         let root = changed("/process/user/uid", json!(0));
         assert!(excess(&root, &all).unwrap().contains("uid 0"));
         assert!(excess(&all, &root).unwrap().contains("uid 5"));
-        // One that says nothing has nothing.
+        // A missing one grants nothing.
         assert!(excess(&json!({}), &all).is_some());
         assert_eq!(excess(&json!({"process": {"user": {"uid": 0}}}), &json!({})), None);
     }

@@ -1,4 +1,4 @@
-//! What happens by itself: containers end, the monitor tells, falls silent or dies.
+//! Events without a request: containers end; the monitor reports, falls silent or dies.
 
 use super::{Container, Finished, Phase, Pod};
 use crate::host::monitor::{Events, MonitorEvent};
@@ -28,7 +28,7 @@ impl Pod {
     pub(super) fn ended(&mut self, id: &ContainerId, exit: Exit) {
         let Some(container) = self.containers.get(id) else { return };
         let started_at = match &container.state {
-            // The runtime reports a start a moment after it; the end is told exactly.
+            // The runtime reports a start a moment after it; the end is reported exactly.
             ContainerState::Running { since, .. } => Some((*since).min(exit.finished_at)),
             // The runtime has not reported yet, but a process that ended did start.
             ContainerState::Starting => Some(exit.finished_at),
@@ -39,7 +39,7 @@ impl Pod {
         self.clean(id);
     }
 
-    /// Removes what the runtime and the kernel keep of an ended container, beside everything else.
+    /// Removes what the runtime and the kernel keep of an ended container, in the background.
     pub(super) fn clean(&mut self, id: &ContainerId) {
         let Some(container) = self.containers.get(id) else { return };
         container.phase.send_replace(Phase::Exited);
@@ -58,7 +58,7 @@ impl Pod {
         });
     }
 
-    /// The connection ended. That the monitor is dead is only one of its causes, and the one that costs the pod.
+    /// The connection ended. A dead monitor is only one possible cause, and the one that costs the pod.
     pub(super) fn adopt_again(&mut self) {
         if self.monitor.is_none() {
             return;
@@ -67,7 +67,7 @@ impl Pod {
         self.work(Finished::Adopted(None), async move { Finished::Adopted(recover::adopt(&dir).await) });
     }
 
-    /// Takes up what the monitor says now, and what was missed meanwhile.
+    /// Applies the monitor's current report, including what was missed.
     pub(super) fn adopted(&mut self, adopted: Option<recover::Adopted>) -> Option<Events> {
         let Some((monitor, events, reports)) = adopted else {
             self.monitor_lost();
@@ -97,10 +97,10 @@ impl Pod {
         Some(events)
     }
 
-    /// Takes up what a monitor says that was silent when the daemon started.
+    /// Applies the report of a monitor that was silent when the daemon started.
     pub(super) fn answered(&mut self, reports: Option<recover::Reports>) {
         let Some(reports) = reports else { return self.monitor_lost() };
-        // None: the tear-down was through first, or its connection broke and it is adopted anew.
+        // None: the tear-down finished first, or its connection broke and it is adopted again.
         let Some(monitor) = self.monitor.clone() else { return };
         // Log: It was silent at start.
         tracing::info!(sandbox = %self.spec.id, "the pod's monitor answers");
@@ -113,7 +113,7 @@ impl Pod {
                 Finished::StrangerEnded
             });
         }
-        // Not those that are being worked on: whoever does hears of them.
+        // Not those with running work, which learns of their end itself.
         let due = |c: &Container| match c.state {
             ContainerState::Running { .. } => true,
             ContainerState::Created => c.activity == Activity::Idle,
@@ -144,8 +144,8 @@ impl Pod {
         if self.monitor.take().is_none() {
             return;
         }
-        // A tear-down ends the monitor itself, and tells the state when it is through; but containers that are left
-        // at that moment have nobody else who would tell their end.
+        // A tear-down ends the monitor itself and reports the state when it finishes; but only this reports the end of
+        // containers left at that moment.
         if matches!(self.state, SandboxState::Ready { .. }) && self.activity != SandboxActivity::Stopping {
             // Log: The monitor was killed, by the OOM killer or by hand. Its containers are killed, since nobody
             // would see them end.

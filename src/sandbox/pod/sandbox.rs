@@ -1,4 +1,4 @@
-//! What happens to the sandbox itself: brought up or undone, torn down, removed.
+//! Requests on the sandbox itself: brought up or undone, torn down, removed.
 
 use super::{Command, Finished, Phase, Pod, Reply, answer_all, send};
 use crate::host::monitor::Events;
@@ -103,7 +103,7 @@ impl Pod {
             // Log: Steps of StopPodSandbox failed; `error` has all of them.
             // Do: The kubelet repeats the call. Mostly a CNI plugin fails: see its message.
             tracing::error!(sandbox = %self.spec.id, %error, "tear-down is not complete");
-            // Who waits to remove it must hear why it cannot be.
+            // A caller waiting to remove it must learn why that fails.
             for command in std::mem::take(&mut self.deferred) {
                 match command {
                     Command::RemovePod { reply } => send(reply, Err(error.clone())),
@@ -116,7 +116,7 @@ impl Pod {
 
     pub(super) fn remove_pod(&mut self, reply: Reply<()>) {
         if self.containers.values().any(|c| c.activity == Activity::Creating) {
-            // Its mounts are being made at this moment; they are removed when that has ended.
+            // Its mounts are being made at this moment; they are removed afterwards.
             return self.deferred.push(Command::RemovePod { reply });
         }
         match admit_sandbox(&self.state, self.activity, SandboxRequest::Remove) {
@@ -130,7 +130,7 @@ impl Pod {
                 self.work(failed, async move {
                     let mut errors = Vec::new();
                     for (spec, mut phase) in containers {
-                        // The clean-up after its end runs by itself, and would be cut off when the pod is gone.
+                        // The clean-up after its end runs by itself, and would be cut off with the pod.
                         let _ = phase.wait_for(|p| *p == Phase::Cleaned).await;
                         errors.extend(container::remove(&node, &spec).await.err());
                     }

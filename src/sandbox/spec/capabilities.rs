@@ -1,4 +1,4 @@
-//! Which capabilities a container gets.
+//! The capabilities of a container.
 
 use super::SpecError;
 use crate::host::security::{Cap, CapSet};
@@ -10,7 +10,7 @@ use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities};
 pub struct ContainerCapabilities {
     /// Bounding, permitted and effective.
     pub given: CapSet,
-    /// Ambient, only what was asked for it.
+    /// Ambient: only those requested as such.
     pub ambient: CapSet,
 }
 
@@ -18,7 +18,7 @@ pub struct ContainerCapabilities {
 /// of `ALL`, an add wins over a drop of `ALL`, as with containerd.
 ///
 /// # Errors
-/// When a name is unknown, or one is asked for by name that the daemon cannot give.
+/// If a name is unknown, or the daemon lacks one requested by name.
 pub fn capabilities(
     defaults: &[String],
     security: &ContainerSecurity,

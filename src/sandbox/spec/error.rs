@@ -80,7 +80,7 @@ pub enum SpecError {
         /// Container path.
         path: PathBuf,
     },
-    /// A user or group that the pod's user namespace does not know.
+    /// A user or group that the pod's user namespace does not map.
     #[error("{what} {id} is not mapped in the pod's user namespace: no process there can have it")]
     UnmappedId {
         /// `user` or `group`.
@@ -88,7 +88,7 @@ pub enum SpecError {
         /// The id.
         id: u32,
     },
-    /// A recursively read-only mount that cannot be made. The kubelet reads the message's start.
+    /// An impossible recursively read-only mount. The kubelet reads the beginning of the message.
     #[error("RROUnsupported: mount at {}: {reason}", path.display())]
     RecursiveReadOnly {
         /// Container path.
@@ -104,13 +104,13 @@ pub enum SpecError {
         /// As given.
         option: String,
     },
-    /// The namespace that was asked for is not there.
+    /// The requested namespace does not exist.
     #[error("the {kind} namespace that the container shall join does not exist")]
     MissingNamespace {
         /// Kind.
         kind: &'static str,
     },
-    /// AppArmor was asked for, the host has none.
+    /// AppArmor was requested, and the host has none.
     #[error(
         "config.linux.security_context.apparmor: profile {profile:?} is asked for, but the host has no AppArmor or there is no default profile"
     )]
@@ -128,7 +128,7 @@ pub enum SpecError {
         /// Why.
         reason: &'static str,
     },
-    /// A limit of the configuration; the loader lets none such in.
+    /// An invalid limit of the configuration, which the loader refuses.
     #[error("containers.default_ulimits: {text:?}: {reason}")]
     Ulimit {
         /// As configured.

@@ -1,4 +1,4 @@
-//! A typical request for the tests, to be bent by each.
+//! A typical request, modified by each test.
 
 use super::*;
 use crate::host::{cdi, mountinfo};

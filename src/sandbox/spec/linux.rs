@@ -108,7 +108,7 @@ fn namespaces(inputs: &Inputs<'_>) -> Result<Vec<LinuxNamespace>, SpecError> {
     Ok(all)
 }
 
-/// None for the host's namespace; an error where the pod's own is missing, never the host's in its stead.
+/// None for the host's namespace; an error if the pod's own is missing, never the host's instead.
 fn pod_or_node<'a>(
     mode: &NamespaceMode,
     path: Option<&'a Path>,
@@ -150,7 +150,7 @@ fn kind(device: &ResolvedDevice) -> LinuxDeviceType {
     }
 }
 
-/// What was asked for, and the host's beside that where the container gets them.
+/// The requested devices, and the host's if the container gets them.
 fn devices(inputs: &Inputs<'_>) -> Vec<ResolvedDevice> {
     let host = inputs.host_devices.unwrap_or_default();
     let asked = |path: &Path| inputs.devices.iter().any(|device| device.container_path == path);
@@ -169,7 +169,7 @@ fn device(device: &ResolvedDevice, user: &User) -> Result<LinuxDevice, OciSpecEr
         .build()
 }
 
-/// Nothing, then what was asked; the OCI runtime adds its default devices. With the host's: everything.
+/// Nothing, then the requested ones; the OCI runtime adds its default devices. With the host's: everything.
 fn device_rules(
     all_of_host: bool,
     devices: &[ResolvedDevice],

@@ -1,7 +1,7 @@
-//! The OCI runtime spec of one container: policy as a pure function over what was asked and what the host is.
+//! The OCI runtime spec of one container: policy as a pure function of request and host.
 //!
-//! Owns every rule of "what does this container get". Never does I/O: names, paths and devices are resolved by `host`
-//! before, and come in [`Inputs`].
+//! Owns every rule of what a container gets. Never does I/O: `host` has resolved names, paths and devices, which arrive
+//! in [`Inputs`].
 
 mod capabilities;
 mod error;
@@ -35,18 +35,18 @@ use std::sync::Arc;
 /// Version of the OCI runtime spec that is written: what runc 1.1 and crun 1.8 read.
 const OCI_VERSION: &str = "1.0.2";
 
-/// Container annotations that the OCI runtime sees without being allowed by the handler: the kubelet's own. Others
-/// could switch features of a runtime on (`run.oci.*`, `org.systemd.property.*`).
+/// Container annotations that the OCI runtime sees without the handler's permission: the kubelet's own. Others could
+/// enable features of a runtime (`run.oci.*`, `org.systemd.property.*`).
 const PASSED_ANNOTATIONS: [&str; 2] = ["io.kubernetes.container.", "io.kubernetes.pod."];
 
-/// Everything that a spec is made from.
+/// All inputs of a spec.
 #[derive(Debug, Clone)]
 pub struct Inputs<'a> {
     /// The pod.
     pub sandbox: &'a SandboxSpec,
     /// The container.
     pub container: &'a ContainerSpec,
-    /// What the image says of its process.
+    /// The image's process settings.
     pub image: &'a ImageProcess,
     /// The resolved user.
     pub user: &'a User,
@@ -62,11 +62,11 @@ pub struct Inputs<'a> {
     pub mount_sources: &'a [PathBuf],
     /// Volumes that the image declares, as (path in the container, host directory).
     pub volumes: &'a [(PathBuf, PathBuf)],
-    /// Devices asked for, also by CDI, resolved.
+    /// Requested devices, also by CDI, resolved.
     pub devices: &'a [ResolvedDevice],
-    /// What CDI devices change besides.
+    /// Other changes of CDI devices.
     pub cdi: &'a cdi::Edits,
-    /// Every device of the host, if the container gets them and whatever appears later: it is privileged.
+    /// Every device of the host, including those that appear later, for a privileged container.
     pub host_devices: Option<&'a [ResolvedDevice]>,
     /// Its class of block I/O.
     pub block_io: Option<&'a LinuxBlockIo>,
@@ -85,7 +85,7 @@ pub struct Inputs<'a> {
 }
 
 impl Inputs<'_> {
-    /// SELinux labels; None where containers get none.
+    /// SELinux labels; None if containers get none.
     fn selinux(&self) -> Option<SelinuxLabels> {
         let contexts = self.host.selinux.as_ref()?;
         Some(selinux_labels(contexts, self.sandbox, Some(&self.container.security)))
@@ -133,13 +133,13 @@ pub struct HostFacts {
     pub page_sizes: Vec<String>,
     /// Names of cgroup controllers.
     pub controllers: Vec<String>,
-    /// The kernel, and the runtime where one is meant, can make a mount read-only with all below it.
+    /// The kernel, and the runtime if one is given, support recursive read-only mounts.
     pub recursive_read_only: bool,
     /// The runtime knows `slave` and `shared` as propagation of the root's mounts, and no `rslave` and `rshared`.
     pub plain_propagation: bool,
     /// AppArmor is enabled.
     pub apparmor: bool,
-    /// AppArmor profile of containers that ask for none, if there is one.
+    /// The default AppArmor profile, if there is one.
     pub apparmor_default: Option<String>,
     /// The policy's labels for containers; None: they get none.
     pub selinux: Option<Arc<Contexts>>,
@@ -175,7 +175,7 @@ pub struct PodFiles {
     pub shm: PathBuf,
 }
 
-/// Judges what can be judged before anything is made for the container or looked up for it.
+/// Checks everything possible before anything is created or looked up for the container.
 ///
 /// # Errors
 /// As [`build`].
@@ -199,7 +199,7 @@ pub fn check(
 /// Builds the spec.
 ///
 /// # Errors
-/// When what was asked contradicts itself or the host cannot give it. Nothing is weakened in silence.
+/// If the request contradicts itself or the host cannot fulfil it. Nothing is weakened silently.
 pub fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
     check(inputs.sandbox, inputs.container, inputs.host, inputs.config)?;
     let security = &inputs.container.security;
@@ -257,7 +257,7 @@ fn hooks(edits: &cdi::Edits) -> Result<Option<Hooks>, SpecError> {
     Ok(Some(hooks))
 }
 
-/// The environment of a hook whose specification names none: the PATH that monitors have.
+/// The environment of a hook whose specification has none: the monitors' PATH.
 const HOOK_ENV: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 fn hook(hook: &cdi::Hook) -> Result<Hook, SpecError> {
@@ -272,8 +272,7 @@ fn hook(hook: &cdi::Hook) -> Result<Hook, SpecError> {
     Ok(built)
 }
 
-/// Annotations that may pass, and on top those for runtimes such as Kata and gVisor, which know the names of both
-/// peers.
+/// Permitted annotations, and those for runtimes such as Kata and gVisor, which know the names of both peers.
 fn annotations(inputs: &Inputs<'_>) -> HashMap<String, String> {
     let fits =
         |patterns: &[String], name: &str| patterns.iter().any(|pattern| annotation_fits(pattern, name));

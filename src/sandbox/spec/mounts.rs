@@ -1,4 +1,4 @@
-//! Mounts: the defaults, the pod's files, the image's volumes and what was asked, in the order to mount them.
+//! Mounts in order: the defaults, the pod's files, the image's volumes and the requested ones.
 
 use super::linux::has_cgroup_namespace;
 use super::{HostFacts, Inputs, SpecError};
@@ -10,19 +10,19 @@ use oci_spec::runtime::{Mount, MountBuilder};
 use std::collections::HashSet;
 use std::path::{Component, Path, PathBuf};
 
-/// What mount options a request may add.
+/// Mount options that a request may add.
 const MOUNT_OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
-/// What a volume that is an image always has: its devices and others' rights in it mean nothing.
+/// Fixed options of an image volume: its devices and setuid files have no effect.
 const IMAGE_FLAGS: [&str; 2] = ["nodev", "nosuid"];
-/// Flags of a mount that who copies it into another user namespace cannot take away.
+/// Flags of a mount that its copy in another user namespace cannot drop.
 const LOCKED_FLAGS: [&str; 4] = ["ro", "nosuid", "nodev", "noexec"];
-/// The group of terminals; in a user namespace that does not map it, the one of whoever makes a terminal.
+/// The group of terminals; in a user namespace that does not map it, the group of the process that opens one.
 const TTY_GROUP: u32 = 5;
 /// Options of the host's cgroup2 superblock that a mount without a cgroup namespace would reset for the whole host.
 const CGROUP2_OPTIONS: [&str; 5] =
     ["nsdelegate", "memory_recursiveprot", "memory_localevents", "favordynmods", "memory_hugetlb_accounting"];
 
-/// What of the mounts asked for can be judged before their sources are looked up.
+/// Checks of the requested mounts before their sources are looked up.
 pub(super) fn check(container: &ContainerSpec, host: &HostFacts) -> Result<(), SpecError> {
     paths(container)?;
     for mount in &container.mounts {
@@ -31,7 +31,7 @@ pub(super) fn check(container: &ContainerSpec, host: &HostFacts) -> Result<(), S
     Ok(())
 }
 
-/// Where the mounts go, each once.
+/// Destinations of the mounts, without duplicates.
 fn paths(container: &ContainerSpec) -> Result<Vec<PathBuf>, SpecError> {
     let mut asked: Vec<PathBuf> = Vec::new();
     let mut known = HashSet::new();
@@ -52,7 +52,7 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<Mount>, Option<&'static 
     let mut mounts = Vec::new();
     for mount in defaults(inputs)? {
         let path = mount.destination();
-        // A request that brings its own /dev brings all of it.
+        // A request with its own /dev provides all of it.
         let of_replaced_dev = covered(Path::new("/dev")) && path.starts_with("/dev");
         if !covered(path) && !of_replaced_dev {
             mounts.push(mount);
@@ -91,8 +91,8 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<Mount>, Option<&'static 
     Ok((mounts, propagation))
 }
 
-/// In a user namespace, flags of the host's mounts are locked: the OCI runtime, which sets the flags of a bind mount anew,
-/// is refused if it leaves one of them out.
+/// In a user namespace, flags of the host's mounts are locked: the kernel refuses an OCI runtime, which sets the flags
+/// of a bind mount again, if it omits one.
 fn keep_locked(mounts: &mut [Mount], of_host: &[MountEntry]) {
     for mount in mounts.iter_mut().filter(|mount| mount.typ().as_deref() == Some("bind")) {
         let Some(host) = mount.source().as_ref().and_then(|source| holding(of_host, source)) else {
@@ -172,7 +172,7 @@ fn defaults(inputs: &Inputs<'_>) -> Result<Vec<Mount>, SpecError> {
         &["rbind", "rprivate", "rw", "nosuid", "nodev", "noexec"],
     )?);
     let files = inputs.files;
-    // On a read-only root the files that the pod owns are read-only too.
+    // On a read-only root the pod's files are read-only too.
     let access = if inputs.container.security.readonly_rootfs { "ro" } else { "rw" };
     for (path, source) in [
         ("/etc/hostname", &files.hostname),
@@ -186,8 +186,8 @@ fn defaults(inputs: &Inputs<'_>) -> Result<Vec<Mount>, SpecError> {
     Ok(mounts)
 }
 
-/// A sysfs of its own needs the network namespace to belong to the user namespace; a pod with its own user
-/// namespace on the host's network binds the host's.
+/// A new sysfs needs the network namespace to belong to the user namespace; a pod with its own user namespace on the
+/// host's network binds the host's.
 fn sysfs(inputs: &Inputs<'_>, access: &str) -> Result<Mount, SpecError> {
     let asked = &inputs.sandbox.namespaces;
     if asked.user.is_some() && asked.network == NamespaceMode::Node {
@@ -220,8 +220,8 @@ fn asked_mount(
     let mut options = vec!["rbind", propagation(inputs, mount, path, source)?];
     options.extend(access(inputs.host, mount, path)?);
     if let MountSource::Image(_) = mount.source {
-        // OCI runtimes set the flags of a bind mount anew. Programs of an image may run: Kubernetes gave `noexec` up
-        // (kubernetes#135775), and whoever wants it asks for it.
+        // OCI runtimes set the flags of a bind mount again. Programs of an image may run: Kubernetes gave up `noexec`
+        // (kubernetes#135775), and a request may still add it.
         options
             .extend(IMAGE_FLAGS.into_iter().filter(|flag| !mount.options.iter().any(|asked| asked == flag)));
     }
@@ -229,7 +229,7 @@ fn asked_mount(
     make(path, "bind", source, &options)
 }
 
-/// A mount of a CDI device, as its specification says; a driver's own files are the operator's choice.
+/// A mount of a CDI device, as its specification says; the operator is responsible for a driver's files.
 fn cdi_mount(mount: &cdi::Mount, path: &Path) -> Result<Mount, SpecError> {
     let mut options: Vec<&str> = mount.options.iter().map(String::as_str).collect();
     let kind = mount.kind.as_deref().filter(|kind| !kind.is_empty()).unwrap_or("bind");
@@ -280,7 +280,7 @@ fn propagation(
         |needed| SpecError::Propagation { path: path.to_owned(), source_path: source.to_owned(), needed };
     match mount.propagation {
         Propagation::Private => Ok("rprivate"),
-        // What is mounted in a user namespace never reaches the host.
+        // Mounts inside a user namespace never reach the host.
         Propagation::Bidirectional if inputs.sandbox.namespaces.user.is_some() => {
             Err(SpecError::MappedBidirectional { path: path.to_owned() })
         }

@@ -30,7 +30,7 @@ pub(super) fn build(inputs: &Inputs<'_>, caps: &ContainerCapabilities) -> Result
         .oom_score_adj(oom_score_adj(inputs)?)
         .build()?;
     process
-        // False is left out: youki loads a seccomp profile too late if the field is there.
+        // False is omitted: youki loads a seccomp profile too late if the field is present.
         .set_no_new_privileges(security.no_new_privs.then_some(true))
         .set_rlimits(rlimits(&inputs.config.default_ulimits)?)
         .set_apparmor_profile(apparmor(security, inputs.host)?)
@@ -38,7 +38,7 @@ pub(super) fn build(inputs: &Inputs<'_>, caps: &ContainerCapabilities) -> Result
     Ok(process)
 }
 
-/// What of the process can be judged before its image is looked at.
+/// Checks of the process before its image is read.
 pub(super) fn check(container: &ContainerSpec, host: &HostFacts) -> Result<(), SpecError> {
     apparmor(&container.security, host)?;
     working_dir(&container.working_dir)?;
@@ -91,7 +91,7 @@ fn args(inputs: &Inputs<'_>) -> Result<Vec<String>, SpecError> {
 }
 
 /// The image's variables, then ours, then the request's; a later one replaces an earlier of the same name in place.
-/// HOME is left to the OCI runtime, which reads the passwd file of the container.
+/// HOME is left to the OCI runtime, which reads the container's passwd file.
 fn env(inputs: &Inputs<'_>) -> Result<Vec<String>, SpecError> {
     let mut all: Vec<(String, String)> = Vec::new();
     // An image may have hundreds of thousands.
@@ -175,10 +175,10 @@ fn oom_score_adj(inputs: &Inputs<'_>) -> Result<i32, SpecError> {
     })
 }
 
-/// The AppArmor profile of a container. What is not asked gets the default; a privileged container gets only what it names.
+/// The AppArmor profile of a container. By default the default profile; a privileged container gets only what it names.
 ///
 /// # Errors
-/// When one is asked for by name or as the default, and the host has no AppArmor, or there is no default.
+/// If one is requested by name or as the default, and the host has no AppArmor, or there is no default.
 pub fn apparmor(security: &ContainerSecurity, host: &HostFacts) -> Result<Option<String>, SpecError> {
     match &security.apparmor {
         Some(Profile::Unconfined) => Ok(host.apparmor.then(|| "unconfined".to_owned())),

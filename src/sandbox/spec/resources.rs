@@ -9,7 +9,7 @@ use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimitBuilder, LinuxMemory, LinuxP
 const CPU_PERIODS: std::ops::RangeInclusive<i64> = 1_000..=1_000_000;
 /// The kernel's least CFS quota, microseconds.
 const MIN_CPU_QUOTA: i64 = 1_000;
-/// The range of cgroup v1's weights, in whose terms CRI speaks.
+/// The range of cgroup v1's weights, which CRI uses.
 const CPU_SHARES: std::ops::RangeInclusive<i64> = 2..=262_144;
 
 /// The limits of a container, without device rules; also the body of a live update.
@@ -40,10 +40,10 @@ pub fn linux_resources(
     Ok(resources)
 }
 
-/// Whether a host can apply these limits; to be asked before anything is made.
+/// Whether a host can apply these limits; called before anything is created.
 ///
 /// # Errors
-/// Names the field that is out of range, contradicts another, or means nothing here.
+/// Names the field that is out of range, contradicts another, or has no meaning here.
 pub fn check_resources(asked: &Resources, host: &HostFacts) -> Result<(), SpecError> {
     let refuse = |field, value: &dyn ToString, reason| {
         Err(SpecError::Resource { field, value: value.to_string(), reason })
@@ -144,8 +144,8 @@ fn cpu(asked: &Resources) -> Result<LinuxCpu, SpecError> {
     Ok(cpu)
 }
 
-/// Swap is memory plus swap. Where a memory limit comes without one and swap is accounted, it equals the limit, so
-/// that the container has no swap (as containerd does).
+/// Swap is memory plus swap. If only a memory limit is given and swap is accounted, swap equals it, so that the
+/// container has none (as in containerd).
 fn memory(asked: &Resources, host: &HostFacts) -> Result<Option<LinuxMemory>, SpecError> {
     let limit = unsigned("memory_limit_in_bytes", asked.memory_limit)?.map(|_| asked.memory_limit);
     let swap = match (asked.memory_swap_limit, limit, host.swap) {

@@ -1,4 +1,4 @@
-//! SELinux: which labels a container gets, of what was asked for it and for its pod, and of what the policy has.
+//! SELinux: a container's labels, from the requests for it and its pod, and from the policy.
 
 use crate::host::security::selinux::{Contexts, Label, UNCONFINED_TYPE};
 use crate::model::{ContainerSecurity, NamespaceMode, SandboxSpec, SelinuxOptions};
@@ -8,17 +8,16 @@ use crate::model::{ContainerSecurity, NamespaceMode, SandboxSpec, SelinuxOptions
 pub struct SelinuxLabels {
     /// Of its processes; None: they keep the daemon's.
     pub process: Option<Label>,
-    /// Of its file systems, and of volumes that are to be relabelled.
+    /// Of its file systems, and of relabelled volumes.
     pub mount: Label,
-    /// Whether volumes that ask for it are relabelled.
+    /// Whether volumes that request it are relabelled.
     pub relabels: bool,
 }
 
-/// The labels of a container; without one, those that the pod's containers have if they ask for nothing.
+/// The labels of a container; without one, those of the pod's containers by default.
 ///
-/// What a container asks for comes before what its pod asks for, part by part. A privileged container, and one in the
-/// host's PID or IPC namespace, is not confined unless it names a type, as with CRI-O: the policy keeps confined ones
-/// from what is there.
+/// A container's request overrides its pod's, part by part. A privileged container, and one in the host's PID or IPC
+/// namespace, is unconfined unless it names a type, as in CRI-O: the policy keeps confined ones from those namespaces.
 #[must_use]
 pub fn selinux_labels(
     contexts: &Contexts,
@@ -56,7 +55,7 @@ pub fn selinux_labels(
         level: level.or_else(of_pod).unwrap_or_else(|| file.level.clone()),
         ..file.clone()
     };
-    // Who may read everything needs no label on it, and others may depend on the one that is there.
+    // A type that may read everything needs no label on it, and others may depend on the existing one.
     let super_privileged = kind.as_deref() == Some(UNCONFINED_TYPE);
     SelinuxLabels { process, mount, relabels: !(super_privileged || in_host && unconfined) }
 }

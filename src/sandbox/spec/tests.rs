@@ -346,7 +346,7 @@ fn propagation_needs_a_shared_or_slave_source() {
     f.mount("/shared/a", "/a").propagation = Propagation::Bidirectional;
     f.mount("/shared/b", "/b").propagation = Propagation::HostToContainer;
     assert_eq!(f.json()["linux"]["rootfsPropagation"], "rshared");
-    // A runtime that has the specification's names only; those of mounts are options, and the same everywhere.
+    // A runtime with only the specification's names; those of mounts are options, and the same everywhere.
     f.host.plain_propagation = true;
     assert_eq!(f.json()["linux"]["rootfsPropagation"], "shared");
     assert_eq!(f.options("/b").unwrap(), "rbind,rslave,rw");
@@ -658,7 +658,7 @@ fn a_built_spec_runs_with_runc() {
 fn an_image_with_hundreds_of_thousands_of_variables_makes_a_spec() {
     let mut f = fixture();
     f.image.env = (0..300_000).map(|n| format!("V{n}=")).collect();
-    // As many searches among as many took many minutes.
+    // As many searches among as many entries took minutes.
     let begun = std::time::Instant::now();
     let env = strings(&f.json()["process"]["env"]);
     assert!(env.len() > 300_000);
@@ -681,7 +681,7 @@ fn what_an_image_lends_as_a_volume_has_no_devices_and_no_rights() {
     assert_eq!(f.options("/model").as_deref(), Some("rbind,rprivate,ro,nodev,nosuid"));
     f.container.mounts[0].options = vec!["noexec".into(), "nosuid".into()];
     assert_eq!(f.options("/model").as_deref(), Some("rbind,rprivate,ro,noexec,nosuid,nodev"));
-    // A directory of the host is what the host makes of it.
+    // A directory of the host is as the host made it.
     f.mount("/host", "/dir");
     assert_eq!(f.options("/dir").as_deref(), Some("rbind,rprivate,rw"));
 }

@@ -1,8 +1,8 @@
 //! podwright's default seccomp profile.
 //!
-//! An allow list: what is not named fails with EPERM. The set of calls equals what users of containerd and Docker
-//! know (Linux names up to 6.13); runtimes skip names that their libseccomp lacks. Some calls come with a capability
-//! that the container holds, others with the machine.
+//! An allow list: other calls fail with EPERM. The set equals that of containerd and Docker (Linux names up to 6.13);
+//! runtimes skip names that their libseccomp lacks. Some calls depend on a capability of the container, others on the
+//! machine.
 
 use super::super::caps::{Cap, CapSet};
 use oci_spec::runtime::{
@@ -60,7 +60,7 @@ impl SeccompArch {
         }
     }
 
-    /// Which argument of clone(2) holds the flags.
+    /// The flags argument of clone(2).
     fn clone_flags_argument(self) -> usize {
         match self {
             Self::S390x => 1,
@@ -197,7 +197,7 @@ const WITH_CAPABILITY: &[(Cap, &str)] = &[
     (Cap::PERFMON, "perf_event_open"),
 ];
 
-/// Values of personality(2): PER_LINUX and PER_LINUX32, each with and without UNAME26, and "tell me the present one".
+/// Values of personality(2): PER_LINUX and PER_LINUX32, each with and without UNAME26, and "return the present one".
 const PERSONALITIES: [u64; 5] = [0, 0x0008, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
 /// AF_ALG (include/linux/socket.h): the kernel's crypto interface, with a record of holes.
@@ -231,7 +231,7 @@ pub fn default_profile(capabilities: CapSet, arch: Option<SeccompArch>) -> Linux
     for value in PERSONALITIES {
         rules.push(allow_if("personality", 0, LinuxSeccompOperator::ScmpCmpEq, value, None));
     }
-    // Rules on one call are alternatives, so "neither AF_ALG nor AF_VSOCK" is three ranges.
+    // Rules on one call are alternatives, so "neither AF_ALG nor AF_VSOCK" takes three ranges.
     rules.push(allow_if("socket", 0, LinuxSeccompOperator::ScmpCmpLt, AF_ALG, None));
     rules.push(allow_if("socket", 0, LinuxSeccompOperator::ScmpCmpEq, AF_ALG + 1, None));
     rules.push(allow_if("socket", 0, LinuxSeccompOperator::ScmpCmpGt, AF_VSOCK, None));
@@ -268,7 +268,7 @@ fn allow_if(
     if let Some(value_two) = value_two {
         argument = argument.value_two(value_two);
     }
-    // Every field of this builder has a default, so it cannot fail (the tests look at each field).
+    // Every field of this builder has a default, so it cannot fail (the tests check each field).
     let argument = argument.build().unwrap_or_default();
     let mut rule = rule(&[name], LinuxSeccompAction::ScmpActAllow, None);
     rule.set_args(Some(vec![argument]));

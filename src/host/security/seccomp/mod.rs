@@ -1,7 +1,7 @@
 //! Seccomp profiles: podwright's default, and profiles of the node.
 //!
-//! Owns the loading of a profile file and its check. Never falls back to "unconfined": what cannot be used is an
-//! error. The default is an allow list with the peers' semantics; its table stands in `default.rs`.
+//! Owns the loading of a profile file and its check. Never falls back to "unconfined": an unusable profile is an error.
+//! The default is an allow list with the peers' semantics; its table is in `default.rs`.
 
 mod default;
 mod profile;
@@ -46,7 +46,7 @@ pub enum SeccompError {
         /// The path.
         path: PathBuf,
     },
-    /// Not a profile, or one with something that cannot be honoured.
+    /// Not a profile, or one with something unsupported.
     #[error("seccomp profile {}: {cause}", path.display())]
     Parse {
         /// The path.

@@ -1,8 +1,8 @@
 //! Profiles of the node: files in the OCI runtime's form, or in Docker's, whose rules may have conditions on
 //! capabilities, machine and kernel.
 //!
-//! Owns the meaning of both. Every field is honoured or refused by name: a rule whose condition was overlooked would be
-//! applied where it was not meant to be, and a profile be weaker than it reads.
+//! Owns the meaning of both. Every field is honoured or refused by name: a rule whose condition was overlooked would
+//! apply where it should not, and a profile would be weaker than it reads.
 
 use super::super::caps::{Cap, CapSet};
 use oci_spec::runtime::{
@@ -15,7 +15,7 @@ use std::path::PathBuf;
 /// Arguments of a system call.
 const ARGUMENTS: usize = 6;
 
-/// What conditions are about, apart from capabilities.
+/// Subjects of conditions, apart from capabilities.
 #[derive(Debug, Clone, Copy)]
 pub struct Machine {
     /// As `std::env::consts::ARCH` has it.
@@ -76,7 +76,7 @@ pub enum ProfileError {
     /// Not JSON of this form; names a field that is unknown.
     #[error("{0}")]
     Json(#[from] serde_json::Error),
-    /// A field that is there, and that cannot be done.
+    /// A known but unsupported field.
     #[error("{field}: {problem}")]
     Field {
         /// Its path.
@@ -103,7 +103,7 @@ struct Text {
     syscalls: Option<Vec<Call>>,
 }
 
-/// Which architectures a filter is for, by the machine it is on.
+/// Architectures of a filter, by machine.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct ArchMap {
@@ -174,7 +174,7 @@ fn architectures(
     if plain.is_some() {
         return refuse("archMap", "stands beside architectures; one of them has to go");
     }
-    // A machine that is not in it has a filter for its own calls alone; others are refused by the kernel's filter.
+    // A machine that is not listed has a filter for its own calls alone; the kernel's filter refuses others.
     let native = machine.names().map(|(_, arch)| arch);
     let entry = map.into_iter().find(|entry| Some(entry.architecture) == native);
     Ok(entry.map(|entry| {
@@ -202,7 +202,7 @@ fn rule(field: &str, call: Call, machine: Machine) -> Result<Option<Rule>, Profi
     let args: Option<Vec<LinuxSeccompArg>> = args.transpose()?;
     let (includes, excludes) = (call.includes.unwrap_or_default(), call.excludes.unwrap_or_default());
     let (include, exclude) = (at("includes"), at("excludes"));
-    // All conditions are read, also where one of them decides already: a profile is good or not, whatever the machine.
+    // Parses all conditions, even if one decides already: a profile is valid or not, whatever the machine.
     let with = capabilities(&include, includes.caps.unwrap_or_default())?;
     let without = capabilities(&exclude, excludes.caps.unwrap_or_default())?;
     let oldest = min_kernel(&include, includes.min_kernel.as_deref())?;

@@ -1,11 +1,11 @@
-//! Levels of which each pod has its own: two of the policy's categories.
+//! Levels unique to each pod: two of the policy's categories.
 
 use super::SelinuxError;
 use crate::model::random;
 
-/// Categories of a policy: c0 to c1023 in the reference policy and all that come of it.
+/// Categories of a policy: c0 to c1023 in the reference policy and its derivatives.
 const CATEGORIES: u32 = 1024;
-/// Nobody's: go-selinux has it on files that no confined container is to read.
+/// Reserved: go-selinux sets it on files that no confined container may read.
 const NOBODYS: (u32, u32) = (1022, 1023);
 
 /// A level, `s0:cA,cB`, that is not taken, at random.
@@ -18,7 +18,7 @@ pub fn unused(is_taken: impl Fn(&str) -> bool) -> Result<String, SelinuxError> {
     unused_from(u32::from_le_bytes(bytes), is_taken).ok_or(SelinuxError::NoLevel)
 }
 
-/// The first that is free, from one of the pairs on.
+/// The first free one, starting at a given pair.
 fn unused_from(first: u32, is_taken: impl Fn(&str) -> bool) -> Option<String> {
     let all = CATEGORIES * CATEGORIES;
     (0..all).map(|step| (first % all + step) % all).find_map(|number| {

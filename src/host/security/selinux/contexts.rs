@@ -1,9 +1,9 @@
-//! The labels of containers, as the node's policy has them: files of `key = "label"` lines.
+//! The labels of containers in the node's policy: files of `key = "label"` lines.
 
 use super::Label;
 use std::path::{Path, PathBuf};
 
-/// Where container-selinux puts its file, before the policy's own counts.
+/// Path of container-selinux's file, which precedes the policy's own.
 const SHARED: &str = "usr/share/containers/selinux/contexts";
 /// The node's choice of a policy, `SELINUXTYPE=`.
 const CONFIG: &str = "etc/selinux/config";
@@ -14,12 +14,12 @@ const FILE: (&str, &str) = ("file", "system_u:object_r:container_file_t:s0");
 /// The type that may do everything: of containers that are not to be confined (container-selinux, refpolicy).
 pub const UNCONFINED_TYPE: &str = "spc_t";
 
-/// The labels that containers get if nothing else is asked.
+/// The default labels of containers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contexts {
     /// Of processes.
     pub process: Label,
-    /// Of processes that are not confined; None: the policy has no such type, and they keep the daemon's label.
+    /// Of unconfined processes; None: the policy has no such type, and they keep the daemon's label.
     pub unconfined: Option<Label>,
     /// Of files.
     pub file: Label,

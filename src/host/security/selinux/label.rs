@@ -16,7 +16,7 @@ pub struct Label {
 }
 
 impl Label {
-    /// Reads a label; None: it is none.
+    /// Parses a label; None: invalid.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.splitn(4, ':').map(str::to_owned);

@@ -1,5 +1,5 @@
-//! SELinux: whether the kernel labels, the labels that the node's policy has for containers, whether it knows a label,
-//! and labels on files.
+//! SELinux: whether the kernel labels, the policy's labels for containers, whether it knows a label, and labels on
+//! files.
 //!
 //! Never decides which label a container gets, and never changes the policy or its mode.
 
@@ -17,11 +17,11 @@ use rustix::io::Errno;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
-/// Where every distribution mounts the kernel's interface.
+/// Mount point of the kernel's interface on every distribution.
 const FILE_SYSTEM: &str = "sys/fs/selinux";
-/// Our own label; `kernel` as long as no policy is loaded.
+/// Our own label; `kernel` while no policy is loaded.
 const OWN_LABEL: &str = "proc/self/attr/current";
-/// The kernel answers with a label, of which 4096 bytes is its own limit (SIMPLE_TRANSACTION_LIMIT is a page).
+/// The kernel answers with a label of at most 4096 bytes (SIMPLE_TRANSACTION_LIMIT is a page).
 const MAX_LABEL: u64 = 4096;
 
 /// Why a label cannot be used.
@@ -58,7 +58,7 @@ pub enum SelinuxError {
     /// The file system refused.
     #[error("label {} {label}: {cause}", path.display())]
     Set {
-        /// The file, or the directory that it is in.
+        /// The file, or its directory.
         path: PathBuf,
         /// The label.
         label: String,
@@ -75,7 +75,7 @@ pub struct Selinux {
 }
 
 impl Selinux {
-    /// What this host has; None: the kernel has no SELinux, it is disabled, or no policy is loaded.
+    /// The host's SELinux; None: the kernel has none, it is disabled, or no policy is loaded.
     #[must_use]
     pub fn detect() -> Option<Self> {
         Self::below(Path::new("/"))
@@ -85,7 +85,7 @@ impl Selinux {
         let fs = root.join(FILE_SYSTEM);
         let own = std::fs::read_to_string(root.join(OWN_LABEL)).ok()?;
         let labelled = Label::parse(own.trim_end_matches(['\0', '\n'])).is_some();
-        // In a container of another runtime it may be mounted read-only, to tell programs that there is none.
+        // In a container of another runtime it may be mounted read-only, which tells programs that there is none.
         if !labelled || !fs.join("enforce").exists() || open(&fs.join("context")).is_err() {
             return None;
         }
@@ -137,7 +137,7 @@ impl Selinux {
             Err(cause) if Errno::from_io_error(&cause) == Some(Errno::INVAL) => {
                 Err(SelinuxError::Unknown { label: text })
             }
-            // Who may not ask has to take it as it is; what uses it will tell.
+            // A process that may not ask must trust it; its use will show.
             Err(cause) if Errno::from_io_error(&cause) == Some(Errno::ACCESS) => Ok(text),
             Err(cause) => Err(SelinuxError::Ask { path, label: text, cause }),
         }

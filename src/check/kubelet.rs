@@ -97,7 +97,7 @@ fn swap(kubelet: Option<&Kubelet>, swaps: io::Result<Vec<PathBuf>>) -> Finding {
         }
         Some(_) => Finding::fail(name, format!("{swaps}: the kubelet does not start"), remedy),
         None => {
-            Finding::warn(name, format!("{swaps}: a kubelet does not start unless it is told to"), remedy)
+            Finding::warn(name, format!("{swaps}: a kubelet does not start without such settings"), remedy)
         }
     }
 }

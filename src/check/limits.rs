@@ -73,7 +73,7 @@ fn clock(now: u64, synchronized: bool) -> Finding {
     }
     Finding::warn(
         name,
-        "kept by nobody: certificates and tokens fail when it drifts",
+        "not synchronised: certificates and tokens fail when it drifts",
         "timedatectl set-ntp true\nor: apt-get install chrony",
     )
 }

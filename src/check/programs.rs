@@ -38,7 +38,7 @@ pub(super) async fn all(config: &Config) -> Vec<Finding> {
         // Another check has reported that `state` cannot be written.
         Err(_) => found.push(Finding::fail(
             "OCI runtimes",
-            format!("not tried, for want of a directory at {}", config.state.display()),
+            format!("not tested: no directory at {}", config.state.display()),
             "correct state first",
         )),
     }

@@ -89,7 +89,7 @@ fn configuration(file: Option<&Path>) -> (Config, Vec<Finding>) {
         Ok(config) => (config, vec![Finding::ok(name, "the defaults")]),
         Err(error) => {
             let remedy = format!(
-                "correct it; podwright config --config {} tells whether it is right then\n(all below is with the defaults)",
+                "correct it; podwright config --config {} shows whether it is right then\n(all below is with the defaults)",
                 path.display()
             );
             (Config::default(), vec![Finding::fail(name, error.to_string(), remedy)])
@@ -180,7 +180,7 @@ mod tests {
         vec![
             Finding::fail("a socket", "in use\nby crio", "systemctl stop crio\nor another"),
             Finding::ok("kernel", "6.1"),
-            Finding::warn("clock", "kept by nobody", "timedatectl set-ntp true"),
+            Finding::warn("clock", "not synchronised", "timedatectl set-ntp true"),
         ]
     }
 
@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(
             as_text(&found(), false),
             "ok    kernel    6.1
-warn  clock     kept by nobody
+warn  clock     not synchronised
         > timedatectl set-ntp true
 fail  a socket  in use by crio
         > systemctl stop crio

@@ -19,7 +19,7 @@ pub(super) fn subscribe(pods: &Manager) -> Result<Events, Status> {
         let event = match subscription.next().await? {
             Ok(event) => Ok(response(&pods, &event)),
             Err(_) => Err(Status::resource_exhausted(
-                "events were lost, as this client does not take them fast enough: list everything and listen anew",
+                "events were lost, as this client does not take them fast enough: list everything and subscribe again",
             )),
         };
         Some((event, (pods, subscription)))

@@ -21,7 +21,7 @@ const WEIGHTS: std::ops::RangeInclusive<u16> = 10..=1000;
 pub enum BlockIoError {
     /// Nobody defined classes.
     #[error(
-        "block I/O class {class:?} is asked for, but containers.blockio_config_file names no file with classes"
+        "block I/O class {class:?} is requested, but containers.blockio_config_file names no file with classes"
     )]
     NotConfigured {
         /// The class.
@@ -45,7 +45,7 @@ pub enum BlockIoError {
     },
     /// The kernel cannot.
     #[error(
-        "block I/O class {class:?} is asked for, but the cgroups of this host have no {controller} controller"
+        "block I/O class {class:?} is requested, but the cgroups of this host have no {controller} controller"
     )]
     NoController {
         /// The class.

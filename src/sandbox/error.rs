@@ -201,10 +201,10 @@ pub enum SandboxError {
     #[error("pod sandbox {0} has lost its monitor: stop and remove it")]
     MonitorLost(SandboxId),
     /// A container whose start failed when nobody listened.
-    #[error("the start of container {0} failed while no daemon listened; its runtime.log may tell why")]
+    #[error("the start of container {0} failed while no daemon listened; its runtime.log may say why")]
     StartUnseen(String),
     /// A bug of ours; the panic itself is in the daemon's log.
-    #[error("{0} ended abnormally, which is a bug in podwright; its log tells where")]
+    #[error("{0} ended abnormally, which is a bug in podwright; its log says where")]
     Panicked(&'static str),
     /// The work was given up: the daemon ends.
     #[error("the daemon is shutting down")]

@@ -531,7 +531,7 @@ fn retry_of(existing: &PodSnapshot, spec: &SandboxSpec) -> Outcome<()> {
     let why = match (&existing.state, asked == *existing.spec) {
         (SandboxState::Preparing | SandboxState::Ready { .. }, true) => return Ok(()),
         (SandboxState::Preparing | SandboxState::Ready { .. }, false) => {
-            "which was asked for differently; use another attempt number or remove it"
+            "which has another configuration; use another attempt number or remove it"
         }
         (SandboxState::NotReady { .. }, _) => "which is not ready; remove it or use another attempt number",
     };

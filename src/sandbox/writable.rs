@@ -315,7 +315,7 @@ impl WritableLayers {
             Err(error) => {
                 // Log: Quotas were turned off. The usage is walked.
                 // Do: Nothing, or turn quotas on and restart the daemon.
-                tracing::warn!(container = %id, %error, "the file system does not tell a project's usage any more");
+                tracing::warn!(container = %id, %error, "the file system no longer reports a project's usage");
                 if let Some(meter) = self.meters().get_mut(id) {
                     meter.counted = false;
                 }

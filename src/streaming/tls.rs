@@ -79,7 +79,7 @@ impl Certificates {
                 match load(cert, key) {
                     Ok(config) => {
                         // Log: `streaming.cert_file` changed.
-                        tracing::info!(path = %cert.display(), "the streaming server's certificate was read anew");
+                        tracing::info!(path = %cert.display(), "the streaming server's certificate was read again");
                         (state.config, state.times) = (config, now);
                     }
                     // Perhaps half-way through a replacement: the old one stays in use.

@@ -230,7 +230,7 @@ async fn a_connection_that_breaks_costs_no_container() {
     node.daemon.crash().unwrap();
     let before = node.status(&id).await.unwrap();
     assert_eq!(cut_connections(node.daemon.pid().unwrap(), monitor), 1);
-    wait("the connection is made anew", || node.daemon.log().contains("was made anew").then_some(()));
+    wait("the connection is restored", || node.daemon.log().contains("was restored").then_some(()));
     assert_eq!(node.status(&id).await.unwrap(), before);
     assert_eq!(node.output(&id, &["echo", "alive"]).await, "alive");
     node.stop(&id, 0).await.unwrap();

@@ -68,7 +68,7 @@ pub fn pod_ranges(pod_cidr: &str) -> Result<Option<PodRanges>, Invalid> {
 fn pod_name(field: &'static str, value: &str) -> Checked<String> {
     let value = name(field, value)?;
     match value.contains([';', '=']) {
-        true => invalid(field, format!("{value:?} has a ';' or a '=', which CNI plugins cannot be told")),
+        true => invalid(field, format!("{value:?} has a ';' or a '=', which CNI arguments cannot hold")),
         false => Ok(value),
     }
 }

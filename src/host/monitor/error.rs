@@ -51,7 +51,7 @@ pub enum MonitorError {
     },
     /// The monitor is older than this request.
     #[error(
-        "monitor of {sandbox_id} was started by an older podwright, which had no {operation}: create the pod anew"
+        "monitor of {sandbox_id} was started by an older podwright, which had no {operation}: recreate the pod"
     )]
     TooOld {
         /// What was asked.

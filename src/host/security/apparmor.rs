@@ -25,7 +25,7 @@ const PARSER_LIMIT: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 pub enum AppArmorError {
     /// The kernel has no AppArmor, or does not list its profiles.
-    #[error("AppArmor profile {profile:?} is asked for, but the host has no AppArmor")]
+    #[error("AppArmor profile {profile:?} is requested, but the host has no AppArmor")]
     Absent {
         /// The profile.
         profile: String,

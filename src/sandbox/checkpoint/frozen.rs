@@ -125,7 +125,7 @@ pub(in crate::sandbox) async fn thaw(node: Arc<Node>, left: Leftovers) {
         let Some(note) = note.filter(|note| note.version <= VERSION) else {
             // Log: A note in `<state>/checkpoints` is damaged or of a newer podwright.
             // Do: Find frozen containers with the OCI runtime's `list`, `resume` them, delete the note.
-            tracing::error!(note = %path.display(), "cannot read whom an earlier daemon left frozen");
+            tracing::error!(note = %path.display(), "cannot read which containers an earlier daemon left frozen");
             continue;
         };
         if thaw_one(&node, &note).await {

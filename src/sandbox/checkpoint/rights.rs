@@ -89,7 +89,7 @@ fn excess(dumped: &Value, asked: &Value) -> Option<String> {
     let confined = CONFINED.iter().find(|(field, _)| has(asked, field) && !has(dumped, field));
     let forbidden = FORBIDDEN.iter().find(|(field, _)| forbids(asked, field) && !forbids(dumped, field));
     let (_, name) = confined.or(forbidden)?;
-    Some(format!("{name} is asked for, and the checkpointed container had none"))
+    Some(format!("{name} is requested, and the checkpointed container had none"))
 }
 
 /// The elements of a list, as text; empty if there is none.

@@ -36,7 +36,7 @@ impl Pod {
                 true if twin.state == ContainerState::Created => send(reply, Ok(twin.spec.id.clone())),
                 same => {
                     let why =
-                        if same { "which was started already" } else { "which was asked for differently" };
+                        if same { "which was started already" } else { "which has another configuration" };
                     let id = twin.spec.id.to_string();
                     let (name, attempt, sandbox) = (spec.name, spec.attempt, self.spec.id.clone());
                     send(reply, refuse(SandboxError::ContainerNameTaken { name, attempt, sandbox, id, why }));

@@ -77,7 +77,7 @@ impl Pod {
         self.monitor.as_ref()?;
         // Log: Nothing was lost.
         // Do: Nothing.
-        tracing::warn!(sandbox = %self.spec.id, "the connection to the pod's monitor broke and was made anew");
+        tracing::warn!(sandbox = %self.spec.id, "the connection to the pod's monitor broke and was restored");
         self.monitor = Some(monitor);
         let now = self.node.clock.now();
         let running: Vec<ContainerId> = self

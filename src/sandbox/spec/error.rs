@@ -112,7 +112,7 @@ pub enum SpecError {
     },
     /// AppArmor was requested, and the host has none.
     #[error(
-        "config.linux.security_context.apparmor: profile {profile:?} is asked for, but the host has no AppArmor or there is no default profile"
+        "config.linux.security_context.apparmor: profile {profile:?} is requested, but the host has no AppArmor or there is no default profile"
     )]
     NoAppArmor {
         /// Profile.

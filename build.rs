@@ -11,7 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .build_client(true)
         .build_server(true)
-        // Written by hand: their entries are not encoded anew for each answer.
+        // Hand-written: their entries are not encoded again for each answer.
         .extern_path(".runtime.v1.ListContainersResponse", "crate::cri::lists::ListContainersResponse")
         .extern_path(".runtime.v1.ListPodSandboxResponse", "crate::cri::lists::ListPodSandboxResponse")
         // Written by hand in `cri::proto`: it must not print secrets.

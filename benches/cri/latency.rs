@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 /// milliseconds, and that must not count against the other.
 const SETTLE: Duration = Duration::from_millis(150);
 
-/// What is timed, in the order of the report.
+/// The timed operations, in the order of the report.
 pub(crate) const OPERATIONS: [&str; 9] = [
     "RunPodSandbox",
     "CreateContainer",
@@ -44,7 +44,7 @@ impl Times {
     }
 }
 
-/// A pod with one container that is up.
+/// A running pod with one container.
 struct Up {
     pod: String,
     container: String,
@@ -92,7 +92,7 @@ async fn down(side: &mut Side, up: &Up, times: &mut Times) -> Result<()> {
     Ok(())
 }
 
-/// Whole lives of single pods, turn by turn; who begins alternates.
+/// Whole lives of single pods, alternating between the sides.
 pub(crate) async fn one_at_a_time(
     sides: &mut [Side],
     rounds: usize,
@@ -114,7 +114,7 @@ pub(crate) async fn one_at_a_time(
                     (Some(dir), Some(_)) => Some(share::runtime_alone(dir, &up.container, runtime)?),
                     _ => None,
                 };
-                // As a probe finds the machine: with nothing of the start still under way.
+                // As a probe finds the machine: without work of the start in progress.
                 tokio::time::sleep(SETTLE).await;
                 exec(side, &up, &mut times).await?;
                 let exec_done = share::steps(side.metrics)?;

@@ -51,7 +51,7 @@ struct Cli {
     /// As with --a
     #[arg(long, default_value = "")]
     b_cgroup: String,
-    /// Where it serves podwright's metrics, for its own share
+    /// Address of podwright's metrics, for its own share.
     #[arg(long)]
     b_metrics: Option<SocketAddr>,
     /// The image of the containers: busybox
@@ -82,7 +82,7 @@ struct Cli {
     /// tests/bench/trouble.sh makes the plugin that hangs
     #[arg(long, default_value_t = 0)]
     trouble: usize,
-    /// How often each call is measured then
+    /// Number of measurements per call.
     #[arg(long, default_value_t = 500)]
     calls: usize,
     /// Registry for the images of the pull benchmark
@@ -132,7 +132,7 @@ impl Cli {
 }
 
 fn note(what: impl std::fmt::Display) {
-    // Nobody misses progress that cannot be shown.
+    // Progress that cannot be shown is not missed.
     let _ = writeln!(std::io::stderr(), "bench: {what}");
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-/// For allocators and collectors to come to rest after a burst of pods.
+/// Time for allocators and collectors to settle after a burst of pods.
 const REST: Duration = Duration::from_secs(3);
 
 /// What one side takes, in KiB.
@@ -16,14 +16,14 @@ pub(crate) struct Memory {
     pub(crate) idle: u64,
     pub(crate) with_pods: u64,
     pub(crate) pods: usize,
-    /// Kind of process to how many there are and their sum.
+    /// Maps the kind of process to number and sum.
     pub(crate) per_pod: BTreeMap<String, (usize, u64)>,
     /// (Path, bytes on disk)
     pub(crate) binaries: Vec<(String, u64)>,
 }
 
 impl Memory {
-    /// All that the pods cost, the daemon's growth included, for one pod.
+    /// The whole cost of the pods, the daemon's growth included, per pod.
     #[allow(clippy::cast_precision_loss)] // Sizes in KiB are far below 2^52.
     pub(crate) fn of_one_pod(&self) -> f64 {
         let kept: u64 = self.per_pod.values().map(|(_, sum)| sum).sum();

@@ -79,7 +79,7 @@ pub(crate) async fn run(
     Ok((markdown(sides, &rows) + &stage_table(&stages), json(&rows)))
 }
 
-/// What layers have spent in each stage so far, by podwright's own metrics; nothing of a daemon that has none.
+/// Time of layers in each stage so far, by podwright's own metrics; nothing for a daemon without them.
 fn stage_seconds(sides: &[Side]) -> Result<Vec<(String, f64)>> {
     const NAME: &str = "podwright_pull_stage_seconds_total{stage=\"";
     let Some(address) = sides.iter().find_map(|side| side.metrics) else { return Ok(Vec::new()) };
@@ -112,7 +112,7 @@ fn stage_table(images: &[(Shape, Vec<(String, f64)>)]) -> String {
 async fn one(side: &mut Side, shape: &Shape) -> Result<Sample> {
     let image = format!("docker.io/{}:latest", shape.repository());
     let pid = side.pid.context("the pull benchmark needs the daemon's pid")?;
-    // 5: the peak begins anew at what is resident now (proc(5)).
+    // 5: the peak restarts at the current resident size (proc(5)).
     std::fs::write(format!("/proc/{pid}/clear_refs"), "5").context("reset the peak of resident memory")?;
     let (cpu, written) = (ticks(pid)?, written(pid)?);
     let begun = Instant::now();
@@ -131,7 +131,7 @@ async fn one(side: &mut Side, shape: &Shape) -> Result<Sample> {
     Ok(sample)
 }
 
-/// A deletion that goes on behind the answer must not meet the next pull.
+/// A background deletion must not overlap the next pull.
 async fn deleted(staging: &Path) -> Result<()> {
     let begun = Instant::now();
     while std::fs::read_dir(staging).is_ok_and(|mut entries| entries.next().is_some()) {

@@ -179,7 +179,7 @@ fn own_share(text: &mut String, share: &Share) {
 }
 
 fn mib(kib: u64) -> String {
-    // In hundredths, so that no float has to be trusted.
+    // In hundredths, which avoids floats.
     let hundredths = kib * 100 / 1024;
     format!("{}.{:02}", hundredths / 100, hundredths % 100)
 }

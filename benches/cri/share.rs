@@ -51,7 +51,7 @@ impl Share {
     }
 }
 
-/// What was done between two scrapes.
+/// What happened between two scrapes.
 pub(crate) fn difference(before: &Steps, after: &Steps) -> Steps {
     let since = |(key, sum): (&(String, String), &f64)| {
         let time = sum - before.get(key).copied().unwrap_or_default();
@@ -60,7 +60,7 @@ pub(crate) fn difference(before: &Steps, after: &Steps) -> Steps {
     after.iter().filter_map(since).collect()
 }
 
-/// Scrapes podwright's step times; none where there is nothing to scrape.
+/// Scrapes podwright's step times; none without an address.
 pub(crate) fn steps(metrics: Option<SocketAddr>) -> Result<Option<Steps>> {
     let Some(address) = metrics else { return Ok(None) };
     let text = podwright_testkit::http::get(address, "/metrics")?;

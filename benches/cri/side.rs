@@ -9,12 +9,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use tonic::transport::{Channel, Endpoint};
 
-/// Runs until it is told to end, unlike a plain sleep, which as PID 1 ignores SIGTERM.
+/// Runs until it is ended, unlike a plain sleep, which ignores SIGTERM as PID 1.
 const COMMAND: [&str; 3] = ["/bin/sh", "-c", "trap 'exit 0' TERM; sleep 1000000 & wait"];
 /// Seconds for a container to end by itself: it does so at once.
 const GRACE: i64 = 10;
 
-/// What the command line says of one runtime.
+/// One runtime as given on the command line.
 pub(crate) struct Given<'a> {
     pub(crate) address: &'a str,
     pub(crate) pid: Option<u32>,
@@ -201,7 +201,7 @@ impl Side {
 
 fn connect(socket: &Path) -> Channel {
     let socket = socket.to_owned();
-    // The authority is never looked up: the connector goes to the socket.
+    // The authority is never resolved: the connector goes to the socket.
     Endpoint::from_static("http://localhost").connect_with_connector_lazy(tower::service_fn(move |_| {
         let socket = socket.clone();
         async move {

@@ -1,8 +1,8 @@
 //! What a kubelet waits for status and list calls on a node with many pods, while all is well and while there is
 //! trouble: a CNI plugin that hangs in ADD and a container that SIGKILL does not end.
 //!
-//! The plugin is the caller's: it hangs for a pod of the name [`HANGS`]. The container is frozen in its cgroup (v1),
-//! where no signal reaches it.
+//! The plugin is the caller's: it hangs for a pod named [`HANGS`]. The container is frozen in its cgroup (v1), where no
+//! signal reaches it.
 
 use crate::note;
 use crate::report::percentile;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 /// The pod whose network is never made.
 const HANGS: &str = "hangs";
-/// How many pods come up side by side.
+/// Number of pods started in parallel.
 const TOGETHER: usize = 8;
 /// Between two rounds: a kubelet relists once a second, and this is the client of several.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -26,7 +26,7 @@ const SETTLE: Duration = Duration::from_secs(2);
 /// Seconds by call.
 type Times = BTreeMap<&'static str, Vec<f64>>;
 
-/// Measures one runtime; gives the table and the numbers.
+/// Measures one runtime; returns the table and the numbers.
 pub(crate) async fn run(side: &mut Side, pods: usize, rounds: usize) -> Result<(String, Value)> {
     side.pull().await.context("pull")?;
     note(format_args!("{pods} pods come up"));
@@ -96,7 +96,7 @@ async fn take_down(side: &mut Side) -> Result<()> {
     Ok(())
 }
 
-/// One call after the other, as one kubelet does; who is asked for goes round.
+/// Sequential calls, as from one kubelet; their subject rotates.
 async fn measure(side: &mut Side, up: &[(String, String)], rounds: usize) -> Result<Times> {
     let mut times = Times::new();
     for round in 0..rounds {
@@ -175,7 +175,7 @@ fn table(side: &Side, pods: usize, well: &Times, trouble: &Times) -> String {
         let after = trouble.get(call).map(Vec::as_slice).unwrap_or_default();
         let [a, b, c, d, e] = [(before, 50), (before, 99), (after, 50), (after, 99), (after, 100)]
             .map(|(of, hundredth)| percentile(of, hundredth) * 1e3);
-        // Nobody misses a table that does not fit into memory.
+        // A table that does not fit into memory is not missed.
         let _ = writeln!(text, "| {call} | {a:.2} | {b:.2} | {c:.2} | {d:.2} | {e:.2} |");
     }
     text.push('\n');

@@ -1,4 +1,4 @@
-//! What clients of streams send: SPDY header blocks, connections, sizes of terminals.
+//! Input of streaming clients: SPDY header blocks, connections, terminal sizes.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| podwright::streaming::fuzz::any(data));

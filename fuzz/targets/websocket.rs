@@ -1,4 +1,4 @@
-//! What clients send over a WebSocket.
+//! A client's bytes over a WebSocket.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| podwright::streaming::fuzz::websocket(data));

@@ -1,5 +1,5 @@
-//! Shared work: many that want one thing wait for one task. The task outlives each of its callers and ends when it is done
-//! or when the last of them is gone. Knows nothing of images.
+//! Shared work: callers that want the same thing wait for one task. The task outlives each caller and ends when it is
+//! done or the last caller is gone. Knows nothing of images.
 
 use super::error::ImageError;
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ struct Flight<T> {
     task: AbortHandle,
 }
 
-/// How a caller came to its result.
+/// How a caller got its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     /// Its own work was done.
@@ -83,7 +83,7 @@ where
                 }
             }
         };
-        // Dropped also when the caller is.
+        // Also dropped with the caller.
         let _waiter = Waiter { flights: Arc::clone(&self.running), key, outcome: outcome.clone() };
         let result = match outcome.wait_for(Option::is_some).await {
             Ok(found) => found.clone(),
@@ -135,7 +135,7 @@ struct Waiter<K: Eq + Hash, T> {
 impl<K: Eq + Hash, T> Drop for Waiter<K, T> {
     fn drop(&mut self) {
         let mut running = lock(&self.flights);
-        // A later flight may have taken the place of this one.
+        // A later flight may have replaced this one.
         let Some(flight) = running.get_mut(&self.key).filter(|f| f.outcome.same_channel(&self.outcome))
         else {
             return;

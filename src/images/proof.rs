@@ -1,6 +1,6 @@
-//! Who has proved what: that a registry has shown a caller, with the credentials of that pull, the bytes of something, or
-//! the right to them. What is on the node is given to nobody else. In memory, bounded, and without a secret in it: a caller
-//! is a keyed digest, whose key is this process's own.
+//! Proofs: that a registry has shown a caller, with the credentials of that pull, the bytes of something, or the right
+//! to them. Others do not get what is on the node. In memory, bounded, and without a secret: a caller is a keyed
+//! digest, whose key is this process's own.
 
 use super::digest::Digest;
 use super::error::ImageError;
@@ -10,7 +10,8 @@ use std::collections::{HashSet, VecDeque};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-/// Proofs remembered, 2 MiB of them: some 2000 images of 8 layers. Of one that is forgotten the registry is asked again.
+/// Proofs remembered, 2 MiB of them: about 2000 images of 8 layers. A forgotten one is requested from the registry
+/// again.
 const MAX_PROOFS: usize = 16_384;
 
 /// A repository with the hosts that serve it, and all that each of them may know the caller by: credentials, headers, client

@@ -1,5 +1,5 @@
-//! Where an image comes from: a registry, or files on this machine. Owns what is common to both, documents and blobs by
-//! descriptor; never knows what is done with them.
+//! The source of an image: a registry, or files on this machine. Owns what both have in common, documents and blobs by
+//! descriptor; never knows how they are used.
 
 use super::digest::Digest;
 use super::error::ImageError;
@@ -25,9 +25,9 @@ pub(crate) enum Source {
     Local(Arc<dyn LocalSource>),
 }
 
-/// Files that hold images. Blocking; nothing that it gives is verified yet.
+/// Files that hold images. Blocking; its content is not verified yet.
 pub(crate) trait LocalSource: fmt::Debug + Send + Sync {
-    /// What it is, for errors and for the queue of layers.
+    /// Its name, for errors and for the queue of layers.
     fn name(&self) -> &str;
 
     /// The content of a descriptor.
@@ -41,7 +41,7 @@ pub(crate) trait LocalSource: fmt::Debug + Send + Sync {
 
 /// A blob of a local source.
 pub(crate) struct LocalBlob {
-    /// What its bytes have to hash to.
+    /// The expected hash of its bytes.
     pub(crate) digest: Digest,
     /// Bytes, where the source states them.
     pub(crate) size: Option<u64>,
@@ -50,7 +50,7 @@ pub(crate) struct LocalBlob {
 }
 
 impl Source {
-    /// Whose queue its layers stand in.
+    /// The queue for its layers.
     pub(super) fn queue(&self) -> &str {
         match self {
             Self::Registry(session) => session.registry(),
@@ -137,7 +137,7 @@ async fn document(
     blocking(move || read_document(&*source, &descriptor, limit)).await
 }
 
-/// The error that a reader carries, or its own.
+/// The error inside a reader's, or that itself.
 fn read_error(source: &dyn LocalSource, error: std::io::Error) -> ImageError {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<ImageError>()) {
         Some(carried) => carried.clone(),
@@ -145,7 +145,7 @@ fn read_error(source: &dyn LocalSource, error: std::io::Error) -> ImageError {
     }
 }
 
-/// A layer's bytes on their way.
+/// A layer's bytes in transit.
 pub(crate) enum Stream<'s> {
     /// From hosts.
     Registry(Box<Blob<'s>>, &'s Descriptor),
@@ -154,7 +154,7 @@ pub(crate) enum Stream<'s> {
 }
 
 impl Stream<'_> {
-    /// Gets ready to be read. Some: to be called again after this time, in which nothing is held.
+    /// Prepares for reading. Some: call it again after this time, in which nothing is held.
     pub(super) async fn open(&mut self) -> Result<Option<Duration>, ImageError> {
         match self {
             Self::Registry(blob, _) => blob.open().await,
@@ -181,7 +181,7 @@ impl Stream<'_> {
         }
     }
 
-    /// Who gives the bytes; of an open stream.
+    /// The host that serves the bytes of an open stream.
     pub(super) fn host(&self) -> String {
         match self {
             Self::Registry(blob, _) => blob.host(),
@@ -189,7 +189,7 @@ impl Stream<'_> {
         }
     }
 
-    /// What has been read to its end, and who has served it; None: files of this machine.
+    /// The completely read blob and the host that served it; None: files of this machine.
     pub(super) fn served(&self) -> Option<Served> {
         match self {
             Self::Registry(blob, descriptor) => {
@@ -199,7 +199,7 @@ impl Stream<'_> {
         }
     }
 
-    /// How often they had to be asked for again.
+    /// Number of retries.
     pub(super) fn asked_again(&self) -> u32 {
         match self {
             Self::Registry(blob, _) => blob.asked_again(),
@@ -212,7 +212,7 @@ impl Stream<'_> {
         matches!(self, Self::Registry(..))
     }
 
-    /// Whether the layer may be had from the start again, from elsewhere, after `error`.
+    /// Whether the layer may be fetched from the start again, from elsewhere, after `error`.
     pub(super) fn begin_again(&mut self, error: &ImageError) -> bool {
         match self {
             Self::Registry(blob, _) => blob.begin_again(error),
@@ -333,7 +333,7 @@ mod tests {
                 let wanted = wanted(&content, &manifest);
                 let source = Source::Local(Arc::new(Memory(content)));
                 let error = bring(&images.inner, &source, wanted).await.unwrap_err().to_string();
-                // A stream that is damaged at its end is refused by its own check sums first.
+                // The stream's own check sums detect damage at its end first.
                 assert!(error.contains(expected) || error.contains("corrupt"), "{expected}: {error}");
                 assert!(images.list().is_empty());
             }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// The hosts that the stand-in images' names carry.
+/// The hosts in the stand-in images' names.
 pub const STAND_IN_HOSTS: &[&str] = &["registry.k8s.io", "k8s.gcr.io", "gcr.io", "docker.io"];
 
 /// Writes one `hosts.toml` per host: mirrored by `registry` for pulls, in plain HTTP.

@@ -15,7 +15,7 @@ use crate::programs::workspace;
 use crate::scratch::Scratch;
 use crate::wait::wait_for;
 
-/// Until its socket accepts: it has nothing to download and little to recover.
+/// Limit until its socket accepts: it has nothing to download and little to recover.
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// From SIGTERM to its end; calls in progress are let finish.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
@@ -101,7 +101,7 @@ impl Daemon {
     /// Ends it with SIGTERM and waits for the end.
     ///
     /// # Errors
-    /// Fails when it has not ended in time (it is killed then).
+    /// Fails if it has not ended in time (it is killed then).
     pub fn stop(&mut self) -> Result<Option<ExitStatus>> {
         let Some(mut child) = self.child.take() else { return Ok(None) };
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("daemon's pid")?;
@@ -143,7 +143,7 @@ impl Daemon {
         self.launch()
     }
 
-    /// Waits until a start's end by itself (a test made it fail or panic).
+    /// Waits until a failed start ends by itself (a test made it fail or panic).
     ///
     /// # Errors
     /// Fails when it still runs after `limit`.

@@ -1,7 +1,6 @@
-//! The chains that the CNI portmap plugin makes once per host and never removes.
+//! The chains that the CNI portmap plugin creates once per host and never removes.
 //!
-//! Owns telling whether they exist and removing them while no host port is in
-//! use. Rules of single pods are the ledger's.
+//! Owns detecting them and removing them while no host port is in use. Rules of single pods are the ledger's.
 
 use std::process::Command;
 
@@ -10,7 +9,7 @@ const DNAT: &str = "CNI-HOSTPORT-DNAT";
 const CHAINS: [&str; 3] = [DNAT, "CNI-HOSTPORT-MASQ", "CNI-HOSTPORT-SETMARK"];
 const PROGRAMS: [&str; 2] = ["iptables", "ip6tables"];
 
-/// Whether one of the chains is there.
+/// Whether one of the chains exists.
 pub(crate) fn exist() -> bool {
     PROGRAMS.iter().any(|program| CHAINS.iter().any(|chain| saved(program).contains(&format!(":{chain} "))))
 }

@@ -1,4 +1,4 @@
-//! The few HTTP/1.1 requests that pushing an image and reading a page need.
+//! The few HTTP/1.1 requests for pushing an image and reading a page.
 //!
 //! Owns one blocking request per connection, plain text, to an address that the
 //! caller gives. It never follows redirects, never speaks TLS, never keeps a
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-/// A peer on loopback that says nothing for this long is dead.
+/// A peer on loopback that is silent for this long is dead.
 const PEER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An answer, read to its end.
@@ -41,7 +41,7 @@ impl Response {
 /// Sends one request to `address` and reads the answer.
 ///
 /// # Errors
-/// Fails when the peer cannot be reached, is silent too long, or does not speak HTTP.
+/// Fails if the peer cannot be reached, is silent too long, or does not speak HTTP.
 pub fn request(
     address: SocketAddr,
     method: &str,

@@ -1,4 +1,4 @@
-//! What a scratch node has left on the machine, by looking.
+//! What a scratch node has left on the machine.
 //!
 //! Owns finding every kind of trace by the node's id, directory and subnet:
 //! processes, mounts, network namespaces, links, addresses, cgroups, iptables
@@ -61,7 +61,7 @@ impl Ledger {
         self.lists().iter().all(|(_, list)| list.is_empty())
     }
 
-    /// Lines that only one of the two has, with `-` (gone) or `+` (new) before them.
+    /// Lines that only one of the two has, preceded by `-` (gone) or `+` (new).
     #[must_use]
     pub fn difference(&self, later: &Self) -> Vec<String> {
         let mut lines = Vec::new();
@@ -139,8 +139,8 @@ impl Process {
 }
 
 /// Processes whose command line names the directory, whose cgroup is the node's, whose own mount namespace has mounts
-/// of the node while their cgroup is no other node's, or whose diary is in it (a monitor).
-/// Callers' ancestors are not among them.
+/// of the node while their cgroup is no other node's, or whose log is in it (a monitor). Excludes the callers'
+/// ancestors.
 pub(crate) fn processes(scratch: &Scratch) -> Vec<Process> {
     let own = ancestors();
     let host = std::fs::read_link("/proc/self/ns/mnt").ok();
@@ -167,7 +167,7 @@ pub(crate) fn processes(scratch: &Scratch) -> Vec<Process> {
             namespace.is_some()
                 && namespace != host
                 && text("mountinfo").contains(&marks[0])
-                // A container that is just being made still has the host's mounts, those of all nodes.
+                // A container in creation still has the host's mounts, those of all nodes.
                 && !text("cgroup").contains(scratch::ID_PREFIX)
         };
         let has_diary = || {
@@ -177,7 +177,7 @@ pub(crate) fn processes(scratch: &Scratch) -> Vec<Process> {
         };
         if named || in_cgroup() || in_mounts() || has_diary() {
             let command = arguments.trim_end_matches('\0').replace('\0', " ");
-            // A zombie has no command line: its name is all there is, and it counts.
+            // A zombie has no command line, only a name, and it counts.
             let command = if command.is_empty() { format!("[{}]", text("comm").trim()) } else { command };
             found.push(Process { pid, parent: parent_of(pid).unwrap_or_default(), command });
         }
@@ -291,8 +291,8 @@ pub(crate) struct Rule {
     pub(crate) text: String,
 }
 
-/// Rules that name the node or its subnet, and the chains that they are in or
-/// lead to. Others' chains may be in the making, so they are left alone.
+/// Rules that name the node or its subnet, and the chains that they are in or lead to. Others' chains may be in
+/// creation, so they are left alone.
 pub(crate) fn rules(scratch: &Scratch) -> Vec<Rule> {
     ["iptables", "ip6tables"].into_iter().flat_map(|program| save(program, scratch)).collect()
 }

@@ -1,4 +1,4 @@
-//! What podwright's tests, `make run` and the benchmarks stand on.
+//! The foundation of podwright's tests, `make run` and the benchmarks.
 //!
 //! Owns: images built entry by entry ([`image`]), the stand-ins for the images
 //! that the conformance suite names ([`stand_ins`]), a loopback registry

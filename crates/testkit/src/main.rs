@@ -1,4 +1,4 @@
-//! `podwright-testkit`: the test kit for scripts and for hands.
+//! `podwright-testkit`: the test kit for scripts and people.
 //!
 //! Owns the command line only; each command is one call into the library.
 

@@ -34,10 +34,10 @@ pub fn workspace() -> PathBuf {
 }
 
 impl Programs {
-    /// Builds what is missing, then reads all of it.
+    /// Builds what is missing, then reads everything.
     ///
     /// # Errors
-    /// Fails when the build script fails (it says on stderr what it lacks) or a program cannot be read.
+    /// Fails if the build script fails (stderr says what it lacks) or a program cannot be read.
     pub fn load() -> Result<Self> {
         let root = workspace();
         let dir = root.join("build/images");
@@ -51,7 +51,7 @@ impl Programs {
     /// Reads the programs from a directory that [`Self::load`] or the script has filled.
     ///
     /// # Errors
-    /// Fails when one cannot be read.
+    /// Fails if one cannot be read.
     pub fn read(dir: &Path) -> Result<Self> {
         let read = |name: &str| {
             let path = dir.join(name);

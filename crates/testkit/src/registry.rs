@@ -121,7 +121,7 @@ impl Registry {
         put_manifest(self.address, repository, tag, &manifest, media_type)
     }
 
-    /// Lets the process outlive this value; gives its pid.
+    /// Lets the process outlive this value; returns its pid.
     #[must_use]
     pub fn detach(mut self) -> Option<u32> {
         self.child.take().map(|child| child.id())

@@ -20,7 +20,7 @@ use crate::{certs_d, host_ports, teardown};
 /// The file by which a scratch node is known again from its directory alone.
 const RECORD: &str = "scratch.json";
 
-/// What a scratch node is made like.
+/// Parameters of a scratch node.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The registry that stand-in names lead to; none: pulls fail.
@@ -33,7 +33,7 @@ pub struct Options {
     pub metrics: bool,
     /// The OCI runtime that pods get by default: `PODWRIGHT_TEST_RUNTIME`, or runc.
     pub runtime: String,
-    /// Who makes cgroups: `PODWRIGHT_TEST_CGROUP_DRIVER`, or cgroupfs.
+    /// The cgroup driver: `PODWRIGHT_TEST_CGROUP_DRIVER`, or cgroupfs.
     pub cgroup_driver: CgroupDriver,
     /// Further TOML for a drop-in, `config.toml.d/50-test.toml`.
     pub extra_config: String,
@@ -83,7 +83,7 @@ impl CgroupDriver {
     }
 }
 
-/// What is written to [`RECORD`].
+/// The content of [`RECORD`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Record {
     id: String,
@@ -93,7 +93,7 @@ struct Record {
     cgroup_driver: CgroupDriver,
 }
 
-/// What the ids of all nodes begin with; six hexadecimal digits follow.
+/// Prefix of all nodes' ids; six hexadecimal digits follow.
 pub(crate) const ID_PREFIX: &str = "podw";
 
 /// A scratch node. Dropping it removes every trace of it.
@@ -121,10 +121,10 @@ impl Scratch {
         Self::with(&Options { registry: Some(registry), ..Options::default() })
     }
 
-    /// Makes the directory and writes all configuration.
+    /// Creates the directory and writes all configuration.
     ///
     /// # Errors
-    /// Fails when the directory cannot be made or no subnet is free.
+    /// Fails if the directory cannot be created or no subnet is free.
     pub fn with(options: &Options) -> Result<Self> {
         let base = base();
         std::fs::create_dir_all(&base).with_context(|| format!("create {}", base.display()))?;
@@ -144,7 +144,7 @@ impl Scratch {
         Ok(scratch)
     }
 
-    /// Knows a node again that another process made.
+    /// Finds a node that another process created.
     ///
     /// # Errors
     /// Fails when `root` is no scratch node.
@@ -155,7 +155,7 @@ impl Scratch {
         Ok(Self { root: root.to_owned(), record, keep: true })
     }
 
-    /// All nodes that stand on this machine, of this and of other processes.
+    /// All nodes on this machine, of this and of other processes.
     #[must_use]
     pub fn all() -> Vec<Self> {
         let entries = std::fs::read_dir(base()).into_iter().flatten().flatten();
@@ -193,7 +193,7 @@ impl Scratch {
         self.root.join("cri.sock")
     }
 
-    /// The CRI socket as crictl and critest want it.
+    /// The CRI socket in the form for crictl and critest.
     #[must_use]
     pub fn endpoint(&self) -> String {
         format!("unix://{}", self.socket().display())
@@ -253,7 +253,7 @@ impl Scratch {
         &self.record.id
     }
 
-    /// What every address of the node's network begins with: `10.88.x.`
+    /// Prefix of every address in the node's network: `10.88.x.`
     #[must_use]
     pub fn subnet_prefix(&self) -> String {
         format!("10.88.{}.", self.record.octet)

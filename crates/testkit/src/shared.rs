@@ -1,4 +1,4 @@
-//! What all scratch nodes of a machine share.
+//! State shared by all scratch nodes of a machine.
 //!
 //! Owns the directory they live in, the lock under which they appear and
 //! disappear, and the reservation of subnets. It knows no node.
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// Where scratch nodes live unless `PODWRIGHT_SCRATCH` names another directory.
+/// Directory of scratch nodes unless `PODWRIGHT_SCRATCH` names another one.
 const DEFAULT_BASE: &str = "/run/podwright-test";
 
 /// The directory that holds all scratch nodes.

@@ -1,8 +1,7 @@
 //! Stand-ins for the images that the conformance suite and `make run` name.
 //!
-//! Owns what each image contains and under which names it is pushed; the table
-//! with the specs that need them is `tests/critest/images.md`. A stand-in does
-//! what its specs ask for and no more.
+//! Owns what each image contains and the names under which it is pushed; the table with the specs that need them is
+//! `tests/critest/images.md`. A stand-in does what its specs need and no more.
 
 use anyhow::Result;
 
@@ -141,7 +140,7 @@ impl Layers {
         ImageBuilder::new().format(format).layer(&self.busybox).env(&[PATH]).cmd(&["sh"])
     }
 
-    /// What busybox-based test images are: busybox and one file of their own.
+    /// The content of busybox-based test images: busybox and one file of their own.
     fn test_image(&self, file: &str, compression: Compression) -> Result<ImageBuilder> {
         let own = LayerBuilder::new().entry(Entry::file(file, [])).build(compression)?;
         let format = if compression == Compression::Zstd { Format::Oci } else { Format::Docker };

@@ -49,7 +49,7 @@ fn remove_shared(scratch: &Scratch) {
     report("lock", "scratch nodes", lock);
 }
 
-/// Kills in rounds: a monitor may start something between the look and the kill.
+/// Kills in rounds: a monitor may start something between the check and the kill.
 fn kill(scratch: &Scratch) {
     let own = i32::try_from(std::process::id()).unwrap_or_default();
     let gone = wait_for("processes of the scratch node end", KILL_LIMIT, || {
@@ -93,7 +93,7 @@ fn run(command: &mut Command) {
 
 fn report<T, E: std::fmt::Display>(operation: &str, what: &str, result: Result<T, E>) {
     if let Err(error) = result {
-        // Nobody is left to hand an error to: this runs in destructors.
+        // Errors cannot be returned: this runs in destructors.
         let _ = writeln!(std::io::stderr(), "teardown: {operation} {what}: {error}");
     }
 }

@@ -5,11 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-/// How often a condition is looked at again: short, since most are met at once.
+/// Interval of checking a condition: short, since most are met at once.
 const STEP: Duration = Duration::from_millis(5);
 
-/// How many times as long as usual everything may take: `PODWRIGHT_TEST_PATIENCE`, 1 unless set.
-/// An emulated processor needs it.
+/// Factor for all time limits: `PODWRIGHT_TEST_PATIENCE`, 1 unless set. An emulated processor needs it.
 #[must_use]
 pub fn patience() -> u32 {
     std::env::var("PODWRIGHT_TEST_PATIENCE").ok().and_then(|text| text.parse().ok()).unwrap_or(1)

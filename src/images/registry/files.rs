@@ -1,4 +1,4 @@
-//! Reads configuration that other programs wrote, with a cap and without waiting on what is not a plain file.
+//! Reads other programs' configuration, with a size limit and without blocking on special files.
 
 use crate::images::error::ImageError;
 use std::fs::OpenOptions;
@@ -6,10 +6,10 @@ use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-/// Largest configuration file, bytes; hand-written ones are a few KiB, a pull secret of many registries some hundred.
+/// Largest configuration file, bytes; hand-written ones have a few KiB, a pull secret of many registries some hundred.
 const MAX_FILE: u64 = 4 << 20;
 
-/// The text of a file; None: there is none.
+/// The text of a file; None: it does not exist.
 pub(in crate::images) fn read(path: &Path) -> Result<Option<String>, ImageError> {
     let wrong = |reason: &str| ImageError::Hosts { path: path.to_owned(), reason: reason.to_owned() };
     // A fifo would block an open that waits.
@@ -47,7 +47,7 @@ pub(super) fn toml_error(text: &str, error: &toml::de::Error) -> String {
     format!("line {line}: not {message}")
 }
 
-/// The files of a directory with this extension, in byte order of their names; none when it is absent.
+/// The files of a directory with this extension, in byte order of their names; none if it does not exist.
 pub(super) fn drop_ins(dir: &Path, extension: &str) -> Result<Vec<PathBuf>, ImageError> {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,

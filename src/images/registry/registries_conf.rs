@@ -1,5 +1,5 @@
-//! CRI-O's and podman's `registries.conf` (version 2) with its drop-ins, read anew for every pull: which hosts serve an image.
-//! Short names are not looked up here: Kubernetes expects them to be Docker Hub's.
+//! CRI-O's and podman's `registries.conf` (version 2) with its drop-ins, read for every pull: the hosts of an image.
+//! Ignores short names: Kubernetes expects them to be Docker Hub's.
 
 use super::files;
 use super::hosts::{self, Host, Tls};
@@ -10,7 +10,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What the file may say that is not acted on; told at debug level, as the file is another program's.
+/// Ignored settings of the file; logged at debug level, since the file is another program's.
 type Rest = BTreeMap<String, toml::Value>;
 
 #[derive(Debug, Default, Deserialize)]
@@ -109,7 +109,7 @@ pub(super) fn hosts_for(
     Ok(Some(found))
 }
 
-/// The entry with the longest prefix of `name`; of two files with the same prefix the later one's.
+/// The entry with the longest prefix of `name`; the later file's if two have the same prefix.
 fn entry_for(path: &Path, name: &str) -> Result<Option<(PathBuf, Registry)>, ImageError> {
     let mut drop_in_dir = path.as_os_str().to_owned();
     drop_in_dir.push(".d");
@@ -160,7 +160,7 @@ fn parse(path: &Path, text: &str) -> Result<Vec<Registry>, ImageError> {
     Ok(entries)
 }
 
-/// What of `name` lies behind the part that `prefix` covers; None: it does not cover it.
+/// The part of `name` after `prefix`; None: no match.
 fn covered<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
     match prefix.strip_prefix('*') {
         Some(suffix) => {
@@ -172,7 +172,7 @@ fn covered<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
     }
 }
 
-/// Host and repository at `location`; an empty location leaves the name as it is.
+/// Host and repository at `location`; an empty location leaves the name unchanged.
 fn rewritten(name: &str, prefix: &str, location: &str) -> Option<(String, String)> {
     let location = location.trim_end_matches('/');
     let whole =

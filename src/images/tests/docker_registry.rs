@@ -118,7 +118,7 @@ async fn a_pull_through_an_index_and_a_restart() {
     let usage = images.fs_usage();
     assert!(usage.used_bytes >= 4096 && usage.inodes_used >= 7);
 
-    // A second tag and the digest of the same image: no layer comes again.
+    // A second tag and the digest of the same image: no layer is transferred again.
     let bytes = images.stats().bytes.load(std::sync::atomic::Ordering::Relaxed);
     images.pull(&format!("{name}:single"), None).await.unwrap();
     images.pull(&format!("{name}@{top}"), None).await.unwrap();
@@ -142,7 +142,7 @@ fn check_layers(layers: &[std::path::PathBuf]) {
     assert_eq!((read(&layers[0], "d/f"), read(&layers[1], "d/f")), ("lower".into(), "upper".into()));
     let whiteout = layers[1].join("d/g").symlink_metadata().unwrap();
     assert!(whiteout.file_type().is_char_device() && whiteout.rdev() == 0);
-    // The second layer only implies `d`; the directories layer on top says what the first one does.
+    // The second layer only implies `d`; the directories layer on top repeats the first one's metadata.
     let implied = layers[1].join("d").metadata().unwrap();
     let repeated = layers[3].join("d").metadata().unwrap();
     assert_eq!((implied.mode() & 0o7777, implied.uid()), (0o755, 0));
@@ -188,7 +188,7 @@ async fn tls_with_a_private_authority() {
     let root = tempfile::tempdir().unwrap();
     let images = Images::open(root.path(), &config).unwrap();
 
-    // The file is read for each pull: no restart between an authority that is not known and one that is.
+    // The file is read for each pull: no restart between an unknown authority and a known one.
     let server = format!("server = \"https://localhost:{}\"\n", tls.port);
     std::fs::write(certs.join("hosts.toml"), &server).unwrap();
     let error = images.pull(&name, None).await.unwrap_err();
@@ -259,12 +259,12 @@ async fn what_a_host_may_skip_its_storage_may_not() {
     let error = images.pull(&front.name("app:single"), None).await.unwrap_err();
     let text = error.to_string();
     assert!(matches!(error, ImageError::Unavailable { .. }) && text.contains("certificate"), "{text}");
-    // What the node says of the storage itself holds there.
+    // The node's settings for the storage itself apply there.
     own("localhost", tls.port, format!("ca = {certificate:?}\n"));
     assert_eq!(images.pull(&front.name("app:single"), None).await.unwrap().as_str(), id);
 }
 
-/// A proxy that leads every tunnel to `port`; returns its own port and what it was asked for.
+/// A proxy that leads every tunnel to `port`; returns its own port and the requests.
 fn tunnels(port: u16) -> (u16, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let own = listener.local_addr().unwrap().port();
@@ -324,7 +324,7 @@ async fn a_proxy_is_used_but_never_for_this_machine() {
     assert!(asks.lock().unwrap().iter().all(|line| line == "CONNECT registry.test:443 HTTP/1.1"));
     let before = asks.lock().unwrap().len();
     assert!(before > 0);
-    // A name that nobody can resolve here: without the proxy there is no way to it.
+    // A name that cannot be resolved here: only the proxy reaches it.
     let (images, _root) = open(&[("HTTPS_PROXY", url), ("NO_PROXY", "registry.test".into())]);
     let error = images.pull("registry.test/app:single", None).await.unwrap_err();
     assert!(matches!(error, ImageError::Unavailable { .. }), "{error}");

@@ -1,4 +1,4 @@
-//! Who gets what is on the node already: only whom a registry shows that they may have it.
+//! Who gets what is on the node already: only a caller whom a registry shows to be entitled.
 
 use super::fixture::{Content, Layer, MANIFEST, Packing, config, names, open, small, tar};
 use super::server::{Ask, End, Reply, Server, serve};
@@ -18,7 +18,7 @@ fn user_of(ask: &Ask) -> String {
     String::from_utf8(pair).unwrap().split(':').next().unwrap().to_owned()
 }
 
-/// Serves `content` to whom `may` lets have it.
+/// Serves `content` to the callers that `may` accepts.
 fn guarded(content: &Content, may: impl Fn(&Ask, &str) -> bool + Send + Sync + 'static) -> Server {
     let content = content.clone();
     Server::start(move |ask| match user_of(ask) {
@@ -80,7 +80,7 @@ async fn a_manifest_does_not_open_the_layers_that_it_lists() {
     let (_victim, content, _) = private(&images).await;
     let before = (names_of(&images), names(root.path(), "layers"));
     for lies in [false, true] {
-        // The documents are all there, their bytes are known; the layers are not.
+        // The documents are all present, their bytes are known; the layers are not.
         let documents = content.clone();
         let evil = Server::start(move |ask| {
             let reply = serve(&documents, ask);
@@ -92,7 +92,7 @@ async fn a_manifest_does_not_open_the_layers_that_it_lists() {
         let error = images.pull(&evil.name("evil/x:t"), None).await.unwrap_err();
         assert!(matches!(error, ImageError::NotAtRegistry { .. }), "{lies}: {error}");
     }
-    // A blob of its own, said to be the victim's layer.
+    // A blob of its own, claimed to be the victim's layer.
     let mut forged = Content::default();
     let victims = Layer::new(&tar(&[("etc/a", "upper"), ("etc/.wh.b", "")]), Packing::Zstd).diff_id;
     let own = Layer::new(&tar(&[("mine", "")]), Packing::Gzip);
@@ -117,11 +117,11 @@ async fn a_layer_is_the_callers_who_may_have_it() {
         let error = images.pull(&server.name(repository), as_user("bob")).await.unwrap_err();
         assert!(matches!(error, ImageError::Unauthorized { .. }), "{error}");
     }
-    // Nor does who knows the image without credentials get it.
+    // Nor does a caller who knows the image but has no credentials.
     assert!(images.pull(&server.name("a/x:t"), None).await.is_err());
     assert!(names_of(&images).iter().all(|name| !name.contains("/b/")), "{:?}", names_of(&images));
 
-    // Another that may have them is asked for a word, not for the bytes; once for a repository and layer.
+    // Another entitled caller is checked by HEAD, without the bytes; once per repository and layer.
     let before = layer_asks(&server, &content).len();
     assert!(before > fetched);
     images.pull(&server.name("a/x:t"), as_user("carol")).await.unwrap();
@@ -133,7 +133,7 @@ async fn a_layer_is_the_callers_who_may_have_it() {
     images.pull(&server.name("c/x:t"), as_user("carol")).await.unwrap();
     let methods: Vec<_> = server.asks()[before..].iter().map(|ask| ask.method.clone()).collect();
     assert!(methods.len() <= 2 && methods.iter().all(|method| method == "HEAD"), "{methods:?}");
-    // A new process has forgotten who had it, and still knows the layers.
+    // A new process has forgotten the callers, and still knows the layers.
     drop(images);
     let images = open(root.path());
     let before = layer_asks(&server, &content).len();

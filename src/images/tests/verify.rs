@@ -377,7 +377,7 @@ async fn running_containers_keep_what_they_have() {
     );
     assert_eq!(names(root, "retired").len(), 1);
 
-    // A new daemon knows of no hold; the mount alone keeps the directory.
+    // A new daemon knows of no hold; only the mount keeps the directory.
     drop(hold);
     let Node { root, images, server: _server, id, .. } = node;
     drop(images);

@@ -1,7 +1,7 @@
 //! OCI artifacts: files under a manifest of their own.
 //!
-//! Owns their JSON (OCI image spec 1.1, "Guidelines for Artifact Usage"). It never checks names: hostile ones are what
-//! tests are for.
+//! Owns their JSON (OCI image spec 1.1, "Guidelines for Artifact Usage"). It never checks names: tests need hostile
+//! ones.
 
 use serde_json::{Value, json};
 

@@ -1,7 +1,7 @@
 //! Layers: tar entries as a test states them, hostile ones included.
 //!
-//! Owns the tar and PAX encoding of [`Entry`] and the compression of the whole.
-//! It never sorts, corrects or completes what it is given.
+//! Owns the tar and PAX encoding of [`Entry`] and the compression of the whole. It never sorts, corrects or completes
+//! its input.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -152,7 +152,7 @@ impl Entry {
     }
 }
 
-/// Copies `value` into a tar field as far as it goes; false when it was cut.
+/// Copies `value` into a tar field as far as it fits; false if it was cut.
 fn fill(field: &mut [u8; 100], value: &[u8]) -> bool {
     let n = value.len().min(field.len());
     field.fill(0);

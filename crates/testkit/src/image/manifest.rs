@@ -53,7 +53,7 @@ impl Format {
             (Self::Oci, Compression::Zstd) => "application/vnd.oci.image.layer.v1.tar+zstd",
             (Self::Docker, Compression::None) => "application/vnd.docker.image.rootfs.diff.tar",
             (Self::Docker, Compression::Gzip) => "application/vnd.docker.image.rootfs.diff.tar.gzip",
-            // Docker never defined one; what a registry would serve if asked to.
+            // Docker never defined one; this is what a registry would serve.
             (Self::Docker, Compression::Zstd) => "application/vnd.docker.image.rootfs.diff.tar.zstd",
         }
     }
@@ -89,7 +89,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// An OCI manifest as it is, for this machine's platform.
+    /// An unchanged OCI manifest, for this machine's platform.
     pub(super) fn of(manifest: &Value, config: Blob, layers: Vec<Layer>) -> Self {
         Self {
             manifest: Blob::new(manifest.to_string().into_bytes()),
@@ -112,7 +112,7 @@ pub struct Index {
     pub images: Vec<Image>,
 }
 
-/// What a name in a registry can stand for.
+/// What a name in a registry can refer to.
 #[derive(Debug, Clone)]
 pub enum Artifact {
     /// A manifest.
@@ -243,7 +243,7 @@ impl ImageBuilder {
         self
     }
 
-    /// Any top-level field of the configuration, in place of what stands there.
+    /// Any top-level field of the configuration, replacing the existing one.
     #[must_use]
     pub fn config_field(mut self, field: &str, value: Value) -> Self {
         self.extra.insert(field.to_owned(), value);

@@ -1,9 +1,8 @@
 //! Images made in memory, entry by entry.
 //!
-//! Owns layers ([`LayerBuilder`]), images ([`ImageBuilder`]) and indexes
-//! ([`Index`]) in OCI and Docker schema 2 form, and artifacts
-//! ([`FilesBuilder`]). It never touches the disk or a
-//! registry, and it never checks names: hostile layers are what tests are for.
+//! Owns layers ([`LayerBuilder`]), images ([`ImageBuilder`]) and indexes ([`Index`]) in OCI and Docker schema 2 form,
+//! and artifacts ([`FilesBuilder`]). It never touches the disk or a registry, and never checks names: tests need
+//! hostile layers.
 
 mod files;
 mod layer;

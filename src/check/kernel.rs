@@ -161,7 +161,7 @@ fn rights<E: std::fmt::Display>(host: Result<HostSecurity, E>) -> Finding {
     }
 }
 
-/// What there is of SELinux.
+/// The kernel's SELinux support.
 struct Labels {
     process: String,
     known: bool,

@@ -27,12 +27,12 @@ pub enum Verdict {
     Ok,
     /// Pods run, but an optional feature does not work.
     Warn {
-        /// What to do, one step a line.
+        /// The remedy, one step a line.
         remedy: String,
     },
     /// The daemon does not start, or pods do not run.
     Fail {
-        /// What to do, one step a line.
+        /// The remedy, one step a line.
         remedy: String,
     },
 }
@@ -40,9 +40,9 @@ pub enum Verdict {
 /// One fact and the verdict on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// What was looked at.
+    /// The checked fact.
     pub name: String,
-    /// What was found.
+    /// The finding.
     pub found: String,
     /// The verdict.
     pub verdict: Verdict,
@@ -65,7 +65,7 @@ impl Finding {
     }
 }
 
-/// What is looked at.
+/// The inputs of the checks.
 #[derive(Debug)]
 pub struct Subject<'a> {
     /// The daemon's configuration.

@@ -53,13 +53,13 @@ pub(super) enum Peer {
 pub(super) enum Format {
     /// A tar of an OCI layout.
     Oci,
-    /// What docker load takes.
+    /// The format of docker load.
     Docker,
     /// An OCI layout in a new or empty directory.
     OciDir,
 }
 
-/// What is done.
+/// The command.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// List images: what they take on disk and how many containers use them.
@@ -102,7 +102,7 @@ pub(super) enum Command {
     },
     /// Import images from another runtime's store on this machine, which may be in use.
     ImportFrom {
-        /// Whose store.
+        /// The store's owner.
         peer: Peer,
         /// Directory of the store, if not its default.
         #[arg(long, value_name = "DIR")]
@@ -131,7 +131,7 @@ pub(super) enum Command {
         /// Ids, tags or digests; all images without them.
         #[arg(value_name = "NAME")]
         names: Vec<String>,
-        /// Only tell what is damaged.
+        /// Only report what is damaged.
         #[arg(long)]
         no_repair: bool,
         /// The answer as JSON, at the end.

@@ -39,7 +39,7 @@ const NAMES: [&str; 16] = [
 pub struct Ulimit {
     /// `RLIMIT_NOFILE`.
     pub name: String,
-    /// What applies.
+    /// The limit in force.
     pub soft: u64,
     /// Up to where a process may raise it.
     pub hard: u64,
@@ -50,7 +50,7 @@ impl Ulimit {
     /// number sets both.
     ///
     /// # Errors
-    /// What is wrong, for people.
+    /// The fault, for an error message.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (name, values) = text.split_once('=').ok_or_else(|| format!("{text:?} is not name=soft:hard"))?;
         if !NAMES.contains(&name) {

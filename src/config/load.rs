@@ -21,7 +21,7 @@ pub enum ConfigError {
         path: PathBuf,
         /// Line, from 1.
         line: usize,
-        /// What is wrong.
+        /// The fault.
         message: String,
         /// `; did you mean …?`, or empty.
         hint: String,

@@ -1,6 +1,6 @@
-//! Who is connected to the CRI socket, and what HTTP/2 gives one connection. Connections are bounded in number: a client that
-//! forgets its own, again and again, has those closed that were silent the longest, and neither takes the daemon's
-//! descriptors nor keeps a kubelet out. Never looks at what is said.
+//! Connections to the CRI socket, and HTTP/2's limits on each. Connections are bounded in number: of a client that leaks
+//! them, those silent the longest are closed, so that it neither takes the daemon's descriptors nor keeps a kubelet out.
+//! Never reads the content.
 
 use crate::host::doorway;
 use std::collections::BTreeMap;
@@ -16,18 +16,18 @@ use tokio::sync::oneshot;
 use tokio_stream::Stream;
 use tonic::transport::server::{Connected, Server, UdsConnectInfo};
 
-/// Connections at once. A node has a kubelet's two or three, and one for each tool that looks at it.
+/// Connections at once. A node has a kubelet's two or three, and one per tool.
 const MAX_CONNECTIONS: usize = 512;
-/// Calls at once on one connection; a client waits with more. A kubelet that starts or stops all of 500 pods at once has some
-/// hundreds. Without a number here there would be no limit.
+/// Calls at once on one connection; a client waits with more. A kubelet that starts or stops 500 pods at once has some
+/// hundreds. Without this number there would be no limit.
 const MAX_CALLS: u32 = 1000;
 
-/// The transport with its limits. That resets, settings, pings and header frames come in bounded numbers is h2's own care.
+/// The transport with its limits. h2 itself bounds resets, settings, pings and header frames.
 pub(super) fn transport() -> Server {
     Server::builder().max_concurrent_streams(MAX_CALLS)
 }
 
-/// Who connects. tonic itself would try again without end, at once, when descriptors have run out.
+/// Incoming connections. tonic itself would retry at once, endlessly, when descriptors run out.
 pub(super) fn connections(listener: UnixListener) -> impl Stream<Item = io::Result<Connection>> {
     bounded(listener, MAX_CONNECTIONS)
 }
@@ -230,7 +230,7 @@ mod tests {
         for other in [0, 2] {
             assert!(servers[other].read(&mut byte).now_or_never().is_none());
         }
-        // Whoever leaves gives its place back.
+        // A closed connection frees its place.
         servers.remove(1);
         drop(fourth);
         assert_eq!(servers[0].held.open().len(), 2);

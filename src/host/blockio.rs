@@ -19,7 +19,7 @@ const WEIGHTS: std::ops::RangeInclusive<u16> = 10..=1000;
 /// Why a class cannot be given.
 #[derive(Debug, thiserror::Error)]
 pub enum BlockIoError {
-    /// Nobody defined classes.
+    /// No classes are defined.
     #[error(
         "block I/O class {class:?} is requested, but containers.blockio_config_file names no file with classes"
     )]
@@ -40,7 +40,7 @@ pub enum BlockIoError {
     File {
         /// The file.
         file: PathBuf,
-        /// What is wrong.
+        /// The fault.
         problem: String,
     },
     /// The kernel cannot.

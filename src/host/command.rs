@@ -39,7 +39,7 @@ pub enum CommandError {
     Start {
         /// The program.
         program: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// Reading its output or waiting for it failed.
@@ -47,9 +47,9 @@ pub enum CommandError {
     Io {
         /// The program.
         program: PathBuf,
-        /// What was being done.
+        /// The operation.
         operation: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// It did not end in time; its process group was killed.

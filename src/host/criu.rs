@@ -23,7 +23,7 @@ pub enum CriuError {
     /// It does not work on this kernel.
     #[error("{PROGRAM} does not work on this node (`{PROGRAM} check`): {0}")]
     Refused(String),
-    /// It could not be asked.
+    /// It could not be run.
     #[error("ask {PROGRAM}: {0}")]
     Command(Box<CommandError>),
 }

@@ -39,7 +39,7 @@ pub struct Place {
     number: u64,
 }
 
-/// Tells who has to go.
+/// Notifies the connection that must go.
 #[derive(Debug)]
 pub struct Pushed(oneshot::Receiver<()>);
 

@@ -13,7 +13,7 @@ use std::path::Path;
 pub struct Owner {
     /// Process id.
     pub pid: u32,
-    /// What `ps` calls it.
+    /// Its name in `ps`.
     pub name: String,
 }
 
@@ -26,7 +26,7 @@ impl std::fmt::Display for Owner {
 /// State of a place to listen on.
 #[derive(Debug)]
 pub enum Place {
-    /// Nobody listens.
+    /// Nothing listens.
     Free,
     /// Taken; by which process, if it can be found.
     Taken(Option<Owner>),

@@ -49,7 +49,7 @@ async fn socket_in(netns: std::fs::File, address: SocketAddr) -> io::Result<TcpS
         use std::os::fd::AsFd as _;
         let made =
             namespace::enter(namespace::Namespace::Net, netns.as_fd()).and_then(|()| new_socket(address));
-        // Whoever asked may be gone.
+        // The caller may be gone.
         let _ = tell.send(made);
     })?;
     told.await.map_err(|_| io::Error::other("the thread that makes a socket died"))?

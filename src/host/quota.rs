@@ -20,9 +20,9 @@ pub enum QuotaError {
     /// A system call.
     #[error("{operation} {path}: {source}")]
     Io {
-        /// What was done.
+        /// The operation.
         operation: &'static str,
-        /// To what.
+        /// Its object.
         path: PathBuf,
         /// Cause.
         source: std::io::Error,
@@ -36,9 +36,9 @@ pub enum QuotaError {
     NotEnforced {
         /// The configuration's key.
         key: &'static str,
-        /// Where writable layers lie.
+        /// Parent of writable layers.
         path: PathBuf,
-        /// What there is instead.
+        /// The available mode.
         found: &'static str,
     },
     /// All ids are taken.
@@ -48,7 +48,7 @@ pub enum QuotaError {
         first: u32,
         /// Last of the range.
         last: u32,
-        /// For whom.
+        /// The directory concerned.
         path: PathBuf,
     },
 }
@@ -133,7 +133,7 @@ impl Projects {
                 ids.of.insert(directory.to_owned(), id);
             } else {
                 // Only a copy made by hand gets here; its usage is walked.
-                // Log: Somebody copied a writable layer. Its usage is walked.
+                // Log: A writable layer was copied by hand. Its usage is walked.
                 // Do: Nothing.
                 tracing::warn!(directory = %directory.display(), id, "another directory has the same project id");
             }

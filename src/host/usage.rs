@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// Bytes of a block in stat(2), whatever the file system's own are.
 const STAT_BLOCK: u64 = 512;
-/// What a tree takes.
+/// Usage of a tree.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Allocated bytes.

@@ -22,9 +22,9 @@ const MAX_NAMES: usize = 8192;
 /// Levels that are remembered, about 60 MiB of them: a tree that deep takes gigabytes of disk for its directories.
 const MAX_LEVELS: usize = 1 << 20;
 
-/// Who looks at what is found.
+/// Visitor of the entries.
 pub(crate) trait Visitor {
-    /// What ends a walk.
+    /// Why a walk ends.
     type Error;
 
     /// Visits an entry of an open directory, described by `own`; true: it is a directory to enter.

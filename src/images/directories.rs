@@ -24,7 +24,7 @@ struct Level {
 /// One level's information about a path.
 enum Says {
     Nothing,
-    /// It hides what is below.
+    /// It hides everything below.
     Hidden,
     Directory {
         meta: Meta,

@@ -16,19 +16,19 @@ pub enum ImageError {
     Malformed {
         /// As given, cut to a printable length.
         reference: String,
-        /// What is wrong.
+        /// The fault.
         reason: &'static str,
     },
     /// No such image in the local store.
     #[error("image {name:?} is not in the local store")]
     NotFound {
-        /// As asked.
+        /// As requested.
         name: String,
     },
     /// An id prefix fits more than one image.
     #[error("image id prefix {name:?} fits {count} images")]
     Ambiguous {
-        /// As asked.
+        /// As requested.
         name: String,
         /// Number of images.
         count: usize,
@@ -38,7 +38,7 @@ pub enum ImageError {
     NotAtRegistry {
         /// Reference or digest.
         what: String,
-        /// Host asked last.
+        /// The last host tried.
         host: String,
         /// The registry's own words.
         registry: Option<RegistryMessage>,
@@ -75,7 +75,7 @@ pub enum ImageError {
         what: String,
         /// Host.
         host: String,
-        /// What the registry asked for.
+        /// The wait that the registry requested.
         retry_after: Option<Duration>,
         /// The registry's own words.
         registry: Option<RegistryMessage>,
@@ -89,7 +89,7 @@ pub enum ImageError {
         host: String,
         /// Cause.
         reason: String,
-        /// What the registry asked for.
+        /// The wait that the registry requested.
         retry_after: Option<Duration>,
     },
     /// Bytes came, but fewer than the configured least.
@@ -121,7 +121,7 @@ pub enum ImageError {
         what: String,
         /// Host.
         host: String,
-        /// What was wrong.
+        /// The fault.
         reason: String,
         /// The registry's own words.
         registry: Option<RegistryMessage>,
@@ -149,7 +149,7 @@ pub enum ImageError {
     /// Bytes do not hash to the digest that names them.
     #[error("{what} does not match its digest: expected {expected}, got {actual}")]
     DigestMismatch {
-        /// What was hashed.
+        /// The hashed thing.
         what: String,
         /// Named.
         expected: String,
@@ -159,7 +159,7 @@ pub enum ImageError {
     /// More or fewer bytes than the descriptor says.
     #[error("{what} has the wrong size: expected {expected} bytes, got {actual}{}", if *.more { " or more" } else { "" })]
     SizeMismatch {
-        /// What was counted.
+        /// The counted thing.
         what: String,
         /// Declared bytes.
         expected: u64,
@@ -215,13 +215,13 @@ pub enum ImageError {
         layer: String,
         /// File of the layer or its recipe, cut to a printable length.
         path: String,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
     /// A configured or built-in cap was reached.
     #[error("{what} exceeds the limit of {limit} {unit}")]
     Limit {
-        /// What grew.
+        /// The growing thing.
         what: String,
         /// The cap.
         limit: u64,
@@ -231,7 +231,7 @@ pub enum ImageError {
     /// ENOSPC or EDQUOT.
     #[error("no space left on the file system of {path}: {operation}")]
     NoSpace {
-        /// What was done.
+        /// The operation.
         operation: &'static str,
         /// Where.
         path: PathBuf,
@@ -239,9 +239,9 @@ pub enum ImageError {
     /// A system call failed.
     #[error("{operation} {path}: {source}")]
     Io {
-        /// What was done.
+        /// The operation.
         operation: &'static str,
-        /// To what.
+        /// Its object.
         path: PathBuf,
         /// Cause.
         source: Arc<io::Error>,
@@ -249,7 +249,7 @@ pub enum ImageError {
     /// The index database failed.
     #[error("image index: {operation}: {reason}")]
     Index {
-        /// What was done.
+        /// The operation.
         operation: &'static str,
         /// Cause.
         reason: String,
@@ -259,7 +259,7 @@ pub enum ImageError {
     Hosts {
         /// File.
         path: PathBuf,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
     /// A signature policy, or a key that it names, that cannot be used. It fails every pull: what it would forbid is unknown.
@@ -267,7 +267,7 @@ pub enum ImageError {
     Policy {
         /// The policy file.
         path: PathBuf,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
     /// The signature policy refuses the image.
@@ -275,7 +275,7 @@ pub enum ImageError {
     Signature {
         /// Reference.
         image: String,
-        /// What it was resolved to.
+        /// The address it resolved to.
         digest: String,
         /// The rule, and what is wrong with each signature.
         reason: String,
@@ -295,7 +295,7 @@ pub enum ImageError {
         archive: String,
         /// Entry, empty: the archive as a whole.
         entry: String,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
     /// Another runtime's store is not as it should be.
@@ -303,7 +303,7 @@ pub enum ImageError {
     PeerStore {
         /// Store, or file of it.
         store: String,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
     /// Content that an image needs is missing from its source.
@@ -317,7 +317,7 @@ pub enum ImageError {
     /// The shared work ended without a result (daemon shutdown or a bug in a worker).
     #[error("{what} was interrupted")]
     Interrupted {
-        /// What.
+        /// The name.
         what: String,
     },
 }

@@ -33,12 +33,11 @@ pub(crate) enum Role {
     Joined,
 }
 
-/// Joins of others' work that failed, after which a caller works alone: their credentials or manifests may be at fault again
-/// and again, and that is not for others to suffer from. More than one, so that of many who waited for one that failed not
-/// all begin at once.
+/// Failed joins of others' work after which a caller works alone: their credentials or manifests may fail repeatedly. More
+/// than one, so that many waiters for one failure do not all begin at once.
 const MAX_FAILED_JOINS: u32 = 2;
 
-/// What a caller has waited for in vain.
+/// A caller's failed joins.
 #[derive(Debug, Default)]
 pub(crate) struct FailedJoins(u32);
 
@@ -99,7 +98,7 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     T: Clone + Send + Sync + 'static,
 {
-    /// The same for a caller who comes again when others' work has failed: in the end it does its own, whoever is at it too.
+    /// The same for a caller that retries after others' work failed: in the end it works alone, even beside others.
     pub(crate) async fn join_or_alone<F>(
         &self,
         key: K,

@@ -37,7 +37,7 @@ pub struct LayerProgress {
     now: Mutex<(LayerState, String)>,
 }
 
-/// Where a layer stands.
+/// State of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LayerState {
     /// For a slot, or for a registry that asked to wait.
@@ -150,7 +150,7 @@ impl LayerProgress {
         self.retries.load(Ordering::Relaxed)
     }
 
-    /// Where it stands.
+    /// Its state.
     #[must_use]
     pub fn state(&self) -> LayerState {
         lock(&self.now).0

@@ -19,7 +19,7 @@ const MAX_PROOFS: usize = 16_384;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Caller([u8; 32]);
 
-/// What is remembered.
+/// The proved right.
 #[derive(Debug)]
 pub(crate) struct Proofs {
     key: hmac::Key,

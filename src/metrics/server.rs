@@ -1,8 +1,8 @@
 //! The HTTP listener: `/metrics` in Prometheus' text format and `/healthz`. Knows nothing else.
 //!
 //! A connection serves one request within one deadline, whatever its client does. When all places are taken, the oldest
-//! connection is closed, so clients that do not read never block `/healthz`. Figures are gathered on a blocking thread, one
-//! gathering at a time, and everyone who waits for it gets its page.
+//! connection is closed, so clients that do not read never block `/healthz`. Figures are gathered on a blocking thread,
+//! once for all waiting requests.
 
 use crate::host::doorway::Doorway;
 use bytes::Bytes;
@@ -103,7 +103,7 @@ async fn connection(stream: TcpStream, page: Arc<Page>) {
 struct Page {
     registry: Registry,
     doorway: Doorway,
-    /// Locked by who gathers.
+    /// Locked while gathering.
     last: Arc<Mutex<Option<Made>>>,
 }
 
@@ -211,7 +211,7 @@ mod tests {
         drop(silent);
     }
 
-    /// Figures that take as long as somebody says.
+    /// Figures that take as long as the test says.
     struct Slow {
         desc: Vec<prometheus::core::Desc>,
         begun: std::sync::mpsc::Sender<()>,
@@ -230,7 +230,7 @@ mod tests {
         }
     }
 
-    // One worker: whoever gathers on it has everybody else wait.
+    // One worker: gathering on it would block all others.
     #[tokio::test]
     async fn figures_are_gathered_once_for_all_who_wait_and_hold_nobody_up() {
         let (begun, told) = std::sync::mpsc::channel();

@@ -119,7 +119,7 @@ impl IdMapping {
     }
 }
 
-/// What is mounted.
+/// The source of the mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MountSource {
@@ -158,7 +158,7 @@ pub struct ResolvedImage {
 pub struct Mount {
     /// Absolute path in the container.
     pub container_path: PathBuf,
-    /// What to mount.
+    /// The source to mount.
     pub source: MountSource,
     /// Read-only.
     pub readonly: bool,

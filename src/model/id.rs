@@ -14,9 +14,9 @@ pub enum IdError {
     /// The string has the wrong length or characters.
     #[error("{kind} id {value:?} is not 64 lower-case hexadecimal digits")]
     Malformed {
-        /// What the id names.
+        /// The id's object.
         kind: &'static str,
-        /// What was given.
+        /// The rejected text.
         value: String,
     },
     /// The kernel's random source could not be read.

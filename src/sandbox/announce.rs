@@ -16,7 +16,7 @@ pub const MAX_SUBSCRIBERS: usize = 16;
 /// Events that may wait for one subscriber (CRI-O's number): some hundred pods starting or ending at once.
 const QUEUE: usize = 1000;
 
-/// What happened.
+/// The event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Happening {
     /// The container is created, or the sandbox ready.
@@ -34,7 +34,7 @@ pub enum Happening {
 pub struct Announcement {
     /// The container's id, or the sandbox's.
     pub id: String,
-    /// What happened to it.
+    /// The change.
     pub happening: Happening,
     /// Later than every earlier event, and than the snapshot.
     pub at: Timestamp,

@@ -6,7 +6,7 @@ use crate::host::network::Readiness;
 /// One condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Condition {
-    /// What it is about.
+    /// Its subject.
     pub name: &'static str,
     /// Whether it holds.
     pub ok: bool,

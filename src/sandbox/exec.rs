@@ -23,7 +23,7 @@ const END_WAIT: Duration = Duration::from_millis(100);
 /// How often.
 const END_POLL: Duration = Duration::from_millis(5);
 
-/// What a command left.
+/// Result of a command.
 #[derive(Debug)]
 pub struct Output {
     /// Cut at `containers.exec_output_bytes`, and to what `containers.exec_memory_bytes` has room for.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// has 30 KiB. It is memory, charged to the writing container.
 const ROOM: u64 = 256 << 10;
 
-/// Where the pod's files stand.
+/// Paths of the pod's files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PodFiles {
     /// The file system of the three.

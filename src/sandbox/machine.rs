@@ -31,7 +31,7 @@ pub(super) enum ContainerRequest {
     Remove,
 }
 
-/// What is asked of a sandbox.
+/// Requests to a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SandboxRequest {
     /// CreateContainer

@@ -43,7 +43,7 @@ pub struct Node {
     pub runtimes: Runtimes,
     /// Cgroups.
     pub cgroups: Cgroups,
-    /// Who makes them.
+    /// The cgroup driver.
     pub driver: Driver,
     /// The cgroup parent of pods that name none.
     pub default_parent: String,
@@ -61,7 +61,7 @@ pub struct Node {
     pub metrics: PodMetrics,
     /// Threads for paths of the host that requests name.
     pub foreign: Foreign,
-    /// What writable layers take.
+    /// Usage of writable layers.
     pub layers: Arc<WritableLayers>,
     /// Execs whose end is awaited.
     pub execs: ExecWaiters,

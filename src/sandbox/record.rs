@@ -336,7 +336,7 @@ pub(super) fn in_place<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
-/// What a write survives.
+/// How durable a write is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Durability {
     /// The daemon's death.

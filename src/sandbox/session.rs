@@ -36,7 +36,7 @@ pub struct ExecStream {
     pub size: Option<TerminalSize>,
 }
 
-/// What to attach.
+/// The streams to attach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttachStream {
     /// Connect stdin, if the container has one.

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 /// A pod at one moment.
 #[derive(Debug, Clone)]
 pub struct PodSnapshot {
-    /// What was asked.
+    /// The request.
     pub spec: Arc<SandboxSpec>,
     /// Its state.
     pub state: SandboxState,
@@ -24,14 +24,14 @@ pub struct PodSnapshot {
     pub runtime: Arc<Runtime>,
     /// Containers that are listed.
     pub containers: Vec<Arc<ContainerSnapshot>>,
-    /// What a list has of it.
+    /// The cached list entry.
     pub list_entry: Encoded,
 }
 
 /// A container at one moment.
 #[derive(Debug, Clone)]
 pub struct ContainerSnapshot {
-    /// What was asked.
+    /// The request.
     pub spec: Arc<ContainerSpec>,
     /// Its state.
     pub state: ContainerState,
@@ -39,7 +39,7 @@ pub struct ContainerSnapshot {
     pub resources: Resources,
     /// The user of its init; None before the bundle was made.
     pub user: Option<User>,
-    /// What a list has of it.
+    /// The cached list entry.
     pub list_entry: Encoded,
 }
 

@@ -121,7 +121,7 @@ pub enum ExitReason {
     OomKilled,
     /// It never ran.
     StartError,
-    /// Nobody saw it end.
+    /// Unobserved.
     Unknown,
 }
 
@@ -186,7 +186,7 @@ impl Exit {
         }
     }
 
-    /// An end that nobody saw.
+    /// An unobserved end.
     #[must_use]
     pub fn unknown(message: &str, at: Timestamp) -> Self {
         Self {

@@ -18,7 +18,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Longest pause between two SIGKILLs of a process in an uninterruptible sleep.
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
-/// What a stop needs.
+/// Inputs of a stop.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) node: Arc<Node>,

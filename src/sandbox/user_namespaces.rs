@@ -46,7 +46,7 @@ impl TrialNamespace {
     }
 }
 
-/// What was found out.
+/// The result.
 #[derive(Debug, Clone, Default)]
 pub struct UserNamespaces(OnceCell<Arc<Found>>);
 

@@ -29,7 +29,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 /// A figure and when it was true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Measured {
-    /// What it takes.
+    /// Its usage.
     pub usage: Usage,
     /// When.
     pub at: Timestamp,
@@ -47,7 +47,7 @@ pub struct WritableLayers {
     period: Duration,
     clock: Clock,
     meters: Mutex<HashMap<ContainerId, Meter>>,
-    /// Somebody is to be measured.
+    /// A layer is due.
     changed: Notify,
     /// Something was measured.
     measured: watch::Sender<()>,
@@ -61,7 +61,7 @@ struct Meter {
     last: Option<Measured>,
     /// The next walk is no earlier.
     next: Instant,
-    /// Nobody asked since.
+    /// Not queried since.
     idle_from: Instant,
     /// No more changes once this is true; one more walk is the last.
     ended: bool,

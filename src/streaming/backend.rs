@@ -15,7 +15,7 @@ pub struct ExecRequest {
     pub container: String,
     /// Program and arguments.
     pub command: Vec<String>,
-    /// What is connected.
+    /// The streams to connect.
     pub stdio: Stdio,
 }
 
@@ -24,7 +24,7 @@ pub struct ExecRequest {
 pub struct AttachRequest {
     /// Full id of the container.
     pub container: String,
-    /// What is connected.
+    /// The streams to connect.
     pub stdio: Stdio,
 }
 
@@ -37,7 +37,7 @@ pub struct PortForwardRequest {
     pub ports: Vec<u16>,
 }
 
-/// What is connected.
+/// The streams to connect.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stdio {
     /// The process has a terminal: stdout and stderr are one, and its size can be set.

@@ -406,7 +406,7 @@ mod tests {
             ([frame(FIN | PING, b"p"), frame(CONTINUATION, b"b")].concat(), "p"),
             (frame(FIN | CLOSE, &[3, 232]), "close"),
         ] {
-            // All in one read: whoever waits for the socket then waits for ever.
+            // All in one read: waiting for the socket would never end.
             let (mut client, mut reader, _writer) = pair().await;
             let bytes = [frame(BINARY, b"a"), empty.clone(), empty.clone(), behind].concat();
             client.write_all(&bytes).await.unwrap();

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What a session is for.
+/// The kind of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionKind {
     /// A command.
@@ -36,7 +36,7 @@ impl SessionKind {
 pub struct SessionInfo {
     /// Rises from session to session.
     pub number: u64,
-    /// What it is for.
+    /// Its kind.
     pub kind: SessionKind,
     /// Full id of the container, or of the sandbox for port-forward.
     pub target: String,

@@ -218,13 +218,13 @@ impl Server {
         Ok(Self { urls, sessions, address, ending, task })
     }
 
-    /// What gives out URLs.
+    /// Source of URLs.
     #[must_use]
     pub fn urls(&self) -> Urls {
         self.urls.clone()
     }
 
-    /// What is open.
+    /// Open sessions.
     #[must_use]
     pub fn sessions(&self) -> Sessions {
         self.sessions.clone()

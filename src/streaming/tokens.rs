@@ -21,7 +21,7 @@ pub(super) const MAX_HELD_BYTES: usize = 8 << 20;
 /// Bytes of one command: the kernel's limit for arguments with its default stack limit (execve(2)).
 pub(super) const MAX_COMMAND_BYTES: usize = 2 << 20;
 
-/// What a token stands for.
+/// The request behind a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Ticket {
     /// Exec.

@@ -39,7 +39,7 @@ pub(super) enum Output {
 }
 
 impl Input {
-    /// What came; None at the end.
+    /// The input; None at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Lost> {
         match self {
             Self::Spdy(stream) => stream.next().await.map_err(|_| Lost),

@@ -14,11 +14,11 @@ pub type RequestId = u64;
 pub struct RequestFrame {
     /// Echoed in the reply.
     pub id: RequestId,
-    /// What is asked.
+    /// The request.
     pub request: Request,
 }
 
-/// What a client may ask.
+/// Requests of a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
@@ -45,7 +45,7 @@ pub enum Request {
     },
     /// Send a signal. An exec that the runtime is still starting gets the last one once it exists.
     Signal {
-        /// To whom.
+        /// The recipient.
         target: Target,
         /// Signal number.
         signal: i32,
@@ -72,7 +72,7 @@ pub enum Request {
     },
     /// Set a terminal's size.
     Resize {
-        /// Whose terminal.
+        /// The terminal's owner.
         target: Target,
         /// Columns.
         width: u16,
@@ -81,7 +81,7 @@ pub enum Request {
     },
     /// Take the pod's namespaces down and exit.
     Shutdown {
-        /// Kill what still runs.
+        /// Kill remaining processes.
         #[serde(default)]
         force: bool,
     },
@@ -175,7 +175,7 @@ pub struct Runtime {
 pub struct Create {
     /// The container.
     pub container_id: String,
-    /// What creates it.
+    /// The process that creates it.
     pub runtime: Runtime,
     /// Bundle directory with config.json; also holds runtime.log and the pid file.
     pub bundle: String,
@@ -245,7 +245,7 @@ pub struct Exec {
     pub exec_id: String,
     /// A running container.
     pub container_id: String,
-    /// What runs it.
+    /// The process that runs it.
     pub runtime: Runtime,
     /// OCI process specification.
     pub process_file: String,
@@ -319,12 +319,12 @@ pub enum Reply {
         pid: u32,
         /// Whether it has a terminal; then `stdio` names nothing.
         terminal: bool,
-        /// What comes along.
+        /// Accompanying descriptors.
         stdio: ExecStdio,
     },
     /// To Attach. It carries what `stdio` names, and last the session's leash.
     Attached {
-        /// What comes along.
+        /// Accompanying descriptors.
         stdio: ExecStdio,
     },
     /// To List.

@@ -36,7 +36,7 @@ pub(crate) struct OomCounter {
 #[derive(Debug)]
 struct Parent {
     file: PathBuf,
-    /// What was told already.
+    /// The count already reported.
     accounted: u64,
 }
 

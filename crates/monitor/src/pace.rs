@@ -17,7 +17,7 @@ const BURST: Duration = Duration::from_millis(100);
 pub(crate) struct Pace {
     /// The remaining budget, as of `at`.
     left: Duration,
-    /// What was taken in excess.
+    /// The excess used.
     debt: Duration,
     at: Instant,
 }

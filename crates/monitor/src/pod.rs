@@ -35,7 +35,7 @@ const SIGCHLD: i32 = 17;
 const SIGPIPE: i32 = 13;
 const SIGTERM: i32 = 15;
 
-/// What stays as launched.
+/// Fixed at launch.
 #[derive(Debug)]
 pub(crate) struct Setup {
     pub(crate) dir: String,
@@ -102,7 +102,7 @@ enum Rest {
     Asleep,
 }
 
-/// What became ready.
+/// Ready sources.
 #[derive(Debug, Clone, Copy)]
 enum Ready {
     Signals,

@@ -35,7 +35,7 @@ pub(crate) fn keep_needed() -> io::Result<()> {
     Ok(())
 }
 
-/// Takes what is left into use.
+/// Makes the remaining rights effective.
 pub(crate) fn for_the_end() -> io::Result<()> {
     let permitted = capabilities(None)?.permitted;
     set(permitted, permitted)

@@ -25,7 +25,7 @@ pub(crate) struct Job {
     pub(crate) kind: JobKind,
     pub(crate) files: JobFiles,
     pub(crate) console: Option<Console>,
-    /// Who asked.
+    /// The requesting client.
     pub(crate) client: u32,
     pub(crate) request: RequestId,
     pub(crate) deadline: Option<Instant>,

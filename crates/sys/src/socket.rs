@@ -59,7 +59,7 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Who is at the other end.
+/// Credentials of the other end.
 ///
 /// # Errors
 /// The kernel's, when this is no connected unix socket.

@@ -277,7 +277,7 @@ impl Scratch {
         }
     }
 
-    /// Who makes cgroups.
+    /// The cgroup driver.
     #[must_use]
     pub fn cgroup_driver(&self) -> CgroupDriver {
         self.record.cgroup_driver

@@ -13,7 +13,7 @@ use crate::programs::Programs;
 pub struct StandIn {
     /// Repository path and tag, without a host: every host leads to the same loopback registry.
     pub names: Vec<(String, String)>,
-    /// What is pushed.
+    /// The pushed image.
     pub artifact: Artifact,
 }
 

@@ -17,7 +17,7 @@ const SLICE: &str = ".slice";
 /// Prefix of our scopes' names, as `cri-containerd` and `crio` are others': tools distinguish runtimes by it.
 const SCOPE_PREFIX: &str = "podwright";
 
-/// Who makes cgroups.
+/// The cgroup driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Driver {
     /// The OCI runtime creates directories.

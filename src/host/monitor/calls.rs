@@ -40,7 +40,7 @@ pub struct ExecRequest {
     pub exec_id: String,
     /// A running container.
     pub container_id: String,
-    /// What runs it.
+    /// The process that runs it.
     pub runtime: Runtime,
     /// Path of an OCI process specification.
     pub process_file: String,
@@ -88,7 +88,7 @@ pub struct ExecStarted {
     pub terminal: Option<OwnedFd>,
 }
 
-/// What became of a signal.
+/// Outcome of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignalOutcome {
     /// The kernel took it.
@@ -97,7 +97,7 @@ pub enum SignalOutcome {
     AlreadyExited,
 }
 
-/// What a monitor has.
+/// A monitor's inventory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
     /// In order of creation.

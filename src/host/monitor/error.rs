@@ -22,7 +22,7 @@ pub enum MonitorError {
     NotRunning {
         /// The monitor's directory.
         dir: PathBuf,
-        /// What was found instead.
+        /// The answer found instead.
         reason: String,
     },
     /// The monitor's record is damaged.
@@ -54,7 +54,7 @@ pub enum MonitorError {
         "monitor of {sandbox_id} was started by an older podwright, which had no {operation}: recreate the pod"
     )]
     TooOld {
-        /// What was asked.
+        /// The operation.
         operation: &'static str,
         /// The pod.
         sandbox_id: String,
@@ -66,13 +66,13 @@ pub enum MonitorError {
     Outdated {
         /// The binary.
         binary: PathBuf,
-        /// What it lacks.
+        /// The missing feature.
         what: &'static str,
     },
     /// No answer within the deadline.
     #[error("monitor of {sandbox_id} did not answer {operation} within {deadline:?}")]
     Unresponsive {
-        /// What was asked.
+        /// The operation.
         operation: &'static str,
         /// The pod.
         sandbox_id: String,
@@ -82,7 +82,7 @@ pub enum MonitorError {
     /// The connection ended before the answer came.
     #[error("connection to the monitor of {sandbox_id} ended during {operation}")]
     Gone {
-        /// What was asked.
+        /// The operation.
         operation: &'static str,
         /// The pod.
         sandbox_id: String,
@@ -90,7 +90,7 @@ pub enum MonitorError {
     /// The monitor said no.
     #[error("{operation} in pod {sandbox_id}: {message}")]
     Refused {
-        /// What was asked.
+        /// The operation.
         operation: &'static str,
         /// The pod.
         sandbox_id: String,
@@ -102,7 +102,7 @@ pub enum MonitorError {
     /// The answer does not match the request.
     #[error("monitor of {sandbox_id} gave an answer to {operation} that does not fit")]
     Mismatch {
-        /// What was asked.
+        /// The operation.
         operation: &'static str,
         /// The pod.
         sandbox_id: String,
@@ -110,7 +110,7 @@ pub enum MonitorError {
     /// The request is too large.
     #[error("encode {operation} for the monitor of {sandbox_id}: {source}")]
     Encode {
-        /// What was asked.
+        /// The operation.
         operation: &'static str,
         /// The pod.
         sandbox_id: String,

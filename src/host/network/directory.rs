@@ -23,7 +23,7 @@ pub(super) struct Chosen {
     pub(super) interface: String,
 }
 
-/// What the directory holds.
+/// Content of the directory.
 #[derive(Debug)]
 pub(super) enum Loaded {
     /// The first valid configurations by file name, at least one.

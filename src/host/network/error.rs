@@ -52,7 +52,7 @@ pub enum NetworkError {
     Argument {
         /// The pod.
         pod: String,
-        /// What it is.
+        /// Its kind.
         what: String,
         /// Its value.
         value: String,
@@ -60,11 +60,11 @@ pub enum NetworkError {
     /// The result cache could not be written or read.
     #[error("{operation} {}: {source}", path.display())]
     Cache {
-        /// What was being done.
+        /// The operation.
         operation: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: std::io::Error,
     },
     /// The administrator's template gives no configuration.
@@ -72,17 +72,17 @@ pub enum NetworkError {
     Template {
         /// The template.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         reason: String,
     },
     /// The filled template could not be written.
     #[error("{operation} {}: {source}", path.display())]
     Generate {
-        /// What was being done.
+        /// The operation.
         operation: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: std::io::Error,
     },
     /// DEL failed for several of a pod's networks. Those attachments stay cached: a later detach continues.
@@ -175,7 +175,7 @@ pub enum Fault {
     Failed {
         /// How it ended.
         status: std::process::ExitStatus,
-        /// What it wrote.
+        /// Its output.
         text: String,
     },
     /// The plugin outlived its deadline and was killed with its process group.
@@ -198,7 +198,7 @@ pub enum Fault {
     /// The answer cannot be understood.
     #[error("bad result: {cause}")]
     BadResult {
-        /// What is wrong with it.
+        /// The fault.
         cause: String,
     },
 }

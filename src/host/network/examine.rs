@@ -8,7 +8,7 @@ use super::version::Version;
 use crate::config;
 use std::path::PathBuf;
 
-/// What was found.
+/// The findings.
 #[derive(Debug)]
 pub struct Examination {
     /// The configurations in use, at least one, or why there is none.

@@ -149,7 +149,7 @@ async fn a_failed_del_of_one_leaves_the_other_detached() {
     network.detach(&request).await.unwrap();
     assert_eq!(calls(&world), DEL[..2]);
 
-    // Both fail, both are told.
+    // Both fail, and both errors are reported.
     network.attach(&request).await.unwrap();
     world.hook("DEL-a", "exit 1");
     let error = network.detach(&request).await.unwrap_err();

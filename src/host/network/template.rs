@@ -4,7 +4,7 @@
 use std::iter::Peekable;
 use std::vec::IntoIter;
 
-/// What a template may name.
+/// Values that a template may use.
 #[derive(Debug, Clone)]
 pub(super) struct Values {
     /// `.PodCIDR`

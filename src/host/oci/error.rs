@@ -55,7 +55,7 @@ pub enum OciError {
         "no OCI runtime works on this node; install crun or runc, or set runtime.default. Tried: {tried}"
     )]
     NoneWorks {
-        /// Each with what it said.
+        /// Each with its message.
         tried: String,
     },
     /// The probe's bundle could not be created.

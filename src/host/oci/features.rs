@@ -14,7 +14,7 @@ const RECURSIVE_READ_ONLY: &str = "rro";
 /// Prefix of runc's annotations about itself.
 const RUNC: &str = "org.opencontainers.runc.";
 
-/// What a runtime can do.
+/// Capabilities of a runtime.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Features {
     /// It supports recursive read-only mounts.

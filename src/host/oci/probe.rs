@@ -108,7 +108,7 @@ fn is_of(name: &str, runtime: &str) -> bool {
     inner.and_then(|(_, rest)| rest.rsplit_once('-')).is_some_and(|(of, _)| of == runtime)
 }
 
-/// What a probe has besides.
+/// Further properties of a probe.
 enum Further<'a> {
     Nothing,
     Mount(Value),

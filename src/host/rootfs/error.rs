@@ -50,7 +50,7 @@ pub enum RootfsError {
     IdMap {
         /// The layer.
         layer: PathBuf,
-        /// What is missing.
+        /// The missing thing.
         why: &'static str,
         /// Cause.
         cause: std::io::Error,
@@ -62,7 +62,7 @@ pub enum RootfsError {
         source_path: PathBuf,
         /// The type of its file system.
         file_system: String,
-        /// What is missing.
+        /// The missing thing.
         why: &'static str,
         /// Cause.
         cause: std::io::Error,
@@ -78,9 +78,9 @@ pub enum RootfsError {
     /// A directory operation of a mount with mapped ids.
     #[error("{operation} {}: {cause}", path.display())]
     Directory {
-        /// What was done.
+        /// The operation.
         operation: &'static str,
-        /// To what.
+        /// Its object.
         path: PathBuf,
         /// Cause.
         cause: std::io::Error,

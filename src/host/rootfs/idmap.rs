@@ -221,7 +221,7 @@ const PROBE_PREFIX: &str = "idmap-probe-";
 /// gives the reason. Creates a directory there and removes it.
 ///
 /// # Errors
-/// What a mount would answer.
+/// The mount's result.
 pub fn supports_idmap(parent: &Path) -> Result<(), RootfsError> {
     super::volume::supports_tmpfs(&IdMap::new(vec![PROBE], vec![PROBE])?)?;
     for entry in std::fs::read_dir(parent).map_err(directory("read", parent))?.flatten() {

@@ -70,7 +70,7 @@ pub struct AppArmor {
 }
 
 impl AppArmor {
-    /// What this host has.
+    /// The host's AppArmor.
     #[must_use]
     pub fn detect() -> Self {
         let enabled = std::fs::read_to_string(ENABLED).is_ok_and(|text| text.trim() == "Y");

@@ -132,13 +132,13 @@ impl CapSet {
         Self(self.0 & !(1 << cap.0))
     }
 
-    /// What both hold.
+    /// Intersection.
     #[must_use]
     pub const fn intersect(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
 
-    /// What either holds.
+    /// Union.
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)

@@ -29,7 +29,7 @@ pub enum SecurityError {
         path: PathBuf,
         /// The field.
         field: &'static str,
-        /// What is there.
+        /// The available features.
         value: String,
     },
 }

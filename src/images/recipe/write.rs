@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// Takes down where each byte of a tar went.
 #[derive(Debug)]
 pub(crate) struct Recorder {
-    /// None: nobody wants a recipe.
+    /// None: no recipe is wanted.
     open: Option<Open>,
 }
 

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A host that would be asked.
+/// A host in the order of a pull.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     /// `scheme://authority/…/v2/`.

@@ -30,7 +30,7 @@ impl Turn {
         Self { hosts, position: 0, attempt: 1, worst: None }
     }
 
-    /// The host to be asked now.
+    /// The current host.
     pub(super) fn host(&self) -> usize {
         self.hosts.get(self.position).copied().unwrap_or_default()
     }

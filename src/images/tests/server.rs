@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-/// What came in.
+/// The request.
 #[derive(Debug, Clone)]
 pub(in crate::images) struct Ask {
     pub(in crate::images) method: String,
@@ -22,7 +22,7 @@ impl Ask {
     }
 }
 
-/// What goes out.
+/// The answer.
 pub(in crate::images) struct Reply {
     pub(in crate::images) status: u16,
     pub(in crate::images) headers: Vec<(String, String)>,

@@ -7,7 +7,7 @@ use crate::images::error::ImageError;
 use std::io::Read;
 use std::path::Path;
 
-/// A tar that lies in a file.
+/// A tar inside a file.
 #[derive(Debug)]
 pub struct Archive(Files);
 

@@ -3,7 +3,7 @@
 use crate::images::error::ImageError;
 use std::fmt;
 
-/// What was looked at.
+/// The checked item.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subject {
     /// A layer, by the hex part of its diffID or by the key of a directories layer.
@@ -35,14 +35,14 @@ pub enum Depth {
 pub enum VerifyEvent {
     /// It is being looked at.
     Begun {
-        /// What.
+        /// The item.
         subject: Subject,
         /// Its bytes on disk.
         bytes: u64,
     },
     /// Nothing is wrong.
     Good {
-        /// What.
+        /// The item.
         subject: Subject,
         /// Its bytes on disk.
         bytes: u64,
@@ -51,26 +51,26 @@ pub enum VerifyEvent {
     },
     /// Something is wrong.
     Damaged {
-        /// What.
+        /// The item.
         subject: Subject,
         /// At least one; the first few of many.
         findings: Vec<Finding>,
     },
     /// It could not be found out.
     Unknown {
-        /// What.
+        /// The item.
         subject: Subject,
         /// Why.
         error: ImageError,
     },
     /// It was damaged and is whole again.
     Repaired {
-        /// What.
+        /// The item.
         subject: Subject,
     },
     /// It is damaged still.
     RepairFailed {
-        /// What.
+        /// The item.
         subject: Subject,
         /// Why.
         error: ImageError,
@@ -99,11 +99,11 @@ pub struct VerifySummary {
 pub struct Finding {
     /// Path in the layer, cut to a printable length; empty: the whole.
     pub path: String,
-    /// What is wrong with it.
+    /// The fault.
     pub damage: Damage,
 }
 
-/// What can be wrong.
+/// Possible faults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Damage {
@@ -111,7 +111,7 @@ pub enum Damage {
     Lost,
     /// The recipe cannot be followed, so the files cannot be judged.
     Recipe {
-        /// What is wrong with it.
+        /// The fault.
         reason: String,
     },
     /// A file's data differs.
@@ -125,9 +125,9 @@ pub enum Damage {
     Extra,
     /// It is something else, such as a file in place of a directory or a whiteout.
     Kind {
-        /// What it should be.
+        /// The expected value.
         expected: &'static str,
-        /// What it is.
+        /// The found value.
         found: &'static str,
     },
     /// Permission bits.

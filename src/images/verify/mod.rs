@@ -24,7 +24,7 @@ use std::sync::Arc;
 /// Whether damage is repaired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Repair {
-    /// It is only told.
+    /// Only reported.
     No,
     /// Damaged parts are fetched again from the image's origin, with the node's credentials.
     #[default]

@@ -17,7 +17,7 @@ pub enum CheckpointError {
     Request {
         /// Its name.
         field: &'static str,
-        /// What is wrong.
+        /// The fault.
         why: String,
     },
     /// Another checkpoint of the container is in progress.
@@ -28,7 +28,7 @@ pub enum CheckpointError {
     Mismatch {
         /// The checkpoint.
         path: PathBuf,
-        /// What does not fit.
+        /// The mismatch.
         why: String,
     },
     /// Its files are not those of a checkpoint.
@@ -36,7 +36,7 @@ pub enum CheckpointError {
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The fault.
         why: String,
     },
     /// There is no room for its files.
@@ -44,9 +44,9 @@ pub enum CheckpointError {
     NoRoom {
         /// The checkpoint.
         path: PathBuf,
-        /// What its files take.
+        /// Size of its files.
         bytes: u64,
-        /// What the disk has.
+        /// Free space of the disk.
         free: u64,
     },
     /// The image of its container is not here.
@@ -56,13 +56,13 @@ pub enum CheckpointError {
     Image {
         /// How the checkpoint calls it.
         image: String,
-        /// What the pull said.
+        /// The pull's error.
         cause: Box<ImageError>,
     },
     /// It could not be continued.
     #[error("{error}: {said}")]
     Start {
-        /// What the monitor said.
+        /// The monitor's error.
         error: Box<MonitorError>,
         /// The cause in CRIU's log.
         said: String,
@@ -75,7 +75,7 @@ pub enum CheckpointError {
     StillFrozen {
         /// The container.
         id: ContainerId,
-        /// What the OCI runtime said.
+        /// The OCI runtime's error.
         why: String,
     },
 }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// What every container gets from its pod.
 const OF_POD: [&str; 4] = ["/dev/shm", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
 
-/// What is read of `spec.dump`.
+/// The fields read of `spec.dump`.
 #[derive(Debug, Deserialize)]
 struct SpecDump {
     #[serde(default)]

@@ -97,7 +97,7 @@ impl Drop for Staging {
     }
 }
 
-/// What an earlier daemon left.
+/// Remains of an earlier daemon.
 #[derive(Debug)]
 pub(in crate::sandbox) struct Leftovers {
     notes: Vec<PathBuf>,

@@ -147,8 +147,8 @@ impl Pod {
         // A tear-down ends the monitor itself and reports the state when it finishes; but only this reports the end of
         // containers left at that moment.
         if matches!(self.state, SandboxState::Ready { .. }) && self.activity != SandboxActivity::Stopping {
-            // Log: The monitor was killed, by the OOM killer or by hand. Its containers are killed, since nobody
-            // would see them end.
+            // Log: The monitor was killed, by the OOM killer or by hand. Its containers are killed, since
+            // their end would go unnoticed.
             // Do: The kubelet replaces the pod. `dmesg` shows whether the kernel killed the monitor.
             tracing::error!(sandbox = %self.spec.id, pod = %self.spec.name, "the pod's monitor is gone, ending its containers");
             self.set_state(SandboxState::NotReady {

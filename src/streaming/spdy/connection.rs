@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// What one connection may use.
+/// Limits of one connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Streams at once; further ones are refused.

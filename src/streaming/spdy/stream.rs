@@ -24,14 +24,14 @@ pub struct Stream {
     pub writer: StreamWriter,
 }
 
-/// What the client sends.
+/// Input from the client.
 #[derive(Debug)]
 pub struct StreamReader {
     inbox: InboxReader,
     _open: Arc<Open>,
 }
 
-/// What is sent to the client.
+/// Output to the client.
 #[derive(Debug)]
 pub struct StreamWriter {
     open: Arc<Open>,

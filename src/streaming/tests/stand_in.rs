@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, watch};
 
-/// Counts what is alive.
+/// Counts live objects.
 #[derive(Clone, Default)]
 pub(super) struct StandIn {
     pub(super) alive: Arc<AtomicUsize>,

@@ -138,7 +138,7 @@ pub(super) async fn read_head(socket: &mut (impl tokio::io::AsyncRead + Unpin)) 
     String::from_utf8(head).unwrap()
 }
 
-/// What a session gave.
+/// Result of a session.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Result {
     pub(super) stdout: Vec<u8>,

@@ -180,7 +180,7 @@ pub struct Layer {
     pub digest: String,
     /// Digest of the tar before compression.
     pub diff_id: String,
-    /// What the blob is.
+    /// The kind of the blob.
     pub compression: Compression,
 }
 

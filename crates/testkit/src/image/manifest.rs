@@ -108,7 +108,7 @@ pub struct Index {
     pub manifest: Blob,
     /// Its media type.
     pub media_type: &'static str,
-    /// What it lists.
+    /// Its entries.
     pub images: Vec<Image>,
 }
 

@@ -81,7 +81,7 @@ pub enum ProfileError {
     Field {
         /// Its path.
         field: String,
-        /// What is wrong.
+        /// The fault.
         problem: String,
     },
 }

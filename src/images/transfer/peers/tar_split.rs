@@ -34,7 +34,7 @@ struct Line {
 const FILE: u8 = 1;
 const SEGMENT: u8 = 2;
 
-/// What stands next in the tar.
+/// The next part of the tar.
 enum Piece {
     Bytes(io::Cursor<Vec<u8>>),
     File { file: io::Take<File>, name: String },

@@ -330,7 +330,8 @@ pub struct Images {
     /// stops the start, later every pull. Empty: every image is accepted.
     /// Unit: path.
     pub signature_policy: PathBuf,
-    /// Layers downloaded at once by all pulls.
+    /// Layers downloaded at once by all pulls. While others wait, up to 32 that are slow or take longer than a minute
+    /// continue beside them.
     /// Unit: layers, at least 1.
     pub max_concurrent_downloads: usize,
     /// Layers downloaded at once from one registry. 0: limited only by the total.

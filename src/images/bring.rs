@@ -293,7 +293,7 @@ pub(super) async fn stage(
 ) -> Result<(Staging, Unpacked, Option<Served>), ImageError> {
     let mut stream = source.layer(diff_id, blob);
     loop {
-        let slot = open(inner, source.queue(), &mut stream).await?;
+        let slot = open(inner, source.queue(), blob, &mut stream).await?;
         progress.begin(stream.host(), stream.asked_again());
         let store = Arc::clone(&inner.store);
         // With the slot: a pull cancelled here has its directory removed before the slot is free.
@@ -309,7 +309,14 @@ pub(super) async fn stage(
             stats: Arc::clone(&inner.stats),
             progress: Arc::clone(progress),
         };
-        match layer::fetch(&mut stream, job, slot).await {
+        let (watched, host) = (slot.clone(), stream.host());
+        let fetched = tokio::select! {
+            fetched = layer::fetch(&mut stream, job, slot) => fetched,
+            bytes = inner.downloads.lost(&watched, || progress.received()) => {
+                Err(lost(inner, blob, host, bytes))
+            }
+        };
+        match fetched {
             Ok((staging, unpacked)) => return Ok((staging, unpacked, stream.served())),
             Err(error) if stream.begin_again(&error) => {}
             Err(error) => return Err(error),
@@ -318,11 +325,28 @@ pub(super) async fn stage(
 }
 
 /// Opens the blob within a slot. While a registry makes us wait, others use the slot.
-async fn open(inner: &Shared, queue: &str, stream: &mut Stream<'_>) -> Result<Slot, ImageError> {
+async fn open(
+    inner: &Shared,
+    queue: &str,
+    blob: &Descriptor,
+    stream: &mut Stream<'_>,
+) -> Result<Slot, ImageError> {
     loop {
         let slot = inner.downloads.take(queue).await?;
-        let Some(wait) = stream.open().await? else { return Ok(slot) };
+        let opened = tokio::select! {
+            opened = stream.open() => opened?,
+            // An answer may be as slow as what it is the answer with.
+            bytes = inner.downloads.lost(&slot, || 0) => {
+                return Err(lost(inner, blob, queue.to_owned(), bytes));
+            }
+        };
+        let Some(wait) = opened else { return Ok(slot) };
         drop(slot);
         tokio::time::sleep(wait).await;
     }
+}
+
+/// A download that lost its slot to others.
+fn lost(inner: &Shared, blob: &Descriptor, host: String, bytes: u64) -> ImageError {
+    ImageError::TooSlow { what: blob.digest.to_string(), host, bytes, window: inner.downloads.look }
 }

@@ -1,6 +1,6 @@
 //! Who shares what: joined pulls, shared layers, holds, removal, crashes.
 
-use super::fixture::{Content, Layer, Packing, left_over, names, open, small, tar};
+use super::fixture::{Content, Layer, Packing, config, left_over, names, open, small, tar};
 use super::server::{End, Server, serve};
 use crate::images::{ImageError, Images};
 use std::path::Path;
@@ -77,6 +77,30 @@ async fn nobody_waits_for_a_registry_that_is_not_his() {
     images.pull(&slow.name("other/x:t"), None).await.unwrap();
     assert_eq!(layer_asks(&slow, &content), asked, "HEAD is enough");
     assert!(left_over(&images, root.path()).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_stands_still_keeps_no_slot_from_others() {
+    let (content, ..) = small();
+    let slow = stalling(&content);
+    let mut other = Content::default();
+    let (_, id) = other.add("t", &[Layer::new(&tar(&[("other", "x")]), Packing::Gzip)], "{}");
+    let server = Server::serving(other);
+    let root = tempfile::tempdir().unwrap();
+    let config = crate::config::Images { max_concurrent_downloads: 2, ..config() };
+    let mut images = Images::open(root.path(), &config).unwrap();
+    let inner = std::sync::Arc::get_mut(&mut images.inner).unwrap();
+    inner.downloads.look = std::time::Duration::from_millis(10);
+    let call = |name: String| {
+        let images = images.clone();
+        tokio::spawn(async move { images.pull(&name, None).await })
+    };
+    let first = call(slow.name("evil/x:t"));
+    until("all slots are taken", || layer_asks(&slow, &content) == 2).await;
+    assert_eq!(call(server.name("x:t")).await.unwrap().unwrap().as_str(), id.as_str());
+    assert!(!first.is_finished(), "it was waited for, or given up");
+    slow.release();
+    first.await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

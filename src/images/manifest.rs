@@ -1,7 +1,7 @@
 //! Manifests, indexes and image configs: parsing and choosing. Pure; one parse decides what a document is.
 
 use super::digest::Digest;
-use super::error::ImageError;
+use super::error::{ImageError, cut};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -105,7 +105,7 @@ struct Raw {
 /// Parses a manifest or an index; `what` names it in errors. The body decides, not the Content-Type, and a body
 /// of both shapes is refused (CVE-2021-41190).
 pub(crate) fn parse(what: &str, body: &[u8]) -> Result<Document, ImageError> {
-    let bad = |reason: String| ImageError::BadManifest { what: what.to_owned(), reason };
+    let bad = |reason: String| ImageError::BadManifest { what: what.to_owned(), reason: cut(&reason) };
     let raw: Raw = serde_json::from_slice(body).map_err(|e| bad(format!("not a manifest: {e}")))?;
     if raw.schema_version == Some(1) || raw.fs_layers.is_some() || raw.signatures.is_some() {
         return Err(ImageError::Unsupported {
@@ -178,7 +178,7 @@ fn check_layers(
         None => Ok(()),
         Some(layer) => Err(ImageError::Unsupported {
             what: format!("layer {} of {what}", layer.digest),
-            reason: format!("media type {:?}", layer.media_type),
+            reason: format!("media type {:?}", cut(&layer.media_type)),
         }),
     }
 }
@@ -285,7 +285,7 @@ pub(crate) fn choose(what: &str, entries: &[Descriptor], node: Node) -> Result<D
             .join(", ");
         ImageError::BadManifest {
             what: what.to_owned(),
-            reason: format!("no match for platform linux/{}; it has {has}", node.architecture),
+            reason: cut(&format!("no match for platform linux/{}; it has {has}", node.architecture)),
         }
     })
 }
@@ -314,7 +314,8 @@ impl ConfigFile {
     /// Parses a config and checks it against the node and the number of layers.
     pub(crate) fn parse(what: &str, body: &[u8], layers: usize, node: Node) -> Result<Self, ImageError> {
         let file = Self::read(what, body)?;
-        let bad = |reason: String| Err(ImageError::BadManifest { what: what.to_owned(), reason });
+        let bad =
+            |reason: String| Err(ImageError::BadManifest { what: what.to_owned(), reason: cut(&reason) });
         if file.diff_ids().len() != layers {
             return bad(format!("its config names {} layers, its manifest {layers}", file.diff_ids().len()));
         }
@@ -347,7 +348,7 @@ impl ConfigFile {
     pub(crate) fn read(what: &str, body: &[u8]) -> Result<Self, ImageError> {
         serde_json::from_slice(body).map_err(|e| ImageError::BadManifest {
             what: what.to_owned(),
-            reason: format!("its config cannot be read: {e}"),
+            reason: cut(&format!("its config cannot be read: {e}")),
         })
     }
 
@@ -385,6 +386,31 @@ mod tests {
 
     fn entry(c: char, platform: &str) -> String {
         format!(r#"{{"digest":"{}","size":1,"platform":{platform}}}"#, digest(c))
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_endless_document_is_told_briefly() {
+        let long = "x".repeat(1 << 20);
+        let digest = Digest::sha256(b"");
+        let descriptor = |kind: &str| format!(r#"{{"digest":"{digest}","size":1,"mediaType":"{kind}"}}"#);
+        let config = descriptor("application/vnd.oci.image.config.v1+json");
+        for body in [
+            format!(r#""{long}""#),
+            format!(r#"{{"schemaVersion":"{long}"}}"#),
+            format!(r#"{{"schemaVersion":2,"mediaType":"manifest.v{long}","manifests":[]}}"#),
+            format!(r#"{{"schemaVersion":2,"mediaType":"index{long}","config":{config},"layers":[]}}"#),
+            format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{}]}}"#, descriptor(&long)),
+            format!(r#"{{"schemaVersion":2,"config":{{"digest":"{long}","size":1}},"layers":[]}}"#),
+        ] {
+            assert!(parse("x", &body.into_bytes()).unwrap_err().to_string().len() < 1000);
+        }
+        let index = format!(
+            r#"{{"schemaVersion":2,"manifests":[{{"digest":"{digest}","size":1,"platform":{{"os":"{long}","architecture":"{long}"}}}}]}}"#
+        );
+        let Ok(Document::Index(entries)) = parse("x", index.as_bytes()) else { panic!() };
+        assert!(choose("x", &entries, Node::here()).unwrap_err().to_string().len() < 1000);
+        let config = format!(r#"{{"rootfs":{{"diff_ids":"{long}"}}}}"#);
+        assert!(ConfigFile::read("x", config.as_bytes()).unwrap_err().to_string().len() < 1000);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use super::auth::{self, Authorization, Secret};
 use super::challenge;
-use super::clients::{ClientKey, Files, told};
+use super::clients::{ClientKey, Files, told, told_of_another};
 use super::hosts::{Host, Tls, led_to};
 use super::pace::Throttle;
 use super::proxy::Proxies;
@@ -272,9 +272,10 @@ impl HostClient {
                 .map_err(|_| self.stalled(request.what))?
                 .map_err(|e| match (Refused::behind(&e), &led_to) {
                     (Some(e), _) => refused(e, &led_to),
-                    (None, Some(place)) => {
-                        self.unavailable(request.what, format!("{place}, where it redirects: {}", told(&e)))
-                    }
+                    (None, Some(place)) => self.unavailable(
+                        request.what,
+                        format!("{place}, where it redirects: {}", told_of_another(&e)),
+                    ),
                     (None, None) => {
                         self.down.fetch_or(e.is_connect(), Ordering::Relaxed);
                         self.unavailable(request.what, told(&e))
@@ -350,12 +351,17 @@ impl HostClient {
         url: &Url,
         authorization: Option<HeaderValue>,
     ) -> Result<(u16, Vec<u8>), String> {
-        let http = if url.origin() == self.host.base.origin() {
+        let is_own = url.origin() == self.host.base.origin();
+        let http = if is_own {
             self.http.clone()
         } else {
             self.away(url, false).await.map_err(|away| away.to_string())?
         };
-        let words = |e: &reqwest::Error| Refused::behind(e).map_or_else(|| told(e), |e| e.to_string());
+        let words = |e: &reqwest::Error| match Refused::behind(e) {
+            Some(refused) => refused.to_string(),
+            None if is_own => told(e),
+            None => told_of_another(e).to_owned(),
+        };
         let mut builder = match ask {
             Ask::Get => http.get(url.clone()),
             Ask::Post(form) => {
@@ -374,7 +380,7 @@ impl HostClient {
         let exchange = async {
             let mut response = builder.send().await.map_err(|e| words(&e))?;
             let mut body = Vec::new();
-            while let Some(chunk) = response.chunk().await.map_err(|e| told(&e))? {
+            while let Some(chunk) = response.chunk().await.map_err(|e| words(&e))? {
                 body.extend_from_slice(&chunk);
                 if body.len() > MAX_TOKEN_BODY {
                     return Err("the answer is longer than 1 MiB".to_owned());

@@ -4,7 +4,7 @@
 use super::client::Registry;
 use super::hosts::Tls;
 use super::reach::Reach;
-use crate::images::error::ImageError;
+use crate::images::error::{ImageError, cut};
 use reqwest::Url;
 use std::error::Error as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -137,6 +137,20 @@ fn wrong(path: &Path, error: &reqwest::Error) -> ImageError {
     ImageError::Hosts { path: path.to_owned(), reason: told(error) }
 }
 
+/// The same of a host that another one has led to: its own words, and the names in its certificate, are not for whoever named
+/// the image.
+pub(super) fn told_of_another(error: &reqwest::Error) -> &'static str {
+    let text = told(error);
+    tracing::debug!(error = text, "a host that another one has led to");
+    if text.contains("certificate") {
+        "its certificate is not accepted"
+    } else if error.is_connect() {
+        "no connection"
+    } else {
+        "no usable answer"
+    }
+}
+
 /// An HTTP error with its causes and without its URL, whose query may be signed.
 pub(super) fn told(error: &reqwest::Error) -> String {
     let mut text = if error.is_connect() { "connect".to_owned() } else { "request".to_owned() };
@@ -148,7 +162,8 @@ pub(super) fn told(error: &reqwest::Error) -> String {
         }
         cause = error.source();
     }
-    text
+    // A certificate may have thousands of names.
+    cut(&text)
 }
 
 #[cfg(test)]

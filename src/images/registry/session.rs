@@ -11,7 +11,7 @@ use super::parts::PART;
 use super::turn::Turn;
 use crate::images::digest::Digest;
 use crate::images::error::ImageError;
-use crate::images::manifest::{ACCEPT, Descriptor, MAX_MANIFEST};
+use crate::images::manifest::{ACCEPT, Descriptor, Document, MAX_MANIFEST, Node, choose, parse};
 use crate::images::reference::{Reference, Target};
 use bytes::Bytes;
 use http::{Method, header};
@@ -131,7 +131,17 @@ impl Session {
             return Err(refusal(answer, what, &host.name(), true).await);
         }
         let answer = host.send(&Request { method: Method::GET, ..request }).await?;
+        let led_to = answer.led_to.clone();
         let body = self.body(host, answer, what, None, MAX_MANIFEST).await?;
+        // By a tag any document may come, also one that only this node can reach; what is wrong with it would quote it.
+        if let Some(place) = led_to.filter(|_| known.is_none() && !is_for_this_node(what, &body)) {
+            return Err(ImageError::Protocol {
+                what: what.to_owned(),
+                host: host.name(),
+                reason: format!("{place}, where it redirects, has no manifest for it"),
+                registry: None,
+            });
+        }
         let digest = known.map_or_else(|| Digest::sha256(&body), |d| d.of_same_kind(&body));
         verify(what, known.unwrap_or(&digest), &digest)?;
         let size = u64::try_from(body.len()).unwrap_or(u64::MAX);
@@ -397,6 +407,15 @@ fn verify(what: &str, expected: &Digest, actual: &Digest) -> Result<(), ImageErr
         expected: expected.to_string(),
         actual: actual.to_string(),
     })
+}
+
+/// Whether a document is a manifest, or an index with something for this node.
+fn is_for_this_node(what: &str, body: &[u8]) -> bool {
+    match parse(what, body) {
+        Ok(Document::Index(entries)) => choose(what, &entries, Node::here()).is_ok(),
+        Ok(Document::Manifest { .. }) => true,
+        Err(_) => false,
+    }
 }
 
 /// Digest and size out of a HEAD answer; None: it has to be fetched to know.

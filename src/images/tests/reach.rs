@@ -205,3 +205,37 @@ async fn a_name_that_looks_like_loopback_is_a_name() {
         assert!(matches!(error, ImageError::Malformed { .. }), "{name}: {error}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_a_document_elsewhere_is_told_without_its_words() {
+    let index = |platform: &str| {
+        let digest = crate::images::digest::Digest::sha256(b"");
+        format!(
+            r#"{{"schemaVersion":2,"manifests":[{{"digest":"{digest}","size":1,"platform":{platform}}}]}}"#
+        )
+    };
+    for document in [
+        r#""hunter2""#.to_owned(),
+        r#"{"schemaVersion":"hunter2"}"#.to_owned(),
+        r#"{"schemaVersion":2,"mediaType":"manifest.v hunter2","manifests":[]}"#.to_owned(),
+        r#"{"schemaVersion":2,"config":{"digest":"hunter2","size":1},"layers":[]}"#.to_owned(),
+        index(r#"{"os":"hunter2","architecture":"hunter2"}"#),
+        "hunter2".to_owned(),
+    ] {
+        let inner = Server::start(move |ask| match ask.method.as_str() {
+            "GET" => Reply::new(200, document.clone()),
+            _ => Reply::new(404, ""),
+        });
+        let place = inner.name("");
+        let server = Server::start(move |ask| {
+            let to = format!("http://{}{}", place.trim_end_matches('/'), ask.path);
+            Reply::new(307, "").with("Location", to)
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let certs = named(dir.path(), "127.0.0.1", inner.port, "");
+        let config = config::Images { certs_dirs: vec![certs], ..config() };
+        let error = fails_cleanly(config, &server.name("x:t"), None).await.to_string();
+        assert!(inner.asks().iter().any(|ask| ask.method == "GET"), "{error}");
+        assert!(error.contains("no manifest") && !error.contains("hunter2"), "{error}");
+    }
+}

@@ -6,7 +6,6 @@ use podwright::cli::{self, OneLine};
 use podwright::config::{self, Config, LogFormat};
 use podwright::daemon;
 use podwright::images;
-use podwright::model::plain;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -172,8 +171,8 @@ fn start_logs(config: &Config) -> anyhow::Result<()> {
         .with_context(|| format!("configuration key log.level: {:?}", config.log.level))?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
     match config.log.format {
-        LogFormat::Text => logs.with_writer(|| OneLine(io::stderr(), plain::one_line)).init(),
-        LogFormat::Json => logs.with_writer(|| OneLine(io::stderr(), plain::json)).json().init(),
+        LogFormat::Text => logs.with_writer(|| OneLine::text(io::stderr())).init(),
+        LogFormat::Json => logs.with_writer(|| OneLine::json(io::stderr())).json().init(),
     }
     Ok(())
 }

@@ -10,7 +10,6 @@ use crate::admin::proto::images_client::ImagesClient;
 use crate::config::{self, Config};
 use crate::daemon;
 use crate::images::Images;
-use crate::model::plain;
 use crate::sandbox::Records;
 use hyper_util::rt::TokioIo;
 use std::fs::File;
@@ -98,7 +97,7 @@ impl Local {
         };
         let lock = daemon::lock(config).map_err(failed)?;
         let logs = tracing_subscriber::fmt()
-            .with_writer(|| OneLine(io::stderr(), plain::one_line))
+            .with_writer(|| OneLine::text(io::stderr()))
             .with_ansi(false)
             .without_time();
         // Another test of this process may have one.

@@ -36,9 +36,16 @@ const SIGNATURE_VALIDATION_FAILED: &str = "SignatureValidationFailed";
 const NO_SUCH_PROGRAM: [&str; 4] =
     ["executable file not found", "no such file or directory", "executable file `", "' not found in $PATH"];
 
+/// Bytes of a message, which travels in a header: some clients take no more than 8 or 16 KiB of those.
+const MAX_WORDS: usize = 4 << 10;
+
+fn words(text: &str) -> String {
+    plain::bounded(text, MAX_WORDS).into_owned()
+}
+
 impl From<Invalid> for Status {
     fn from(error: Invalid) -> Self {
-        Status::invalid_argument(plain::lines(&error.to_string()))
+        Status::invalid_argument(words(&plain::lines(&error.to_string())))
     }
 }
 
@@ -48,7 +55,7 @@ pub fn status(error: &SandboxError) -> Status {
     match error {
         SandboxError::Image(error) => image_status(error),
         // Containers and images shape some of the words, and a person reads them in a pod's events.
-        error => Status::new(code(error), plain::lines(&error.to_string())),
+        error => Status::new(code(error), words(&plain::lines(&error.to_string()))),
     }
 }
 
@@ -57,7 +64,7 @@ pub fn status(error: &SandboxError) -> Status {
 pub fn image_status(error: &ImageError) -> Status {
     let (code, word) = image_code(error);
     let message = if word.is_empty() { error.to_string() } else { format!("{word}: {error}") };
-    Status::new(code, plain::one_line(&message))
+    Status::new(code, words(&plain::one_line(&message)))
 }
 
 /// The status of an error of URLs for streams.

@@ -42,6 +42,15 @@ pub fn marked(text: &str) -> Cow<'_, str> {
     escaped(text, is_plain, |_, out| out.push(char::REPLACEMENT_CHARACTER))
 }
 
+/// No more of a text than so many bytes, with a mark where it was cut.
+#[must_use]
+pub fn bounded(text: &str, most: usize) -> Cow<'_, str> {
+    if text.len() <= most {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(format!("{}…", &text[..text.floor_char_boundary(most)]))
+}
+
 fn escaped(text: &str, may_stay: fn(char) -> bool, write: fn(char, &mut String)) -> Cow<'_, str> {
     let Some(first) = text.find(|c| !may_stay(c)) else { return Cow::Borrowed(text) };
     let (before, rest) = text.split_at(first);
@@ -71,6 +80,12 @@ mod tests {
         for text in ["", "plain", "größe 日本 🦀 e\u{301} \u{200d}"] {
             assert!(matches!(one_line(text), Cow::Borrowed(same) if same == text), "{text}");
         }
+    }
+
+    #[test]
+    fn a_text_is_cut_between_characters() {
+        assert!(matches!(bounded("größe", 7), Cow::Borrowed("größe")));
+        assert_eq!((bounded("größe", 4), bounded("größe", 3)), ("grö…".into(), "gr…".into()));
     }
 
     #[test]

@@ -19,7 +19,7 @@ fn read(relative: &str) -> String {
     fs::read_to_string(path(relative)).unwrap_or_else(|e| panic!("{relative}: {e}"))
 }
 
-/// What `podwright config` prints without a file, key by key; handlers are told once, as NAME.
+/// The output of `podwright config` without a file, key by key; handlers appear once, as NAME.
 fn default_keys() -> BTreeMap<String, String> {
     let mut keys = BTreeMap::new();
     flatten("", &toml::Table::try_from(Config::default()).unwrap(), &mut keys);
@@ -507,4 +507,13 @@ fn every_link_between_documents_leads_somewhere() {
     ] {
         assert_eq!(broken_links(&readme, text).len(), broken, "{text}");
     }
+}
+
+/// Words that a newcomer reads before the first module header.
+const OVERVIEW_WORDS: usize = 2000;
+
+#[test]
+fn the_architecture_is_an_overview() {
+    let words = read("ARCHITECTURE.md").split_whitespace().count();
+    assert!(words <= OVERVIEW_WORDS, "ARCHITECTURE.md has {words} words: details belong in module headers");
 }

@@ -53,8 +53,7 @@ async fn the_default_profile_confines_what_nothing_else_does() {
     config.linux.as_mut().unwrap().security_context =
         Some(pb::LinuxSandboxSecurityContext { privileged: true, ..Default::default() });
     let pod = node.run(&config).await.unwrap();
-    // All capabilities, nothing masked: what is denied now, AppArmor denies. A CRI client that asks for no profile
-    // gets the default.
+    // All capabilities, nothing masked: AppArmor alone denies now. A CRI client that names no profile gets the default.
     let all = |mut spec: pb::ContainerConfig| {
         security(&mut spec).capabilities =
             Some(pb::Capability { add_capabilities: words(&["ALL"]), ..Default::default() });

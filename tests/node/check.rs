@@ -1,5 +1,4 @@
-//! `podwright check`, and what the daemon itself says, on nodes where something is wrong: each must be told in one screen,
-//! with what to type.
+//! `podwright check` and the daemon's own messages on faulty nodes: each fault must fit one screen, with its remedy.
 
 use crate::support::{Ability, runtime_can};
 use podwright_testkit::daemon::default_binary;

@@ -1,5 +1,5 @@
-//! Checkpoints: with CRIU where it works, and with a stand-in for it everywhere, so that what is around it (who is frozen
-//! and set free when) is tested on every kernel.
+//! Checkpoints: with CRIU where it works, and with a stand-in for it everywhere, so that the code around it (which
+//! containers are frozen and resumed when) is tested on every kernel.
 
 use crate::support::*;
 use podwright::cri::proto as pb;
@@ -40,7 +40,8 @@ pub(crate) fn script(path: &Path, text: &str) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// A node whose CRIU always works, and whose OCI runtime makes up what it would write. A restore runs the container anew.
+/// A node whose CRIU always works, and whose OCI runtime fabricates its output. A restore runs the container from its
+/// start.
 pub(crate) async fn stand_in(before: &str) -> (Node, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let runtime = dir.path().join("runtime");
@@ -192,7 +193,7 @@ async fn a_checkpoint_has_the_peers_layout_and_the_container_goes_on() {
     assert!(changes.entries().unwrap().any(|e| made(&e.unwrap())));
     assert_eq!(std::fs::metadata(&place).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(staged(&node), 0);
-    // What cannot be is told before anybody is frozen.
+    // Impossible requests fail before anything is frozen.
     for (place, word) in
         [("relative.tar", "location"), ("/no/such/dir/c.tar", "location"), ("/tmp", "location")]
     {
@@ -317,7 +318,7 @@ async fn whom_a_dead_daemon_left_frozen_the_next_one_sets_free() {
     // Not a wait for something: nothing must come.
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(node.log("dead", "main").len(), frozen);
-    // What the stand-in still does harms nobody.
+    // The stand-in's remaining work does no harm.
     std::fs::write(dir.path().join("runtime.go"), "").unwrap();
     node.daemon.launch().unwrap();
     goes_on(&node, "dead", "main");
@@ -442,7 +443,7 @@ async fn criu_lets_a_restored_pod_continue_where_it_was() {
         let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
         assert!(cgroups.contains(&restored.container_id), "{cgroups}");
         assert!(![&first, &second].iter().any(|id| cgroups.contains(*id)), "{cgroups}");
-        // It counts on, and does not begin anew.
+        // It continues counting instead of starting again.
         let log = node.log("copy", &restored.name);
         let numbers: Vec<u64> = log.iter().map(|l| l.rsplit(' ').next().unwrap().parse().unwrap()).collect();
         assert!(numbers[0] > 0 && numbers.is_sorted_by(|a, b| a + 1 == *b), "{numbers:?}");

@@ -18,9 +18,9 @@ const KILL_EVERY: usize = 20;
 /// Tries until a pod is up, and until it is gone: with one call in five failing, far more than are needed.
 const TRIES: u32 = 60;
 
-/// Stands before a real plugin and fails one call in five, each time otherwise: before the real one, after it, killed,
-/// hanging, or with an answer that nobody understands. What happens depends on the pod's name, the verb, the plugin and
-/// the number of the call alone, so that a run can be repeated.
+/// Precedes a real plugin and fails one call in five, in various ways: before the real one, after it, killed, hanging,
+/// or with an unintelligible answer. Depends only on the pod's name, the verb, the plugin and the number of the call,
+/// so that a run can be repeated.
 const FAULTY: &str = r#"#!/bin/sh
 name=${0##*/} pod=${CNI_ARGS#*K8S_POD_NAME=}
 pod=${pod%%;*} real=/usr/lib/cni/${0##*/}

@@ -258,7 +258,7 @@ async fn unified_limits_need_the_unified_hierarchy() {
     node.finish().await;
 }
 
-/// Without a namespace of its own, only its cgroup tells which processes are the container's.
+/// Without a namespace of its own, only its cgroup identifies the container's processes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_container_leaves_no_process_in_the_pods_pid_namespace() {
     let mut node = Node::with_busybox().await;

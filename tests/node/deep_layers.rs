@@ -5,7 +5,7 @@ use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 use std::path::Path;
 use std::time::Duration;
 
-/// Seconds, on a disk that nobody else uses.
+/// Seconds, on a disk without other users.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Some 19,000 directories in one another, from chains of 512 that are moved into one another: no path of it is longer
 /// than a path may be.

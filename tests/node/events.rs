@@ -1,4 +1,4 @@
-//! Container events, lists as streams, and what the kubelet tells of the node's network.
+//! Container events, lists as streams, and the kubelet's information about the node's network.
 
 use crate::support::*;
 use pb::ContainerEventType::{

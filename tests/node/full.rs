@@ -94,7 +94,7 @@ async fn a_full_disk_is_told_leaves_nothing_and_is_got_over() {
         node.remove(&id).await.unwrap();
     }
 
-    // A full disk stops nobody from stopping and removing.
+    // A full disk prevents neither stopping nor removing.
     let id = node.create(&pod, &config, container("last", &[])).await.unwrap();
     node.start(&id).await.unwrap();
     disk.fill_but(0);

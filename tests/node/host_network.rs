@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-/// The namespace. It lives as long as somebody is in it or has this.
+/// The namespace. It lives as long as a process is in it or holds this.
 #[derive(Debug, Clone)]
 pub(crate) struct HostNetwork(Arc<std::fs::File>);
 

@@ -99,7 +99,7 @@ async fn an_image_is_mounted_whole_and_in_parts_and_cannot_be_written() {
         let said = String::from_utf8_lossy(&written.stderr).into_owned();
         assert!(said.contains("Read-only file system"), "{said}");
     }
-    // Told as asked, with what it was found to be.
+    // Reported as requested, with what it resolved to.
     let told = node.status(&id).await.unwrap().mounts;
     assert_eq!(told.len(), 4);
     for (asked, told) in mounts.iter().zip(&told) {

@@ -124,7 +124,7 @@ async fn remove_and_collect_spare_what_containers_use() {
         node.pull(&reference(&node, name)).await.unwrap();
     }
     let (_, container) = node.running("user", &[]).await;
-    // Nobody uses them: with the daemon up and with it down.
+    // Unused ones: with the daemon up and with it down.
     let told = images(&node, &["gc", "--unused", "--dry-run"]).ok();
     assert!(told.contains("team/one:1") && told.contains("team/two:1") && !told.contains(BUSYBOX), "{told}");
     assert!(told.contains("would free") && told.contains("2 images and 2 layers"), "{told}");
@@ -299,7 +299,7 @@ async fn endpoints_name_files_credentials_and_answers() {
         nobody.failed(&["no endpoint has"]);
         images(&node, &["endpoints", "docker.io/UPPER/x"]).failed(&["malformed"]);
     }
-    // A file that cannot be used is told, and its secrets are not.
+    // An unusable file is reported, but not its secrets.
     let certs = node.scratch.certs_dir().join("r.example");
     std::fs::create_dir_all(&certs).unwrap();
     std::fs::write(certs.join("hosts.toml"), "server = 1").unwrap();

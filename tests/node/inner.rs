@@ -24,7 +24,7 @@ async fn tracer(node: &mut Node, name: &str, mapped: bool) -> (String, String) {
     let mut spec = container("main", &[]);
     let context = security(&mut spec);
     context.capabilities.get_or_insert_default().add_capabilities = words(&["SYS_PTRACE"]);
-    // What holds is to hold without AppArmor, whose default profile hides process 1 on some hosts.
+    // The confinement must hold without AppArmor, whose default profile hides process 1 on some hosts.
     context.apparmor = Some(pb::SecurityProfile {
         profile_type: pb::security_profile::ProfileType::Unconfined.into(),
         localhost_ref: String::new(),
@@ -36,7 +36,7 @@ async fn tracer(node: &mut Node, name: &str, mapped: bool) -> (String, String) {
     (pod, id)
 }
 
-/// What is the same whoever looks.
+/// Properties that every observer sees.
 async fn looks_like_nothing(node: &mut Node, id: &str) {
     let status = node.output(id, &["cat", "/proc/1/status"]).await;
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
@@ -47,7 +47,7 @@ async fn looks_like_nothing(node: &mut Node, id: &str) {
     assert_eq!(command, "podwright-init|podwright-init");
     let mounts = node.output(id, &["cat", "/proc/1/mountinfo"]).await;
     assert!(mounts.lines().count() == 1 && mounts.contains(" / / ro,nosuid,nodev,noexec"), "{mounts}");
-    // Nobody else of ours is in there: all others are the container's own.
+    // No other process of ours is in there: all others are the container's own.
     let others = node.output(id, &["sh", "-c", "cat /proc/[0-9]*/comm | sort -u"]).await;
     let known = ["podwright-init", "sleep", "sh", "cat", "sort"];
     assert!(others.lines().all(|name| known.contains(&name)), "{others}");
@@ -65,7 +65,7 @@ async fn process_1_of_a_shared_pid_namespace_leads_nowhere() {
     let mut node = Node::with_busybox().await;
     let (pod, id) = tracer(&mut node, "traced", false).await;
     looks_like_nothing(&mut node, &id).await;
-    // Who may trace may look into it, and finds nothing.
+    // A process that may trace can look into it, and finds nothing.
     let script =
         "ls -A /proc/1/root/ /proc/1/fd/ | grep -v ':$' | grep .; cat /proc/1/environ; readlink /proc/1/cwd";
     assert_eq!(node.output(&id, &["sh", "-c", script]).await, "/");

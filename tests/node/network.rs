@@ -173,7 +173,7 @@ async fn a_dual_stack_pod_has_both_addresses_and_host_ports_of_every_kind() {
     let listeners = inside(&netns, || [8080u16, 8081].map(|port| TcpListener::bind(("::", port)).unwrap()));
     let echo = Echo::start(&netns, 8053);
     for gateway in &gateways {
-        // The kernel may still look whether somebody else has an IPv6 address.
+        // The kernel may still check for duplicate IPv6 addresses.
         comes("the TCP port leads into the pod", || connects(&host, gateway, 30080));
         comes("the UDP port leads into the pod", || echoes(&host, gateway, 30053));
     }
@@ -192,7 +192,7 @@ async fn a_dual_stack_pod_has_both_addresses_and_host_ports_of_every_kind() {
         assert!(!rules.contains(":8083"), "{rules}");
     }
 
-    // A daemon that was not there when they were made tells and removes the same.
+    // A daemon that starts later reports and removes the same.
     node.daemon.crash().unwrap();
     assert_eq!(node.ips(&pod).await, ips);
     drop((listeners, echo));
@@ -241,7 +241,7 @@ async fn a_change_of_the_configuration_is_for_new_pods_alone() {
     let first = node.run(&node.pod("first")).await.unwrap();
     let old = node.scratch.id().to_owned();
     assert!(node.ips(&first).await[0].to_string().starts_with(&node.scratch.subnet_prefix()));
-    // Of several files the first by name counts; what is broken is passed over and told.
+    // The first of several files by name applies; broken ones are skipped and reported.
     std::fs::write(node.scratch.cni_conf_dir().join("01-broken.conflist"), "{").unwrap();
     install(&node, "20-later.conflist", &conflist(&node, "later", &["10.201.0.0/24"], &[]));
     install(&node, "05-new.conflist", &conflist(&node, "new", &["10.200.0.0/24"], &[portmap()]));
@@ -311,7 +311,7 @@ async fn a_pod_of_two_networks_has_an_interface_of_each() {
     assert!(connects(&host, "10.203.0.2", 8080));
     drop(listener);
 
-    // A daemon that knows neither network by now tells the same of the pod, and detaches it from both.
+    // A daemon that no longer knows either network reports the same of the pod, and detaches it from both.
     std::fs::remove_file(node.scratch.cni_conf_dir().join("05-first.conflist")).unwrap();
     std::fs::remove_file(node.scratch.cni_conf_dir().join("06-second.conflist")).unwrap();
     node.daemon.crash().unwrap();
@@ -393,7 +393,7 @@ async fn what_the_plugins_say_of_themselves_is_the_nodes_readiness() {
             && ready.message.ends_with("STATUS: the address store is full (code 50)")
     })
     .await;
-    // Who needs no network runs nevertheless.
+    // A pod that needs no network runs nevertheless.
     let mut config = node.pod("host");
     let options = pb::NamespaceOption { network: pb::NamespaceMode::Node.into(), ..Default::default() };
     config.linux.get_or_insert_default().security_context =
@@ -415,7 +415,7 @@ async fn a_start_collects_with_the_pods_that_are_there() {
     let network = node.scratch.id().to_owned();
     assert_eq!(node.leases(&network).len(), 2);
     node.daemon.kill().unwrap();
-    // Nobody will ever ask for its end.
+    // Its end will never be requested.
     std::fs::remove_dir_all(node.scratch.root().join("root/pods").join(&lost)).unwrap();
     let gc = dir.path().join("gc");
     let _ = std::fs::remove_file(&gc);
@@ -450,7 +450,7 @@ async fn a_start_finds_out_whose_network_is_gone() {
     let log = node.daemon.log();
     let told: Vec<_> = log.lines().filter(|l| l.contains("a pod's network is not as it was made")).collect();
     assert!(told.len() == 1 && told[0].contains(&hurt) && !told[0].contains(&well), "{told:?}");
-    // It is told, no more: the containers may not need it.
+    // Only reported: the containers may not need it.
     assert_eq!(node.pod_status(&hurt).await.unwrap().state(), pb::PodSandboxState::SandboxReady);
     node.finish().await;
 }

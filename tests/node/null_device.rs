@@ -35,7 +35,7 @@ async fn the_nodes_null_device_stays_as_it_is() {
     let _restore = Restore;
     let before = facts();
     let mut node = Node::with_busybox().await;
-    // Whether there can be user namespaces is tried with each runtime, for the first that asks.
+    // The first query tests each runtime for user namespaces.
     node.runtime.status(pb::StatusRequest::default()).await.unwrap();
     assert_eq!(facts(), before, "after the trial of user namespaces");
 

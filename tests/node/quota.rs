@@ -78,7 +78,7 @@ async fn counts_and_limits(disk: &Disk, refusal: &str) {
     assert!((8 << 20..9 << 20).contains(&(bytes - before.0)), "{before:?} {bytes}");
     assert_eq!(inodes, before.1 + 1);
     assert_eq!(used(&node.file_systems().await.1), (bytes, inodes));
-    // What is beyond the limit is refused to it and to nobody else.
+    // Usage beyond the limit is refused only to its own container.
     let (code, says) = write(&mut node, &id, "/much", 30).await;
     assert!(code != 0 && says.contains(refusal), "{code} {says}");
     let (bytes, _) = used(&node.layer(&id).await.unwrap());
@@ -95,7 +95,7 @@ async fn counts_and_limits(disk: &Disk, refusal: &str) {
     node.output(&id, &["rm", "/some", "/much"]).await;
     assert_eq!(write(&mut node, &id, "/again", 15).await.0, 0);
 
-    // A new daemon reads back who has which id.
+    // A new daemon reads the ids back.
     let layers = disk.at().join("root/containers");
     let ids = || -> Vec<String> {
         let listed =

@@ -79,7 +79,7 @@ async fn ask(mut aim: Aim, verb: Verb) -> Result<(), tonic::Status> {
 /// What must not be answered: a bug in us, or a state that cannot be.
 fn is_wrong(verb: Verb, code: Code) -> bool {
     match code {
-        // A runtime whose container dies under its hands may say so in its own words.
+        // A runtime whose container dies meanwhile may report that in its own words.
         Code::Unknown => verb != Verb::Exec,
         Code::Internal | Code::Unavailable | Code::DeadlineExceeded => true,
         _ => matches!(verb, Verb::Stop | Verb::Remove | Verb::StopPod | Verb::RemovePod),

@@ -227,7 +227,7 @@ async fn an_image_that_is_a_checkpoint_is_restored_where_that_is_switched_on() {
     wait_for("CRIU's images are gone", Duration::from_secs(20), || (!copies.exists()).then_some(())).unwrap();
     node.finish().await;
 
-    // By default nobody's image decides what CRIU does.
+    // By default no image decides what CRIU does.
     let mut node = Node::with_busybox().await;
     let empty = node.scratch.root().join("empty.tar");
     tar::Builder::new(std::fs::File::create(&empty).unwrap()).finish().unwrap();
@@ -239,14 +239,14 @@ async fn an_image_that_is_a_checkpoint_is_restored_where_that_is_switched_on() {
     node.finish().await;
 }
 
-/// Namespaces that a container shares with its pod, the one of PIDs only if asked to.
+/// Namespaces that a container shares with its pod, that of PIDs only on request.
 fn namespaces(pid: u64) -> Vec<PathBuf> {
     ["ipc", "uts", "net", "pid"]
         .map(|kind| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap())
         .into()
 }
 
-/// It counts on, and does not begin anew.
+/// It continues counting instead of starting again.
 fn counts_on(node: &Node, pod: &str, container: &str) {
     goes_on(node, pod, container);
     let log = node.log(pod, container);

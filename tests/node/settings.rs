@@ -1,5 +1,5 @@
-//! What a container asks for beyond the everyday: privilege, devices, seccomp, propagation, the host's namespaces,
-//! terminals, odd logs, large and many execs, handlers, stop signals, sysctls.
+//! Unusual requests of a container: privilege, devices, seccomp, propagation, the host's namespaces, terminals, odd
+//! logs, large and many execs, handlers, stop signals, sysctls.
 
 use crate::support::*;
 use podwright::cri::proto as pb;
@@ -153,7 +153,7 @@ async fn conditions_of_a_seccomp_profile_are_honoured_or_refused() {
         security.capabilities = Some(pb::Capability { add_capabilities, ..Default::default() });
         spec
     };
-    // In Docker's format: denied to those who have the capability, and on no kernel of this age.
+    // In Docker's format: denied to holders of the capability, and on no kernel of this age.
     let profile = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
         {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1, "comment": "",
          "includes": {"caps": ["CAP_SYS_ADMIN"]}, "excludes": {}},
@@ -207,7 +207,7 @@ async fn sockets_of_32_bit_programs_are_denied_by_family_as_far_as_can_be() {
             answers
         })
         .collect();
-    // Old 32-bit programs know no other call than socketcall, whose arguments no filter sees: it has to work ...
+    // Old 32-bit programs know no other call than socketcall, whose arguments no filter sees: it must work ...
     assert_eq!(answers[0], [2, 0, 0], "{log:?}");
     for answer in &answers[1..] {
         // ... so that the filter denies these families to the direct call only,
@@ -380,7 +380,7 @@ async fn a_debug_container_sees_its_targets_processes() {
     assert!(processes.contains("sleep 7771") && !processes.contains("sleep 7772"), "{processes}");
     // The target's end is the end of all that live in its namespace.
     let id = started(&mut node, &pod, &config, debug("second")).await;
-    // One that is made before and started after it gets into no other namespace, whoever has the target's pid then.
+    // One created before and started after it enters no other namespace, even if the target's pid is reused.
     let early = node.create(&pod, &config, debug("early")).await.unwrap();
     let bundle = node.scratch.root().join("state/containers").join(&early);
     let spec = std::fs::read(bundle.join("config.json")).unwrap();
@@ -506,7 +506,7 @@ async fn large_output_is_cut_so_that_the_answer_fits_the_message() {
     let both = "head -c 17825792 /dev/zero; head -c 17825792 /dev/zero >&2; exit 3";
     let answer = node.exec(&id, &["sh", "-c", both]).await.unwrap();
     assert_eq!(answer.exit_code, 3);
-    // Who comes first takes what is left, but for the other's share.
+    // The first comer takes the rest, except the other's share.
     assert!(answer.stdout.len() + answer.stderr.len() < LIMIT);
     assert!(answer.stderr.len() >= SHARE && answer.stdout.len() >= LIMIT / 2, "{}", answer.stderr.len());
     // A little beside a lot is kept whole.
@@ -622,7 +622,7 @@ async fn nothing_is_masked_unasked_and_sysctls_are_the_pods() {
     node.finish().await;
 }
 
-/// Who on this machine keeps a network namespace, by process, descriptor and mount.
+/// Holders of a network namespace on this machine, by process, descriptor and mount.
 fn holders(inode: &str) -> Vec<String> {
     let mut found = Vec::new();
     for process in std::fs::read_dir("/proc").unwrap().flatten() {
@@ -648,7 +648,7 @@ fn holders(inode: &str) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_keeps_the_network_namespace_of_a_pod_whose_monitor_is_lost() {
-    // Without its namespace the plugin cannot tell what it masqueraded.
+    // Without its namespace the plugin cannot find what it masqueraded.
     let mut node = Node::new(Options { ip_masq: false, ..Default::default() }).await;
     node.pull(BUSYBOX).await.unwrap();
     let config = node.pod("held");
@@ -665,7 +665,7 @@ async fn nobody_keeps_the_network_namespace_of_a_pod_whose_monitor_is_lost() {
     node.exited(&second).await;
     let pin = std::fs::read_dir(node.scratch.netns_dir()).unwrap().next().unwrap().unwrap().path();
     host(&["umount", "-l", &pin.to_string_lossy()]);
-    // The init of the pod's pid namespace is the pod's until it is stopped; that it lives harms nobody.
+    // The init of the pod's pid namespace belongs to the pod until it is stopped; its survival does no harm.
     let others =
         || holders(&inode).into_iter().filter(|h| !h.contains(" podwright-init: lives")).collect::<Vec<_>>();
     let free = wait_for("the namespace is left", PATIENCE, || others().is_empty().then_some(()));
@@ -674,7 +674,7 @@ async fn nobody_keeps_the_network_namespace_of_a_pod_whose_monitor_is_lost() {
     let free = wait_for("the namespace is free", PATIENCE, || holders(&inode).is_empty().then_some(()));
     assert!(free.is_ok(), "{:#?}", holders(&inode));
     let ports = PathBuf::from(format!("/sys/class/net/{}/brif", node.scratch.bridge()));
-    // The kernel takes a namespace that nobody uses down by and by.
+    // The kernel takes an unused namespace down in its own time.
     let bare = || std::fs::read_dir(&ports).unwrap().next().is_none();
     assert!(wait_for("the bridge has no port", PATIENCE, || bare().then_some(())).is_ok());
     node.finish().await;

@@ -111,7 +111,7 @@ async fn only_signed_images_are_pulled_where_the_policy_requires_it() {
     assert_eq!(node.pull(&format!("{}@{digest}", name("team/good"))).await.unwrap(), id);
     // The mirror has it, under the name that the image has for its owner.
     assert_eq!(node.pull("docker.io/mirrored/app:1").await.unwrap(), id);
-    // Nothing asked, and asked in vain.
+    // No requirement, and one that is not met.
     assert_eq!(node.pull(BUSYBOX).await.unwrap(), id);
     assert_eq!(node.pull(&name("team/warned:1")).await.unwrap(), id);
     // All of the image is on the node by now; that makes no difference. The kubelet knows the first word of the message, which

@@ -1,4 +1,4 @@
-//! What pods and containers use, as the kubelet asks for it: stats and metrics.
+//! Usage of pods and containers, as the kubelet queries it: stats and metrics.
 
 use crate::support::*;
 use podwright::cri::proto as pb;
@@ -156,7 +156,7 @@ async fn metrics_agree_with_their_descriptors() {
     assert!(label(usage, "id").contains(&id) && label(usage, "image") == BUSYBOX);
     let network: BTreeSet<&str> = of_pod.metrics.iter().map(|m| m.name.as_str()).collect();
     assert!(network.contains("container_network_receive_bytes_total"));
-    // All that this kernel can tell: what is missing is missing for a reason.
+    // Everything that this kernel reports: missing figures have a reason.
     let sampled: BTreeSet<&str> =
         of_container.metrics.iter().map(|m| m.name.as_str()).chain(network).collect();
     let missing: Vec<&String> = keys.keys().filter(|name| !sampled.contains(name.as_str())).collect();

@@ -173,7 +173,7 @@ async fn what_cannot_be_streamed_is_refused_with_a_code() {
         let request = pb::PortForwardRequest { pod_sandbox_id: pod.clone(), port: vec![port] };
         refused(node.runtime.port_forward(request).await, Code::InvalidArgument, &["port"]);
     }
-    // Nobody comes for these: beyond a thousand there are none, for now.
+    // Unused URLs: beyond a thousand there are no more for now.
     let mut full = None;
     for _ in 0..1001 {
         full = node.runtime.exec(good.clone()).await.err();

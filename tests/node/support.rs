@@ -352,7 +352,7 @@ pub(crate) enum Ability {
     DeviceRules,
     /// A command of an exec has its container's seccomp profile.
     SeccompInExec,
-    /// Each volume has the propagation that was asked for it, and not the container's widest.
+    /// Each volume has its own requested propagation, not the container's widest.
     OwnPropagation,
     /// The size of an exec's terminal is there before its command is.
     FirstSize,

@@ -1,4 +1,4 @@
-//! What a pod survives: the daemon's death, its restart, its absence; and what is told when the monitor dies.
+//! What a pod survives: the daemon's death, its restart, its absence; and the reports when the monitor dies.
 
 use crate::support::*;
 use podwright::cri::proto as pb;

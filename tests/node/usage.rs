@@ -67,7 +67,7 @@ async fn what_is_written_to_a_pods_files_is_bounded_counted_and_its_own() {
     assert_eq!(errors.matches("No space left on device").count(), 3, "{errors}");
     let total: u64 = words.split_whitespace().next().unwrap().parse().unwrap();
     assert!((200 << 10..1 << 20).contains(&total), "{words}");
-    // Told with the pod's one container, and with nobody else's.
+    // Reported with the pod's one container only.
     let layer = node.layer_of(&id, before + (200 << 10)).await;
     assert!(used(&layer).0 < before + (1 << 20));
     assert!(used(&node.layer(&other).await.unwrap()).0 < 200 << 10);

@@ -96,12 +96,12 @@ async fn a_pods_ids_are_others_on_the_host_and_of_no_other_pod() {
         assert_eq!(map.split_whitespace().collect::<Vec<_>>(), expected);
         let init = node.pid(id).await;
         assert_eq!(owner(&PathBuf::from(format!("/proc/{init}"))), (root, root));
-        // The image's files belong to whom the image says, and what is written to whoever writes.
+        // The image's files belong to their owners in the image, new ones to their writer.
         assert_eq!(node.output(id, &["stat", "-c", "%u:%g", "/", "/bin/busybox"]).await, "0:0\n0:0");
         let script = "echo x > /tmp/new && chown 1000:50 /tmp/new && rm /etc/group && stat -c %u:%g /tmp/new";
         assert_eq!(node.output(id, &["sh", "-c", script]).await, "1000:50");
         assert_eq!(owner(&upper(&node, id)), (root, root));
-        // The bundle lets root of the pod through, who is a group of the node; its environment is nobody's to read.
+        // The bundle admits root of the pod, a group of the node; nobody can read its environment.
         let config = node.scratch.root().join("state/containers").join(id).join("config.json");
         assert_eq!(std::fs::metadata(config).unwrap().permissions().mode() & 0o7777, 0o600);
         assert_eq!(owner(&upper(&node, id).join("tmp/new")), (root + 1000, root + 50));
@@ -123,7 +123,7 @@ async fn users_outputs_and_terminals_are_the_containers_own() {
     let root = 200_000;
     let config = pod(&node, "users", root);
     let pod = node.run(&config).await.unwrap();
-    // A user that is not root opens its output anew, which belongs to it.
+    // A non-root user reopens its output, which belongs to it.
     let mut alice = inside("alice", root, &["sh", "-c", "id > /dev/stdout; echo wrong > /dev/stderr; cat"]);
     security(&mut alice).run_as_username = "alice".to_owned();
     (alice.stdin, alice.stdin_once) = (true, true);
@@ -176,7 +176,7 @@ async fn volumes_have_the_pods_ids_where_they_are_mapped() {
     let root = 200_000;
     let shared = node.scratch.root().join("shared");
     std::fs::create_dir(&shared).unwrap();
-    // Nobody but its owner gets to it on the host.
+    // Only its owner can reach it on the host.
     std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o700)).unwrap();
     std::fs::write(shared.join("of-5"), "five").unwrap();
     chown(shared.join("of-5"), Some(5), Some(6)).unwrap();

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often the manager wants to hear; the daemon tells three times as often.
+/// The manager's expected interval; the daemon reports three times as often.
 const PERIOD: Duration = Duration::from_millis(600);
 
 struct Manager {

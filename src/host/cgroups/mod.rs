@@ -18,10 +18,11 @@ use self::rate::Rates;
 use super::mountinfo;
 use cgroups_rs::fs::freezer::FreezerController;
 use cgroups_rs::fs::hierarchies;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use std::collections::BTreeMap;
+use podwright_sys::{pidfd, proc};
+use rustix::io::Errno;
+use std::collections::{BTreeMap, HashSet};
 use std::io::ErrorKind;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,10 +37,19 @@ const MOUNT_ROOT: &str = "/sys/fs/cgroup";
 /// Rounds of "signal every process" in a cgroup that cannot be killed as one. Each round catches what forked in the
 /// last; frozen processes do not fork, so two are the rule.
 const MAX_KILL_ROUNDS: usize = 16;
+/// Processes that are held at once while they are signalled, a descriptor each.
+const HELD_PROCESSES: usize = 128;
 /// Attempts to remove a cgroup whose last processes are still being reaped, with [`REMOVE_PAUSE`] between.
 const REMOVE_ATTEMPTS: usize = 50;
 /// Half a second in all: an exiting process leaves its cgroup within milliseconds.
 const REMOVE_PAUSE: Duration = Duration::from_millis(10);
+
+/// A process for as long as the machine runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Process {
+    pid: i32,
+    start_time: u64,
+}
 
 /// Why a cgroup operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +99,7 @@ pub enum CgroupError {
         /// The cgroup.
         path: PathBuf,
         /// Cause.
-        cause: nix::Error,
+        cause: std::io::Error,
     },
     /// The freezer refused.
     #[error("{operation} cgroup {}: {cause}", path.display())]
@@ -293,7 +303,7 @@ impl Cgroups {
             .dir("freezer", leaf.path())
             .filter(|dir| self.mode != CgroupMode::V2 && dir.join("freezer.state").exists())
             .map(|dir| (FreezerController::new(dir.clone(), dir.clone(), false), dir));
-        let mut signalled = Vec::new();
+        let mut signalled = HashSet::new();
         for _ in 0..MAX_KILL_ROUNDS {
             if let Some((freezer, dir)) = &freezer {
                 let failed = |cause| CgroupError::Freezer { operation: "freeze", path: dir.clone(), cause };
@@ -312,18 +322,46 @@ impl Cgroups {
     }
 
     /// Signals what is not in `signalled` yet; the number of those.
-    fn signal_new(&self, leaf: &Leaf, signalled: &mut Vec<i32>) -> Result<usize, CgroupError> {
+    fn signal_new(&self, leaf: &Leaf, signalled: &mut HashSet<Process>) -> Result<usize, CgroupError> {
         let mut new = 0;
-        for pid in self.pids(leaf)? {
-            if signalled.contains(&pid) {
+        for some in self.pids(leaf)?.chunks(HELD_PROCESSES) {
+            new += self.signal(leaf, some, signalled)?;
+        }
+        Ok(new)
+    }
+
+    /// Signals processes that were in the cgroup, if they still are: each is held first and looked for once more, since
+    /// its pid may be another's by now.
+    fn signal(
+        &self,
+        leaf: &Leaf,
+        listed: &[i32],
+        signalled: &mut HashSet<Process>,
+    ) -> Result<usize, CgroupError> {
+        let failed = |pid, cause| CgroupError::Kill { pid, path: leaf.path().to_owned(), cause };
+        let is_gone = |error: &std::io::Error| error.raw_os_error() == Some(Errno::SRCH.raw_os_error());
+        let mut held = Vec::new();
+        for pid in listed.iter().copied() {
+            let Ok(number) = u32::try_from(pid) else { continue };
+            match pidfd::open(number) {
+                Ok(process) => held.push((pid, number, process)),
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(failed(pid, error)),
+            }
+        }
+        let still = self.pids(leaf)?;
+        let mut new = 0;
+        for (pid, number, process) in held {
+            // One that is gone has no start time, and needs no signal.
+            let Ok(start_time) = proc::start_time(number) else { continue };
+            if still.binary_search(&pid).is_err() || !signalled.insert(Process { pid, start_time }) {
                 continue;
             }
-            match kill(Pid::from_raw(pid), Signal::SIGKILL) {
-                Ok(()) | Err(nix::Error::ESRCH) => {}
-                Err(cause) => return Err(CgroupError::Kill { pid, path: leaf.path().to_owned(), cause }),
+            match pidfd::send_signal(process.as_fd(), pidfd::SIGKILL) {
+                Ok(()) => new += 1,
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(failed(pid, error)),
             }
-            signalled.push(pid);
-            new += 1;
         }
         Ok(new)
     }

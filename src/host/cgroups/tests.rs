@@ -96,6 +96,23 @@ fn processes_are_listed_killed_and_the_cgroup_removed() {
 }
 
 #[test]
+fn a_pid_that_is_anothers_by_now_is_not_killed() {
+    let made = Made::new("reused");
+    let mut inside = made.run("sleep 1000");
+    let mut stranger = Command::new("sleep").arg("1000").spawn().unwrap();
+    // As if the listing were from before the stranger got the pid.
+    let listed = [inside.id(), stranger.id()].map(|pid| i32::try_from(pid).unwrap());
+    let mut signalled = HashSet::new();
+    assert_eq!(made.cgroups.signal(&made.leaf, &listed, &mut signalled).unwrap(), 1);
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&inside.wait().unwrap()), Some(9));
+    assert!(stranger.try_wait().unwrap().is_none());
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+    // A pid of the same number later is another process.
+    assert_eq!(signalled.len(), 1);
+}
+
+#[test]
 fn usage_is_read_from_the_running_host() {
     let made = Made::new("stats");
     let mut child = made.run("while :; do :; done");

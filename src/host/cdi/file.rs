@@ -6,6 +6,9 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+/// To the kernel it means that an id stays as it is.
+const NO_ID: u32 = u32::MAX;
+
 /// One specification file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -173,8 +176,14 @@ fn check_edits(edits: &Edits) -> Result<(), String> {
     if let Some(entry) = edits.env.iter().find(|entry| !variable(entry)) {
         return Err(format!("env {entry:?} is not NAME=value"));
     }
+    if edits.additional_gids.contains(&NO_ID) {
+        return Err(format!("additionalGids has {NO_ID}, which is no group"));
+    }
     for node in &edits.device_nodes {
         let path = node.path.display();
+        if node.uid == Some(NO_ID) || node.gid == Some(NO_ID) {
+            return Err(format!("device node {path}: {NO_ID} is no user or group"));
+        }
         if !node.path.is_absolute() || node.host_path.as_ref().is_some_and(|p| !p.is_absolute()) {
             return Err(format!("device node {path}: its paths are not absolute"));
         }

@@ -342,6 +342,15 @@ devices:
                 "\"containerEdits\":{\"hooks\":[{\"hookName\":\"poststop\",\"path\":\"x\"}]}",
             ),
             ("\"containerEdits\":{}", "\"containerEdits\":{\"mounts\":[{\"hostPath\":\"/x\"}]}"),
+            ("\"containerEdits\":{}", "\"containerEdits\":{\"additionalGids\":[44,4294967295]}"),
+            (
+                "\"containerEdits\":{}",
+                "\"containerEdits\":{\"deviceNodes\":[{\"path\":\"/dev/x\",\"uid\":4294967295}]}",
+            ),
+            (
+                "\"containerEdits\":{}",
+                "\"containerEdits\":{\"deviceNodes\":[{\"path\":\"/dev/x\",\"gid\":4294967295}]}",
+            ),
         ] {
             let text = good.replace(old, new);
             assert_ne!(text, good);

@@ -149,3 +149,28 @@ impl AsFd for Client {
         self.socket.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn descriptors_that_no_request_claims_end_the_connection() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut client = Client::new(1, ours.into());
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let mut buffer = [0; 64];
+        for sent in (fdpass::MAX_FDS..).step_by(fdpass::MAX_FDS).take(100) {
+            fdpass::send(theirs.as_fd(), b"\0", &[null.as_fd(); fdpass::MAX_FDS]).unwrap();
+            client.read(&mut buffer);
+            assert!(client.fds.len() <= WAITING_FDS + fdpass::MAX_FDS);
+            assert_eq!(client.is_gone(), sent > WAITING_FDS, "{sent}");
+            if client.is_gone() {
+                return;
+            }
+        }
+        panic!("it takes descriptors without end");
+    }
+}

@@ -25,6 +25,9 @@ const EVENT_BACKLOG: usize = 1024;
 /// Bytes per read; most messages are shorter.
 const READ_BYTES: usize = 8192;
 
+/// Descriptors of a message whose end has not come yet; a monitor sends no more than [`fdpass::MAX_FDS`] with one.
+const UNCLAIMED: usize = 2 * fdpass::MAX_FDS;
+
 /// A reply, and the descriptors that came with it: as many as it says, or the connection is given up.
 pub(super) type Answer = (Reply, Vec<OwnedFd>);
 
@@ -145,6 +148,9 @@ impl Connection {
             while let Some(frame) = take_frame(&mut self.input).map_err(io::Error::other)? {
                 self.deliver(serde_json::from_slice(&frame)?)?;
             }
+            if self.fds.len() > UNCLAIMED {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
         }
         if self.input.is_empty() {
             self.input = Vec::new();
@@ -227,6 +233,25 @@ mod tests {
         theirs.write_all(&[0xff; 16]).await.unwrap();
         assert!(answer.await.is_err());
         assert_eq!(events.recv().await, Some(MonitorEvent::Gone));
+    }
+
+    #[tokio::test]
+    async fn a_monitor_that_sends_descriptors_that_nobody_claims_is_given_up() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (_commands, mut events) = start(ours);
+        let (null, frame) = (std::fs::File::open("/dev/null").unwrap(), encode(&event(1)).unwrap());
+        let fds = [null.as_fd(); fdpass::MAX_FDS];
+        // More than a daemon may have open: it is given up long before.
+        for _ in 0..20_000 {
+            theirs.writable().await.unwrap();
+            match theirs.try_io(Interest::WRITABLE, || fdpass::send(theirs.as_fd(), &frame, &fds)) {
+                Ok(_) => while events.try_recv().is_ok() {},
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+            tokio::task::yield_now().await;
+        }
+        panic!("it takes descriptors without end");
     }
 
     #[tokio::test]

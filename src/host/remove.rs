@@ -23,6 +23,8 @@ const MAX_OPEN: usize = 32;
 const AT_ONCE: Duration = Duration::from_millis(100);
 /// How long one of several trees that are removed behind is worked on before it is the next one's turn.
 const TURN: Duration = Duration::from_millis(50);
+/// Trees that wait for their next turn with their directories open, [`MAX_OPEN`] and two each; others are gone into anew.
+const KEPT_OPEN: usize = 8;
 /// Bytes of a path within a tree that an error shows.
 const SHOWN: usize = 200;
 
@@ -358,14 +360,7 @@ pub fn sweep(trash: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(trash)?;
     for entry in std::fs::read_dir(trash)? {
-        match Removal::begin(&entry?.path()) {
-            Ok(Some(removal)) => drop(enqueue(removal)),
-            Ok(None) => {}
-            // Log: Part of a writable layer or an image layer could not be deleted from `containers/.trash` or
-            // `images/trash`.
-            // Do: `error` names it. A mount there is not podwright's: unmount it.
-            Err(error) => tracing::warn!(%error, "what was removed stays on the disk until the next start"),
-        }
+        drop(enqueue(Tree::Resting(entry?.path())));
     }
     Ok(())
 }
@@ -376,17 +371,65 @@ fn aside(mut removal: Removal, trash: &Path) -> Result<Told, RemoveError> {
     if !is_there {
         removal.move_into(trash).map_err(|cause| stays(&removal, cause))?;
     }
-    Ok(enqueue(removal))
+    Ok(enqueue(Tree::Open(removal)))
 }
 
-/// Trees that are removed behind their callers.
+/// A tree whose removal goes on.
+enum Tree {
+    /// With its directories open.
+    Open(Removal),
+    /// By its path in a trash directory, which is ours alone; found anew when it is its turn.
+    Resting(PathBuf),
+}
+
+impl Tree {
+    fn open(self) -> Result<Option<Removal>, RemoveError> {
+        match self {
+            Self::Open(removal) => Ok(Some(removal)),
+            Self::Resting(root) => Removal::begin(&root),
+        }
+    }
+}
+
+type Waiting = (Tree, oneshot::Sender<Result<(), RemoveError>>);
+
+/// Trees that are removed behind their callers. However many they are, few have descriptors.
 struct Queue {
-    waiting: VecDeque<(Removal, oneshot::Sender<Result<(), RemoveError>>)>,
+    /// Had no turn yet: they are not to wait for all that are large.
+    fresh: VecDeque<Waiting>,
+    waiting: VecDeque<Waiting>,
+    /// Whether the last turn was a fresh one's.
+    was_fresh: bool,
     /// Whether a thread is at it.
     at_work: bool,
 }
 
-static QUEUE: Mutex<Queue> = Mutex::new(Queue { waiting: VecDeque::new(), at_work: false });
+impl Queue {
+    /// Puts a tree there, with its descriptors only if few have some.
+    fn put(&mut self, tree: Tree, tell: oneshot::Sender<Result<(), RemoveError>>, fresh: bool) {
+        let is_open = |(tree, _): &&Waiting| matches!(tree, Tree::Open(_));
+        let open = self.fresh.iter().chain(&self.waiting).filter(is_open).count();
+        let tree = match tree {
+            Tree::Open(removal) if open >= KEPT_OPEN => Tree::Resting(removal.root),
+            tree => tree,
+        };
+        let queue = if fresh { &mut self.fresh } else { &mut self.waiting };
+        queue.push_back((tree, tell));
+    }
+
+    /// By turns a fresh one and one of the others.
+    fn next(&mut self) -> Option<Waiting> {
+        self.was_fresh = !self.was_fresh;
+        let (first, second) = match self.was_fresh {
+            true => (&mut self.fresh, &mut self.waiting),
+            false => (&mut self.waiting, &mut self.fresh),
+        };
+        first.pop_front().or_else(|| second.pop_front())
+    }
+}
+
+static QUEUE: Mutex<Queue> =
+    Mutex::new(Queue { fresh: VecDeque::new(), waiting: VecDeque::new(), was_fresh: false, at_work: false });
 /// The thread has ended.
 static DONE: Condvar = Condvar::new();
 
@@ -395,10 +438,10 @@ fn queue() -> MutexGuard<'static, Queue> {
     QUEUE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn enqueue(removal: Removal) -> Told {
+fn enqueue(tree: Tree) -> Told {
     let (tell, told) = oneshot::channel();
     let mut queue = queue();
-    queue.waiting.push_back((removal, tell));
+    queue.put(tree, tell, true);
     if !queue.at_work {
         queue.at_work = true;
         drop(queue);
@@ -414,18 +457,22 @@ fn enqueue(removal: Removal) -> Told {
 fn take_turns() {
     loop {
         let mut locked = queue();
-        let Some((mut removal, tell)) = locked.waiting.pop_front() else {
+        let Some((tree, tell)) = locked.next() else {
             locked.at_work = false;
             DONE.notify_all();
             return;
         };
         drop(locked);
-        let outcome = match removal.slice(Some(Instant::now() + TURN)) {
-            Ok(Left::Something) => {
-                queue().waiting.push_back((removal, tell));
-                continue;
-            }
-            Ok(Left::Nothing) => Ok(()),
+        let outcome = match tree.open() {
+            Ok(Some(mut removal)) => match removal.slice(Some(Instant::now() + TURN)) {
+                Ok(Left::Something) => {
+                    queue().put(Tree::Open(removal), tell, false);
+                    continue;
+                }
+                Ok(Left::Nothing) => Ok(()),
+                Err(error) => Err(error),
+            },
+            Ok(None) => Ok(()),
             Err(error) => Err(error),
         };
         if let Err(Err(error)) = tell.send(outcome) {
@@ -556,6 +603,45 @@ mod tests {
         sweep(&trash).unwrap();
         settle();
         assert_eq!(std::fs::read_dir(&trash).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn trees_that_wait_take_few_descriptors_and_a_fresh_one_does_not_wait_for_all() {
+        let root = tempfile::tempdir().unwrap();
+        let mut queue =
+            Queue { fresh: VecDeque::new(), waiting: VecDeque::new(), was_fresh: false, at_work: true };
+        for n in 0..100 {
+            let top = root.path().join(n.to_string());
+            super::super::walk::make_a_chain(
+                &{
+                    std::fs::create_dir(&top).unwrap();
+                    top.clone()
+                },
+                50,
+            );
+            let mut removal = Removal::begin(&top).unwrap().unwrap();
+            for _ in 0..200 {
+                removal.step().unwrap();
+            }
+            queue.put(Tree::Open(removal), oneshot::channel().0, n % 2 == 0);
+        }
+        let open = |queue: &VecDeque<Waiting>| {
+            queue.iter().filter(|(tree, _)| matches!(tree, Tree::Open(_))).count()
+        };
+        assert_eq!(open(&queue.fresh) + open(&queue.waiting), KEPT_OPEN);
+        let (fresh, _) = oneshot::channel();
+        queue.fresh.clear();
+        queue.put(Tree::Resting("fresh".into()), fresh, true);
+        let nexts = [queue.next().unwrap(), queue.next().unwrap()];
+        let is_fresh =
+            |(tree, _): &Waiting| matches!(tree, Tree::Resting(path) if path == Path::new("fresh"));
+        assert!(nexts.iter().any(is_fresh), "it waits for fifty others");
+        // What rested is gone on with.
+        while let Some((tree, _)) = queue.next() {
+            let Some(mut removal) = tree.open().unwrap() else { continue };
+            assert_eq!(removal.slice(None).unwrap(), Left::Nothing);
+        }
+        assert!(std::fs::read_dir(root.path()).unwrap().count() < 60);
     }
 
     #[test]

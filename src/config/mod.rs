@@ -197,9 +197,9 @@ pub struct Containers {
     /// Unit: bytes.
     pub exec_output_bytes: usize,
     /// Output that all ExecSync calls hold together until their clients have it. Half is reserved in shares of 32 KiB
-    /// per call: with the default 1024 calls at once, 256 in one pod; further calls get ResourceExhausted. Output
-    /// beyond a call's share comes from the other half; when that is used up, output is cut as at `exec_output_bytes`,
-    /// and the command continues.
+    /// per call: with the default 1024 calls at once, 256 in one pod and at most half as many as are free; further calls
+    /// get ResourceExhausted. Output beyond a call's share comes from the other half, of which a pod gets no more than it
+    /// leaves; then output is cut as at `exec_output_bytes`, and the command continues.
     /// Unit: bytes, at least 1 MiB.
     pub exec_memory_bytes: usize,
     /// How long an ended ExecSync waits for output that a child still holds open. An exec with streams passes such
@@ -386,8 +386,9 @@ pub struct Streaming {
     /// The certificate's key, PEM.
     /// Unit: path.
     pub key_file: PathBuf,
-    /// Sessions at once; further clients get 503. A session takes up to 0.5 MiB while its client or process is slow, a
-    /// port-forward connection up to 5 MiB.
+    /// Sessions at once; further clients get 503. A session takes up to 0.5 MiB while its client or process is slow.
+    /// Input beyond that (up to 4 MiB per port-forward connection) takes up to 256 MiB in all sessions together; then
+    /// clients are not read until there is room.
     /// Unit: sessions, at least 1.
     pub max_sessions: usize,
     /// Limit from a client's connection to the end of its handshake.

@@ -1,5 +1,6 @@
 //! What ExecSync keeps of the output of commands: one budget for all calls, in which each call has a share of its own from
-//! its start, so that no flood of others takes its output away. Never waits: what has no room is dropped.
+//! its start, so that no flood of others takes its output away. Places and memory beyond the shares are given out so that
+//! however many pods want all of it, some is left for the next. Never waits: what has no room is dropped.
 
 use super::error::SandboxError;
 use crate::model::SandboxId;
@@ -18,7 +19,8 @@ const READ_BYTES: usize = 16 << 10;
 const SHARE_BYTES: usize = 16 << 10;
 /// Of a call: stdout and stderr.
 const CALL_BYTES: usize = 2 * SHARE_BYTES;
-/// A pod may have this part of the calls, so that no pod keeps the others from theirs.
+/// A pod may have this part of the calls, and no more than half as many as are free: so ever less is left for pods that
+/// want all, but always some for one that has none.
 const POD_PART: usize = 4;
 
 /// The budget of all calls. Cheap to clone.
@@ -29,9 +31,22 @@ pub struct OutputBudget(Arc<Shared>);
 struct Shared {
     calls: usize,
     calls_of_pod: usize,
+    open: Mutex<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
     /// What no call has of what is beyond the shares.
-    common: AtomicUsize,
-    open: Mutex<HashMap<SandboxId, usize>>,
+    common: usize,
+    pods: HashMap<SandboxId, Taken>,
+}
+
+/// What the calls of a pod have.
+#[derive(Debug, Default, Clone, Copy)]
+struct Taken {
+    calls: usize,
+    /// Beyond their shares.
+    bytes: usize,
 }
 
 /// A call's place in the budget; its last clone gives everything back.
@@ -56,12 +71,11 @@ impl OutputBudget {
         Self(Arc::new(Shared {
             calls,
             calls_of_pod: calls.div_ceil(POD_PART),
-            common: AtomicUsize::new(common),
-            open: Mutex::default(),
+            open: Mutex::new(Open { common, pods: HashMap::new() }),
         }))
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<SandboxId, usize>> {
+    fn open(&self) -> MutexGuard<'_, Open> {
         // Every section leaves it whole.
         self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -73,16 +87,19 @@ impl OutputBudget {
     pub(super) fn enter(&self, pod: &SandboxId, limit: usize) -> Result<OutputHold, SandboxError> {
         let mut open = self.open();
         // Pods with calls are few, and a call starts a process.
-        let all: usize = open.values().sum();
-        let of_pod = open.get(pod).copied().unwrap_or_default();
-        for (whose, have, most) in
-            [("this pod", of_pod, self.0.calls_of_pod), ("all pods together", all, self.0.calls)]
-        {
-            if have >= most {
+        let all: usize = open.pods.values().map(|pod| pod.calls).sum();
+        let of_pod = open.pods.get(pod).map_or(0, |pod| pod.calls);
+        let free = self.0.calls.saturating_sub(all);
+        for (whose, refused, most) in [
+            ("all pods together", free == 0, self.0.calls),
+            ("this pod", of_pod >= self.0.calls_of_pod, self.0.calls_of_pod),
+            ("this pod, while others have as many,", of_pod > 0 && of_pod * 2 >= free, of_pod),
+        ] {
+            if refused {
                 return Err(SandboxError::TooManyExecs { whose, most });
             }
         }
-        open.insert(pod.clone(), of_pod + 1);
+        open.pods.entry(pod.clone()).or_default().calls += 1;
         drop(open);
         Ok(OutputHold(Arc::new(Hold {
             budget: self.clone(),
@@ -104,24 +121,38 @@ fn take(left: &AtomicUsize, wanted: usize) -> usize {
 }
 
 impl Hold {
-    /// How many of `wanted` bytes more a stream may keep that has `kept` of them.
-    fn grant(&self, kept: usize, wanted: usize) -> usize {
-        let own = SHARE_BYTES.saturating_sub(kept).min(wanted);
+    /// How many of `wanted` bytes more a stream may hold that holds `held` of them.
+    fn grant(&self, held: usize, wanted: usize) -> usize {
+        let own = SHARE_BYTES.saturating_sub(held).min(wanted);
         let of_call = take(&self.left, wanted - own);
-        let common = take(&self.budget.0.common, of_call);
+        let common = if of_call == 0 { 0 } else { self.take_common(of_call) };
         self.left.fetch_add(of_call - common, Ordering::AcqRel);
         self.taken.fetch_add(common, Ordering::AcqRel);
         own + common
+    }
+
+    /// As much as leaves the others no less than this pod has.
+    fn take_common(&self, wanted: usize) -> usize {
+        let mut open = self.budget.open();
+        let Open { common, pods } = &mut *open;
+        let Some(pod) = pods.get_mut(&self.pod) else { return 0 };
+        let granted = wanted.min(common.saturating_sub(pod.bytes) / 2);
+        *common -= granted;
+        pod.bytes += granted;
+        granted
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.budget.0.common.fetch_add(self.taken.load(Ordering::Acquire), Ordering::AcqRel);
+        let taken = self.taken.load(Ordering::Acquire);
         let mut open = self.budget.open();
-        match open.get_mut(&self.pod) {
-            Some(calls @ 2..) => *calls -= 1,
-            _ => drop(open.remove(&self.pod)),
+        open.common += taken;
+        let Some(pod) = open.pods.get_mut(&self.pod) else { return };
+        pod.calls = pod.calls.saturating_sub(1);
+        pod.bytes = pod.bytes.saturating_sub(taken);
+        if pod.calls == 0 {
+            open.pods.remove(&self.pod);
         }
     }
 }
@@ -172,10 +203,21 @@ fn read_some(
     let mut buffer = [0; READ_BYTES];
     let n = receiver.try_read(&mut buffer)?;
     let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-    let wanted = limit.saturating_sub(kept.len()).min(n);
-    let room = hold.grant(kept.len(), wanted);
+    let room = make_room(&mut kept, n, limit, hold);
     kept.extend_from_slice(&buffer[..room]);
     Ok(n)
+}
+
+/// Room for up to `more` bytes; what the vector holds is what was granted, not only what is in it.
+fn make_room(kept: &mut Vec<u8>, more: usize, limit: usize, hold: &Hold) -> usize {
+    let wanted = limit.saturating_sub(kept.len()).min(more);
+    let (held, needed) = (kept.capacity(), kept.len() + wanted);
+    if needed > held {
+        // Twice as much, so that a long output is not copied for each piece of it.
+        let granted = hold.grant(held, needed.max(2 * held).min(limit) - held);
+        kept.reserve_exact(held + granted - kept.len());
+    }
+    wanted.min(kept.capacity() - kept.len())
 }
 
 impl Collector {
@@ -234,8 +276,10 @@ mod tests {
             let hold = budget.enter(&pod(), STREAM).unwrap();
             let kept = flood(&hold, 512 << 10).await;
             assert!(kept.iter().all(|kept| kept.len() >= SHARE_BYTES));
-            total += kept.iter().map(Vec::len).sum::<usize>();
+            total += kept.iter().map(Vec::capacity).sum::<usize>();
             held.push((hold, kept));
+            // However many want all of it.
+            assert!(budget.open().common > 0);
         }
         assert!(total <= BUDGET && total > BUDGET / 2, "{total}");
         // A probe among them.
@@ -243,8 +287,8 @@ mod tests {
         let kept = flood(&probe, SHARE_BYTES).await;
         assert!(kept.iter().all(|kept| kept.len() == SHARE_BYTES), "its own share was taken");
         drop((held, probe));
-        assert_eq!(budget.0.common.load(Ordering::SeqCst), BUDGET / 2, "everything is given back");
-        assert!(budget.open().is_empty());
+        assert_eq!(budget.open().common, BUDGET / 2, "everything is given back");
+        assert!(budget.open().pods.is_empty());
     }
 
     #[tokio::test]
@@ -274,5 +318,39 @@ mod tests {
         assert!(refused.contains("all pods") && refused.contains("16"), "{refused}");
         held.clear();
         assert!(budget.enter(&greedy, STREAM).is_ok());
+    }
+
+    #[test]
+    fn pods_that_want_all_places_leave_some_for_one_that_has_none() {
+        let budget = OutputBudget::new(64 << 20);
+        let pods: Vec<_> = (0..50).map(|_| pod()).collect();
+        let mut held = Vec::new();
+        for _ in 0..budget.0.calls {
+            held.extend(pods.iter().filter_map(|pod| budget.enter(pod, STREAM).ok()));
+        }
+        let free = budget.0.calls - held.len();
+        assert!(held.len() > budget.0.calls / 2 && free > 10, "{free}");
+        for _ in 0..free {
+            held.push(budget.enter(&pod(), STREAM).unwrap());
+        }
+    }
+
+    #[test]
+    fn what_a_vector_holds_is_counted() {
+        let budget = OutputBudget::new(BUDGET);
+        let hold = budget.enter(&pod(), STREAM).unwrap();
+        let mut kept = Vec::new();
+        for _ in 0..100 {
+            let room = make_room(&mut kept, 5_000, STREAM, &hold.0);
+            kept.resize(kept.len() + room, 0);
+            let granted = hold.0.taken.load(Ordering::SeqCst) + SHARE_BYTES;
+            assert!(kept.capacity() <= granted, "{} of {granted}", kept.capacity());
+        }
+        // Half of what is common: as much is left for others.
+        assert!(
+            kept.len() > BUDGET / 4 && kept.capacity() <= BUDGET / 4 + SHARE_BYTES,
+            "{}",
+            kept.capacity()
+        );
     }
 }

@@ -6,35 +6,105 @@ use std::future::poll_fn;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
+use std::time::Duration;
 use tokio::sync::Notify;
 
-/// Limit of all inboxes of a connection together.
+/// What all connections may hold together beyond the [`FLOOR`] of each: what clients send ahead, and processes do not take.
+/// So many port-forward connections that are full would be some sixty; the usual one holds nothing.
+const POOL_BYTES: usize = 256 << 20;
+/// What each connection may hold whatever the others do, so that it goes on when the pool is empty.
+const FLOOR: usize = 64 << 10;
+/// How often a connection that the pool has no room for looks again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Bytes for all connections.
 #[derive(Debug)]
-pub(crate) struct Budget {
-    left: AtomicUsize,
-    room: Notify,
-}
+pub(crate) struct Pool(AtomicUsize);
 
-impl Budget {
-    pub(crate) fn new(bytes: usize) -> Arc<Self> {
-        Arc::new(Self { left: AtomicUsize::new(bytes), room: Notify::new() })
-    }
+static POOL: Pool = Pool(AtomicUsize::new(POOL_BYTES));
 
-    /// Waits until some inbox was emptied or closed since the last call.
-    pub(crate) async fn changed(&self) {
-        self.room.notified().await;
-    }
-
-    /// Only the connection's reader takes, so what it saw cannot have shrunk.
+impl Pool {
     fn take(&self, wanted: usize) -> usize {
-        let granted = wanted.min(self.left.load(Ordering::Acquire));
-        self.left.fetch_sub(granted, Ordering::AcqRel);
+        let mut granted = 0;
+        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| {
+            granted = wanted.min(left);
+            Some(left - granted)
+        });
         granted
     }
 
     fn give_back(&self, bytes: usize) {
-        self.left.fetch_add(bytes, Ordering::AcqRel);
+        self.0.fetch_add(bytes, Ordering::AcqRel);
+    }
+}
+
+/// What all inboxes of a connection may hold together.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    bytes: usize,
+    pool: &'static Pool,
+    held: Mutex<Held>,
+    room: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    bytes: usize,
+    /// What of it is the pool's: all beyond [`FLOOR`].
+    pooled: usize,
+    /// The pool had no more.
+    short: bool,
+}
+
+impl Budget {
+    pub(crate) fn new(bytes: usize) -> Arc<Self> {
+        Self::of(bytes, &POOL)
+    }
+
+    fn of(bytes: usize, pool: &'static Pool) -> Arc<Self> {
+        Arc::new(Self { bytes, pool, held: Mutex::default(), room: Notify::new() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        // Every section leaves it whole.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there may be room: some inbox was emptied or closed since the last look, here or elsewhere.
+    pub(crate) async fn changed(&self) {
+        let short = self.lock().short;
+        match short {
+            true => drop(tokio::time::timeout(LOOK_AGAIN, self.room.notified()).await),
+            false => self.room.notified().await,
+        }
+    }
+
+    fn take(&self, wanted: usize) -> usize {
+        let mut held = self.lock();
+        let wanted = wanted.min(self.bytes.saturating_sub(held.bytes));
+        let beyond = (held.bytes + wanted).saturating_sub(FLOOR) - held.pooled;
+        let pooled = self.pool.take(beyond);
+        held.short = pooled < beyond;
+        let granted = wanted - (beyond - pooled);
+        held.bytes += granted;
+        held.pooled += pooled;
+        granted
+    }
+
+    fn give_back(&self, bytes: usize) {
+        let mut held = self.lock();
+        held.bytes = held.bytes.saturating_sub(bytes);
+        let kept = held.bytes.saturating_sub(FLOOR).min(held.pooled);
+        self.pool.give_back(held.pooled - kept);
+        held.pooled = kept;
+        drop(held);
         self.room.notify_one();
+    }
+}
+
+impl Drop for Budget {
+    fn drop(&mut self) {
+        self.pool.give_back(self.lock().pooled);
     }
 }
 
@@ -182,7 +252,34 @@ mod tests {
         drop(b_reader);
         assert_eq!(b.push(b"12345678"), 8, "nobody reads: dropped");
         assert_eq!(a_reader.next().await.unwrap().unwrap().len(), 6);
-        assert_eq!(budget.left.load(Ordering::Relaxed), 10);
+        assert_eq!(budget.lock().bytes, 0);
+    }
+
+    #[tokio::test]
+    async fn all_connections_together_hold_no_more_than_the_pool_and_each_its_floor() {
+        static SMALL: Pool = Pool(AtomicUsize::new(FLOOR));
+        let connection = || {
+            let budget = Budget::of(4 * FLOOR, &SMALL);
+            let (inbox, reader) = Inbox::new(4 * FLOOR, budget.clone());
+            (budget, inbox, reader)
+        };
+        let data = vec![b'x'; 4 * FLOOR];
+        let (greedy, inbox, mut reader) = connection();
+        assert_eq!(inbox.push(&data), 2 * FLOOR);
+        // Nothing is left, but for the floor of everybody.
+        let (other, others, mut others_reader) = connection();
+        assert_eq!((others.push(&data), others.push(&data)), (FLOOR, 0));
+        assert!(other.lock().short);
+        assert_eq!(others_reader.next().await.unwrap().unwrap().len(), FLOOR);
+        assert_eq!(others.push(&data), FLOOR, "it goes on");
+        // It looks again although nothing of its own changed after the first time.
+        other.changed().await;
+        assert_eq!(reader.next().await.unwrap().unwrap().len(), 2 * FLOOR);
+        other.changed().await;
+        assert_eq!(others.push(&data), FLOOR);
+        assert_eq!(SMALL.0.load(Ordering::SeqCst), 0);
+        drop((greedy, inbox, reader, other, others, others_reader));
+        assert_eq!(SMALL.0.load(Ordering::SeqCst), FLOOR, "everything is given back");
     }
 
     #[tokio::test]

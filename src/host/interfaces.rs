@@ -4,12 +4,20 @@
 //! nothing.
 
 use podwright_sys::namespace;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::PathBuf;
 use tokio::sync::oneshot;
 
 /// Where the calling thread's network namespace tells its devices.
 const DEVICES: &str = "/proc/thread-self/net/dev";
+
+/// Devices of a namespace that are told: who may configure his network makes as many as he likes, and all pods' are told
+/// in one message.
+pub const MAX_DEVICES: usize = 16;
+/// Bytes of the kernel's list that are looked at, some ten thousand devices.
+const MAX_LIST: u64 = 1 << 20;
+/// What CNI calls a pod's own device; never left out.
+const FIRST: &str = "eth0";
 
 /// What went through one device since it came up.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,7 +43,7 @@ pub struct Traffic {
     pub dropped: u64,
 }
 
-/// The devices of each of these namespaces but their loopback, in the order given; a pin that is gone or cannot be
+/// The devices of each of these namespaces but their loopback, up to [`MAX_DEVICES`], in the order given; a pin that is gone or cannot be
 /// entered has an error in its place.
 pub async fn counters(namespaces: Vec<PathBuf>) -> Vec<io::Result<Vec<Counters>>> {
     if namespaces.is_empty() {
@@ -58,7 +66,9 @@ pub async fn counters(namespaces: Vec<PathBuf>) -> Vec<io::Result<Vec<Counters>>
 fn read_in(namespace: &PathBuf) -> io::Result<Vec<Counters>> {
     use std::os::fd::AsFd as _;
     namespace::enter(namespace::Namespace::Net, std::fs::File::open(namespace)?.as_fd())?;
-    Ok(parse(&std::fs::read_to_string(DEVICES)?))
+    let mut text = String::new();
+    std::fs::File::open(DEVICES)?.take(MAX_LIST).read_to_string(&mut text)?;
+    Ok(parse(&text))
 }
 
 /// Two lines of headings, then `name: ` and sixteen numbers a line, eight a direction.
@@ -76,7 +86,10 @@ fn parse(text: &str) -> Vec<Counters> {
         };
         Some(Counters { name: name.trim().to_owned(), received: traffic(0)?, sent: traffic(8)? })
     };
-    text.lines().filter_map(line).filter(|device| device.name != "lo").collect()
+    let mut devices: Vec<_> = text.lines().filter_map(line).filter(|device| device.name != "lo").collect();
+    devices.sort_by_key(|device| device.name != FIRST);
+    devices.truncate(MAX_DEVICES);
+    devices
 }
 
 #[cfg(test)]
@@ -94,8 +107,13 @@ mod tests {
             received: Traffic { bytes: 100, packets: 2, errors: 3, dropped: 4 },
             sent: Traffic { bytes: 50, packets: 6, errors: 7, dropped: 8 },
         };
-        assert_eq!(parse(text), [eth0]);
+        assert_eq!(parse(text), std::slice::from_ref(&eth0));
         assert_eq!(parse("eth0: 1 2\n"), []);
+        let mut many: Vec<_> =
+            (0..5000).map(|n| format!("dummy{n}: 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0\n")).collect();
+        many.push(text.lines().last().unwrap().to_owned());
+        let told = parse(&many.concat());
+        assert_eq!((told.len(), &told[0]), (MAX_DEVICES, &eth0));
     }
 
     #[tokio::test]

@@ -12,6 +12,8 @@ pub(crate) const MAX_CONFIG: u64 = 4 << 20;
 /// Entries of each list of a config. They stay in memory as long as the image is there, and in pieces they take some
 /// twenty times the bytes that they have in the config. Real ones have some hundred.
 const MAX_CONFIG_ITEMS: usize = 16 << 10;
+/// Bytes of a config's user, which every list of images tells. Linux has 32 for a name, and a path of a file is no user.
+const MAX_CONFIG_USER: usize = 1 << 10;
 /// Layers of an image: overlayfs takes 500 lower layers (OVL_MAX_STACK); one is kept for directories.
 pub(crate) const MAX_LAYERS: usize = 499;
 /// Annotations of a manifest by which an image is a container's checkpoint: CRI-O's and checkpointctl's, which containerd
@@ -335,6 +337,13 @@ impl ConfigFile {
                 unit: "entries",
             });
         }
+        if config.is_some_and(|config| config.user.len() > MAX_CONFIG_USER) {
+            return Err(ImageError::Limit {
+                what: format!("User of the config of {what}"),
+                limit: u64::try_from(MAX_CONFIG_USER).unwrap_or(u64::MAX),
+                unit: "bytes",
+            });
+        }
         if node.fit(&file.os, &file.architecture, &file.variant).is_none() {
             return bad(format!(
                 "no match for platform linux/{}: it is {}/{}{}",
@@ -535,6 +544,10 @@ mod tests {
             );
             assert_eq!(parsed.is_ok(), ok, "{list} {n}");
             assert!(parsed.is_ok() || parsed.unwrap_err().to_string().contains(list));
+        }
+        for (length, ok) in [(MAX_CONFIG_USER, true), (MAX_CONFIG_USER + 1, false), (1 << 20, false)] {
+            let user = body(format!(r#""User":"{}""#, "u".repeat(length)));
+            assert_eq!(ConfigFile::parse("t", user.as_bytes(), 0, NODE).is_ok(), ok, "{length}");
         }
         let labels = body(format!(r#""Labels":{{{}}}"#, table(MAX_CONFIG_ITEMS + 1)));
         let error = ConfigFile::parse("t", labels.as_bytes(), 0, NODE).unwrap_err().to_string();

@@ -32,6 +32,13 @@ pub(crate) struct State {
 /// Names of one image that pulls may give it. Each goes into lists of images, whose size is limited; real ones have a few,
 /// a repository with a tag for each build that changes nothing some dozens.
 pub(crate) const MAX_NAMES: usize = 100;
+/// Bytes of all images in a list: three quarters of a message of 16 MiB, the most that a kubelet takes. A name more that
+/// does not fit is refused to a pull, or no list could be told any more.
+pub(crate) const MAX_LISTED: usize = 12 << 20;
+/// What an image takes in a list beside its names and its user: its id, its size, and the tags of all that.
+const ENTRY_BYTES: usize = 160;
+/// What a name takes beside its text.
+const NAME_BYTES: usize = 5;
 
 impl State {
     /// Builds the snapshot of an index.
@@ -132,6 +139,21 @@ impl State {
         gone
     }
 
+    /// Whether a list still tells all images when one gets `fresh` names. Its own entry is counted as if it were new.
+    pub(crate) fn check_listed(&self, fresh: &[&String]) -> Result<(), ImageError> {
+        let images: usize = self.images.values().map(|entry| ENTRY_BYTES + user_bytes(&entry.image)).sum();
+        let names = self.names.keys().chain(fresh.iter().copied()).map(|name| name.len() + NAME_BYTES);
+        // The new one's user is bounded when its config is read.
+        if images.saturating_add(ENTRY_BYTES).saturating_add(names.sum()) <= MAX_LISTED {
+            return Ok(());
+        }
+        Err(ImageError::Limit {
+            what: "the list of all images, whose names are too many: remove some, it".to_owned(),
+            limit: u64::try_from(MAX_LISTED).unwrap_or(u64::MAX),
+            unit: "bytes",
+        })
+    }
+
     /// Listed images in the order of their ids.
     pub(crate) fn listed(&self) -> impl Iterator<Item = &Arc<Image>> {
         self.images.values().filter(|e| e.record.presence == Presence::Listed).map(|e| &e.image)
@@ -173,6 +195,13 @@ impl State {
     pub(crate) fn referenced(&self) -> BTreeSet<String> {
         let keys = |e: &Entry| keys(&e.record);
         self.images.values().flat_map(keys).collect()
+    }
+}
+
+fn user_bytes(image: &Image) -> usize {
+    match &image.user {
+        Some(ImageUser::Name(name)) => name.len(),
+        Some(ImageUser::Uid(_)) | None => 0,
     }
 }
 
@@ -258,6 +287,29 @@ mod tests {
         // What is more than that by other ways stays so.
         (0..200).for_each(|n| drop(state.name(&format!("loaded.example/x:{n}"), "id")));
         assert_eq!(surplus(&state, &fresh(1), &[]), ["loaded.example/x:0"]);
+    }
+
+    #[test]
+    fn names_of_all_images_together_fit_a_list() {
+        let ids: Vec<String> = (0..300).map(|n| format!("sha256:{n:064}")).collect();
+        let mut state = state(&ids.iter().map(String::as_str).collect::<Vec<_>>());
+        let long = "n".repeat(4000);
+        let mut given = 0;
+        let refused = loop {
+            let name = format!("evil.example/{long}:{given}");
+            if let Err(error) = state.check_listed(&[&name]) {
+                break error;
+            }
+            state.name(&name, &ids[given % ids.len()]);
+            given += 1;
+        };
+        assert!(refused.to_string().contains("list of all images"), "{refused}");
+        assert!(given > 3_000, "{given}");
+        // As it is told: each name with its tag and length, and what else an image has.
+        let names = state.names.keys().map(|name| 1 + 3 + name.len());
+        assert!(names.sum::<usize>() + ids.len() * 128 < 16 << 20);
+        state.forget(&format!("evil.example/{long}:0"));
+        state.check_listed(&[&"small.example/x:1".to_owned()]).unwrap();
     }
 
     #[test]

@@ -294,7 +294,7 @@ impl Store {
             });
         }
         let mut state = (*state).clone();
-        let Named { losers, changes: named } = self.name(&mut state, &new.id, &new.names, new.giver);
+        let Named { losers, changes: named } = self.name(&mut state, &new.id, &new.names, new.giver)?;
         let mut changes =
             vec![Change::PutImage(&new.id, &new.record), Change::PutConfig(&new.id, &new.config)];
         changes.extend(named.iter().map(|change| change.of(&new.id)));
@@ -315,7 +315,7 @@ impl Store {
         if state.images.get(id).is_none_or(|e| e.record.presence != Presence::Listed) {
             return Ok(false);
         }
-        let Named { losers, changes } = self.name(&mut state, id, names, giver);
+        let Named { losers, changes } = self.name(&mut state, id, names, giver)?;
         if changes.is_empty() {
             return Ok(true);
         }
@@ -329,7 +329,7 @@ impl Store {
     }
 
     /// Gives an image those of the names that it has not, and takes from it what is too many then.
-    fn name(&self, state: &mut State, id: &str, names: &[String], giver: Giver) -> Named {
+    fn name(&self, state: &mut State, id: &str, names: &[String], giver: Giver) -> Result<Named, ImageError> {
         let fresh: Vec<&String> =
             names.iter().filter(|n| state.names.get(*n).is_none_or(|known| known != id)).collect();
         let surplus = match giver {
@@ -343,12 +343,15 @@ impl Store {
             state.forget(&name);
             named.changes.push(NameChange::Drop(name));
         }
+        if giver == Giver::Pull && !fresh.is_empty() {
+            state.check_listed(&fresh)?;
+        }
         for name in fresh {
             let age = state.next_age();
             named.losers.extend(state.name(name, id));
             named.changes.push(NameChange::Put(name.clone(), age));
         }
-        named
+        Ok(named)
     }
 
     /// Removes an image with all its names. While containers hold it, its record stays unlisted, so that their layers

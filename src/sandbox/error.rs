@@ -52,12 +52,14 @@ pub enum SandboxError {
     },
     /// One more, and a list of all would not fit a message.
     #[error(
-        "labels and annotations of all {kind} would have {all} bytes, more than the {most} that a list can tell \
-         (three quarters of grpc.max_message_bytes)"
+        "{kind} {whose} would take {all} bytes in a list, with their labels and annotations, more than {most} (a part of \
+         grpc.max_message_bytes)"
     )]
     TooLongToList {
         /// pods or containers.
         kind: &'static str,
+        /// Of one pod or all.
+        whose: &'static str,
         /// With it.
         all: usize,
         /// The limit.

@@ -77,6 +77,11 @@ impl Index {
     }
 }
 
+/// What a pod and its containers take in lists.
+fn weights(pod: &PodSnapshot) -> impl Iterator<Item = tally::Weight> {
+    pod.containers.iter().map(|container| tally::container(&container.spec)).chain([tally::pod(&pod.spec)])
+}
+
 impl Manager {
     pub(super) fn new(node: Arc<Node>, index: Index) -> Self {
         Self { node, index }
@@ -113,11 +118,10 @@ impl Manager {
                 None => {
                     let others: Vec<_> =
                         tables.pods.values().map(|pod| pod.snapshots.borrow().clone()).collect();
-                    let tallies =
-                        others.iter().map(|pod| tally::bytes(&pod.spec.labels, &pod.spec.annotations));
-                    let new = tally::bytes(&spec.labels, &spec.annotations);
+                    let tallies = others.iter().flat_map(|pod| weights(pod));
                     let limit = self.node.config.grpc.max_message_bytes;
-                    tally::check("pods", new, tallies, limit).map_err(Arc::new)?;
+                    let new = tally::pod(&spec);
+                    tally::check("pods", new, std::iter::empty(), tallies, limit).map_err(Arc::new)?;
                     let others = others.iter().map(AsRef::as_ref);
                     spec.selinux_level = selinux::level(&self.node, &spec, others).map_err(Arc::new)?;
                     let spec = Arc::new(spec);
@@ -200,10 +204,14 @@ impl Manager {
         let pods = self.pods();
         // The same request again is for the same container.
         let of = |spec: &ContainerSpec| (spec.sandbox_id.clone(), spec.name.clone(), spec.attempt);
-        let others = pods.iter().flat_map(|pod| &pod.containers).filter(|other| of(&other.spec) != of(spec));
-        let others = others.map(|other| tally::bytes(&other.spec.labels, &other.spec.annotations));
-        let new = tally::bytes(&spec.labels, &spec.annotations);
-        tally::check("containers", new, others, self.node.config.grpc.max_message_bytes)
+        let is_other = |other: &&Arc<ContainerSnapshot>| of(&other.spec) != of(spec);
+        let of_pod = pods.iter().filter(|pod| pod.spec.id == spec.sandbox_id).flat_map(|pod| &pod.containers);
+        let of_pod = of_pod.filter(is_other).map(|other| tally::container(&other.spec));
+        let containers = pods.iter().flat_map(|pod| &pod.containers).filter(is_other);
+        let all = containers.map(|other| tally::container(&other.spec));
+        let all = all.chain(pods.iter().map(|pod| tally::pod(&pod.spec)));
+        let limit = self.node.config.grpc.max_message_bytes;
+        tally::check("containers", tally::container(spec), of_pod, all, limit)
     }
 
     /// The image of the container whose checkpoint this is: what a container that continues from it is of.

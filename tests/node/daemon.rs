@@ -155,3 +155,28 @@ async fn a_daemon_that_crashes_leaves_no_core_and_containers_keep_their_limit() 
     node.daemon.launch().unwrap();
     node.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_descriptors_the_cri_socket_waits_and_does_not_spin() {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    const SAYS: &str = "a listener cannot accept a connection";
+    let mut node = Node::new(Options::default()).await;
+    let pid = Pid::from_raw(i32::try_from(node.daemon.pid().unwrap()).unwrap()).unwrap();
+    // What is open stays open, and nothing more can be.
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let before = prlimit(Some(pid), Resource::Nofile, Rlimit { current: Some(3), maximum }).unwrap();
+    let begun = std::time::Instant::now();
+    let waiting = std::os::unix::net::UnixStream::connect(node.scratch.socket()).unwrap();
+    let said = |node: &Node| node.daemon.log().matches(SAYS).count();
+    let repeated = std::time::Duration::from_secs(60);
+    podwright_testkit::wait_for("it says so more than once", repeated, || (said(&node) > 3).then_some(()))
+        .unwrap();
+    let (often, took) = (said(&node), begun.elapsed());
+    prlimit(Some(pid), Resource::Nofile, before).unwrap();
+    // Ten times a second; one that spins says it ten thousand times.
+    let most = usize::try_from(took.as_millis() / 50).unwrap() + 10;
+    assert!(often <= most, "{often} times within {took:?}");
+    drop(waiting);
+    assert!(node.list_containers().await.is_empty());
+    node.finish().await;
+}

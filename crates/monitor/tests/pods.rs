@@ -350,3 +350,27 @@ fn a_directory_deeper_than_a_socket_path_may_be() {
     pod.shutdown();
     assert!(!dir.join(MONITOR_SOCKET).exists());
 }
+
+#[test]
+fn without_descriptors_it_waits_and_does_not_spin() {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    const SAYS: &str = "cannot accept a connection";
+    let mut pod = Pod::launch("deaf", |_| {});
+    let pid = Pid::from_raw(i32::try_from(pod.pid()).unwrap()).unwrap();
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let before = prlimit(Some(pid), Resource::Nofile, Rlimit { current: Some(3), maximum }).unwrap();
+    let begun = std::time::Instant::now();
+    let late = UnixStream::connect(pod.dir.join(MONITOR_SOCKET)).unwrap();
+    let diary = pod.dir.join("monitor.log");
+    let said = || std::fs::read_to_string(&diary).unwrap_or_default().matches(SAYS).count();
+    until("it says so more than once", || said() > 1);
+    let (often, took) = (said(), begun.elapsed());
+    // Once a second; one that spins fills its log at once.
+    assert!(often <= usize::try_from(took.as_secs()).unwrap() + 2, "{often} times within {took:?}");
+    // Who is there already is served meanwhile, and who waits is let in afterwards.
+    assert!(matches!(pod.client.call(Request::List), Reply::List { .. }));
+    prlimit(Some(pid), Resource::Nofile, before).unwrap();
+    let mut late = Client::new(late);
+    assert!(matches!(late.call(Request::Hello { version: 1 }), Reply::Hello { version: 1, .. }));
+    pod.shutdown();
+}

@@ -13,8 +13,11 @@ use rustix::fs::{Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
+/// Bytes of a log's end that are copied.
+const MAX_LOG: u64 = 64 << 20;
 /// Version of a pod's checkpoint.
 pub(super) const POD_VERSION: u32 = 1;
 
@@ -125,7 +128,9 @@ pub(super) fn pod(spec: &SandboxSpec, containers: Vec<String>) -> Description {
     Description(vec![(POD_DUMP, pod), (POD_OPTIONS, options)], None)
 }
 
-/// Copies the log, below the pod's log directory, if it is a plain file and no link leads to it: whoever may write into the log directory must not choose what is read.
+/// Copies the log, below the pod's log directory, if it is a plain file and no link leads to it: whoever may write into the
+/// log directory must not choose what is read. Of a long one the end, from a line on: a kubelet rotates logs at 10 MiB, and
+/// how long one becomes without is its container's choice.
 pub(super) fn copy_log(log: Option<(&Path, &Path)>, dir: &Path) -> Result<(), SandboxError> {
     let Some((top, log)) = log else { return Ok(()) };
     let (Some(parent), Some(name)) = (log.parent(), log.file_name()) else { return Ok(()) };
@@ -138,8 +143,17 @@ pub(super) fn copy_log(log: Option<(&Path, &Path)>, dir: &Path) -> Result<(), Sa
         return Ok(());
     }
     let copy = dir.join(LOG);
-    let copied = File::create(&copy).and_then(|mut to| std::io::copy(&mut file, &mut to));
-    copied.map(|_| ()).map_err(SandboxError::io("copy the log to", &copy))
+    copy_end(&mut file, &copy, MAX_LOG).map_err(SandboxError::io("copy the log to", &copy))
+}
+
+fn copy_end(file: &mut File, copy: &Path, most: u64) -> std::io::Result<()> {
+    let start = file.metadata()?.len().saturating_sub(most);
+    file.seek(SeekFrom::Start(start))?;
+    let mut end = BufReader::new(file.take(most));
+    if start > 0 {
+        end.skip_until(b'\n')?;
+    }
+    std::io::copy(&mut end, &mut File::create(copy)?).map(drop)
 }
 
 /// As Go writes and reads times.
@@ -187,5 +201,25 @@ mod tests {
         }
         copy_log(Some((dir.path(), &dir.path().join("none"))), dir.path()).unwrap();
         copy_log(None, dir.path()).unwrap();
+    }
+
+    #[test]
+    fn of_a_long_log_whole_lines_of_its_end_are_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, copy) = (dir.path().join("log"), dir.path().join("copy"));
+        std::fs::write(&log, "first line\nsecond line\nthird line\n").unwrap();
+        for (most, expected) in [
+            (1000, "first line\nsecond line\nthird line\n"),
+            (25, "second line\nthird line\n"),
+            (15, "third line\n"),
+        ] {
+            copy_end(&mut File::open(&log).unwrap(), &copy, most).unwrap();
+            assert_eq!(std::fs::read_to_string(&copy).unwrap(), expected, "{most}");
+        }
+        // A terabyte, sparse, and without a line's end.
+        let sparse = File::create(&log).unwrap();
+        sparse.set_len(1 << 40).unwrap();
+        copy_log(Some((dir.path(), &log)), dir.path()).unwrap();
+        assert!(std::fs::metadata(dir.path().join(LOG)).unwrap().len() <= MAX_LOG);
     }
 }

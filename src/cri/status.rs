@@ -97,6 +97,7 @@ fn code(error: &SandboxError) -> Code {
             _ => io_code(source),
         },
         SandboxError::Foreign(error) => foreign_code(error),
+        SandboxError::StillMounted(_) => Code::Unavailable,
         SandboxError::ImageVolume { cause, .. } => volume_code(cause),
         SandboxError::Unsupported(_) => Code::Unimplemented,
         SandboxError::ExecTimeout { .. } | SandboxError::StepTimeout { .. } => Code::DeadlineExceeded,
@@ -139,7 +140,7 @@ fn code(error: &SandboxError) -> Code {
 
 fn foreign_code(error: &ForeignError) -> Code {
     match error {
-        ForeignError::Hangs { .. } => Code::Unavailable,
+        ForeignError::Hangs { .. } | ForeignError::Lost { .. } => Code::Unavailable,
         ForeignError::Silent { .. } | ForeignError::Busy { .. } => Code::DeadlineExceeded,
         ForeignError::Thread { source, .. } => io_code(source),
         ForeignError::Panicked { .. } => Code::Internal,

@@ -87,13 +87,14 @@ pub enum DeviceError {
 }
 
 /// Resolves the devices that a container asks for. A directory stands for every device below it; a symlink for what
-/// it points to.
+/// it points to. `at` is told the number of each before it is looked at.
 ///
 /// # Errors
 /// When a path is missing or no device.
-pub fn resolve(devices: &[Device]) -> Result<Vec<ResolvedDevice>, DeviceError> {
+pub fn resolve(devices: &[Device], at: impl Fn(usize)) -> Result<Vec<ResolvedDevice>, DeviceError> {
     let mut found = Vec::new();
-    for device in devices {
+    for (number, device) in devices.iter().enumerate() {
+        at(number);
         let permissions = if device.permissions.is_empty() { "rwm" } else { &device.permissions };
         if permissions.bytes().any(|b| !b"rwm".contains(&b)) {
             return Err(DeviceError::Permissions {
@@ -201,11 +202,14 @@ mod tests {
     use super::*;
 
     fn ask(host: &Path, container: &str, permissions: &str) -> Result<Vec<ResolvedDevice>, DeviceError> {
-        resolve(&[Device {
-            host_path: host.to_owned(),
-            container_path: container.into(),
-            permissions: permissions.into(),
-        }])
+        resolve(
+            &[Device {
+                host_path: host.to_owned(),
+                container_path: container.into(),
+                permissions: permissions.into(),
+            }],
+            |_| {},
+        )
     }
 
     #[test]

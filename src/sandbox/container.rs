@@ -11,11 +11,12 @@ use super::node::{Node, make_private_dir, write_private};
 use super::recover;
 use super::root_dirs;
 use super::selinux;
-use super::sources::{Look, Source};
+use super::sources::{Look, Source, look_at};
 use super::spec::{self, ImageProcess, Inputs, PodNamespaces};
 use super::state::{ContainerState, Init};
 use super::stop::{kill_cgroup, shares_pid_namespace};
 use super::volumes;
+use crate::host::foreign::{Asked, Progress};
 use crate::host::monitor::{
     ContainerState as MonitorContainer, CreateRequest, Monitor, MonitorError, NamespacePaths, RestoreRequest,
 };
@@ -28,12 +29,15 @@ use crate::model::{ContainerId, ContainerSpec, Mount, MountSource, NamespaceMode
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
-/// How long making a bundle may take: the kubelet's own limit for CreateContainer.
-const PREPARE_LIMIT: Duration = Duration::from_secs(110);
+/// How long a creation may take, from the call to the bundle: the kubelet's own limit for CreateContainer.
+pub(super) const CREATION_LIMIT: Duration = Duration::from_secs(110);
 /// How long RemoveContainer waits for a writable layer to be gone, a tenth of the kubelet's own limit. A larger one is out
 /// of sight by then, and goes on being removed; a daemon that ends meanwhile goes on with it at its next start.
 const REMOVAL_WAIT: Duration = Duration::from_secs(12);
+/// How long unmounting a volume of the host's is waited for: a server that answers takes some milliseconds.
+const UNMOUNT_WAIT: Duration = Duration::from_secs(5);
 /// Nothing reads a writable layer after a reboot (records of containers do not survive one either), so nothing in it
 /// need be synced. Without this (Linux 5.10), the end of each container syncs the whole file system that the layer is
 /// on, other people's data included.
@@ -53,6 +57,8 @@ pub(super) struct Request {
     pub(super) namespaces: NamespacePaths,
     /// Whose PID namespace a TARGET container joins.
     pub(super) target: Option<Init>,
+    /// When the call has to be answered.
+    pub(super) until: Instant,
 }
 
 /// A bundle that is ready.
@@ -109,9 +115,9 @@ pub(super) fn stop_signal(spec: &ContainerSpec, hold: Option<&Hold>) -> i32 {
 pub(super) async fn prepare_or_undo(request: Request) -> Result<Prepared, SandboxError> {
     let (node, spec) = (request.node.clone(), request.spec.clone());
     let begun = std::time::Instant::now();
-    let until = tokio::time::Instant::now() + PREPARE_LIMIT;
-    let result = match sources(&request, until).await {
-        Ok(sources) => within_limit(request, sources, until).await,
+    let until = request.until;
+    let result = match outside(&request, until).await {
+        Ok(found) => within_limit(request, found, until).await,
         Err(error) => Err(error),
     };
     node.metrics.observe("create_container", "total", begun);
@@ -124,8 +130,38 @@ pub(super) async fn prepare_or_undo(request: Request) -> Result<Prepared, Sandbo
     result
 }
 
+/// What a container has of places that are not podwright's own.
+#[derive(Debug)]
+struct Outside {
+    sources: Vec<Source>,
+    restored: Option<checkpoint::Restored>,
+}
+
+async fn outside(request: &Request, until: Instant) -> Result<Outside, SandboxError> {
+    Ok(Outside { sources: sources(request, until).await?, restored: restored(request, until).await? })
+}
+
+/// A checkpoint's files, copied into the directory for the writable layer.
+async fn restored(request: &Request, until: Instant) -> Result<Option<checkpoint::Restored>, SandboxError> {
+    let Request { node, pod, spec, namespaces, .. } = request;
+    let Some(from) = spec.restore.clone() else { return Ok(None) };
+    let (own, writable) = (node.clone(), node.writable(&spec.id));
+    blocking(move || make_writable(&own, &writable)).await?;
+    let (own, writable, namespaces) = (node.clone(), node.writable(&spec.id), namespaces.clone());
+    let (places, left) = (checkpoint::places(&from), until.saturating_duration_since(Instant::now()));
+    let fetch = move |progress: Option<&Progress>| {
+        checkpoint::fetch(&from, &writable, &namespaces, &own.images, progress)
+    };
+    look_at(node, pod.id.as_str(), places, left, fetch).await.map(Some)
+}
+
+fn make_writable(node: &Node, writable: &Path) -> Result<(), SandboxError> {
+    make_private_dir(writable)?;
+    Ok(node.layers.adopt(writable)?)
+}
+
 /// What the mounts name on the host, which may hang; labelled where that was asked for.
-async fn sources(request: &Request, until: tokio::time::Instant) -> Result<Vec<Source>, SandboxError> {
+async fn sources(request: &Request, until: Instant) -> Result<Vec<Source>, SandboxError> {
     let Request { node, pod, spec, namespaces, .. } = request;
     let look = Look { node: node.clone(), pod: pod.clone(), spec: spec.clone(), until };
     if selinux::relabels(node, pod, spec) {
@@ -136,13 +172,9 @@ async fn sources(request: &Request, until: tokio::time::Instant) -> Result<Vec<S
 
 /// Makes the bundle from what is podwright's own. When the time is up that goes on, and is undone once more at its end:
 /// what it makes until then is nobody's.
-async fn within_limit(
-    request: Request,
-    sources: Vec<Source>,
-    until: tokio::time::Instant,
-) -> Result<Prepared, SandboxError> {
+async fn within_limit(request: Request, found: Outside, until: Instant) -> Result<Prepared, SandboxError> {
     let (node, spec) = (request.node.clone(), request.spec.clone());
-    let mut work = tokio::spawn(blocking(move || prepare(&request, &sources)));
+    let mut work = tokio::spawn(blocking(move || prepare(&request, &found)));
     if let Ok(done) = tokio::time::timeout_at(until, &mut work).await {
         return done.unwrap_or(Err(SandboxError::ShuttingDown));
     }
@@ -156,10 +188,10 @@ async fn within_limit(
             tracing::error!(container = %spec.id, %error, "cannot undo an unfinished creation");
         }
     });
-    Err(SandboxError::StepTimeout { step: "creation", id, limit: PREPARE_LIMIT })
+    Err(SandboxError::StepTimeout { step: "creation", id, limit: CREATION_LIMIT })
 }
 
-fn prepare(request: &Request, sources: &[Source]) -> Result<Prepared, SandboxError> {
+fn prepare(request: &Request, found: &Outside) -> Result<Prepared, SandboxError> {
     let Request { node, pod, spec, hold, granted, namespaces, target, .. } = request;
     let bundle = node.bundle(&spec.id);
     let (root, writable) = (bundle.join("rootfs"), node.writable(&spec.id));
@@ -172,18 +204,17 @@ fn prepare(request: &Request, sources: &[Source]) -> Result<Prepared, SandboxErr
     selinux::share_pod_files(node, pod, spec)?;
     let target = target.map(|target| pin_target(&bundle, spec, target)).transpose()?;
     let label = selinux::mount_option(node, pod, spec);
-    let mounts = bound_sources(request, sources, &bundle, map.as_ref(), label.as_deref())?;
-    make_private_dir(&writable)?;
-    node.layers.adopt(&writable)?;
+    let mounts = bound_sources(request, &found.sources, &bundle, map.as_ref(), label.as_deref())?;
+    if found.restored.is_none() {
+        make_writable(node, &writable)?;
+    }
     for dir in [&root, &upper, &work] {
         std::fs::create_dir(dir).map_err(SandboxError::io("make directory", dir))?;
     }
     // The upper directory's mode becomes that of the container's `/`.
     open_to_all(&upper)?;
     let mut lowers = hold.layers().to_vec();
-    if let Some(from) = &spec.restore {
-        lowers.push(checkpoint::fetch(from, &writable, namespaces, &node.images)?.layer);
-    }
+    lowers.extend(found.restored.iter().map(|restored| restored.layer.clone()));
     rootfs::mount(&rootfs::Overlay {
         lowers: &lowers,
         upper: &upper,
@@ -342,7 +373,7 @@ pub(super) async fn start(
         cgroup: Some(text(node.leaf(pod, &spec.id)?.path())),
         restore: spec.restore.as_ref().map(|_| RestoreRequest {
             images: text(&checkpoint::images(&node.writable(&spec.id))),
-            work: text(&node.bundle(&spec.id)),
+            work: text(&checkpoint::work(&node.writable(&spec.id))),
         }),
     };
     let created = node.metrics.step("start_container", "runtime", monitor.create(request)).await;
@@ -356,7 +387,7 @@ pub(super) async fn start(
             if spec.restore.is_none() {
                 return Err(error.into());
             }
-            let log = node.bundle(&spec.id).join("restore.log");
+            let log = checkpoint::work(&node.writable(&spec.id)).join("restore.log");
             match blocking(move || Ok(criu_words(&log))).await? {
                 Some(said) => Err(CheckpointError::Start { error: Box::new(error), said }.into()),
                 None => Err(error.into()),
@@ -477,12 +508,9 @@ pub(super) async fn clean(
         kill_cgroup(node, pod, spec);
     }
     let deleted = node.metrics.step("clean_container", "runtime", runtime.delete(spec.id.as_str())).await;
-    let (cgroups, leaf, bundle) = (node.cgroups.clone(), node.leaf(pod, &spec.id)?, node.bundle(&spec.id));
-    blocking(move || {
-        cgroups.remove(&leaf)?;
-        unmount(&bundle)
-    })
-    .await?;
+    let (cgroups, leaf) = (node.cgroups.clone(), node.leaf(pod, &spec.id)?);
+    blocking(move || Ok(cgroups.remove(&leaf)?)).await?;
+    unmount(node, spec.sandbox_id.as_str(), node.bundle(&spec.id)).await?;
     node.layers.ended(&spec.id);
     Ok(deleted?)
 }
@@ -490,8 +518,8 @@ pub(super) async fn clean(
 /// Removes everything of a container but its record and log.
 pub(super) async fn remove(node: &Arc<Node>, spec: &ContainerSpec) -> Result<(), SandboxError> {
     let (bundle, writable, trash) = (node.bundle(&spec.id), node.writable(&spec.id), node.trash());
+    unmount(node, spec.sandbox_id.as_str(), bundle.clone()).await?;
     let behind = blocking(move || {
-        unmount(&bundle)?;
         remove_tree(&bundle)?;
         Ok(remove::soon(&writable, &trash)?)
     })
@@ -505,10 +533,35 @@ pub(super) async fn remove(node: &Arc<Node>, spec: &ContainerSpec) -> Result<(),
     Ok(())
 }
 
-/// Unmounts all that a bundle mounted; may be repeated. Blocking.
-pub(super) fn unmount(bundle: &Path) -> Result<(), SandboxError> {
-    rootfs::unmount(&bundle.join("rootfs"))?;
-    volumes::unmount(bundle)
+/// Unmounts all that a bundle mounted; may be repeated. What is of the host's file systems, whose servers may be asked
+/// about it, is gone from sight when this returns, and given back behind it if they do not answer.
+pub(super) async fn unmount(node: &Node, pod: &str, bundle: PathBuf) -> Result<(), SandboxError> {
+    let own = move || {
+        rootfs::unmount(&bundle.join("rootfs"))?;
+        volumes::unmount(&bundle)
+    };
+    for target in blocking(own).await? {
+        let unmounted = target.clone();
+        let asked = Asked { pod: pod.to_owned(), places: vec![target.clone()], limit: UNMOUNT_WAIT };
+        match node.foreign.release(asked, move || rootfs::unmount(&unmounted)).await? {
+            Some(done) => done?,
+            // The kernel takes it away first and gives it back then.
+            None if is_mounted(&target)? => return Err(SandboxError::StillMounted(target)),
+            None => {
+                // Log: A container with a volume of mapped ids ended, and the volume's server does not answer. The mount is
+                // gone from sight; the kernel releases it when the server answers.
+                // Do: Look at that server.
+                tracing::warn!(volume = %target.display(), "a volume's file system does not answer, its unmount goes on");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// By the kernel's table, which asks no file system.
+fn is_mounted(target: &Path) -> Result<bool, SandboxError> {
+    let mounts = mountinfo::read().map_err(SandboxError::io("read", Path::new("/proc/self/mountinfo")))?;
+    Ok(mounts.iter().any(|mount| mount.mount_point == target))
 }
 
 pub(super) fn remove_tree(dir: &Path) -> Result<(), SandboxError> {

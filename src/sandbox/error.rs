@@ -158,6 +158,9 @@ pub enum SandboxError {
     /// A path of the host that a request names does not answer.
     #[error(transparent)]
     Foreign(#[from] ForeignError),
+    /// A volume of the host's stays where it was mounted.
+    #[error("unmount {}: its file system does not answer", .0.display())]
+    StillMounted(PathBuf),
     /// A mount's image. The first word is cri-api's ErrImageVolumeMountFailed (`pkg/errors`).
     #[error("ImageVolumeMountFailed: mount {container_path} of image {image:?}: {cause}")]
     ImageVolume {

@@ -5,12 +5,13 @@ use super::bring_up::blocking;
 use super::error::SandboxError;
 use super::node::Node;
 use super::selinux;
+use super::sources::look_at;
 use super::spec::{self, Seccomp};
 use crate::host::blockio::{self, BlockIoError};
 use crate::host::cdi::{self, Edits};
 use crate::host::cgroups::CgroupMode;
 use crate::host::devices::{self, Owner, ResolvedDevice};
-use crate::host::foreign::Asked;
+use crate::host::foreign::Progress;
 use crate::host::kernel;
 use crate::host::security::seccomp::{self, Machine};
 use crate::model::{ContainerSpec, Device, Profile, SandboxSpec};
@@ -18,8 +19,10 @@ use oci_spec::runtime::LinuxBlockIo;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
-/// How long the look-ups may take: device files and profiles lie on local file systems.
+/// How long each of the look-ups may take, within what is left for the call: device files and profiles lie on local file
+/// systems.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// What was found.
@@ -37,31 +40,36 @@ pub(super) struct Granted {
     pub(super) rdt_class: Option<String>,
 }
 
-/// Judges the request against what the host has, and looks up what it names.
+/// Judges the request against what the host has, and looks up what it names, before the call has to be answered.
 pub(super) async fn grant(
     node: &Arc<Node>,
     pod: &SandboxSpec,
     container: &ContainerSpec,
+    until: Instant,
 ) -> Result<Granted, SandboxError> {
     let security = &container.security;
     spec::check(pod, container, &node.facts, &node.config.containers)?;
     selinux::check(node, pod, Some(security))?;
     let apparmor = spec::apparmor(security, &node.facts)?;
     if let Some(profile) = apparmor.filter(|_| security.apparmor != Some(Profile::Unconfined)) {
-        node.apparmor.ensure(&profile).await?;
+        let ensured = async { Ok(node.apparmor.ensure(&profile).await?) };
+        within_limit(container, until, ensured).await?;
     }
     let seccomp = match &security.seccomp {
         Profile::Unconfined => Seccomp::Unconfined,
         Profile::RuntimeDefault => Seccomp::RuntimeDefault,
         Profile::Localhost(path) => {
             let path = PathBuf::from(path);
+            let place = path.clone();
             let machine = Machine { arch: std::env::consts::ARCH, kernel: kernel::running() };
-            let loaded = look(node, pod, vec![path.clone()], move || Ok(seccomp::load(&path, machine)?));
+            let load =
+                move |_: Option<&Progress>| -> Result<_, SandboxError> { Ok(seccomp::load(&path, machine)?) };
+            let loaded = look_at(node, pod.id.as_str(), vec![place], limit(node, until), load);
             Seccomp::Profile(Box::new(loaded.await?))
         }
     };
     let rdt_class = class(pod, container, &RDT).map(rdt_class).transpose()?;
-    let block_io = block_io(node, pod, container).await?;
+    let block_io = block_io(node, pod, container, until).await?;
     if container.devices.is_empty() && container.cdi_devices.is_empty() {
         let (devices, cdi) = (Vec::new(), Edits::default());
         return Ok(Granted { seccomp, devices, cdi, block_io, rdt_class });
@@ -70,9 +78,10 @@ pub(super) async fn grant(
     let dirs = node.config.containers.cdi_spec_dirs.clone();
     let (asked, names) = (container.devices.clone(), container.cdi_devices.clone());
     let places: Vec<_> = asked.iter().map(|device| device.host_path.clone()).collect();
-    let found = move || {
+    let found = move |progress: Option<&Progress>| {
         let cdi = cdi::resolve(&dirs, &names)?;
-        let mut devices = devices::resolve(&asked)?;
+        let at = |number| progress.into_iter().for_each(|progress| progress.at(number));
+        let mut devices = devices::resolve(&asked, at)?;
         if let Some(owner) = owner {
             devices.iter_mut().for_each(|device| device.owner = owner(device.owner));
         }
@@ -85,8 +94,8 @@ pub(super) async fn grant(
     };
     let (devices, cdi) = match places.is_empty() {
         // What specifications of the node name is the node's own.
-        true => within_limit(container, blocking(found)).await?,
-        false => look(node, pod, places, found).await?,
+        true => within_limit(container, until, blocking(move || found(None))).await?,
+        false => look_at(node, pod.id.as_str(), places, limit(node, until), found).await?,
     };
     Ok(Granted { seccomp, devices, cdi, block_io, rdt_class })
 }
@@ -142,6 +151,7 @@ async fn block_io(
     node: &Arc<Node>,
     pod: &SandboxSpec,
     container: &ContainerSpec,
+    until: Instant,
 ) -> Result<Option<LinuxBlockIo>, SandboxError> {
     let Some(name) = class(pod, container, &BLOCK_IO) else { return Ok(None) };
     let controller = if node.facts.cgroups == CgroupMode::V2 { "io" } else { "blkio" };
@@ -151,7 +161,7 @@ async fn block_io(
     }
     let file = node.config.containers.blockio_config_file.clone();
     let found = blocking(move || Ok(blockio::class(&file, &name)?));
-    within_limit(container, found).await.map(Some)
+    within_limit(container, until, found).await.map(Some)
 }
 
 /// Whose devices that the pod asks for become, if that is configured.
@@ -164,27 +174,22 @@ fn owner(node: &Node, container: &ContainerSpec) -> Option<impl Fn(Owner) -> Own
         .then_some(move |host: Owner| Owner { uid: uid.or(host.uid), gid: gid.or(host.gid) })
 }
 
-/// Looks at paths of the host that the request names, which may hang.
-async fn look<T: Send + 'static>(
-    node: &Node,
-    pod: &SandboxSpec,
-    places: Vec<PathBuf>,
-    work: impl FnOnce() -> Result<T, SandboxError> + Send + 'static,
-) -> Result<T, SandboxError> {
-    let limit = LIMIT.min(node.config.host_path_limit());
-    let asked = Asked { pod: pod.id.to_string(), places, limit };
-    node.foreign.run(asked, |_| work()).await?
+/// How long a look may take.
+fn limit(node: &Node, until: Instant) -> Duration {
+    LIMIT.min(node.config.host_path_limit()).min(until.saturating_duration_since(Instant::now()))
 }
 
 async fn within_limit<T>(
     container: &ContainerSpec,
+    until: Instant,
     work: impl Future<Output = Result<T, SandboxError>>,
 ) -> Result<T, SandboxError> {
-    match tokio::time::timeout(LIMIT, work).await {
+    let limit = LIMIT.min(until.saturating_duration_since(Instant::now()));
+    match tokio::time::timeout(limit, work).await {
         Ok(result) => result,
         Err(_) => {
             let id = container.id.to_string();
-            Err(SandboxError::StepTimeout { step: "looking up profiles and devices", id, limit: LIMIT })
+            Err(SandboxError::StepTimeout { step: "looking up profiles and devices", id, limit })
         }
     }
 }

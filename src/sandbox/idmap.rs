@@ -3,10 +3,13 @@
 
 use super::error::SandboxError;
 use super::spec::SpecError;
+use super::volumes;
+use crate::host::foreign::Found;
 use crate::host::monitor::{IdMappings, IdRange as MonitorRange, NamespacePaths};
 use crate::host::mountinfo;
 use crate::host::rootfs::{self, Detached, IdMap, IdRange};
 use crate::model::{IdMapping, Mount, Propagation, SandboxSpec, UserNamespace};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -53,7 +56,7 @@ pub(super) fn let_through(dir: &Path, map: &IdMap) -> Result<(), SandboxError> {
 /// Blocking, for as long as the source does not answer.
 pub(super) fn mapped_source(
     mount: &Mount,
-    source: &Path,
+    source: &Found,
     of_pod: Option<&IdMap>,
 ) -> Result<Option<Detached>, SandboxError> {
     if mount.uid_mappings.is_empty() {
@@ -77,16 +80,16 @@ pub(super) fn mapped_source(
         }
     };
     if follows {
-        check_follows(mount, source)?;
+        check_follows(mount, &source.path)?;
     }
-    Ok(Some(rootfs::clone_mapped(source, map, follows)?))
+    Ok(Some(rootfs::clone_mapped(source.file.as_fd(), &source.path, map, follows)?))
 }
 
 /// Mounts such a source below `bundle`, for the mount of that number.
 pub(super) fn attach(bundle: &Path, number: usize, mapped: &Detached) -> Result<PathBuf, SandboxError> {
-    let dir = bundle.join("volumes");
+    let dir = volumes::dir(bundle);
     std::fs::create_dir_all(&dir).map_err(SandboxError::io("make directory", &dir))?;
-    let target = dir.join(format!("mapped-{number}"));
+    let target = dir.join(format!("{}{number}", volumes::MAPPED));
     let made = match mapped.is_dir {
         true => std::fs::create_dir(&target),
         false => std::fs::File::create(&target).map(drop),

@@ -3,6 +3,7 @@
 
 use super::bring_up::{blocking, shm_bytes};
 use super::checkpoint;
+use super::container::CREATION_LIMIT;
 use super::error::SandboxError;
 use super::exec;
 use super::granted;
@@ -28,6 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// The pods of this node. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -180,6 +182,7 @@ impl Manager {
     /// # Errors
     /// When the sandbox is not ready, the image is absent, or a step fails; then everything was undone.
     pub async fn create_container(&self, mut spec: ContainerSpec) -> Outcome<ContainerId> {
+        let until = Instant::now() + CREATION_LIMIT;
         let handle = self.find_pod(spec.sandbox_id.as_str()).map_err(Arc::new)?;
         check_resources(&spec.resources, &self.node.facts).map_err(|e| Arc::new(e.into()))?;
         self.check_listed(&spec).map_err(Arc::new)?;
@@ -192,10 +195,10 @@ impl Manager {
         let hold = Arc::new(hold);
         let volumes = volumes::hold(&self.node.images, &mut spec).map_err(Arc::new)?;
         let pod = handle.snapshots.borrow().spec.clone();
-        checkpoint::check_container(&self.node, &pod, &spec).await.map_err(Arc::new)?;
+        checkpoint::check_container(&self.node, &pod, &spec, until).await.map_err(Arc::new)?;
         let gone = Err(Arc::new(SandboxError::SandboxNotFound(spec.sandbox_id.to_string())));
-        let granted = granted::grant(&self.node, &pod, &spec).await.map_err(Arc::new)?;
-        let new = Box::new(NewContainer { spec, hold, volumes, granted });
+        let granted = granted::grant(&self.node, &pod, &spec, until).await.map_err(Arc::new)?;
+        let new = Box::new(NewContainer { spec, hold, volumes, granted, until });
         ask(&handle, |reply| Command::Create { new, reply }, gone).await
     }
 

@@ -430,8 +430,8 @@ async fn sweep(node: &Arc<Node>, known: &HashSet<String>) {
             // A bundle is our own. Nobody waits for the end of what a container made: the socket opens meanwhile.
             let trash = (*parent == layers).then(|| trash.clone());
             let swept = dir.clone();
+            report(&dir, container::unmount(node, "", dir.clone()).await);
             let removed = blocking(move || {
-                container::unmount(&swept)?;
                 let Some(trash) = trash else { return remove_tree(&swept) };
                 remove::behind(&swept, &trash)?;
                 Ok(())

@@ -104,19 +104,20 @@ pub(super) fn relabels(node: &Node, pod: &SandboxSpec, container: &ContainerSpec
 }
 
 /// Labels a volume, whose path on the host has no symlink. Blocking, for as long as it is large; may be repeated, and
-/// goes on where it was.
+/// goes on where it was. `moves` is called again and again.
 pub(super) fn label_volume(
     node: &Node,
     pod: &SandboxSpec,
     container: &ContainerSpec,
     mount: &Mount,
     source: &Path,
+    moves: &dyn Fn(),
 ) -> Result<(), SandboxError> {
     let Some(selinux) = &node.selinux else { return Ok(()) };
     let labels = selinux_labels(selinux.contexts(), pod, Some(&container.security));
     let label = selinux.canonical(&labels.mount)?;
     let known = if tries_to_skip(node, pod) { Known::Tree } else { Known::Root };
-    selinux::relabel(source, &label, known)
+    selinux::relabel(source, &label, known, moves)
         .map_err(|cause| SandboxError::Relabel { container_path: mount.container_path.clone(), cause })
 }
 

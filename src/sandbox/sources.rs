@@ -7,13 +7,14 @@ use super::error::SandboxError;
 use super::idmap;
 use super::node::Node;
 use super::selinux;
-use crate::host::foreign::{Asked, Progress};
+use crate::host::foreign::{self, Asked, Found, Missing, Progress};
 use crate::host::monitor::NamespacePaths;
 use crate::host::rootfs::Detached;
 use crate::model::{ContainerSpec, Mount, MountSource, SandboxSpec};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// What to bind for one mount.
 #[derive(Debug)]
@@ -33,13 +34,13 @@ pub(super) struct Look {
     pub(super) pod: Arc<SandboxSpec>,
     pub(super) spec: Arc<ContainerSpec>,
     /// When its call has to be answered.
-    pub(super) until: tokio::time::Instant,
+    pub(super) until: Instant,
 }
 
 impl Look {
     /// How long a look may take: as configured, or what is left for the call.
     fn limit(&self) -> Duration {
-        let left = self.until.saturating_duration_since(tokio::time::Instant::now());
+        let left = self.until.saturating_duration_since(Instant::now());
         self.node.config.host_path_limit().min(left)
     }
 
@@ -71,17 +72,17 @@ impl Look {
             let MountSource::Host(path) = &mount.source else { return Ok(Source::NotOfHost) };
             progress.at(number);
             number += 1;
-            let source = host_source(&self.node, mount, path)?;
-            Ok(match idmap::mapped_source(mount, &source, map.as_ref())? {
+            let found = host_source(&self.node, mount, path, progress)?;
+            Ok(match idmap::mapped_source(mount, &found, map.as_ref())? {
                 Some(mapped) => Source::Mapped(mapped),
-                None => Source::Host(source),
+                None => Source::Host(found.path),
             })
         };
         self.spec.mounts.iter().map(resolve).collect()
     }
 
     /// Labels the volumes that ask for it. One that is so large that the time is up is labelled to its end by the thread
-    /// that began, and the next call finds it done.
+    /// that began, and the next call finds it done; as long as it labels file after file, it does not hang.
     pub(super) async fn label_volumes(&self) -> Result<(), SandboxError> {
         let look = self.clone();
         let places = self.paths(|mount| mount.selinux_relabel).map(|(_, path)| path.to_owned()).collect();
@@ -89,9 +90,10 @@ impl Look {
             let mounts = look.paths(|mount| mount.selinux_relabel).enumerate();
             for (number, (mount, path)) in mounts {
                 progress.at(number);
-                let source = host_source(&look.node, mount, path)?;
-                progress.working_at(number);
-                selinux::label_volume(&look.node, &look.pod, &look.spec, mount, &source)?;
+                let source = host_source(&look.node, mount, path, progress)?.path;
+                progress.works();
+                let moves = || progress.moves();
+                selinux::label_volume(&look.node, &look.pod, &look.spec, mount, &source, &moves)?;
             }
             Ok(())
         });
@@ -107,35 +109,36 @@ impl Look {
 }
 
 /// Does `work`, which looks at `places` of the host that a request names for `whose` sake; without any, on a thread of
-/// the common pool.
+/// the common pool. Each is gone to first, so that what hangs is known by what it is, and by its own name. `work` is told
+/// whereby it can say where it is.
 pub(super) async fn look_at<T: Send + 'static>(
     node: &Node,
     whose: &str,
     places: Vec<PathBuf>,
-    work: impl FnOnce() -> Result<T, SandboxError> + Send + 'static,
+    limit: Duration,
+    work: impl FnOnce(Option<&Progress>) -> Result<T, SandboxError> + Send + 'static,
 ) -> Result<T, SandboxError> {
     if places.is_empty() {
-        return blocking(work).await;
+        return blocking(move || work(None)).await;
     }
-    let asked = Asked { pod: whose.to_owned(), places, limit: node.config.host_path_limit() };
-    node.foreign.run(asked, |_| work()).await?
+    let asked = Asked { pod: whose.to_owned(), places: places.clone(), limit };
+    let looks = move |progress: &Progress| {
+        for (number, place) in places.iter().enumerate() {
+            progress.at(number);
+            // What is missing, or not to be had, is told by the work.
+            drop(foreign::find(progress, place, Missing::Refused)?);
+        }
+        work(Some(progress))
+    };
+    node.foreign.run(asked, looks).await?
 }
 
 /// A host path without symlinks. One that is missing becomes a directory, as with both peers: `hostPath` volumes
 /// without a `type` rely on it. It stays when the container goes, for it is the host's.
-fn host_source(node: &Node, mount: &Mount, path: &Path) -> Result<PathBuf, SandboxError> {
-    use std::os::unix::fs::DirBuilderExt as _;
+fn host_source(node: &Node, mount: &Mount, path: &Path, progress: &Progress) -> Result<Found, SandboxError> {
     let must_exist = &node.config.containers.absent_mount_sources_to_reject;
-    let found = match std::fs::canonicalize(path) {
-        Err(error)
-            if error.kind() == std::io::ErrorKind::NotFound && !must_exist.iter().any(|m| m == path) =>
-        {
-            let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path);
-            made.and_then(|()| std::fs::canonicalize(path))
-        }
-        found => found,
-    };
-    found.map_err(|source| SandboxError::MountSource {
+    let missing = if must_exist.iter().any(|m| m == path) { Missing::Refused } else { Missing::Made };
+    foreign::find(progress, path, missing)?.map_err(|source| SandboxError::MountSource {
         container_path: mount.container_path.clone(),
         host_path: path.to_owned(),
         source,

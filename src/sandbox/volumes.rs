@@ -170,18 +170,27 @@ fn within(root: &Path, sub_path: &str) -> Result<PathBuf, VolumeError> {
     std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(absent)
 }
 
-/// Unmounts every volume below `bundle`; may be repeated, and the bundle may be gone. Blocking.
-pub(super) fn unmount(bundle: &Path) -> Result<(), SandboxError> {
+/// Unmounts every volume below `bundle` that is of our own; may be repeated, and the bundle may be gone. Returns where those
+/// are that come from the host: if nobody else has their file system any more, unmounting asks its server. Blocking.
+pub(super) fn unmount(bundle: &Path) -> Result<Vec<PathBuf>, SandboxError> {
     let dir = dir(bundle);
     let entries = match std::fs::read_dir(&dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(SandboxError::io("list", &dir))?,
     };
+    let mut of_host = Vec::new();
     for entry in entries {
-        rootfs::unmount(&entry.map_err(SandboxError::io("list", &dir))?.path())?;
+        let entry = entry.map_err(SandboxError::io("list", &dir))?;
+        match entry.file_name().as_encoded_bytes().starts_with(MAPPED.as_bytes()) {
+            true => of_host.push(entry.path()),
+            false => rootfs::unmount(&entry.path())?,
+        }
     }
-    Ok(())
+    Ok(of_host)
 }
+
+/// How the names begin of what comes from the host with mapped ids; a number follows.
+pub(super) const MAPPED: &str = "mapped-";
 
 /// What is mounted for a bundle, and unmounted with it.
 pub(super) fn dir(bundle: &Path) -> PathBuf {
@@ -223,7 +232,11 @@ mod tests {
     #[test]
     fn a_bundle_without_volumes_is_unmounted_at_once() {
         let bundle = tempfile::tempdir().unwrap();
-        unmount(bundle.path()).unwrap();
-        unmount(&bundle.path().join("gone")).unwrap();
+        assert!(unmount(bundle.path()).unwrap().is_empty());
+        assert!(unmount(&bundle.path().join("gone")).unwrap().is_empty());
+        // What is the host's is left to who may wait for it.
+        std::fs::create_dir_all(dir(bundle.path()).join("mapped-3")).unwrap();
+        std::fs::create_dir_all(dir(bundle.path()).join("0")).unwrap();
+        assert_eq!(unmount(bundle.path()).unwrap(), [dir(bundle.path()).join("mapped-3")]);
     }
 }

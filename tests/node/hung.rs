@@ -140,6 +140,58 @@ async fn volumes_that_hang_stop_nobody_else_and_are_answered_for() {
     node.finish().await;
 }
 
+/// Each on a local file system by its name, and each another one: no memory of names helps.
+#[tokio::test(flavor = "multi_thread")]
+async fn links_to_what_hangs_take_no_thread_of_what_is_local() {
+    let extra_config = "[containers]\nhost_path_seconds = 8\n".to_owned();
+    let mut node = Node::new(Options { extra_config, ..Default::default() }).await;
+    let Some(mut hung) = Hung::mount(node.scratch.root().join("hung")) else {
+        eprintln!("not tested: no /dev/fuse");
+        return node.finish().await;
+    };
+    node.pull(BUSYBOX).await.unwrap();
+    let links = node.scratch.root().join("links");
+    std::fs::create_dir(&links).unwrap();
+    let link = |name: String| {
+        let link = links.join(name);
+        std::os::unix::fs::symlink(hung.path(), &link).unwrap();
+        link
+    };
+    // More than there are places for looks at local file systems, in as many pods as it takes.
+    let mut creates = Vec::new();
+    for number in 0..20 {
+        let config = node.pod(&format!("hangs-{number}"));
+        let pod = node.run(&config).await.unwrap();
+        for name in 0..4 {
+            let source = link(format!("{number}-{name}"));
+            let (mut runtime, config, pod) = (node.runtime.clone(), config.clone(), pod.clone());
+            let request = pb::CreateContainerRequest {
+                pod_sandbox_id: pod,
+                config: Some(mounting(&format!("c{name}"), &source)),
+                sandbox_config: Some(config),
+            };
+            creates.push(tokio::spawn(async move { runtime.create_container(request).await }));
+        }
+    }
+    for create in creates {
+        let refused = in_time("a create", create).await.unwrap().unwrap_err();
+        assert!(matches!(refused.code(), Code::DeadlineExceeded | Code::Unavailable), "{refused:?}");
+    }
+    // It is known by what it is, whatever leads there; and what does not lead there is not delayed.
+    let config = node.pod("late");
+    let pod = node.run(&config).await.unwrap();
+    let refused = node.create(&pod, &config, mounting("main", &link("late".to_owned()))).await.unwrap_err();
+    says_so(&refused, &hung.path());
+    assert!(refused.message().contains("hangs since"), "{refused:?}");
+    in_time("another pod", life_of_a_pod(&mut node, "healthy")).await;
+    let threads = std::fs::read_dir(format!("/proc/{}/task", node.daemon.pid().unwrap())).unwrap();
+    let names = threads.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
+    let hanging = names.filter(|name| name.trim() == "host-path").count();
+    assert!(hanging <= 16, "{hanging} threads for one file system that hangs");
+    hung.release();
+    node.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_with_a_hung_look_ends_and_the_next_one_knows_nothing_of_it() {
     let extra_config = "[containers]\nhost_path_seconds = 1\n".to_owned();

@@ -4,10 +4,10 @@ use super::idmap::{IdMap, directory, with_mapped};
 use super::{Context, RootfsError, checks_options, lacks_lowerdir_plus, mount_by_page};
 use crate::host::mountinfo;
 use podwright_sys::userns::{self, Propagation, Reach};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountFlags, MoveMountFlags};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// For mount(2). Devices and others' rights in an image are nothing that a volume should lend.
@@ -86,20 +86,24 @@ impl Detached {
     }
 }
 
-/// Copies the mount of `source`, a file or a directory with all that is mounted below it, with ids mapped. What is
+/// Copies the mount of `place`, whose path is `source`, a file or a directory with all that is mounted below it, with ids mapped. What is
 /// mounted below keeps its own ids where its file system cannot map them. With `follows`, what is mounted in the source
 /// later is seen too; nothing that happens to the copy reaches the source. Blocking, for as long as the source's file
 /// system does not answer.
 ///
 /// # Errors
 /// [`RootfsError::Volume`] when the source's file system cannot map ids.
-pub fn clone_mapped(source: &Path, map: &IdMap, follows: bool) -> Result<Detached, RootfsError> {
+pub fn clone_mapped(
+    place: BorrowedFd<'_>,
+    source: &Path,
+    map: &IdMap,
+    follows: bool,
+) -> Result<Detached, RootfsError> {
     let propagation = if follows { Propagation::Slave } else { Propagation::Private };
     let opened = |cause: Errno| RootfsError::Open { path: source.to_owned(), cause: cause.into() };
     let failed = |cause: std::io::Error| volume_error(source, cause);
-    let place = rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(opened)?;
-    let mode = rustix::fs::fstat(&place).map_err(opened)?.st_mode;
-    let mount = userns::clone_mount(place.as_fd(), Reach::Tree).map_err(failed)?;
+    let mode = rustix::fs::fstat(place).map_err(opened)?.st_mode;
+    let mount = userns::clone_mount(place, Reach::Tree).map_err(failed)?;
     let map = |reach| userns::map_mount(mount.as_fd(), map.namespace().as_fd(), propagation, reach);
     if map(Reach::Tree).is_err() {
         userns::set_propagation(mount.as_fd(), propagation).map_err(failed)?;
@@ -132,10 +136,12 @@ pub(super) fn supports_tmpfs(map: &IdMap) -> Result<(), RootfsError> {
 mod tests {
     use super::super::{IdRange, unmount};
     use super::*;
+    use rustix::fs::{Mode, OFlags};
     use std::fs;
 
     fn bind_mapped(source: &Path, target: &Path, map: &IdMap, follows: bool) -> Result<(), RootfsError> {
-        clone_mapped(source, map, follows)?.attach(target)
+        let place = rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        clone_mapped(place.as_fd(), source, map, follows)?.attach(target)
     }
 
     type Mount = fn(&[PathBuf], &Path, &Path) -> Result<(), RootfsError>;

@@ -2,6 +2,7 @@
 //! none. Never follows a link in its name's last component.
 
 use super::error::CheckpointError;
+use crate::host::foreign::{Moving, Progress};
 use crate::model::ContainerId;
 use crate::sandbox::error::SandboxError;
 use rustix::fs::{Mode, OFlags, openat};
@@ -33,12 +34,12 @@ impl Target {
         Ok(Self { dir, name: name.to_owned(), path: path.to_owned() })
     }
 
-    /// Packs `from`, then moves the archive into place.
-    pub(super) fn fill(&self, from: &Path) -> Result<(), SandboxError> {
+    /// Packs `from`, then moves the archive into place. Blocking, for as long as its file system does not answer.
+    pub(super) fn fill(&self, from: &Path, progress: Option<&Progress>) -> Result<(), SandboxError> {
         let mut unseen = OsString::from(".");
         unseen.push(&self.name);
         unseen.push(format!(".{}", ContainerId::random()?.short()));
-        let packed = self.pack(from, &unseen);
+        let packed = self.pack(from, &unseen, progress);
         let placed =
             packed.and_then(|()| Ok(rustix::fs::renameat(&self.dir, &unseen, &self.dir, &self.name)?));
         if placed.is_err() {
@@ -47,10 +48,10 @@ impl Target {
         placed.map_err(SandboxError::io("write checkpoint", &self.path))
     }
 
-    fn pack(&self, from: &Path, name: &OsString) -> io::Result<()> {
+    fn pack(&self, from: &Path, name: &OsString, progress: Option<&Progress>) -> io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = File::from(openat(&self.dir, name, flags, Mode::from_raw_mode(0o600))?);
-        let mut tar = tar::Builder::new(BufWriter::new(file));
+        let mut tar = tar::Builder::new(BufWriter::new(Moving::new(file, progress)));
         tar.follow_symlinks(false);
         tar.append_dir_all("", from)?;
         tar.into_inner()?.flush()
@@ -70,7 +71,7 @@ mod tests {
         std::fs::write(from.join("checkpoint/pages.img"), "pages").unwrap();
         std::fs::write(&victim, "untouched").unwrap();
         std::os::unix::fs::symlink(&victim, &place).unwrap();
-        Target::new(&place).unwrap().fill(&from).unwrap();
+        Target::new(&place).unwrap().fill(&from, None).unwrap();
         assert_eq!(std::fs::read_to_string(&victim).unwrap(), "untouched");
         let mut archive = tar::Archive::new(File::open(&place).unwrap());
         let names: Vec<_> =

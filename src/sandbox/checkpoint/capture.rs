@@ -4,11 +4,12 @@
 use super::error::CheckpointError;
 use super::frozen::Note;
 use super::{IMAGES, changes};
+use crate::host::foreign::Progress;
 use crate::host::oci::Runtime;
 use crate::model::{ContainerId, ContainerSpec};
-use crate::sandbox::bring_up::blocking;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::node::Node;
+use crate::sandbox::sources::look_at;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use std::path::PathBuf;
@@ -52,6 +53,8 @@ pub(super) struct Subject {
     /// The lower ones, bottom first.
     pub(super) layers: Vec<PathBuf>,
     pub(super) dir: PathBuf,
+    /// Where on the host a request has it, if it is not our own.
+    pub(super) places: Vec<PathBuf>,
 }
 
 /// Captures all of them at one moment. `made` is what a later daemon removes if this one does not come to its end.
@@ -64,7 +67,7 @@ pub(super) async fn capture(
 ) -> Result<(), SandboxError> {
     let ids: Vec<ContainerId> = subjects.iter().map(|s| s.spec.id.clone()).collect();
     let note = Note::write(node, runtime.name(), &ids, made)?;
-    let work = std::panic::AssertUnwindSafe(frozen(runtime, subjects, budget)).catch_unwind();
+    let work = std::panic::AssertUnwindSafe(frozen(node, runtime, subjects, budget)).catch_unwind();
     let captured = work.await.unwrap_or(Err(SandboxError::Panicked("a checkpoint")));
     let free: Vec<_> = join_all(ids.iter().map(|id| set_free(runtime, id))).await;
     let mut errors: Vec<_> = free.into_iter().filter_map(Result::err).collect();
@@ -77,19 +80,34 @@ pub(super) async fn capture(
     SandboxError::all(errors).map_or(Ok(()), Err)
 }
 
-async fn frozen(runtime: &Runtime, subjects: &[Subject], budget: Budget) -> Result<(), SandboxError> {
+async fn frozen(
+    node: &Node,
+    runtime: &Runtime,
+    subjects: &[Subject],
+    budget: Budget,
+) -> Result<(), SandboxError> {
     first_error(join_all(subjects.iter().map(async |s| Ok(runtime.pause(s.spec.id.as_str()).await?))).await)?;
-    first_error(join_all(subjects.iter().map(|subject| one(runtime, subject, budget))).await)
+    first_error(join_all(subjects.iter().map(|subject| one(node, runtime, subject, budget))).await)
 }
 
-async fn one(runtime: &Runtime, subject: &Subject, budget: Budget) -> Result<(), SandboxError> {
-    let dir = subject.dir.clone();
-    blocking(move || std::fs::create_dir_all(&dir).map_err(SandboxError::io("make directory", &dir))).await?;
+async fn one(node: &Node, runtime: &Runtime, subject: &Subject, budget: Budget) -> Result<(), SandboxError> {
     let (id, dir) = (subject.spec.id.as_str(), &subject.dir);
+    // On whatever file system the caller has named.
+    let pod = subject.spec.sandbox_id.as_str();
+    let place = || (subject.dir.clone(), subject.places.clone());
+    let (made, places) = place();
+    let make = move |_: Option<&Progress>| {
+        std::fs::create_dir_all(&made).map_err(SandboxError::io("make directory", &made))
+    };
+    look_at(node, pod, places, budget.left(), make).await?;
     runtime.checkpoint(id, &dir.join(IMAGES), dir, budget.left(), budget.release).await?;
-    let (upper, layers, dir) = (subject.upper.clone(), subject.layers.clone(), subject.dir.clone());
+    let (upper, layers, (dir, places)) = (subject.upper.clone(), subject.layers.clone(), place());
     let until = budget.until.into_std();
-    blocking(move || changes::write(&upper, &layers, &dir, until)).await
+    let write = move |progress: Option<&Progress>| {
+        progress.into_iter().for_each(Progress::works);
+        changes::write(&upper, &layers, &dir, until, progress)
+    };
+    look_at(node, pod, places, budget.left(), write).await
 }
 
 fn first_error(results: Vec<Result<(), SandboxError>>) -> Result<(), SandboxError> {

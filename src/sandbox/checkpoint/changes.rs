@@ -2,6 +2,7 @@
 //! changed, and the paths that it removed. Its processes are frozen meanwhile. Never follows a link.
 
 use super::{CHANGES, DELETED};
+use crate::host::foreign::{Moving, Progress};
 use crate::host::walk::{self, Failed, Visitor};
 use crate::sandbox::error::SandboxError;
 use rustix::fd::{AsRawFd as _, OwnedFd};
@@ -42,12 +43,13 @@ pub(super) fn write(
     layers: &[PathBuf],
     dir: &Path,
     until: Instant,
+    progress: Option<&Progress>,
 ) -> Result<(), SandboxError> {
     let tar = dir.join(CHANGES);
     let file = File::create(&tar).map_err(SandboxError::io("make", &tar))?;
     let changes = Changes {
         layers,
-        tar: Builder::new(BufWriter::new(file)),
+        tar: Builder::new(BufWriter::new(Moving::new(file, progress))),
         inside: PathBuf::new(),
         deleted: BTreeSet::new(),
         links: HashMap::new(),
@@ -371,7 +373,7 @@ mod tests {
         let flags = rustix::fs::XattrFlags::empty();
         rustix::fs::lsetxattr(upper.join("a/anew"), OPAQUE, b"y", flags).unwrap();
         rustix::fs::lsetxattr(upper.join("a/file"), "user.note", b"said", flags).unwrap();
-        write(&upper, &[lower], &out, Instant::now() + Duration::from_secs(60)).unwrap();
+        write(&upper, &[lower], &out, Instant::now() + Duration::from_secs(60), None).unwrap();
 
         let deleted: Vec<String> =
             serde_json::from_slice(&std::fs::read(out.join(DELETED)).unwrap()).unwrap();
@@ -435,7 +437,7 @@ mod tests {
         let names: Vec<_> =
             archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect();
         assert_eq!(names[..2], ["a/anew/.wh.lost", "a/.wh.gone"]);
-        let late = write(&upper, &[], &out, Instant::now()).unwrap_err();
+        let late = write(&upper, &[], &out, Instant::now(), None).unwrap_err();
         assert!(late.to_string().contains("time is over"), "{late}");
     }
 
@@ -452,7 +454,7 @@ mod tests {
             let (upper, out) = (upper.clone(), out.clone());
             let until = Instant::now() + Duration::from_secs(60);
             small
-                .spawn(move || write(&upper, &[], &out, until).unwrap_err().to_string())
+                .spawn(move || write(&upper, &[], &out, until, None).unwrap_err().to_string())
                 .unwrap()
                 .join()
                 .unwrap()
@@ -475,7 +477,7 @@ mod tests {
         }
         std::os::unix::fs::symlink(&host, lower.join("a")).unwrap();
         rustix::fs::lsetxattr(upper.join("a/b"), OPAQUE, b"y", rustix::fs::XattrFlags::empty()).unwrap();
-        write(&upper, &[lower], &out, Instant::now() + Duration::from_secs(60)).unwrap();
+        write(&upper, &[lower], &out, Instant::now() + Duration::from_secs(60), None).unwrap();
         assert!(!out.join(DELETED).exists());
     }
 }

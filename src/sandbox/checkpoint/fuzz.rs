@@ -44,7 +44,7 @@ fn archive(dir: &Path, data: &[u8]) {
     let spec: ContainerSpec = serde_json::from_str(&RECORD[1..]).expect("a container's record");
     let _ = fits::container(&from, &spec, store, dir);
     let _ = rights::check(&from, &json!({}), store);
-    let _ = restore::fetch(&from, &to, &NamespacePaths::default(), store);
+    let _ = restore::fetch(&from, &to, &NamespacePaths::default(), store, None);
     crate::host::remove::tree(&to).expect("remove what was made");
     assert_eq!(std::fs::read(&canary).expect("read the canary"), CANARY.as_bytes());
     let mut left: Vec<_> = std::fs::read_dir(dir).expect("list").flatten().map(|e| e.file_name()).collect();

@@ -22,7 +22,7 @@ mod source;
 
 pub use error::CheckpointError;
 pub(super) use frozen::{Leftovers, thaw};
-pub(super) use restore::{fetch, forget_images, images, lead_into_cgroup};
+pub(super) use restore::{Restored, fetch, forget_images, images, lead_into_cgroup, work};
 pub(super) use rights::check as check_rights;
 
 use super::error::SandboxError;
@@ -31,6 +31,7 @@ use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::sources::look_at;
 use super::state::ContainerState;
 use crate::host::criu::Criu;
+use crate::host::foreign::Progress;
 use crate::images::{Image, ImageError};
 use crate::model::{ContainerId, ContainerSpec, Restore, SandboxSpec};
 use capture::{Budget, Subject};
@@ -39,6 +40,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Where CRIU's images of a container lie, in the peers' layout.
 const IMAGES: &str = "checkpoint";
@@ -127,13 +129,15 @@ pub(super) async fn check_container(
     node: &Arc<Node>,
     pod: &SandboxSpec,
     spec: &ContainerSpec,
+    until: Instant,
 ) -> Result<(), SandboxError> {
     let Some(from) = spec.restore.clone() else { return Ok(()) };
     check_namespaces(pod)?;
     available(node).await?;
     let (own, spec, places) = (node.clone(), spec.clone(), places(&from));
-    let fits = move || fits::container(&from, &spec, &own.images, &own.config.root);
-    look_at(node, pod.id.as_str(), places, fits).await
+    let fits = move |_: Option<&Progress>| fits::container(&from, &spec, &own.images, &own.config.root);
+    let limit = node.config.host_path_limit().min(until.saturating_duration_since(Instant::now()));
+    look_at(node, pod.id.as_str(), places, limit, fits).await
 }
 
 /// Whether these containers can continue from a pod's checkpoint here.
@@ -147,8 +151,8 @@ pub(super) async fn check_pod(
     available(node).await?;
     let (own, from, containers) = (node.clone(), from.to_owned(), containers.to_vec());
     let places = vec![from.clone()];
-    let fits = move || fits::pod(&from, &containers, &own.images, &own.config.root);
-    look_at(node, pod.id.as_str(), places, fits).await
+    let fits = move |_: Option<&Progress>| fits::pod(&from, &containers, &own.images, &own.config.root);
+    look_at(node, pod.id.as_str(), places, node.config.host_path_limit(), fits).await
 }
 
 /// The image of a checkpoint's container. One that is not here is pulled where the checkpoint says exactly which it was,
@@ -161,8 +165,8 @@ pub(super) async fn base(node: &Arc<Node>, from: &Restore) -> Result<Arc<Image>,
     }
     available(node).await?;
     let (images, from, places) = (node.images.clone(), from.clone(), places(from));
-    let read = move || source::Source::open(&from, &images)?.json(Path::new(CONFIG_DUMP));
-    let dump: ConfigDump = look_at(node, "a checkpoint", places, read).await?;
+    let read = move |_: Option<&Progress>| source::Source::open(&from, &images)?.json(Path::new(CONFIG_DUMP));
+    let dump: ConfigDump = look_at(node, "a checkpoint", places, node.config.host_path_limit(), read).await?;
     if let Some(image) = dump.names().find_map(|name| node.images.status(name)) {
         return Ok(image);
     }
@@ -177,7 +181,7 @@ pub(super) async fn base(node: &Arc<Node>, from: &Restore) -> Result<Arc<Image>,
 }
 
 /// The paths of the host that a checkpoint is read from.
-fn places(from: &Restore) -> Vec<PathBuf> {
+pub(super) fn places(from: &Restore) -> Vec<PathBuf> {
     match from {
         Restore::Directory(path) | Restore::Archive(path) => vec![path.clone()],
         Restore::Image(_) => Vec::new(),
@@ -195,13 +199,14 @@ fn running(container: &ContainerSnapshot) -> Result<(), SandboxError> {
     }
 }
 
-fn subject(node: &Node, spec: &Arc<ContainerSpec>, dir: PathBuf) -> Subject {
+fn subject(node: &Node, spec: &Arc<ContainerSpec>, dir: PathBuf, places: Vec<PathBuf>) -> Subject {
     let layers = node.images.restore_hold(&spec.image.id).map(|hold| hold.layers().to_vec());
     Subject {
         spec: spec.clone(),
         upper: node.writable(&spec.id).join("upper"),
         layers: layers.unwrap_or_default(),
         dir,
+        places,
     }
 }
 
@@ -217,27 +222,38 @@ pub(super) async fn container(
 ) -> Result<(), SandboxError> {
     running(container)?;
     let place = location.to_owned();
-    let opened = move || archive::Target::new(&place);
-    let out = look_at(node, pod.spec.id.as_str(), vec![location.to_owned()], opened).await?;
+    let opened = move |_: Option<&Progress>| archive::Target::new(&place);
+    let out = look_at(
+        node,
+        pod.spec.id.as_str(),
+        vec![location.to_owned()],
+        node.config.host_path_limit().min(limit),
+        opened,
+    )
+    .await?;
     available(node).await?;
     let claim = Claim::take(node, vec![container.spec.id.clone()])?;
     let (node, pod, container) = (node.clone(), pod.clone(), container.clone());
-    let budget = Budget::within(limit);
+    let (budget, until, place) = (Budget::within(limit), Instant::now() + limit, location.to_owned());
     detached("a checkpoint", async move {
         let _claim = claim;
         let staging = frozen::Staging::new(&node)?;
         let spec = &container.spec;
-        let subjects = vec![subject(&node, spec, staging.path().to_owned())];
+        let subjects = vec![subject(&node, spec, staging.path().to_owned(), Vec::new())];
         capture::capture(&node, &pod.runtime, &subjects, vec![staging.path().to_owned()], budget).await?;
-        let (described, dir) = (describe::container(&node, &pod, &container), staging.path().to_owned());
+        let described = describe::container(&node, &pod, &container);
         let log = pod.spec.log_directory.clone().zip(spec.log_path.clone());
-        super::bring_up::blocking(move || {
-            described.write(&dir)?;
+        let write = move |progress: Option<&Progress>| {
+            progress.into_iter().for_each(Progress::works);
+            // Ours until the end of this work, however late.
+            let dir = staging.path();
+            described.write(dir)?;
             let log = log.as_ref().map(|(top, log)| (top.as_path(), log.as_path()));
-            describe::copy_log(log, &dir)?;
-            out.fill(&dir)
-        })
-        .await
+            describe::copy_log(log, dir)?;
+            out.fill(dir, progress)
+        };
+        let left = until.saturating_duration_since(Instant::now()).max(node.config.host_path_limit());
+        look_at(&node, pod.spec.id.as_str(), vec![place], left, write).await
     })
     .await
 }
@@ -253,8 +269,15 @@ pub(super) async fn pod(
 ) -> Result<(), SandboxError> {
     let containers = wanted(pod, ids)?;
     let place = output.to_owned();
-    let looked = move || restore::check_empty(&place);
-    look_at(node, pod.spec.id.as_str(), vec![output.to_owned()], looked).await?;
+    let looked = move |_: Option<&Progress>| restore::check_empty(&place);
+    look_at(
+        node,
+        pod.spec.id.as_str(),
+        vec![output.to_owned()],
+        node.config.host_path_limit().min(limit),
+        looked,
+    )
+    .await?;
     available(node).await?;
     let claim = Claim::take(node, ids.to_vec())?;
     let (node, pod, output) = (node.clone(), pod.clone(), output.to_owned());
@@ -264,13 +287,18 @@ pub(super) async fn pod(
         let dirs: Vec<PathBuf> = containers.iter().map(|c| output.join(&c.spec.name)).collect();
         let made =
             [output.join(POD_DUMP), output.join(POD_OPTIONS)].into_iter().chain(dirs.clone()).collect();
-        let subjects: Vec<_> =
-            containers.iter().zip(dirs).map(|(c, dir)| subject(&node, &c.spec, dir)).collect();
+        let subjects: Vec<_> = containers
+            .iter()
+            .zip(dirs)
+            .map(|(c, dir)| subject(&node, &c.spec, dir, vec![output.clone()]))
+            .collect();
         let captured = capture::capture(&node, &pod.runtime, &subjects, made, budget).await;
         let described: Vec<_> = containers.iter().map(|c| describe::container(&node, &pod, c)).collect();
         let names = containers.iter().map(|c| c.spec.name.clone()).collect();
         let pod_dump = describe::pod(&pod.spec, names);
-        super::bring_up::blocking(move || {
+        let (place, limit) = (vec![output.clone()], node.config.host_path_limit());
+        let write = move |progress: Option<&Progress>| {
+            progress.into_iter().for_each(Progress::works);
             let written = captured.and_then(|()| {
                 subjects.iter().zip(&described).try_for_each(|(subject, d)| d.write(&subject.dir))?;
                 pod_dump.write(&output)
@@ -279,8 +307,8 @@ pub(super) async fn pod(
                 restore::empty(&output);
             }
             written
-        })
-        .await
+        };
+        look_at(&node, pod.spec.id.as_str(), place, limit, write).await
     })
     .await
 }

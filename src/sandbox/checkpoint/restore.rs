@@ -4,6 +4,7 @@
 use super::error::CheckpointError;
 use super::source::Source;
 use super::{CHANGES, DELETED, IMAGES, changes, pod_images};
+use crate::host::foreign::{Moving, Progress};
 use crate::host::monitor::NamespacePaths;
 use crate::host::{remove, settings};
 use crate::images::Images;
@@ -16,6 +17,9 @@ use std::path::{Path, PathBuf};
 
 /// Where a restored container's copies lie, in its directory for writable layers.
 const DIRECTORY: &str = "restore";
+/// Below that: where CRIU works and logs. Its log is as long as there are processes and mappings in the checkpoint, and so
+/// has no place on the node's /run.
+const WORK: &str = "work";
 /// Names CRIU's configuration file for a container; stands in for [`RUNC_CONFIG`] (runc's
 /// libcontainer/criu_linux.go, handleCriuConfigurationFile).
 const CONFIG_ANNOTATION: &str = "org.criu.config";
@@ -32,6 +36,11 @@ pub(in crate::sandbox) struct Restored {
 /// CRIU's images for the start of a restored container.
 pub(in crate::sandbox) fn images(writable: &Path) -> PathBuf {
     writable.join(DIRECTORY).join(IMAGES)
+}
+
+/// CRIU's directory for that start.
+pub(in crate::sandbox) fn work(writable: &Path) -> PathBuf {
+    writable.join(DIRECTORY).join(WORK)
 }
 
 /// Has CRIU restore a container's processes into its own cgroup, a path from the hierarchy's root: for a runtime that
@@ -83,20 +92,24 @@ pub(super) fn empty(dir: &Path) {
     }
 }
 
-/// Copies what a container starts from in a pod with these namespaces into `writable`. Blocking.
+/// Copies what a container starts from in a pod with these namespaces into `writable`, which is there. Blocking, for as
+/// long as the checkpoint's file system does not answer; when that comes back late, and `writable` is gone, it makes
+/// nothing.
 pub(in crate::sandbox) fn fetch(
     from: &Restore,
     writable: &Path,
     namespaces: &NamespacePaths,
     store: &Images,
+    progress: Option<&Progress>,
 ) -> Result<Restored, SandboxError> {
+    progress.into_iter().for_each(Progress::works);
     let source = Source::open(from, store)?;
     let to = writable.join(DIRECTORY);
     let copies = to.join(IMAGES);
-    for dir in [&copies, &to.join("fs"), &to.join("replaced")] {
-        std::fs::create_dir_all(dir).map_err(SandboxError::io("make directory", dir))?;
+    for dir in [&to, &copies, &to.join(WORK), &to.join("fs"), &to.join("replaced")] {
+        std::fs::create_dir(dir).map_err(SandboxError::io("make directory", dir))?;
     }
-    copy_images(&source, &copies)?;
+    copy_images(&source, &copies, progress)?;
     let path = |path: &Option<String>| path.as_ref().map(PathBuf::from);
     let (ipc, uts) = (path(&namespaces.ipc), path(&namespaces.uts));
     let of_pod = settings::read(ipc.as_deref(), uts.as_deref(), &pod_images::settings())
@@ -106,21 +119,22 @@ pub(in crate::sandbox) fn fetch(
     let whiteouts = changes::whiteouts(deleted);
     // Peers leave it out where nothing was changed.
     let changed: Box<dyn Read + Send> = match source.file(Path::new(CHANGES))? {
-        Some(file) => file.content,
+        Some(file) => Box::new(Moving::new(file.content, progress)),
         None => Box::new(std::io::empty()),
     };
     store.unpack_changes(whiteouts, changed, &to, &source.shown(CHANGES))?;
     Ok(Restored { layer: to.join("fs") })
 }
 
-fn copy_images(source: &Source, to: &Path) -> Result<(), SandboxError> {
+fn copy_images(source: &Source, to: &Path, progress: Option<&Progress>) -> Result<(), SandboxError> {
     for name in source.images()? {
         let inside = Path::new(IMAGES).join(&name);
-        let Some(mut from) = source.file(&inside)? else {
+        let Some(from) = source.file(&inside)? else {
             return Err(source.malformed(&inside, "is gone"));
         };
         let copy = to.join(&name);
-        let copied = File::create_new(&copy).and_then(|mut copy| std::io::copy(&mut from.content, &mut copy));
+        let mut from = Moving::new(from.content, progress);
+        let copied = File::create_new(&copy).and_then(|mut copy| std::io::copy(&mut from, &mut copy));
         copied.map_err(SandboxError::io("copy a checkpoint to", &copy))?;
     }
     Ok(())
@@ -138,20 +152,20 @@ mod tests {
         let images = dir.path().join(IMAGES);
         std::fs::create_dir(&images).unwrap();
         let source = Source::directory(dir.path(), "checkpoint_path").unwrap();
-        assert!(copy_images(&source, out.path()).unwrap_err().to_string().contains("no images"));
+        assert!(copy_images(&source, out.path(), None).unwrap_err().to_string().contains("no images"));
         std::fs::write(images.join("pages-1.img"), "pages").unwrap();
-        copy_images(&source, out.path()).unwrap();
+        copy_images(&source, out.path(), None).unwrap();
         assert_eq!(std::fs::read_to_string(out.path().join("pages-1.img")).unwrap(), "pages");
         for (name, target) in [("link.img", "/etc/passwd"), ("up.img", "../config.dump")] {
             std::os::unix::fs::symlink(target, images.join(name)).unwrap();
             let again = tempfile::tempdir().unwrap();
-            let error = copy_images(&source, again.path()).unwrap_err().to_string();
+            let error = copy_images(&source, again.path(), None).unwrap_err().to_string();
             assert!(error.contains(name), "{error}");
             std::fs::remove_file(images.join(name)).unwrap();
         }
         std::fs::remove_dir_all(&images).unwrap();
         std::os::unix::fs::symlink("/etc", &images).unwrap();
-        copy_images(&source, out.path()).unwrap_err();
+        copy_images(&source, out.path(), None).unwrap_err();
         // Nor is a fifo waited for.
         let (fifo, mode) = (dir.path().join(CONFIG_DUMP), Mode::from_raw_mode(0o600));
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();

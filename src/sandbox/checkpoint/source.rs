@@ -254,7 +254,8 @@ mod tests {
             assert_eq!(config["rootfsImageRef"], "x");
             assert!(source.maybe_json::<serde_json::Value>(Path::new(SPEC_DUMP)).unwrap().is_none());
             let to = tempfile::tempdir().unwrap();
-            let layer = restore::fetch(&from, to.path(), &NamespacePaths::default(), &store).unwrap().layer;
+            let layer =
+                restore::fetch(&from, to.path(), &NamespacePaths::default(), &store, None).unwrap().layer;
             assert_eq!(layer.join("made").exists(), changes.is_some());
             assert_eq!(std::fs::symlink_metadata(layer.join("gone")).is_ok(), changes.is_some());
             let image = restore::images(to.path()).join("inventory.img");
@@ -274,6 +275,7 @@ mod tests {
                 to.path(),
                 &NamespacePaths::default(),
                 &store,
+                None,
             )
             .unwrap_err();
             assert!(std::fs::read_dir(dir.path()).unwrap().all(|entry| {
@@ -292,9 +294,14 @@ mod tests {
         let text = String::from_utf8(evil).unwrap();
         std::fs::write(&path, tar(&[image, (CHANGES, &text)])).unwrap();
         let to = tempfile::tempdir_in(dir.path()).unwrap();
-        let made =
-            restore::fetch(&Restore::Archive(path.clone()), to.path(), &NamespacePaths::default(), &store)
-                .unwrap();
+        let made = restore::fetch(
+            &Restore::Archive(path.clone()),
+            to.path(),
+            &NamespacePaths::default(),
+            &store,
+            None,
+        )
+        .unwrap();
         assert!(made.layer.join("evil").exists() && !dir.path().join("evil").exists());
         drop(to);
         // Larger than it is, or endless.

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 impl Pod {
     pub(super) fn create(&mut self, new: NewContainer, reply: Reply<ContainerId>) {
-        let NewContainer { spec, hold, volumes, granted } = new;
+        let NewContainer { spec, hold, volumes, granted, until } = new;
         if admit_sandbox(&self.state, self.activity, SandboxRequest::CreateContainer) != Admission::Do {
             let state = if self.activity == SandboxActivity::Idle { self.state.name() } else { "going down" };
             let id = self.spec.id.to_string();
@@ -82,6 +82,7 @@ impl Pod {
             granted,
             namespaces: monitor.info().namespaces.clone(),
             target,
+            until,
         };
         let failed = Finished::Created(id.clone(), Box::new(Err(SandboxError::Panicked("creation"))));
         self.work(failed, async move {

@@ -42,6 +42,8 @@ pub(super) struct NewContainer {
     pub(super) hold: Arc<Hold>,
     pub(super) volumes: volumes::Holds,
     pub(super) granted: Granted,
+    /// When its call has to be answered.
+    pub(super) until: Instant,
 }
 
 /// What may be asked of a pod.

@@ -62,15 +62,15 @@ pub enum Known {
 
 /// Labels a path, which has no symbolic link in it, and all that is below. A file that has the label already is not
 /// written to, so that what was interrupted goes on where it was; the root comes last. File systems without labels are
-/// left out. Blocking, for as long as the tree is large.
+/// left out. Blocking, for as long as the tree is large; `moves` is called for each file.
 ///
 /// # Errors
 /// When the path is the system's own, or a file cannot be labelled. What vanishes meanwhile is none.
-pub fn relabel(root: &Path, label: &str, known: Known) -> Result<(), SelinuxError> {
+pub fn relabel(root: &Path, label: &str, known: Known, moves: &dyn Fn()) -> Result<(), SelinuxError> {
     if FORBIDDEN.iter().any(|path| Path::new(path) == root) {
         return Err(SelinuxError::Forbidden { path: root.to_owned() });
     }
-    let labels = Labels { label };
+    let labels = Labels { label, moves };
     let failed = |cause: std::io::Error| labels.failed(root, cause);
     let file = open_without_links(root, OFlags::PATH).map_err(failed)?;
     let whole = File::Open(&file);
@@ -89,7 +89,7 @@ pub fn relabel(root: &Path, label: &str, known: Known) -> Result<(), SelinuxErro
 /// # Errors
 /// When it cannot be labelled.
 pub fn label_file(path: &Path, label: &str) -> Result<(), SelinuxError> {
-    let labels = Labels { label };
+    let labels = Labels { label, moves: &|| {} };
     let file = fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| labels.failed(path, error.into()))?;
     labels.put_on(File::Open(&file)).map(drop)
@@ -156,6 +156,7 @@ enum Outcome {
 #[derive(Clone, Copy)]
 struct Labels<'a> {
     label: &'a str,
+    moves: &'a dyn Fn(),
 }
 
 impl Labels<'_> {
@@ -207,6 +208,7 @@ impl Visitor for Labels<'_> {
         _: &Stat,
         entry: &RawDirEntry<'_>,
     ) -> Result<bool, SelinuxError> {
+        (self.moves)();
         let name = entry.file_name();
         if is_mount_point(directory, name) {
             return Ok(false);
@@ -236,6 +238,17 @@ mod tests {
     use super::*;
     use crate::host::walk::{down_a_deep_tree, make_a_deep_tree};
     use std::os::unix::fs::symlink;
+
+    fn relabel(root: &Path, label: &str, known: Known) -> Result<(), SelinuxError> {
+        let told = std::cell::Cell::new(0);
+        super::relabel(root, label, known, &|| told.set(told.get() + 1))?;
+        let has_files = std::fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_some());
+        assert!(
+            told.get() > 0 || !has_files || known == Known::Tree,
+            "nobody could tell it from one that hangs"
+        );
+        Ok(())
+    }
 
     const LABEL_A: &str = "system_u:object_r:container_file_t:s0:c1,c2";
     const LABEL_B: &str = "system_u:object_r:container_file_t:s0:c3,c4";
@@ -293,7 +306,7 @@ mod tests {
         relabel(&root.path().canonicalize().unwrap(), LABEL_A, Known::Root).unwrap();
         down_a_deep_tree(root.path(), |at, names| {
             for name in names {
-                let labels = Labels { label: LABEL_A };
+                let labels = Labels { label: LABEL_A, moves: &|| {} };
                 assert!(labels.are_on(File::In(at, &CString::new(name).unwrap())), "{name:?}");
             }
         });

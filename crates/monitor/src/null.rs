@@ -1,14 +1,19 @@
 //! Null devices for unused standard descriptors: each process of the pod gets its own.
 //!
-//! An OCI runtime never gets the node's /dev/null: a runtime may give its standard descriptors to the process's user
-//! (crun before 1.24 does), who can then change the mode of a device that the whole node needs. These lie on a small
-//! file system that is mounted nowhere and have no name when they are passed on. A device, not a pipe: programs treat a
-//! pipe as input to read.
+//! The node's /dev/null is never among what an OCI runtime is given: a runtime may give its standard descriptors to the
+//! process's user (crun before 1.24 does), who then changes the mode of a device that the whole node needs. These lie on
+//! a small file system that is mounted nowhere, and have no name any more when they are handed out. A device, and no
+//! pipe: programs look at what their input is, and take a pipe for one that they are to read.
+//!
+//! Who holds one of them, and may open files by handle (`CAP_DAC_READ_SEARCH`), reaches that file system. So a new one has
+//! a name that cannot be known, and is looked at before it is opened: what was planted in its place, perhaps a device of
+//! the node that the container may not open itself, never is.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, fchmod, makedev, mknodat, openat, unlinkat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, fchmod, fstat, makedev, mknodat, openat, unlinkat};
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
 };
@@ -16,8 +21,10 @@ use rustix::mount::{
 /// The kernel's number of the null device (Documentation/admin-guide/devices.txt).
 const DEVICE: (u32, u32) = (1, 3);
 
-/// The name that a device has for a moment.
-const NAME: &str = "null";
+/// Tries for a name that nobody has taken: the first is free, unless somebody has taken a good part of 2^64.
+const TRIES: u32 = 4;
+
+const FOR_ALL: Mode = Mode::from_raw_mode(0o666);
 
 /// Where they are made.
 #[derive(Debug)]
@@ -36,15 +43,48 @@ impl NullDevices {
 
     /// A new one, open for reading and writing. It is gone with its last descriptor.
     pub(crate) fn open(&self) -> io::Result<OwnedFd> {
-        let for_all = Mode::from_raw_mode(0o666);
-        mknodat(&self.0, NAME, FileType::CharacterDevice, for_all, makedev(DEVICE.0, DEVICE.1))?;
-        let opened = openat(&self.0, NAME, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty());
-        unlinkat(&self.0, NAME, AtFlags::empty())?;
-        let opened = opened?;
-        // The umask has cleared bits, and any user of the container may reopen its stdin.
-        fchmod(&opened, for_all)?;
+        let mut tries = TRIES;
+        loop {
+            let name = name()?;
+            match mknodat(&self.0, &name, FileType::CharacterDevice, FOR_ALL, makedev(DEVICE.0, DEVICE.1)) {
+                Err(Errno::EXIST) if tries > 0 => tries -= 1,
+                made => {
+                    made?;
+                    return self.take(&name);
+                }
+            }
+        }
+    }
+
+    /// Opens what has just been made, if it is that, and takes its name away.
+    fn take(&self, name: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let found = openat(&self.0, name, flags, Mode::empty());
+        unlinkat(&self.0, name, AtFlags::empty())?;
+        let found = found?;
+        let stat = fstat(&found)?;
+        let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+            && stat.st_rdev == makedev(DEVICE.0, DEVICE.1);
+        if !is_null {
+            return Err(io::Error::other("something was put in the place of a null device"));
+        }
+        // The same inode, whatever has its name by now.
+        let opened = rustix::fs::open(
+            format!("/proc/self/fd/{}", found.as_raw_fd()),
+            OFlags::RDWR | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        // The umask has cut it, and any user of the container may open its stdin anew.
+        fchmod(&opened, FOR_ALL)?;
         Ok(opened)
     }
+}
+
+/// A name that cannot be known beforehand.
+fn name() -> io::Result<String> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
 }
 
 #[cfg(test)]
@@ -74,5 +114,24 @@ mod tests {
         let facts = |m: &std::fs::Metadata| (m.uid(), m.gid(), m.mode(), m.ctime(), m.ctime_nsec());
         assert_eq!(facts(&after), facts(&node));
         assert_eq!(facts(&other.metadata().unwrap()), facts(&others));
+    }
+
+    #[test]
+    fn what_was_put_in_the_place_of_one_is_not_opened() {
+        let devices = NullDevices::prepare().unwrap();
+        // Names that were taken beforehand hinder nobody.
+        for name in ["null", "0000000000000000"] {
+            mknodat(&devices.0, name, FileType::CharacterDevice, FOR_ALL, makedev(1, 5)).unwrap();
+        }
+        devices.open().unwrap();
+        // Exchanged between making and opening: a device that whoever did it may not open, a file, a link.
+        mknodat(&devices.0, "device", FileType::BlockDevice, FOR_ALL, makedev(1, 3)).unwrap();
+        mknodat(&devices.0, "zero", FileType::CharacterDevice, FOR_ALL, makedev(1, 5)).unwrap();
+        mknodat(&devices.0, "fifo", FileType::Fifo, FOR_ALL, 0).unwrap();
+        rustix::fs::symlinkat("/dev/null", &devices.0, "link").unwrap();
+        for name in ["device", "zero", "fifo", "link"] {
+            assert!(devices.take(name).is_err(), "{name}");
+            assert!(openat(&devices.0, name, OFlags::PATH, Mode::empty()).is_err(), "{name} stays");
+        }
     }
 }

@@ -476,6 +476,9 @@ fn take_turns() {
             Err(error) => Err(error),
         };
         if let Err(Err(error)) = tell.send(outcome) {
+            // Log: Part of a writable layer or an image layer could not be deleted from `containers/.trash` or
+            // `images/trash`.
+            // Do: `error` names it. A mount there is not podwright's: unmount it.
             tracing::warn!(%error, "what was removed stays on the disk until the next start");
         }
     }

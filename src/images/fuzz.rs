@@ -35,8 +35,9 @@ pub fn reference(data: &[u8]) {
     }
 }
 
-/// A `WWW-Authenticate` header.
+/// A `WWW-Authenticate` header, and the same bytes as what the process that speaks HTTP says.
 pub fn challenge(data: &[u8]) {
+    registry::fuzz::said(data);
     if let Ok(text) = std::str::from_utf8(data) {
         registry::fuzz::challenge(text);
     }

@@ -105,7 +105,7 @@ struct Inner {
 /// A program that opens a store calls this before anything else, and then [`use_workers`].
 #[must_use]
 pub fn run_as_worker() -> Option<std::process::ExitCode> {
-    crate::host::worker::run(&[&worker::DECOMPRESSOR, &worker::PARSER])
+    crate::host::worker::run(&[&worker::DECOMPRESSOR, &worker::PARSER, &registry::PROGRAM])
 }
 
 /// Has other people's bytes worked on in processes without rights from now on, not in threads of this one.

@@ -22,6 +22,11 @@ struct Stalling {
 
 impl Stalling {
     fn start(image: Image) -> Self {
+        Self::serving(image, false)
+    }
+
+    /// With `again`, the layer is served whole to whoever asks for it again.
+    fn serving(image: Image, again: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (go_on, told) = mpsc::channel();
@@ -29,7 +34,7 @@ impl Stalling {
             let told = Arc::new(Mutex::new(Some(told)));
             for connection in listener.incoming() {
                 let (image, mut connection, told) = (image.clone(), connection.unwrap(), Arc::clone(&told));
-                std::thread::spawn(move || while serve(&image, &mut connection, &told).is_some() {});
+                std::thread::spawn(move || while serve(&image, &mut connection, &told, again).is_some() {});
             }
         });
         Self { address, go_on }
@@ -45,6 +50,7 @@ fn serve(
     image: &Image,
     connection: &mut TcpStream,
     told: &Mutex<Option<mpsc::Receiver<bool>>>,
+    again: bool,
 ) -> Option<()> {
     let mut request = Vec::new();
     let mut byte = [0];
@@ -77,10 +83,12 @@ fn serve(
     }
     if path.ends_with(&layer.digest) {
         connection.write_all(&body[..body.len() / 2]).ok()?;
-        // Whoever asks again, asks a registry that has gone.
         let told = told.lock().unwrap().take();
-        if !told?.recv().ok()? {
-            return None;
+        match told {
+            Some(told) if told.recv().ok()? => {}
+            None if again => {}
+            // Whoever asks again, asks a registry that has gone.
+            _ => return None,
         }
         connection.write_all(&body[body.len() / 2..]).ok()?;
         return Some(());
@@ -100,8 +108,14 @@ fn large() -> Image {
     ImageBuilder::new().layer(&layer.build(Compression::Gzip).unwrap()).build()
 }
 
+/// The user of workers.
+const USER: &str = "65534\t65534\t65534\t65534";
+
+/// Name of the process that asks registries.
+const CLIENT: &str = "registry-client";
+
 /// Workers of the daemon: pid → the lines of its status.
-fn workers(daemon: u32) -> BTreeMap<u32, BTreeMap<String, String>> {
+fn family(daemon: u32) -> BTreeMap<u32, BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
@@ -121,6 +135,39 @@ fn workers(daemon: u32) -> BTreeMap<u32, BTreeMap<String, String>> {
         }
     }
     found
+}
+
+/// What works on layers: without what speaks HTTP for a pull.
+fn workers(daemon: u32) -> BTreeMap<u32, BTreeMap<String, String>> {
+    let mut found = family(daemon);
+    found.retain(|_, status| status["Name"] != CLIENT);
+    found
+}
+
+fn clients(daemon: u32) -> BTreeMap<u32, BTreeMap<String, String>> {
+    let mut found = family(daemon);
+    found.retain(|_, status| status["Name"] == CLIENT);
+    found
+}
+
+/// The kernel's names of connections to `address`, of whoever has made them.
+fn connections_to(address: SocketAddr) -> Vec<String> {
+    let port = format!(":{:04X}", address.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    lines.filter(|line| line[2].ends_with(&port)).map(|line| format!("socket:[{}]", line[9])).collect()
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+/// What a process has open: the kernel's name of each.
+fn open_files(pid: u32) -> Vec<String> {
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let open = open.map(|fd| std::fs::read_link(fd.unwrap().path()).unwrap());
+    open.map(|path| path.into_os_string().into_string().unwrap()).collect()
 }
 
 fn gone(pids: &[u32]) {
@@ -188,28 +235,77 @@ async fn a_layer_is_worked_on_by_processes_without_rights() {
 async fn workers_end_with_the_daemon() {
     let mut node = Node::new(Options::default()).await;
     let registry = Stalling::start(large());
-    let (_pull, pids) = stalled(&node, &registry).await;
+    let (_pull, mut pids) = stalled(&node, &registry).await;
+    pids.extend(clients(node.daemon.pid().unwrap()).into_keys());
+    assert_eq!(pids.len(), 3);
     node.daemon.kill().unwrap();
     gone(&pids);
     node.daemon.launch().unwrap();
     node.finish().await;
 }
 
+/// What a registry sends is read by a process that has a connection, and nothing else; the daemon has none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_is_asked_by_a_process_without_rights() {
+    let node = Node::new(Options::default()).await;
+    let registry = Stalling::start(large());
+    let (pull, mut pids) = stalled(&node, &registry).await;
+    let daemon = node.daemon.pid().unwrap();
+    let clients = clients(daemon);
+    let [(client, status)] = &clients.iter().collect::<Vec<_>>()[..] else { panic!("one: {clients:?}") };
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(u64::from_str_radix(&status[set], 16), Ok(0), "{set}: {status:?}");
+    }
+    let rights = ["NoNewPrivs", "Seccomp", "Groups", "Threads"].map(|key| &*status[key]);
+    assert_eq!(rights, ["1", "2", "", "1"], "{status:?}");
+    assert_eq!((&*status["Uid"], &*status["Gid"]), (USER, USER));
+    assert_eq!(std::fs::read(format!("/proc/{client}/environ")).unwrap(), b"");
+    let connections = connections_to(registry.address);
+    assert!(!connections.is_empty());
+    let (ours, theirs) = (open_files(daemon), open_files(**client));
+    assert!(!connections.iter().any(|one| ours.contains(one)), "the daemon has {connections:?}");
+    assert!(connections.iter().any(|one| theirs.contains(one)), "{connections:?}: {theirs:?}");
+    let known = |path: &String| {
+        path.starts_with("socket:") || path.starts_with("anon_inode:[event") || path == "/dev/null"
+    };
+    assert!(theirs.iter().all(known), "{theirs:?}");
+    registry.go_on.send(true).unwrap();
+    assert!(pull.await.unwrap(), "the pull ends well");
+    pids.push(**client);
+    gone(&pids);
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_client_that_is_killed_costs_a_retry() {
+    let node = Node::new(Options::default()).await;
+    let registry = Stalling::serving(large(), true);
+    let (pull, pids) = stalled(&node, &registry).await;
+    for client in clients(node.daemon.pid().unwrap()).into_keys() {
+        kill(client);
+    }
+    assert!(pull.await.unwrap(), "the pull ends well");
+    gone(&pids);
+    node.finish().await;
+}
+
 /// What the kernel answers a worker that was taken over.
 #[test]
 fn a_worker_can_do_nothing_but_its_work() {
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_podwright"))
-        .arg0("podwright-worker")
-        .arg("trial")
-        .stderr(std::process::Stdio::null())
-        .output()
-        .unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{}: {said}", output.status);
-    let lines: Vec<_> = said.lines().collect();
-    assert!(lines.len() >= 12, "{said}");
-    for line in &lines {
-        assert!(line.ends_with(": EPERM"), "{line}");
+    for name in ["trial", "trial-registry-client"] {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_podwright"))
+            .arg0("podwright-worker")
+            .arg(name)
+            .stderr(std::process::Stdio::null())
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{}: {said}", output.status);
+        let lines: Vec<_> = said.lines().collect();
+        assert!(lines.len() >= 17, "{said}");
+        for line in &lines {
+            assert!(line.ends_with(": EPERM"), "{name}: {line}");
+        }
     }
     // A worker's name alone makes none.
     let none = std::process::Command::new(env!("CARGO_BIN_EXE_podwright"))

@@ -47,7 +47,8 @@ const ARCHITECTURE: Option<u32> = None;
 /// Offsets in `struct seccomp_data`.
 const NUMBER: u32 = 0;
 const ARCH: u32 = 4;
-/// The second argument's lower half: all of these architectures have it first.
+/// The lower halves of the first two arguments: all of these architectures have them first.
+const FIRST: u32 = 16;
 const SECOND: u32 = 16 + 8;
 
 /// Allows the calling process only these calls; others fail with EPERM. A call by another architecture's convention
@@ -61,26 +62,44 @@ pub fn allow_only(calls: &[Call]) -> io::Result<()> {
     install(&program(architecture, calls, Verdict::Allow, Verdict::Refuse)?)
 }
 
-/// As [`allow_only`], and `fcntl` with only these commands. Some others direct descriptors' signals to other processes.
+/// As [`allow_only`], and `fcntl` with only these commands: some others direct descriptors' signals to other processes. Pairs
+/// of sockets, where they are allowed, are unix streams that do not block: another family may load a module of the kernel,
+/// and datagrams can be sent elsewhere than to the other of a pair.
 ///
 /// # Errors
 /// As [`allow_only`].
 pub fn allow_only_with(calls: &[Call], fcntl: &[u32]) -> io::Result<()> {
     let architecture = ARCHITECTURE.ok_or(io::ErrorKind::Unsupported)?;
-    let mut code = program(architecture, calls, Verdict::Allow, Verdict::Refuse)?;
+    let (pairs, calls): (Vec<Call>, Vec<Call>) = calls.iter().partition(|call| **call == SYS_socketpair);
+    let mut code = program(architecture, &calls, Verdict::Allow, Verdict::Refuse)?;
     let refuse = code.pop();
-    // Any call but fcntl jumps over its checks.
-    let number = u32::try_from(SYS_fcntl).map_err(io::Error::other)?;
-    let end = |verdict: Verdict| instruction(libc::BPF_RET | libc::BPF_K, 0, 0, verdict.code());
-    let length = u8::try_from(1 + 2 * fcntl.len()).map_err(io::Error::other)?;
-    code.push(instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, length, number)?);
-    code.push(instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, SECOND)?);
-    for command in fcntl {
-        code.push(instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, *command)?);
-        code.push(end(Verdict::Allow)?);
+    code.extend(narrow(SYS_fcntl, &[(SECOND, fcntl)])?);
+    if !pairs.is_empty() {
+        let stream = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        let (family, kind) = ([libc::AF_UNIX.unsigned_abs()], [stream.unsigned_abs()]);
+        code.extend(narrow(SYS_socketpair, &[(FIRST, &family), (SECOND, &kind)])?);
     }
     code.extend(refuse);
     install(&code)
+}
+
+/// Lets a call through when each of these arguments is one of its values; other calls jump over this.
+fn narrow(call: Call, arguments: &[(u32, &[u32])]) -> io::Result<Vec<libc::sock_filter>> {
+    let end = |verdict: Verdict| instruction(libc::BPF_RET | libc::BPF_K, 0, 0, verdict.code());
+    let equal = |yes, no, value| instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, yes, no, value);
+    let mut checks = Vec::new();
+    for (argument, values) in arguments {
+        checks.push(instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, *argument)?);
+        for (at, value) in values.iter().enumerate() {
+            // Over the other values and the refusal.
+            checks.push(equal(u8::try_from(values.len() - at).map_err(io::Error::other)?, 0, *value)?);
+        }
+        checks.push(end(Verdict::Refuse)?);
+    }
+    checks.push(end(Verdict::Allow)?);
+    let over = u8::try_from(checks.len()).map_err(io::Error::other)?;
+    checks.insert(0, equal(0, over, u32::try_from(call).map_err(io::Error::other)?)?);
+    Ok(checks)
 }
 
 /// Listed calls get one verdict, all others another.

@@ -1,10 +1,10 @@
 //! What a registry's refusal means: status and body to one error.
 
 use super::client::Answer;
+use super::fetch::Response;
 use crate::images::error::{ImageError, RegistryMessage, cut};
 use crate::model::plain;
 use http::{HeaderMap, StatusCode};
-use reqwest::Response;
 use serde::Deserialize;
 use std::time::{Duration, SystemTime};
 

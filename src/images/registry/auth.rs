@@ -6,10 +6,10 @@ use crate::images::error::{ImageError, cut};
 use crate::model::plain;
 use base64::Engine as _;
 use http::HeaderValue;
-use reqwest::Url;
 use serde::Deserialize;
 use std::fmt;
 use std::time::{Duration, Instant};
+use url::Url;
 
 /// The `client_id` of token requests: names the software to the registry's operator.
 const CLIENT_ID: &str = "podwright";

@@ -5,10 +5,10 @@ use super::auth::Credentials;
 use super::files;
 use crate::images::error::ImageError;
 use crate::images::reference::DOCKER_HUB;
-use reqwest::Url;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use url::Url;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

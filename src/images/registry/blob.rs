@@ -1,6 +1,7 @@
 //! A blob as a stream that survives a broken connection and a failing host: it is asked for again from where it stands.
 
 use super::client::HostClient;
+use super::fetch::Response;
 use super::pace::Pace;
 use super::parts::{PART, Parts};
 use super::session::Session;
@@ -8,7 +9,6 @@ use super::turn::Turn;
 use crate::images::error::ImageError;
 use crate::images::manifest::Descriptor;
 use bytes::Bytes;
-use reqwest::Response;
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -3,20 +3,21 @@
 
 use super::auth::{self, Authorization, Secret};
 use super::challenge;
-use super::clients::{ClientKey, Files, told, told_of_another};
+use super::clients::Files;
+use super::fetch::{Client, Common, Failure, Fetcher, Response};
 use super::hosts::{Host, Tls, led_to};
 use super::pace::Throttle;
 use super::proxy::Proxies;
 use super::reach::{Reach, Refused};
 use crate::config;
 use crate::images::error::ImageError;
-use http::{HeaderValue, Method, StatusCode, header};
-use reqwest::{Response, Url};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use url::Url;
 
 /// Redirects of one request, as Go's and curl's clients allow about as many.
 const MAX_REDIRECTS: usize = 10;
@@ -30,7 +31,7 @@ const MAX_TOKEN_BODY: usize = 1 << 20;
 /// Time for the whole exchange with a token service.
 const TOKEN_TIME: Duration = Duration::from_secs(30);
 
-/// What all pulls share: configuration and HTTP clients by what they may do.
+/// What all pulls share: configuration, and how many processes speak HTTP for them.
 #[derive(Debug)]
 pub(crate) struct Registry {
     pub(super) certs_dirs: Vec<PathBuf>,
@@ -43,7 +44,7 @@ pub(crate) struct Registry {
     /// Size from which a blob is fetched in parts side by side; None: never.
     pub(super) parts_from: Option<u64>,
     pub(super) proxies: Proxies,
-    pub(super) clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
+    pub(super) fetching: Arc<Common>,
 }
 
 impl Registry {
@@ -52,8 +53,6 @@ impl Registry {
     }
 
     pub(crate) fn with_proxies(config: &config::Images, proxies: Proxies) -> Arc<Self> {
-        // Once per process; a second call finds it installed, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         Arc::new(Self {
             certs_dirs: config.certs_dirs.clone(),
             registries_conf: config.registries_conf.clone(),
@@ -64,15 +63,13 @@ impl Registry {
             throttle: Throttle::new(config.max_bytes_per_second),
             parts_from: Some(config.parallel_range_bytes).filter(|bytes| *bytes > 0),
             proxies,
-            clients: Mutex::default(),
+            fetching: Arc::default(),
         })
     }
 }
 
-/// A body error in words.
-pub(super) fn body_error(error: &reqwest::Error) -> String {
-    told(error)
-}
+/// Says who asks.
+const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("podwright/", env!("CARGO_PKG_VERSION")));
 
 /// Method of a token request.
 pub(super) enum Ask<'a> {
@@ -98,18 +95,19 @@ pub(super) struct Request<'a> {
 #[derive(Debug)]
 pub(crate) struct HostClient {
     pub(super) host: Host,
-    http: reqwest::Client,
+    http: Client,
     /// For parts.
-    separate: Option<reqwest::Client>,
+    separate: Option<Client>,
     secret: SecretBox,
     /// The TLS files that its clients were made of.
     files: Files,
     repository: String,
     shared: Arc<Registry>,
+    fetcher: Arc<Fetcher>,
     /// All hosts of the pull: they may lead to each other.
     peers: Arc<[Host]>,
     /// Clients for where it has led in this pull.
-    away: Mutex<HashMap<(String, bool), reqwest::Client>>,
+    away: Mutex<HashMap<(String, bool), Client>>,
     /// No connection was had in this pull.
     down: AtomicBool,
     authorization: tokio::sync::Mutex<Authorization>,
@@ -133,7 +131,7 @@ pub(super) struct Answer {
 
 impl HostClient {
     pub(super) fn new(
-        shared: &Arc<Registry>,
+        (shared, fetcher): (&Arc<Registry>, &Arc<Fetcher>),
         host: Host,
         peers: &Arc<[Host]>,
         repository: &str,
@@ -141,7 +139,7 @@ impl HostClient {
     ) -> Result<Self, ImageError> {
         let files = Files::of(&host.tls);
         let client = |separate| {
-            shared.http_client(&host.base, &host.tls, &files, host.dial_timeout, host.reach, separate)
+            shared.http_client(fetcher, &host.base, &host.tls, host.dial_timeout, host.reach, separate)
         };
         Ok(Self {
             http: client(false)?,
@@ -150,6 +148,7 @@ impl HostClient {
             secret: SecretBox(secret),
             repository: host.repository.clone().unwrap_or_else(|| repository.to_owned()),
             shared: Arc::clone(shared),
+            fetcher: Arc::clone(fetcher),
             peers: Arc::clone(peers),
             away: Mutex::default(),
             down: AtomicBool::new(false),
@@ -252,33 +251,29 @@ impl HostClient {
                 Away::Refused(e) => refused(e, &led_to),
                 Away::Settings(error) => error,
             })?;
-            let mut builder = http
-                .request(request.method.clone(), url.clone())
-                // Anything but identity would break the digest.
-                .header(header::ACCEPT_ENCODING, "identity")
-                .header(header::ACCEPT, request.accept);
+            let mut headers = headers(request.accept);
             if request.from > 0 || request.end.is_some() {
                 let last = request.end.map_or_else(String::new, |end| end.saturating_sub(1).to_string());
-                builder = builder.header(header::RANGE, format!("bytes={}-{last}", request.from));
+                let range = HeaderValue::from_str(&format!("bytes={}-{last}", request.from));
+                headers.extend(range.map(|range| (header::RANGE, range)));
             }
             if led_to.is_none() {
-                builder = builder.headers(self.host.headers.clone());
-                if let Some(value) = authorization {
-                    builder = builder.header(header::AUTHORIZATION, value.clone());
-                }
+                headers.extend(self.host.headers.clone());
+                headers.extend(authorization.map(|value| (header::AUTHORIZATION, value.clone())));
             }
-            let response = tokio::time::timeout(self.shared.progress_timeout, builder.send())
+            let sent = http.send(&request.method, &url, &headers, b"");
+            let response = tokio::time::timeout(self.shared.progress_timeout, sent)
                 .await
                 .map_err(|_| self.stalled(request.what))?
-                .map_err(|e| match (Refused::behind(&e), &led_to) {
-                    (Some(e), _) => refused(e, &led_to),
-                    (None, Some(place)) => self.unavailable(
+                .map_err(|e| match (e, &led_to) {
+                    (Failure::Refused(e), _) => refused(e, &led_to),
+                    (e, Some(place)) => self.unavailable(
                         request.what,
-                        format!("{place}, where it redirects: {}", told_of_another(&e)),
+                        format!("{place}, where it redirects: {}", e.of_another()),
                     ),
-                    (None, None) => {
-                        self.down.fetch_or(e.is_connect(), Ordering::Relaxed);
-                        self.unavailable(request.what, told(&e))
+                    (e, None) => {
+                        self.down.fetch_or(matches!(e, Failure::Connect(_)), Ordering::Relaxed);
+                        self.unavailable(request.what, e.to_string())
                     }
                 })?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
@@ -294,7 +289,7 @@ impl HostClient {
     }
 
     /// The client for a URL that this host, or one that it led to, names. None of this host's settings holds there.
-    async fn away(&self, url: &Url, separate: bool) -> Result<reqwest::Client, Away> {
+    async fn away(&self, url: &Url, separate: bool) -> Result<Client, Away> {
         let peer = self.peers.iter().find(|host| host.is_at(url));
         let key = (url.origin().ascii_serialization(), separate);
         let known = {
@@ -305,7 +300,8 @@ impl HostClient {
         if let Some(client) = known {
             return Ok(client);
         }
-        let (shared, target, tls) = (Arc::clone(&self.shared), url.clone(), peer.map(|h| h.tls.clone()));
+        let (shared, fetcher) = (Arc::clone(&self.shared), Arc::clone(&self.fetcher));
+        let (target, tls) = (url.clone(), peer.map(|h| h.tls.clone()));
         let client = tokio::task::spawn_blocking(move || {
             let (reach, tls) = match tls {
                 Some(tls) => (reach, Tls { client: Vec::new(), ..tls }),
@@ -315,7 +311,7 @@ impl HostClient {
                 },
             };
             reach.check(&target).map_err(Away::Refused)?;
-            shared.http_client(&target, &tls, &Files::of(&tls), None, reach, separate).map_err(Away::Settings)
+            shared.http_client(&fetcher, &target, &tls, None, reach, separate).map_err(Away::Settings)
         });
         let client = client.await.unwrap_or_else(|_| {
             Err(ImageError::Interrupted { what: format!("a request to {}", auth::authority(url)) }.into())
@@ -357,30 +353,25 @@ impl HostClient {
         } else {
             self.away(url, false).await.map_err(|away| away.to_string())?
         };
-        let words = |e: &reqwest::Error| match Refused::behind(e) {
-            Some(refused) => refused.to_string(),
-            None if is_own => told(e),
-            None => told_of_another(e).to_owned(),
-        };
-        let mut builder = match ask {
-            Ask::Get => http.get(url.clone()),
+        let words = |e: Failure| if is_own { e.to_string() } else { e.of_another() };
+        let mut headers = headers("application/json");
+        let (method, form) = match ask {
+            Ask::Get => (Method::GET, None),
             Ask::Post(form) => {
                 let mut encoded = Url::parse("http://form/").map_err(|e| e.to_string())?;
                 encoded.query_pairs_mut().extend_pairs(form);
-                http.post(url.clone())
-                    .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
-                    .body(encoded.query().unwrap_or_default().to_owned())
+                let kind = HeaderValue::from_static("application/x-www-form-urlencoded");
+                headers.insert(header::CONTENT_TYPE, kind);
+                (Method::POST, encoded.query().map(str::to_owned))
             }
         };
-        builder =
-            builder.header(header::ACCEPT, "application/json").header(header::ACCEPT_ENCODING, "identity");
-        if let Some(value) = authorization {
-            builder = builder.header(header::AUTHORIZATION, value);
-        }
+        headers.extend(authorization.map(|value| (header::AUTHORIZATION, value)));
         let exchange = async {
-            let mut response = builder.send().await.map_err(|e| words(&e))?;
+            let form = form.unwrap_or_default();
+            let sent = http.send(&method, url, &headers, form.as_bytes()).await;
+            let mut response = sent.map_err(words)?;
             let mut body = Vec::new();
-            while let Some(chunk) = response.chunk().await.map_err(|e| words(&e))? {
+            while let Some(chunk) = response.chunk().await.map_err(words)? {
                 body.extend_from_slice(&chunk);
                 if body.len() > MAX_TOKEN_BODY {
                     return Err("the answer is longer than 1 MiB".to_owned());
@@ -393,6 +384,15 @@ impl HostClient {
             .await
             .unwrap_or_else(|_| Err(format!("no answer within {} s", limit.as_secs())))
     }
+}
+
+/// What every request says. Anything but identity would break the digest.
+fn headers(accept: &'static str) -> HeaderMap {
+    HeaderMap::from_iter([
+        (header::USER_AGENT, USER_AGENT),
+        (header::ACCEPT_ENCODING, HeaderValue::from_static("identity")),
+        (header::ACCEPT, HeaderValue::from_static(accept)),
+    ])
 }
 
 /// Why there is no client for where a host leads.

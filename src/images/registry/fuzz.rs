@@ -10,6 +10,10 @@ pub(crate) fn challenge(text: &str) {
     }
 }
 
+pub(crate) fn said(data: &[u8]) {
+    super::fetch::fuzz(data);
+}
+
 pub(crate) fn hosts(dir: &Path, data: &[u8]) {
     let Some((first, text)) = data.split_first() else { return };
     let Ok(reference) = Reference::parse("r.io/team/app:1") else { return };

@@ -6,12 +6,12 @@ use super::{files, registries_conf};
 use crate::images::error::ImageError;
 use crate::images::reference::{DOCKER_HUB, Reference};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use reqwest::Url;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use url::Url;
 
 /// The network host behind `docker.io`, from containerd's core/remotes/docker/config.
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";

@@ -1,5 +1,5 @@
-//! The registry side: which hosts serve a reference (`hosts`), how they are asked (`client`, `session`) and with which
-//! credentials (`auth`), and where they may lead (`reach`). Hands out verified documents and byte streams; never touches the store.
+//! The registry side: which hosts serve a reference (`hosts`), how they are asked (`client`, `session`; the process that
+//! speaks HTTP is `fetch`'s) and with which credentials (`auth`), and where they may lead (`reach`). Hands out verified documents and byte streams; never touches the store.
 
 mod answer;
 mod attached;
@@ -10,6 +10,7 @@ mod challenge;
 mod client;
 mod clients;
 mod endpoints;
+mod fetch;
 mod files;
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzz;
@@ -27,6 +28,7 @@ pub(crate) use blob::Blob;
 pub(crate) use client::Registry;
 pub(crate) use endpoints::looked_at;
 pub use endpoints::{Endpoint, LookedAt, Probe};
+pub(super) use fetch::PROGRAM;
 pub(super) use files::read as read_config;
 #[cfg(test)]
 pub(crate) use proxy::Proxies;

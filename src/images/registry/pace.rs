@@ -1,9 +1,9 @@
 //! How fast bytes come: a body that stands still or drips is given up, and all bodies together keep below the configured rate.
 
-use super::client::{HostClient, body_error};
+use super::client::HostClient;
+use super::fetch::Response;
 use crate::images::error::ImageError;
 use bytes::Bytes;
-use reqwest::Response;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ impl Pace {
         let chunk = tokio::time::timeout(window, response.chunk())
             .await
             .map_err(|_| host.stalled(what))?
-            .map_err(|e| host.unavailable(what, body_error(&e)))?;
+            .map_err(|e| host.unavailable(what, e.to_string()))?;
         let Some(chunk) = chunk else { return Ok(None) };
         let length = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
         if let Some(bytes) = self.add(begun.elapsed(), length, window, shared.min_bytes_per_second) {

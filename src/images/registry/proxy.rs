@@ -1,8 +1,8 @@
 //! Proxies, from the environment that the daemon was started with. Owns what never goes through one: this machine.
 
 use crate::images::error::ImageError;
-use reqwest::Url;
 use std::path::Path;
+use url::Url;
 
 /// Hosts that are never asked through a proxy, whatever NO_PROXY says; Go's clients do the same.
 const DIRECT: &str = "localhost,127.0.0.0/8,::1";
@@ -47,12 +47,12 @@ impl Proxies {
         Some(shown.to_string())
     }
 
-    /// The same with its credentials, for [`of_all`].
+    /// The same with its credentials.
     pub(super) fn secret_for_url(&self, url: &Url) -> Result<Option<String>, ImageError> {
         for (name, proxy) in [("HTTP_PROXY", &self.http), ("HTTPS_PROXY", &self.https)] {
             // Also one that is not for this URL: what is wrong with it is told at the first pull.
-            if let Some(proxy) = proxy {
-                of_all(proxy).map_err(|_| wrong(name))?;
+            if proxy.as_ref().is_some_and(|proxy| super::fetch::proxy_of(proxy).is_none()) {
+                return Err(wrong(name));
             }
         }
         Ok(self.chosen(url).map(str::to_owned))
@@ -68,18 +68,8 @@ impl Proxies {
     }
 }
 
-/// A proxy for all requests of a client. SOCKS is refused: the client would speak HTTP to it, or resolve names here, past
-/// the check of where they lead.
-pub(super) fn of_all(proxy: &str) -> Result<reqwest::Proxy, ImageError> {
-    let wrong = || wrong("HTTP_PROXY or HTTPS_PROXY");
-    let scheme = proxy.split_once("://").map_or("http", |(scheme, _)| scheme);
-    if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
-        return Err(wrong());
-    }
-    reqwest::Proxy::all(proxy).map_err(|_| wrong())
-}
-
-fn wrong(name: &str) -> ImageError {
+/// What an environment variable has is no proxy.
+pub(super) fn wrong(name: &str) -> ImageError {
     ImageError::Hosts {
         path: Path::new(name).to_owned(),
         // Not the URL itself: it may hold a password.

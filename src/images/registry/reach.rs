@@ -1,16 +1,14 @@
 //! Where a request may lead: this machine, its link and a cloud's metadata service are nobody's to name but the image's
-//! reference and the node's configuration. Owns the rule, and the resolver that holds what is connected to against it;
+//! reference and the node's configuration. Owns the rule, and the look-up of names that holds what is connected to against it;
 //! never sends anything.
 //!
 //! Addresses are checked where they are used: a literal before the request, a name after it is resolved and before it is
 //! connected to, so a name that means another address the next time gains nothing. What goes through a proxy is resolved
 //! there; of that only literals and `localhost` are seen.
 
-use reqwest::Url;
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use std::error::Error as _;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use url::Url;
 
 /// Where a client may connect to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -120,32 +118,17 @@ impl Reach {
             _ => Ok(kept),
         }
     }
-}
 
-impl Resolve for Reach {
-    fn resolve(&self, name: Name) -> Resolving {
-        let reach = *self;
-        Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let kept = reach.filter(found).inspect_err(|error| {
-                tracing::debug!(name = name.as_str(), %error, "a name is not connected to");
-            })?;
-            Ok(Box::new(kept.into_iter()) as Addrs)
-        })
-    }
-}
-
-impl Refused {
-    /// The refusal that made a request fail, if one did.
-    pub(super) fn behind(error: &reqwest::Error) -> Option<Self> {
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            if let Some(refused) = error.downcast_ref::<Self>() {
-                return Some(*refused);
-            }
-            cause = error.source();
-        }
-        None
+    /// What a name means now, as far as it may be connected to.
+    pub(super) async fn lookup(
+        self,
+        name: &str,
+    ) -> Result<Vec<SocketAddr>, Box<dyn std::error::Error + Send + Sync>> {
+        let found = tokio::net::lookup_host((name, 0)).await?;
+        let kept = self.filter(found).inspect_err(|error| {
+            tracing::debug!(name, %error, "a name is not connected to");
+        })?;
+        Ok(kept)
     }
 }
 
@@ -408,13 +391,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_is_held_to_what_it_means_now() {
-        use std::str::FromStr as _;
-        let resolve = |reach: Reach| reach.resolve(Name::from_str("localhost").unwrap());
+        let resolve = |reach: Reach| reach.lookup("localhost");
         for reach in [Reach::Node, Reach::Outside] {
             let Err(error) = resolve(reach).await else { panic!("it was resolved") };
             assert!(error.to_string().contains("this machine"), "{error}");
         }
-        assert!(resolve(Reach::Anywhere).await.unwrap().next().is_some());
+        assert!(!resolve(Reach::Anywhere).await.unwrap().is_empty());
         // Of several addresses those that may be had stay.
         let both = ["127.0.0.1:0", "192.0.2.7:0"].map(|a| a.parse::<SocketAddr>().unwrap());
         assert_eq!(Reach::Outside.filter(both.into_iter()).unwrap(), [both[1]]);

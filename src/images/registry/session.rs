@@ -5,6 +5,7 @@ use super::auth::{Credentials, Secret};
 use super::auth_files::AuthFiles;
 use super::blob::Blob;
 use super::client::{Answer, HostClient, Registry, Request};
+use super::fetch::{Fetcher, Response};
 use super::hosts::{Host, hosts_for};
 use super::pace::Pace;
 use super::parts::PART;
@@ -15,9 +16,9 @@ use crate::images::manifest::{ACCEPT, Descriptor, Document, MAX_MANIFEST, Node, 
 use crate::images::reference::{Reference, Target};
 use bytes::Bytes;
 use http::{Method, header};
-use reqwest::{Response, Url};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use url::Url;
 
 /// The hosts of one reference with their tokens.
 #[derive(Debug)]
@@ -45,11 +46,12 @@ impl Session {
         let files = AuthFiles::read(&registry.auth_files)?;
         let peers: Arc<[Host]> =
             hosts_for(&registry.certs_dirs, &registry.registries_conf, reference)?.into();
+        let fetcher = Fetcher::new(&registry.fetching);
         let hosts = peers
             .iter()
             .map(|host| {
                 let secret = secret_for(host, reference, credentials, &files);
-                HostClient::new(registry, host.clone(), &peers, reference.repository(), secret)
+                HostClient::new((registry, &fetcher), host.clone(), &peers, reference.repository(), secret)
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { reference: reference.clone(), hosts, parts_from: registry.parts_from })
@@ -63,7 +65,9 @@ impl Session {
     ) -> Result<Self, ImageError> {
         let secret = secret_for(&host, reference, None, &AuthFiles::read(&registry.auth_files)?);
         let peers = Arc::from([host.clone()]);
-        let hosts = vec![HostClient::new(registry, host, &peers, reference.repository(), secret)?];
+        let fetcher = Fetcher::new(&registry.fetching);
+        let hosts =
+            vec![HostClient::new((registry, &fetcher), host, &peers, reference.repository(), secret)?];
         Ok(Self { reference: reference.clone(), hosts, parts_from: None })
     }
 

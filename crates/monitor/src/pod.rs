@@ -11,7 +11,7 @@ use podwright_sys::{pidfd, socket};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Gid, Uid};
 
-use crate::client::Client;
+use crate::client::{Client, Handed};
 use crate::container::{Container, Exec, State};
 use crate::diary::Diary;
 use crate::namespaces::Namespaces;
@@ -178,9 +178,16 @@ impl Pod {
         self.reply_with(client, id, reply, Vec::new());
     }
 
-    pub(crate) fn reply_with(&mut self, client: u32, id: RequestId, reply: Reply, fds: Vec<OwnedFd>) {
-        if let Some(client) = self.client(client) {
-            client.push(&FromMonitor::Reply { id, reply }, fds);
+    pub(crate) fn reply_with(
+        &mut self,
+        client: u32,
+        id: RequestId,
+        reply: Reply,
+        fds: Vec<OwnedFd>,
+    ) -> Handed {
+        match self.client(client) {
+            Some(client) => client.push(&FromMonitor::Reply { id, reply }, fds),
+            None => Handed::Over,
         }
     }
 

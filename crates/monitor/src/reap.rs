@@ -10,6 +10,7 @@ use podwright_sys::process::{self, Ended};
 use podwright_sys::{pidfd, proc};
 use rustix::fs::{OFlags, fcntl_setfl};
 
+use crate::client::Handed;
 use crate::container::{Container, Exec, Process, State, Stdin};
 use crate::launch::write_atomically;
 use crate::logfile::StreamName;
@@ -218,14 +219,18 @@ impl Pod {
             }
             None => (Reply::ExecStarted { pid, terminal }, None),
         };
-        self.reply_with(job.client, job.request, started, fds);
+        let handed = self.reply_with(job.client, job.request, started, fds);
         match self.take_early(pid) {
             Some(exit) => self.exec_ended(&id, session, exit.ended),
             None => {
                 let start_time = proc::start_time(pid).unwrap_or_default();
                 let process = Process { pid, start_time, pidfd: pidfd::open(pid).ok() };
                 let serial = self.serial();
-                self.execs.push(Exec { id, serial, container_id, process, session });
+                self.execs.push(Exec { id: id.clone(), serial, container_id, process, session });
+                // Who asked was told that it did not begin.
+                if handed == Handed::Refused {
+                    self.signal(&Target::Exec(id), SIGKILL, true);
+                }
             }
         }
         Ok(())

@@ -21,7 +21,7 @@ const ALWAYS: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SYS_PTRACE)
     .union(CapabilitySet::SYS_RESOURCE);
 
-/// Unmounting the pin of the network namespace.
+/// Unmounting the pin of the network namespace; and handing over descriptors while others of root have too many under way.
 const AT_THE_END: CapabilitySet = CapabilitySet::SYS_ADMIN;
 
 /// Gives up what a pod that is ready does not need. The end's are out of use until [`for_the_end`].
@@ -39,6 +39,15 @@ pub(crate) fn keep_needed() -> io::Result<()> {
 pub(crate) fn for_the_end() -> io::Result<()> {
     let permitted = capabilities(None)?.permitted;
     set(permitted, permitted)
+}
+
+/// Does something with all that is left, which is out of use again afterwards.
+pub(crate) fn with_all<T>(act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let now = capabilities(None)?;
+    set(now.permitted, now.permitted)?;
+    let done = act();
+    set(now.effective, now.permitted)?;
+    done
 }
 
 fn set(effective: CapabilitySet, permitted: CapabilitySet) -> io::Result<()> {

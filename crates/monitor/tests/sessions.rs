@@ -6,8 +6,12 @@
 mod support;
 
 use std::io::Write as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 
 use podwright_monitor_proto::{Create, ErrorKind, ExecStatus, ExecStdio, Reply, Request, SessionEnd, Target};
+use podwright_sys::fdpass::{self, MAX_FDS};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::json;
 use support::{Client, Pod, Session, until};
 
@@ -321,5 +325,32 @@ fn a_terminal_is_shared_resized_and_stays_open() {
     assert_eq!(second.end(), SessionEnd::ContainerEnded);
     assert_eq!(pod.client.exit_of("c1").exit_code, 0);
     assert!(pod.log("c1").iter().any(|line| line.ends_with("got three 31 97")), "{:?}", pod.log("c1"));
+    pod.shutdown();
+}
+
+/// Descriptors of root that are sent and not received.
+fn in_flight(count: usize) -> (UnixStream, UnixStream) {
+    let (left, right) = UnixStream::pair().unwrap();
+    let file = std::fs::File::open("/dev/null").unwrap();
+    for _ in 0..count.div_ceil(MAX_FDS) {
+        assert_eq!(fdpass::send(left.as_fd(), b"x", &[file.as_fd(); MAX_FDS]).unwrap(), 1);
+    }
+    (left, right)
+}
+
+#[test]
+fn descriptors_that_others_have_under_way_do_not_end_sessions() {
+    let mut pod = Pod::launch("inflight", |_| {});
+    pod.run("c1", &["sleep", "1000"]);
+    // Far more than the monitor itself has open, and less than what is under way then.
+    let few = Rlimit { current: Some(128), ..getrlimit(Resource::Nofile) };
+    let monitor = Pid::from_raw(pod.pid().try_into().unwrap());
+    prlimit(monitor, Resource::Nofile, few).unwrap();
+    let under_way = in_flight(256);
+    let mut session = pod.session("e1", "c1", &["sh", "-c", "cat; echo x"], OUTPUT);
+    assert_eq!(Session::rest(&mut session.stdout), "x\n");
+    assert_eq!(session.end(), exited(0));
+    let attached = pod.attach("c1", OUTPUT);
+    drop((attached, under_way));
     pod.shutdown();
 }

@@ -2,11 +2,11 @@
 //! what cannot be written.
 
 use std::io::{self, IoSlice};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use podwright_sys::path::{open_directory_without_links, open_root};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, fchmod, fstat, openat, unlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fchmod, fstat, openat, unlinkat};
 
 use crate::record::{Record, Stamp, Tag};
 
@@ -46,6 +46,8 @@ pub(crate) enum LogError {
     Open { path: PathBuf, source: io::Error },
     #[error("log path {path:?} is not a regular file")]
     NotAFile { path: PathBuf },
+    #[error("log file {path:?} has other names: it may be another file, hard-linked here")]
+    HardLink { path: PathBuf },
 }
 
 #[derive(Debug)]
@@ -184,25 +186,39 @@ impl Place {
         let path = || self.path.clone();
         let (directory, name) =
             self.directory(make).map_err(|source| LogError::Directory { path: path(), source })?;
-        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let mode = Mode::from_raw_mode(MODE);
-        let made = openat(&directory, name, flags | OFlags::CREATE | OFlags::EXCL, mode);
-        let (file, made) = match made {
-            Ok(file) => (Ok(file), true),
-            Err(rustix::io::Errno::EXIST) => (openat(&directory, name, flags | OFlags::CREATE, mode), false),
-            Err(error) => (Err(error), false),
-        };
         let failed = |error: rustix::io::Errno| LogError::Open { path: path(), source: error.into() };
-        let file = file.map_err(failed)?;
-        let stat = fstat(&file).map_err(failed)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(LogError::NotAFile { path: path() });
-        }
+        let new = openat(&directory, name, flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW, mode);
+        let (file, made) = match new {
+            Ok(file) => (file, true),
+            Err(rustix::io::Errno::EXIST) => {
+                // Opening a device may have effects, so the type is known before.
+                let place = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let found = openat(&directory, name, place, Mode::empty()).map_err(failed)?;
+                self.check(&fstat(&found).map_err(failed)?)?;
+                let found = format!("/proc/self/fd/{}", found.as_raw_fd());
+                (openat(CWD, found, flags, Mode::empty()).map_err(failed)?, false)
+            }
+            Err(error) => return Err(failed(error)),
+        };
         if made {
             // The umask is ours (022), but a default ACL of the directory may have cut the mode; failing is harmless.
             let _ = fchmod(&file, mode);
         }
         Ok((file, made))
+    }
+
+    fn check(&self, found: &Stat) -> Result<(), LogError> {
+        let path = || self.path.clone();
+        match FileType::from_raw_mode(found.st_mode) {
+            FileType::RegularFile => {}
+            FileType::Symlink => {
+                return Err(LogError::Open { path: path(), source: rustix::io::Errno::LOOP.into() });
+            }
+            _ => return Err(LogError::NotAFile { path: path() }),
+        }
+        if found.st_nlink > 1 { Err(LogError::HardLink { path: path() }) } else { Ok(()) }
     }
 }
 
@@ -268,6 +284,18 @@ mod tests {
         assert!(matches!(log.reopen(), Err(LogError::Open { .. })));
         log.append(StreamName::Stdout, Records::new(b"3\n", 9, Pause::None));
         assert_eq!(lines(&old), ["stdout F 1"]);
+        // Nor another name of a file that is somewhere else, perhaps another tenant's log.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::hard_link(&old, &path).unwrap();
+        assert!(matches!(log.reopen(), Err(LogError::HardLink { .. })));
+        assert!(matches!(LogFile::open(&path, None), Err(LogError::HardLink { .. })));
+        assert_eq!(lines(&old), ["stdout F 1"]);
+        // A device is not even opened: this one would say ENXIO, as it belongs to no driver.
+        std::fs::remove_file(&path).unwrap();
+        let device = rustix::fs::makedev(4095, 1);
+        rustix::fs::mknodat(CWD, &path, FileType::CharacterDevice, Mode::RUSR | Mode::WUSR, device).unwrap();
+        assert!(matches!(log.reopen(), Err(LogError::NotAFile { .. })));
+        assert!(matches!(LogFile::open(&path, None), Err(LogError::NotAFile { .. })));
     }
 
     #[test]

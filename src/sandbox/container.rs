@@ -507,6 +507,9 @@ pub(super) async fn clean(
     if shares_pid_namespace(spec) {
         kill_cgroup(node, pod, spec);
     }
+    let (cgroups, leaf) = (node.cgroups.clone(), node.leaf(pod, &spec.id)?);
+    // The runtime would look for nested cgroups by path. What stays is reported below.
+    let _ = blocking(move || Ok(cgroups.remove_below(&leaf)?)).await;
     let deleted = node.metrics.step("clean_container", "runtime", runtime.delete(spec.id.as_str())).await;
     let (cgroups, leaf) = (node.cgroups.clone(), node.leaf(pod, &spec.id)?);
     blocking(move || Ok(cgroups.remove(&leaf)?)).await?;

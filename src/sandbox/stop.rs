@@ -54,6 +54,7 @@ pub(super) async fn stop(mut request: Request) {
         if tokio::time::timeout(pause, ended).await.is_ok() {
             return;
         }
+        thaw(&request);
         // Log: A process hangs in the kernel.
         // Do: Check its file system: NFS, a failing disk.
         tracing::warn!(container = %request.spec.id, "still there after SIGKILL, will try again");
@@ -85,6 +86,16 @@ async fn signal(request: &Request, signal: i32) -> bool {
             tracing::warn!(container = %request.spec.id, signal, %error, "cannot signal");
             false
         }
+    }
+}
+
+/// Lets it die if it has frozen itself.
+fn thaw(request: &Request) {
+    let Request { node, pod, spec, .. } = request;
+    if let Err(error) = in_place(|| node.leaf(pod, &spec.id).and_then(|leaf| Ok(node.cgroups.thaw(&leaf)?))) {
+        // Log: A container's freezer cgroup could not be written. Tried again.
+        // Do: If it lasts: check its cgroups.
+        tracing::warn!(container = %spec.id, %error, "cannot thaw a container");
     }
 }
 

@@ -9,6 +9,7 @@ mod make;
 mod place;
 mod rate;
 mod stats;
+mod tree;
 
 pub use details::{CgroupDetails, DeviceIo, HugePages};
 pub use place::{Driver, Leaf, init_leaf, leaf, parent_path};
@@ -25,7 +26,7 @@ use std::io::ErrorKind;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// In a scope that systemd made for it, crun puts limits and processes into a cgroup of its own, which systemd does not
 /// touch (`run.oci.systemd.subgroup` in crun(1)).
@@ -39,10 +40,6 @@ const MOUNT_ROOT: &str = "/sys/fs/cgroup";
 const MAX_KILL_ROUNDS: usize = 16;
 /// Processes that are held at once while they are signalled, a descriptor each.
 const HELD_PROCESSES: usize = 128;
-/// Attempts to remove a cgroup whose last processes are still being reaped, with [`REMOVE_PAUSE`] between.
-const REMOVE_ATTEMPTS: usize = 50;
-/// Half a second in all: an exiting process leaves its cgroup within milliseconds.
-const REMOVE_PAUSE: Duration = Duration::from_millis(10);
 
 /// A process for as long as the machine runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -278,7 +275,7 @@ impl Cgroups {
     pub fn pids(&self, leaf: &Leaf) -> Result<Vec<i32>, CgroupError> {
         let mut pids = Vec::new();
         for dir in self.dirs(leaf) {
-            collect_pids(&dir, &mut pids)?;
+            tree::collect_pids(&dir, &mut pids)?;
         }
         pids.sort_unstable();
         pids.dedup();
@@ -313,12 +310,25 @@ impl Cgroups {
             if let Some((freezer, dir)) = &freezer {
                 let failed = |cause| CgroupError::Freezer { operation: "thaw", path: dir.clone(), cause };
                 freezer.thaw().map_err(failed)?;
+                tree::thaw(dir)?;
             }
             if round? == 0 {
                 return Ok(());
             }
         }
         Err(CgroupError::StillAlive { path: leaf.path().to_owned() })
+    }
+
+    /// Lets processes run that the container has frozen, itself or in cgroups below its own: on v1 a frozen process does
+    /// not die of SIGKILL.
+    ///
+    /// # Errors
+    /// When one of the cgroups cannot be written.
+    pub fn thaw(&self, leaf: &Leaf) -> Result<(), CgroupError> {
+        match self.dir("freezer", leaf.path()) {
+            Some(dir) if self.mode != CgroupMode::V2 => tree::thaw(&dir),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Signals what is not in `signalled` yet; the number of those.
@@ -371,10 +381,16 @@ impl Cgroups {
     /// # Errors
     /// When a process still holds it.
     pub fn remove(&self, leaf: &Leaf) -> Result<(), CgroupError> {
-        for dir in self.dirs(leaf) {
-            remove_tree(&dir)?;
-        }
-        Ok(())
+        self.dirs(leaf).iter().try_for_each(|dir| tree::remove(dir))
+    }
+
+    /// Removes the cgroups below the container's, which an OCI runtime would look for by path: there may be more than a
+    /// path has room for. Those that have processes stay.
+    ///
+    /// # Errors
+    /// When they cannot be listed or removed.
+    pub fn remove_below(&self, leaf: &Leaf) -> Result<(), CgroupError> {
+        self.dirs(leaf).iter().try_for_each(|dir| tree::remove_below(dir))
     }
 
     /// Usage of a container's or pod's cgroup, a path as that of a [`Leaf`].
@@ -433,64 +449,6 @@ fn page_sizes(dir: &Path) -> Vec<String> {
 fn is_controller(option: &str) -> bool {
     !matches!(option, "rw" | "ro" | "xattr" | "none" | "noprefix" | "clone_children" | "cpuset_v2_mode")
         && !option.contains('=')
-}
-
-fn children(dir: &Path) -> Result<Vec<PathBuf>, CgroupError> {
-    let failed = |cause| CgroupError::Io { operation: "list", path: dir.to_owned(), cause };
-    let entries = match std::fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(failed(e)),
-    };
-    let mut children = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(failed)?;
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            children.push(entry.path());
-        }
-    }
-    Ok(children)
-}
-
-/// A cgroup and all below it, parents first. Not recursive: a container may nest as many as its path has room for.
-fn with_descendants(dir: &Path) -> Result<Vec<PathBuf>, CgroupError> {
-    let (mut found, mut at) = (vec![dir.to_owned()], 0);
-    while let Some(dir) = found.get(at) {
-        let children = children(dir)?;
-        found.extend(children);
-        at += 1;
-    }
-    Ok(found)
-}
-
-fn collect_pids(dir: &Path, pids: &mut Vec<i32>) -> Result<(), CgroupError> {
-    for dir in with_descendants(dir)? {
-        // 0 is a process outside our pid namespace.
-        let text = stats::text(&dir.join("cgroup.procs"))?.unwrap_or_default();
-        pids.extend(text.lines().filter_map(|l| l.trim().parse::<i32>().ok()).filter(|p| *p > 0));
-    }
-    Ok(())
-}
-
-fn remove_tree(dir: &Path) -> Result<(), CgroupError> {
-    with_descendants(dir)?.iter().rev().try_for_each(|dir| remove_one(dir))
-}
-
-fn remove_one(dir: &Path) -> Result<(), CgroupError> {
-    let mut attempt = 1;
-    loop {
-        match std::fs::remove_dir(dir) {
-            Ok(()) => return Ok(()),
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(e) if e.kind() == ErrorKind::ResourceBusy && attempt < REMOVE_ATTEMPTS => {
-                attempt += 1;
-                std::thread::sleep(REMOVE_PAUSE);
-            }
-            Err(cause) => {
-                return Err(CgroupError::Io { operation: "remove", path: dir.to_owned(), cause });
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -95,6 +95,71 @@ fn processes_are_listed_killed_and_the_cgroup_removed() {
     made.cgroups.remove(&made.leaf).unwrap();
 }
 
+/// Makes cgroups in each other below `dir`, by descriptor; that of the last one.
+fn nest(dir: &Path, depth: usize) -> std::os::fd::OwnedFd {
+    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+    let open = |at: std::os::fd::BorrowedFd<'_>, name: &Path| {
+        openat(at, name, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap()
+    };
+    let mut here = open(CWD, dir);
+    let name = "d".repeat(200);
+    for _ in 0..depth {
+        mkdirat(&here, &name, Mode::from_raw_mode(0o755)).unwrap();
+        here = open(std::os::fd::AsFd::as_fd(&here), Path::new(&name));
+    }
+    here
+}
+
+#[test]
+fn cgroups_deeper_than_any_path_are_looked_through_killed_and_removed() {
+    let made = Made::new("deep");
+    let dir = made.cgroups.dirs(&made.leaf).remove(0);
+    // 200 bytes each: twice the longest path.
+    let last = nest(&dir, 40);
+    std::fs::create_dir(dir.join("beside")).unwrap();
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+    let procs =
+        rustix::fs::openat(&last, "cgroup.procs", rustix::fs::OFlags::WRONLY, rustix::fs::Mode::empty());
+    rustix::io::write(procs.unwrap(), child.id().to_string().as_bytes()).unwrap();
+    drop(last);
+    assert_eq!(made.cgroups.pids(&made.leaf).unwrap(), [i32::try_from(child.id()).unwrap()]);
+    // One that has a process is told, in a few words, and loses the others.
+    let error = tree::remove(&dir).unwrap_err().to_string();
+    assert!(error.len() < 600, "{error}");
+    assert!(!dir.join("beside").exists());
+    made.cgroups.kill_all(&made.leaf).unwrap();
+    child.wait().unwrap();
+    made.cgroups.remove_below(&made.leaf).unwrap();
+    assert!(dir.is_dir() && !dir.join("d".repeat(200)).exists());
+    made.cgroups.remove(&made.leaf).unwrap();
+    assert!(!made.cgroups.exists(&made.leaf));
+}
+
+#[test]
+fn a_process_that_is_frozen_below_its_container_is_killed() {
+    let made = Made::new("frozen");
+    let Some(dir) =
+        made.cgroups.v1.get("freezer").map(|root| root.join(made.leaf.path().strip_prefix("/").unwrap()))
+    else {
+        return;
+    };
+    let mut child = made.run("sleep 1000");
+    let inner = dir.join("inner");
+    std::fs::create_dir(&inner).unwrap();
+    std::fs::write(inner.join("cgroup.procs"), child.id().to_string()).unwrap();
+    std::fs::write(inner.join("freezer.state"), "FROZEN").unwrap();
+    made.cgroups.kill_all(&made.leaf).unwrap();
+    child.wait().unwrap();
+    // One that was killed by somebody else while it was frozen.
+    let mut child = made.run("sleep 1000");
+    std::fs::write(inner.join("freezer.state"), "THAWED").unwrap();
+    std::fs::write(inner.join("cgroup.procs"), child.id().to_string()).unwrap();
+    std::fs::write(inner.join("freezer.state"), "FROZEN").unwrap();
+    child.kill().unwrap();
+    made.cgroups.thaw(&made.leaf).unwrap();
+    child.wait().unwrap();
+}
+
 #[test]
 fn a_pid_that_is_anothers_by_now_is_not_killed() {
     let made = Made::new("reused");

@@ -60,11 +60,12 @@ fn flags_that_the_kernel_has_locked_are_kept() {
     f.mount("/srv/data", "/plain");
     let with = |path: &str| f.options(path).unwrap();
     assert_eq!(with("/token"), "rbind,rprivate,ro,nosuid,nodev");
-    assert_eq!(with("/etc/hosts"), "rbind,rprivate,rw,nosuid,nodev");
+    assert_eq!(with("/etc/hosts"), "rbind,rprivate,rw,nosuid,nodev,noexec");
     assert_eq!(with("/data"), "rbind,rprivate,ro");
     assert_eq!(with("/plain"), "rbind,rprivate,rw");
     f.sandbox.namespaces.user = None;
-    assert_eq!(f.options("/token").unwrap(), "rbind,rprivate,ro");
+    assert_eq!(f.options("/token").unwrap(), "rbind,rprivate,ro,nosuid,nodev");
+    assert_eq!(f.options("/data").unwrap(), "rbind,rprivate,ro");
 }
 
 #[test]

@@ -14,8 +14,8 @@ use std::path::{Component, Path, PathBuf};
 const MOUNT_OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
 /// Fixed options of an image volume: its devices and setuid files have no effect.
 const IMAGE_FLAGS: [&str; 2] = ["nodev", "nosuid"];
-/// Flags of a mount that its copy in another user namespace cannot drop.
-const LOCKED_FLAGS: [&str; 4] = ["ro", "nosuid", "nodev", "noexec"];
+/// Flags of a host's mount that a container's mount of it has, too.
+const HOST_FLAGS: [&str; 4] = ["ro", "nosuid", "nodev", "noexec"];
 /// The group of terminals; in a user namespace that does not map it, the group of the process that opens one.
 const TTY_GROUP: u32 = 5;
 /// Options of the host's cgroup2 superblock that a mount without a cgroup namespace would reset for the whole host.
@@ -83,23 +83,22 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<Mount>, Option<&'static 
         mounts.retain(|other| other.destination() != &path);
         mounts.push(cdi_mount(mount, &path)?);
     }
-    if inputs.sandbox.namespaces.user.is_some() {
-        keep_locked(&mut mounts, inputs.mounts);
-    }
+    keep_flags(&mut mounts, inputs.mounts);
     // Stable, so a request's order stays among equals.
     mounts.sort_by_key(|mount| mount.destination().components().count());
     Ok((mounts, propagation))
 }
 
-/// In a user namespace, flags of the host's mounts are locked: the kernel refuses an OCI runtime, which sets the flags
-/// of a bind mount again, if it omits one.
-fn keep_locked(mounts: &mut [Mount], of_host: &[MountEntry]) {
+/// Adds the flags of the host's mounts. Some OCI runtimes set the flags of a bind mount again; without these, devices and
+/// setuid files that have no effect on the host would have one in a container. In a user namespace the kernel refuses to
+/// drop them.
+fn keep_flags(mounts: &mut [Mount], of_host: &[MountEntry]) {
     for mount in mounts.iter_mut().filter(|mount| mount.typ().as_deref() == Some("bind")) {
         let Some(host) = mount.source().as_ref().and_then(|source| holding(of_host, source)) else {
             continue;
         };
         let mut options = mount.options().clone().unwrap_or_default();
-        for flag in LOCKED_FLAGS.into_iter().filter(|flag| host.options.iter().any(|option| option == flag)) {
+        for flag in HOST_FLAGS.into_iter().filter(|flag| host.options.iter().any(|option| option == flag)) {
             if flag == "ro" {
                 options.retain(|option| option != "rw");
             }
@@ -180,7 +179,9 @@ fn defaults(inputs: &Inputs<'_>) -> Result<Vec<Mount>, SpecError> {
         ("/etc/resolv.conf", &files.resolv_conf),
     ] {
         if let Some(source) = source {
-            mounts.push(make(path, "bind", source, &["rbind", "rprivate", access])?);
+            // Their file system has these flags, too, but not every OCI runtime keeps what a bind mount does not name.
+            let options = ["rbind", "rprivate", access, "nosuid", "nodev", "noexec"];
+            mounts.push(make(path, "bind", source, &options)?);
         }
     }
     Ok(mounts)

@@ -375,7 +375,7 @@ fn a_read_only_root_has_read_only_pod_files() {
     let mut f = fixture();
     f.container.security.readonly_rootfs = true;
     assert_eq!(f.json()["root"]["readonly"], true);
-    assert_eq!(f.options("/etc/hostname").unwrap(), "rbind,rprivate,ro");
+    assert_eq!(f.options("/etc/hostname").unwrap(), "rbind,rprivate,ro,nosuid,nodev,noexec");
 }
 
 #[test]

@@ -47,7 +47,7 @@ fn child_with_mappings(kinds: libc::c_int, uids: &[IdRange], gids: &[IdRange]) -
     // With every signal blocked, the child runs none of our handlers.
     let mut before = SigSet::empty();
     nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before))?;
-    let child = clone_into_user_namespace(kinds);
+    let child = owned_by(owner(uids), || clone_into_user_namespace(kinds));
     let restored = nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
     let child = Child(child?);
     restored?;
@@ -55,6 +55,28 @@ fn child_with_mappings(kinds: libc::c_int, uids: &[IdRange], gids: &[IdRange]) -
     std::fs::write(format!("{proc}/uid_map"), lines(uids))?;
     std::fs::write(format!("{proc}/gid_map"), lines(gids))?;
     Ok(child)
+}
+
+/// Whose the namespace becomes: root's inside. The kernel counts what is made in a user namespace (others, inotify
+/// instances) as its owner's, too, within one limit for each user: pods must not use up that of the host's root.
+fn owner(uids: &[IdRange]) -> Option<u32> {
+    uids.iter().find(|range| range.inside == 0).or(uids.first()).map(|range| range.outside)
+}
+
+/// Does something with another effective user and the same capabilities.
+fn owned_by<T>(owner: Option<u32>, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    use rustix::fs::Uid;
+    use rustix::process::{geteuid, getuid};
+    use rustix::thread::{capabilities, set_capabilities, set_thread_res_uid};
+    let own = geteuid();
+    let Some(owner) = owner.filter(|_| own.is_root() && getuid().is_root()) else { return act() };
+    let rights = capabilities(None)?;
+    // Of this thread alone. The saved one is the way back.
+    set_thread_res_uid(own, Uid::from_raw(owner), own)?;
+    let done = set_capabilities(None, rights).map_err(io::Error::from).and_then(|()| act());
+    set_thread_res_uid(own, own, own)?;
+    set_capabilities(None, rights)?;
+    done
 }
 
 fn lines(ranges: &[IdRange]) -> String {
@@ -220,6 +242,8 @@ pub fn become_root() -> io::Result<()> {
 mod tests {
     use super::*;
 
+    /// linux/nsfs.h.
+    const NS_GET_OWNER_UID: libc::c_ulong = 0xb704;
     const RANGE: IdRange = IdRange { inside: 0, outside: 200_000, count: 65_536 };
 
     #[test]
@@ -233,6 +257,18 @@ mod tests {
         let inside =
             members.filter(|e| std::fs::read_link(e.path().join("ns/user")).is_ok_and(|n| n == text));
         assert_eq!(inside.count(), 0);
+    }
+
+    #[test]
+    fn it_is_its_own_roots_and_this_thread_keeps_its_rights() {
+        let before = rustix::thread::capabilities(None).unwrap();
+        let (user, _) = with_mappings_and_uts(&[RANGE], &[RANGE]).unwrap();
+        assert!(rustix::process::geteuid().is_root());
+        assert_eq!(rustix::thread::capabilities(None).unwrap(), before);
+        let mut owner: libc::uid_t = 0;
+        // SAFETY: the ioctl writes one uid.
+        assert_eq!(unsafe { libc::ioctl(user.as_raw_fd(), NS_GET_OWNER_UID, &raw mut owner) }, 0);
+        assert_eq!(owner, RANGE.outside);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::cri::{self, Image, Runtime};
 use crate::host::cgroups::{Cgroups, Driver};
 use crate::host::foreign::Foreign;
 use crate::host::kernel;
+use crate::host::lock::{self, LockError};
 use crate::host::monitor;
 use crate::host::network::Network;
 use crate::host::oci::{Runtimes, Surroundings};
@@ -42,10 +43,6 @@ pub const BLOCKING_THREAD_KEEP_ALIVE: Duration = Duration::from_secs(5);
 const STREAMS_END: Duration = Duration::from_secs(2);
 /// Time for a running trial to clean up: ten times its usual duration.
 const TRIAL_END: Duration = Duration::from_secs(1);
-/// A daemon killed while it starts a program has a child with its descriptors until that child's exec.
-const LOCK_WAIT: Duration = Duration::from_secs(1);
-/// Without a blocking wait, which has no limit, only polling shows that a lock is free.
-const LOCK_POLL: Duration = Duration::from_millis(5);
 /// More workers than this would not answer a kubelet any faster.
 const MAX_WORKERS: usize = 4;
 
@@ -126,25 +123,39 @@ async fn look_after_networks(pods: Manager, valid: Vec<SandboxId>) {
 /// Excludes a second daemon from the same root. The kernel releases it however this process ends.
 pub(crate) fn lock(config: &Config) -> anyhow::Result<File> {
     make_private_dir(&config.root)?;
+    keep_private(&config.root, 0o700)?;
     make_private_dir(&config.state)?;
-    let path = config.root.join("lock");
-    let file = File::create(&path).with_context(|| format!("open {}", path.display()))?;
-    let until = Instant::now() + LOCK_WAIT;
-    let mut locked = file.try_lock();
-    while matches!(locked, Err(std::fs::TryLockError::WouldBlock)) && Instant::now() < until {
-        std::thread::sleep(LOCK_POLL);
-        locked = file.try_lock();
-    }
-    match locked {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => anyhow::bail!(
-            "another podwright serves from {}: stop it, or set `root` and `state` to directories of their own",
-            config.root.display()
+    keep_private(&config.state, 0o711)?;
+    match lock::take(&config.root.join("lock")) {
+        Err(LockError::Held { process, .. }) => anyhow::bail!(
+            "another podwright serves from {}{}: stop it, or set `root` and `state` to directories of their own",
+            config.root.display(),
+            process.map(|process| format!(" (process {process})")).unwrap_or_default()
         ),
-        Err(std::fs::TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("lock {}", path.display()))
-        }
+        taken => Ok(taken?),
     }
+}
+
+/// Removes access for others to a directory that existed before, such as the root of a separate disk.
+fn keep_private(path: &Path, most: u32) -> anyhow::Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+    let found = std::fs::metadata(path).with_context(|| format!("look at {}", path.display()))?;
+    let own = rustix::process::geteuid().as_raw();
+    anyhow::ensure!(
+        found.uid() == own,
+        "{} belongs to user {}, who can replace everything in it: its owner must be user {own}",
+        path.display(),
+        found.uid()
+    );
+    let mode = found.mode() & 0o7777;
+    if mode & !most == 0 {
+        return Ok(());
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & most))
+        .with_context(|| format!("change the mode of {}", path.display()))?;
+    // Log: At start: `root` or `state` had a mode that admitted other users. Records contain environments of containers.
+    tracing::info!(path = %path.display(), was = format!("{mode:o}"), "a directory admitted other users");
+    Ok(())
 }
 
 fn make_private_dir(path: &Path) -> anyhow::Result<()> {

@@ -17,6 +17,7 @@ pub mod fuzz;
 pub mod interfaces;
 pub mod kernel;
 pub mod listeners;
+pub mod lock;
 pub mod monitor;
 pub mod mountinfo;
 pub mod netns;

@@ -45,12 +45,29 @@ async fn the_socket_is_for_root_and_its_group_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_others_may_read_of_an_existing_root_is_taken_away() {
+    let mut node = Node::new(Options::default()).await;
+    let (root, state) = (node.scratch.root().join("root"), node.scratch.root().join("state"));
+    let open_to = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    open_to(&root, 0o755);
+    open_to(&root.join("lock"), 0o644);
+    open_to(&state, 0o777);
+    node.daemon.restart().unwrap();
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!((mode(&root), mode(&root.join("lock")), mode(&state)), (0o700, 0o600, 0o711));
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_second_daemon_on_the_same_root_is_refused() {
     let node = Node::new(Options::default()).await;
     let output = podwright().args(["serve", "--config"]).arg(node.scratch.config_file()).output().unwrap();
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("another podwright serves"), "{said}");
+    let holder = format!("(process {})", node.daemon.pid().unwrap());
+    assert!(said.contains("another podwright serves") && said.contains(&holder), "{said}");
     node.finish().await;
 }
 

@@ -150,6 +150,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             // Descriptors inherited at start, except the three standard ones; none of ours is open yet.
             podwright_sys::process::close_from(3).context("close inherited descriptors")?;
             start_logs(&config)?;
+            keep_keys();
             podwright_sys::memory::keep_small(daemon::LARGE_ALLOCATION);
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(daemon::worker_threads())
@@ -163,6 +164,17 @@ fn run(command: Command) -> anyhow::Result<()> {
             runtime.shutdown_background();
             result
         }
+    }
+}
+
+/// While there is one thread, from which all others and all monitors have it. A container gets it only if the kernel has
+/// no room for one of its own.
+fn keep_keys() {
+    if let Err(error) = podwright_sys::keyring::join_empty_session() {
+        // Log: The daemon keeps the session keyring of whoever started it; monitors and CNI plugins inherit it, and so do
+        // containers that get none of their own. Mostly root has as many keys as it may.
+        // Do: `grep '^ *0:' /proc/key-users` shows root's keys and their limits. Find out who makes them, and restart.
+        tracing::warn!(%error, "no session keyring of its own");
     }
 }
 

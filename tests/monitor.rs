@@ -132,6 +132,7 @@ async fn a_slow_request_does_not_hold_up_another() {
         deadline_ms: Some(1000),
         cgroup: None,
         restore: None,
+        no_new_keyring: false,
     };
     let slow = monitor.create(create);
     tokio::pin!(slow);
@@ -197,6 +198,7 @@ async fn a_container_and_its_execs() {
         deadline_ms: None,
         cgroup: None,
         restore: None,
+        no_new_keyring: false,
     };
     monitor.create(create).await.unwrap();
     runc(&["start", "c1"]);

@@ -13,6 +13,10 @@ const PIDS: u64 = 65536;
 const INOTIFY_INSTANCES: u64 = 1024;
 /// Kernels from 5.11 on allow a share of the memory, older ones 8192.
 const INOTIFY_WATCHES: u64 = 65536;
+/// Keys of each user, with their limits (`keyrings(7)`).
+const KEY_USERS: &str = "/proc/key-users";
+/// The part of root's keys or of their bytes that a node does not use by itself: a container needs one small key.
+const KEYS_PERCENT: u64 = 80;
 /// 2025-01-01, before the first release: an earlier clock is wrong.
 const RELEASED: u64 = 1_735_689_600;
 
@@ -23,6 +27,7 @@ pub(super) fn all(subject: &Subject<'_>) -> Vec<Finding> {
         at_least("processes", "kernel.pid_max", PIDS, "4194304"),
         at_least("inotify instances", "fs.inotify.max_user_instances", INOTIFY_INSTANCES, "8192"),
         at_least("inotify watches", "fs.inotify.max_user_watches", INOTIFY_WATCHES, "524288"),
+        keys(&std::fs::read_to_string(KEY_USERS).unwrap_or_default()),
         clock(now(), podwright_sys::clock::synchronized().unwrap_or(false)),
     ]
 }
@@ -53,6 +58,30 @@ fn judge(name: &str, key: &str, value: &str, wanted: u64, better: &str) -> Findi
         return Finding::warn(name, format!("{key} is {value}: full nodes run into it"), set(key, better));
     }
     Finding::ok(name, value)
+}
+
+/// Containers without a user namespace have their keys from root's share.
+fn keys(users: &str) -> Finding {
+    let name = "kernel keys";
+    // "    0:   110 109/109 103/1000000 2345/25000000": of the last two, used and most.
+    let of_root = users.lines().find_map(|line| line.trim_start().strip_prefix("0:"));
+    let Some(shares) = of_root.map(|fields| fields.split_whitespace().skip(2).take(2)) else {
+        return Finding::ok(name, "the kernel has none of root's");
+    };
+    let used = |share: &str| {
+        let (used, most) = share.split_once('/')?;
+        used.parse::<u64>().ok()?.saturating_mul(100).checked_div(most.parse().ok()?)
+    };
+    let percent = shares.filter_map(used).max().unwrap_or(0);
+    let found = format!("root uses {percent} % of what it may have");
+    match percent >= KEYS_PERCENT {
+        false => Finding::ok(name, found),
+        true => Finding::warn(
+            name,
+            format!("{found}; when it is used up, containers start without a session keyring of their own"),
+            "keyctl show @u; keyctl clear @u\nThen find the container that makes them: give it a seccomp profile or hostUsers: false",
+        ),
+    }
 }
 
 fn now() -> u64 {
@@ -92,6 +121,17 @@ mod tests {
         assert!(matches!(open_files(Some(1), 1024).verdict, Verdict::Warn { .. }));
         assert_eq!(open_files(Some(1), 1 << 20).verdict, Verdict::Ok);
         assert_eq!(open_files(None, 1024).verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn keys_that_run_out_are_told() {
+        let line = |keys, bytes| {
+            format!("    0:    12 11/11 {keys}/1000 {bytes}/25000\n  104:     1 1/1 200/200 9/20000\n")
+        };
+        assert_eq!(keys(&line(3, 400)).verdict, Verdict::Ok);
+        assert!(matches!(keys(&line(3, 24_000)).verdict, Verdict::Warn { .. }));
+        assert!(matches!(keys(&line(999, 4)).verdict, Verdict::Warn { .. }));
+        assert_eq!(keys("").verdict, Verdict::Ok);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::error::SandboxError;
 use super::files::PodFiles;
 use super::granted::Granted;
 use super::idmap;
+use super::launch;
 use super::node::{Node, make_private_dir, write_private};
 use super::recover;
 use super::root_dirs;
@@ -375,8 +376,9 @@ pub(super) async fn start(
             images: text(&checkpoint::images(&node.writable(&spec.id))),
             work: text(&checkpoint::work(&node.writable(&spec.id))),
         }),
+        no_new_keyring: false,
     };
-    let created = node.metrics.step("start_container", "runtime", monitor.create(request)).await;
+    let created = node.metrics.step("start_container", "runtime", launch::run(monitor, request)).await;
     if spec.restore.is_some() {
         let writable = node.writable(&spec.id);
         drop(tokio::task::spawn_blocking(move || checkpoint::forget_images(&writable)));

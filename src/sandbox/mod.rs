@@ -16,6 +16,7 @@ mod files;
 pub mod fuzz;
 mod granted;
 mod idmap;
+mod launch;
 mod machine;
 mod manager;
 mod metrics;

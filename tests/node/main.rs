@@ -26,6 +26,7 @@ mod image_volumes;
 mod images;
 mod images_cli;
 mod inner;
+mod keys;
 mod lifecycle;
 mod log_paths;
 mod mounts;

@@ -213,6 +213,10 @@ pub struct Create {
     /// Instead of beginning, continue from a checkpoint; only with `start`. Revision 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<Restore>,
+    /// Let the container have the monitor's session keyring instead of one of its own: the kernel has no room for more.
+    /// Not of a container that is restored.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_new_keyring: bool,
 }
 
 /// Parameters of the OCI runtime's restore.

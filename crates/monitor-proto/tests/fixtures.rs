@@ -102,6 +102,7 @@ fn requests() {
             deadline_ms: Some(5),
             cgroup: None,
             restore: None,
+            no_new_keyring: false,
         })),
         r#"{"create":{"container_id":"c1","runtime":{"path":"/usr/bin/crun","args":["--root","/run/p"]},"bundle":"/b","start":false,"pid_file":null,"log_path":"/l","log_max_line":null,"terminal":false,"stdin":true,"stdin_once":true,"deadline_ms":5}}"#,
     );
@@ -121,6 +122,7 @@ fn requests() {
             deadline_ms: None,
             cgroup: None,
             restore: Some(Restore { images: "/c/checkpoint".into(), work: "/b".into() }),
+            no_new_keyring: false,
         })),
         r#"{"create":{"container_id":"c1","runtime":{"path":"/usr/bin/crun","args":["--root","/run/p"]},"bundle":"/b","start":true,"pid_file":null,"log_path":null,"log_max_line":null,"terminal":false,"stdin":false,"stdin_once":false,"deadline_ms":null,"restore":{"images":"/c/checkpoint","work":"/b"}}}"#,
     );

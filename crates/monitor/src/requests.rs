@@ -131,6 +131,12 @@ impl Pod {
         if create.restore.is_some() && !create.start {
             return Err(Refusal::new(ErrorKind::Invalid, "a container that is restored is started, too"));
         }
+        if create.restore.is_some() && create.no_new_keyring {
+            return Err(Refusal::new(
+                ErrorKind::Invalid,
+                "a container that is restored has the keyring it had",
+            ));
+        }
         let max_line = create.log_max_line.unwrap_or(self.setup.log_max_line).clamp(1, MAX_LOG_LINE);
         let max_line = usize::try_from(max_line).unwrap_or(usize::MAX);
         let log = match &create.log_path {
@@ -211,11 +217,12 @@ impl Pod {
             None if create.start => &["run", "--detach"],
             None => &["create"],
         };
+        let keyring: &[&str] = if create.no_new_keyring { &["--no-new-keyring"] } else { &[] };
         let pid = runtime::spawn(
             &create.runtime,
             &files,
             console.as_ref(),
-            &[verb, &["--bundle", &create.bundle]].concat(),
+            &[verb, keyring, &["--bundle", &create.bundle]].concat(),
             &create.container_id,
             stdio,
             &self.setup,

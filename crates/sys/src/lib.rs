@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod confine;
 pub mod fdpass;
+pub mod keyring;
 pub mod landlock;
 pub mod memory;
 pub mod names;

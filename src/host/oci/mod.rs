@@ -6,6 +6,7 @@
 mod checkpoint;
 mod error;
 mod features;
+mod keyring;
 mod probe;
 mod runtimes;
 mod signals;
@@ -13,6 +14,7 @@ mod signals;
 pub use checkpoint::criu_words;
 pub use error::OciError;
 pub use features::Features;
+pub use keyring::lacks_room_for_keyring;
 pub use probe::UserNamespace;
 pub use runtimes::{PREFERENCE, Runtimes, Surroundings, Trial, try_all};
 pub use signals::{signal_name, signal_number};

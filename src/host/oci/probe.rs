@@ -1,6 +1,7 @@
 //! The start-up probes: a runtime becomes the default only after it has really run a container here, and has only the
 //! capabilities that it has shown. A version string proves nothing; crun may refuse the host's cgroup mounts.
 
+use super::keyring::{NO_NEW_KEYRING, lacks_room_for_keyring};
 use super::runtimes::CgroupPath;
 use super::{OciError, Runtime};
 use crate::host::remove;
@@ -132,8 +133,16 @@ async fn run(
     let result = match made {
         Ok(()) => {
             let bundle = bundle.to_string_lossy();
-            let command = runtime.program().args(["run", "--bundle", &bundle, &id]).nudge(NUDGE);
-            runtime.finish("run", &id, command).await
+            let command = || runtime.program().args(["run", "--bundle", &bundle]);
+            let first = runtime.finish("run", &id, command().args([&id]).nudge(NUDGE)).await;
+            match &first {
+                Err(OciError::Failed { message, .. }) if lacks_room_for_keyring(message) => {
+                    let _ = runtime.delete(&id).await;
+                    let again = command().args([NO_NEW_KEYRING, &id]).nudge(NUDGE);
+                    runtime.finish("run", &id, again).await
+                }
+                Ok(_) | Err(_) => first,
+            }
         }
         Err(source) => Err(OciError::Probe { path: bundle.clone(), source }),
     };

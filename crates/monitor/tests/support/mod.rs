@@ -281,6 +281,7 @@ impl Pod {
             deadline_ms: None,
             cgroup: None,
             restore: None,
+            no_new_keyring: false,
         }
     }
 

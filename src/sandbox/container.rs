@@ -12,7 +12,7 @@ use super::node::{Node, make_private_dir, write_private};
 use super::recover;
 use super::root_dirs;
 use super::selinux;
-use super::sources::{Look, Source, look_at};
+use super::sources::{Look, Source, look_apart};
 use super::spec::{self, ImageProcess, Inputs, PodNamespaces};
 use super::state::{ContainerState, Init};
 use super::stop::{kill_cgroup, shares_pid_namespace};
@@ -153,7 +153,7 @@ async fn restored(request: &Request, until: Instant) -> Result<Option<checkpoint
     let fetch = move |progress: Option<&Progress>| {
         checkpoint::fetch(&from, &writable, &namespaces, &own.images, progress)
     };
-    look_at(node, pod.id.as_str(), places, left, fetch).await.map(Some)
+    look_apart(node, pod.id.as_str(), places, left, fetch).await.map(Some)
 }
 
 fn make_writable(node: &Node, writable: &Path) -> Result<(), SandboxError> {

@@ -5,7 +5,7 @@ use super::bring_up::blocking;
 use super::error::SandboxError;
 use super::node::Node;
 use super::selinux;
-use super::sources::look_at;
+use super::sources::look_apart;
 use super::spec::{self, Seccomp};
 use crate::host::blockio::{self, BlockIoError};
 use crate::host::cdi::{self, Edits};
@@ -64,7 +64,7 @@ pub(super) async fn grant(
             let machine = Machine { arch: std::env::consts::ARCH, kernel: kernel::running() };
             let load =
                 move |_: Option<&Progress>| -> Result<_, SandboxError> { Ok(seccomp::load(&path, machine)?) };
-            let loaded = look_at(node, pod.id.as_str(), vec![place], limit(node, until), load);
+            let loaded = look_apart(node, pod.id.as_str(), vec![place], limit(node, until), load);
             Seccomp::Profile(Box::new(loaded.await?))
         }
     };
@@ -82,7 +82,7 @@ pub(super) async fn grant(
         let cdi = cdi::resolve(&dirs, &names)?;
         let at = |number| progress.into_iter().for_each(|progress| progress.at(number));
         let mut devices = devices::resolve(&asked, at)?;
-        if let Some(owner) = owner {
+        if let Some(owner) = &owner {
             devices.iter_mut().for_each(|device| device.owner = owner(device.owner));
         }
         for node in &cdi.device_nodes {
@@ -95,7 +95,7 @@ pub(super) async fn grant(
     let (devices, cdi) = match places.is_empty() {
         // What specifications of the node name is the node's own.
         true => within_limit(container, until, blocking(move || found(None))).await?,
-        false => look_at(node, pod.id.as_str(), places, limit(node, until), found).await?,
+        false => look_apart(node, pod.id.as_str(), places, limit(node, until), found).await?,
     };
     Ok(Granted { seccomp, devices, cdi, block_io, rdt_class })
 }

@@ -169,10 +169,10 @@ async fn end_orphans(node: &Node, pods: &[StoredPod]) {
     let ids: Vec<SandboxId> = pods.iter().filter(|p| p.this_boot).map(|p| p.spec.id.clone()).collect();
     let places = vec![PathBuf::from("/proc/<pid>/environ")];
     let asked = Asked { pod: String::new(), places, limit: ORPHANS_LIMIT };
-    let ended = node.foreign.run(asked, move |_| {
+    let ended = node.foreign.apart(asked, move |_, _| {
         Network::end_orphans(&ids.iter().map(SandboxId::as_str).collect());
     });
-    report(Path::new("/proc"), ended.await.map_err(SandboxError::from));
+    report(Path::new("/proc"), ended.await.map(drop).map_err(SandboxError::from));
 }
 
 async fn recover_pod(node: &Arc<Node>, index: &Index, stored: StoredPod) -> Result<(), SandboxError> {

@@ -11,6 +11,8 @@ use crate::host::foreign::{self, Asked, Found, Missing, Progress};
 use crate::host::monitor::NamespacePaths;
 use crate::host::rootfs::Detached;
 use crate::model::{ContainerSpec, Mount, MountSource, SandboxSpec};
+use podwright_sys::apart::Outbox;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +26,13 @@ pub(super) enum Source {
     /// The same with mapped ids, mounted nowhere yet.
     Mapped(Detached),
     /// What the request names is no path of the host's.
+    NotOfHost,
+}
+
+/// The same as it comes from the process that looked: its files come beside.
+enum Resolved {
+    Host(PathBuf),
+    Mapped { is_dir: bool },
     NotOfHost,
 }
 
@@ -44,38 +53,58 @@ impl Look {
         self.node.config.host_path_limit().min(left)
     }
 
-    /// Does `work`, which says by their numbers at which of the paths it is; not at all where there is none.
+    /// Does `work`, which says by their numbers at which of the paths it is, in a process of its own; not at all where there
+    /// is none. With the files that it hands over.
     pub(super) async fn at<T: Send + 'static>(
         &self,
         places: Vec<PathBuf>,
-        work: impl FnOnce(&Progress) -> Result<T, SandboxError> + Send + 'static,
-    ) -> Result<Option<T>, SandboxError> {
+        work: impl Fn(&Progress, &Outbox<'_>) -> Result<T, SandboxError> + Send + 'static,
+    ) -> Result<Option<(T, Vec<OwnedFd>)>, SandboxError> {
         if places.is_empty() {
             return Ok(None);
         }
         let asked = Asked { pod: self.pod.id.to_string(), places, limit: self.limit() };
-        self.node.foreign.run(asked, work).await?.map(Some)
+        let (result, files) = self.node.foreign.apart(asked, work).await?;
+        Ok(Some((result?, files)))
     }
 
     /// The host's side of each mount.
     pub(super) async fn sources(&self, namespaces: &NamespacePaths) -> Result<Vec<Source>, SandboxError> {
         let (look, namespaces) = (self.clone(), namespaces.clone());
         let places = self.paths(|_| true).map(|(_, path)| path.to_owned()).collect();
-        let found = self.at(places, move |progress| look.resolve(&namespaces, progress)).await?;
-        Ok(found.unwrap_or_else(|| self.spec.mounts.iter().map(|_| Source::NotOfHost).collect()))
+        let found = self.at(places, move |progress, outbox| look.resolve(&namespaces, progress, outbox));
+        let Some((found, files)) = found.await? else {
+            return Ok(self.spec.mounts.iter().map(|_| Source::NotOfHost).collect());
+        };
+        let mut files = files.into_iter();
+        let source = |found| match found {
+            Resolved::Host(path) => Some(Source::Host(path)),
+            Resolved::Mapped { is_dir } => Some(Source::Mapped(Detached::of(files.next()?, is_dir))),
+            Resolved::NotOfHost => Some(Source::NotOfHost),
+        };
+        let sources: Option<Vec<Source>> = found.into_iter().map(source).collect();
+        sources.ok_or(SandboxError::ShuttingDown)
     }
 
-    fn resolve(&self, namespaces: &NamespacePaths, progress: &Progress) -> Result<Vec<Source>, SandboxError> {
+    fn resolve(
+        &self,
+        namespaces: &NamespacePaths,
+        progress: &Progress,
+        outbox: &Outbox<'_>,
+    ) -> Result<Vec<Resolved>, SandboxError> {
         let map = idmap::of_pod(&self.pod, namespaces)?;
         let mut number = 0;
         let resolve = |mount: &Mount| {
-            let MountSource::Host(path) = &mount.source else { return Ok(Source::NotOfHost) };
+            let MountSource::Host(path) = &mount.source else { return Ok(Resolved::NotOfHost) };
             progress.at(number);
             number += 1;
             let found = host_source(&self.node, mount, path, progress)?;
             Ok(match idmap::mapped_source(mount, &found, map.as_ref())? {
-                Some(mapped) => Source::Mapped(mapped),
-                None => Source::Host(found.path),
+                Some(mapped) => {
+                    outbox.put(mapped.as_fd()).map_err(SandboxError::io("hand over", path))?;
+                    Resolved::Mapped { is_dir: mapped.is_dir }
+                }
+                None => Resolved::Host(found.path),
             })
         };
         self.spec.mounts.iter().map(resolve).collect()
@@ -86,7 +115,7 @@ impl Look {
     pub(super) async fn label_volumes(&self) -> Result<(), SandboxError> {
         let look = self.clone();
         let places = self.paths(|mount| mount.selinux_relabel).map(|(_, path)| path.to_owned()).collect();
-        let labelled = self.at(places, move |progress| {
+        let labelled = self.at(places, move |progress, _| {
             let mounts = look.paths(|mount| mount.selinux_relabel).enumerate();
             for (number, (mount, path)) in mounts {
                 progress.at(number);
@@ -131,6 +160,28 @@ pub(super) async fn look_at<T: Send + 'static>(
         work(Some(progress))
     };
     node.foreign.run(asked, looks).await?
+}
+
+/// As [`look_at`], in a process of its own where there are places: `work` may neither capture nor return descriptors.
+pub(super) async fn look_apart<T: Send + 'static>(
+    node: &Node,
+    whose: &str,
+    places: Vec<PathBuf>,
+    limit: Duration,
+    work: impl Fn(Option<&Progress>) -> Result<T, SandboxError> + Send + 'static,
+) -> Result<T, SandboxError> {
+    if places.is_empty() {
+        return blocking(move || work(None)).await;
+    }
+    let asked = Asked { pod: whose.to_owned(), places: places.clone(), limit };
+    let looks = move |progress: &Progress, _: &Outbox<'_>| {
+        for (number, place) in places.iter().enumerate() {
+            progress.at(number);
+            drop(foreign::find(progress, place, Missing::Refused)?);
+        }
+        work(Some(progress))
+    };
+    node.foreign.apart(asked, looks).await?.0
 }
 
 /// A host path without symlinks. One that is missing becomes a directory, as with both peers: `hostPath` volumes

@@ -44,6 +44,7 @@ mod streaming;
 mod streams_many;
 mod support;
 mod survive;
+mod undying;
 mod usage;
 mod userns;
 mod watchdog;

@@ -3,6 +3,7 @@
 //! Owns: all `unsafe` of the workspace. Never owns policy: no paths of ours, no retries, no state. All errors are the
 //! kernel's, as [`std::io::Error`]; the caller adds the operation and its object.
 
+pub mod apart;
 pub mod clock;
 pub mod confine;
 pub mod fdpass;

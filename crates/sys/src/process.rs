@@ -69,6 +69,18 @@ pub fn close_from(first: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Closes the descriptors from `first` to `last`, as [`close_from`].
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: close_range takes integers; that no live owner is hit is the caller's duty, as for close_from.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0u32) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Prevents programs that this process runs from inheriting any descriptor from `first` on that is open now.
 ///
 /// # Errors

@@ -13,12 +13,17 @@ pub use way::{Found, Missing, find};
 
 use super::mountinfo;
 use jobs::{Admission, Device, HANGS_AFTER, Job, Jobs, Pace, server};
+use podwright_sys::apart::{self, Outbox};
+use std::ffi::CStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 
+/// The name of a process for such work.
+const PROCESS: &CStr = c"podwright-look";
 /// How often who waits looks again whether what it waits for hangs by now.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -299,13 +304,16 @@ impl Foreign {
     pub async fn release<T: Send + 'static>(
         &self,
         asked: Asked,
-        work: impl FnOnce() -> T + Send + 'static,
+        work: impl Fn() -> T + Send + 'static,
     ) -> Result<Option<T>, ForeignError> {
+        let path = asked.places.first().cloned().unwrap_or_default();
         let entry = self.0.enter(&mut self.0.lock(), &asked, None, Instant::now());
         let until = tokio::time::Instant::now() + asked.limit;
-        match self.start(entry, asked, until, |_| work()).await {
+        match self.start(entry, asked, until, move |_| apart::run(PROCESS, |_| work())).await {
             Err(ForeignError::Silent { .. }) => Ok(None),
-            done => done.map(Some),
+            Err(error) => Err(error),
+            Ok(Ok((done, _))) => Ok(Some(done)),
+            Ok(Err(source)) => Err(ForeignError::Thread { path, source }),
         }
     }
 
@@ -322,6 +330,23 @@ impl Foreign {
         let until = tokio::time::Instant::now() + asked.limit;
         let entry = self.entry(&asked, until).await?;
         self.start(entry, asked, until, work).await
+    }
+
+    /// As [`Self::run`], but in a process of its own that shares this one's memory and none of its descriptors: when it
+    /// hangs where no signal ends it, this process can still end, and no lock or socket stays. With the result come the
+    /// files that the work has put into its outbox, in their order. `work` may neither capture nor return descriptors,
+    /// nor wake a task; it is dropped here.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn apart<T: Send + 'static>(
+        &self,
+        asked: Asked,
+        work: impl Fn(&Progress, &Outbox<'_>) -> T + Send + 'static,
+    ) -> Result<(T, Vec<OwnedFd>), ForeignError> {
+        let path = asked.places.first().cloned().unwrap_or_default();
+        let work = move |progress: &Progress| apart::run(PROCESS, |outbox| work(progress, outbox));
+        self.run(asked, work).await?.map_err(|source| ForeignError::Thread { path, source })
     }
 
     async fn start<T: Send + 'static>(

@@ -215,3 +215,33 @@ async fn what_is_given_back_is_never_refused_and_holds_nobody() {
     drop(release);
     ended.await;
 }
+
+#[tokio::test]
+async fn a_job_apart_is_counted_and_answered_for_as_any_other_and_hands_files_over() {
+    use std::os::fd::AsFd as _;
+    let foreign = Foreign::default();
+    let own = std::process::id();
+    let (pid, files) = foreign
+        .apart(asked("p", "/x"), |_, outbox| {
+            outbox.put(std::fs::File::open("/proc/self/comm").unwrap().as_fd()).unwrap();
+            std::process::id()
+        })
+        .await
+        .unwrap();
+    assert_ne!(pid, own);
+    assert_eq!(files.len(), 1);
+    let (release, held) = mpsc::channel::<()>();
+    let short = Asked { limit: Duration::from_millis(50), ..asked("p", "/some/where") };
+    let hung = foreign.apart(short.clone(), move |at, _| {
+        at.at(0);
+        let _ = held.recv();
+    });
+    assert!(matches!(hung.await, Err(ForeignError::Silent { .. })));
+    assert!(matches!(foreign.apart(short.clone(), |_, _| ()).await, Err(ForeignError::Hangs { .. })));
+    let ended = foreign.0.ended.notified();
+    drop(release);
+    ended.await;
+    foreign.apart(short, |_, _| ()).await.unwrap();
+    let panics = foreign.apart(asked("p", "/x"), |_, _| -> () { panic!("on purpose") }).await;
+    assert!(matches!(panics, Err(ForeignError::Panicked { .. })));
+}

@@ -7,7 +7,7 @@ use podwright_sys::userns::{self, Propagation, Reach};
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountFlags, MoveMountFlags};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// For mount(2). Devices and others' rights in an image are nothing that a volume should lend.
@@ -75,7 +75,19 @@ pub struct Detached {
     pub is_dir: bool,
 }
 
+impl AsFd for Detached {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.mount.as_fd()
+    }
+}
+
 impl Detached {
+    /// One that another process made.
+    #[must_use]
+    pub fn of(mount: OwnedFd, is_dir: bool) -> Self {
+        Self { mount, is_dir }
+    }
+
     /// Mounts it on `target`, which is of the same kind.
     ///
     /// # Errors

@@ -143,6 +143,7 @@ fn foreign_code(error: &ForeignError) -> Code {
         ForeignError::Hangs { .. } | ForeignError::Lost { .. } => Code::Unavailable,
         ForeignError::Silent { .. } | ForeignError::Busy { .. } => Code::DeadlineExceeded,
         ForeignError::Thread { source, .. } => io_code(source),
+        ForeignError::Procfs { .. } => Code::InvalidArgument,
         ForeignError::Panicked { .. } => Code::Internal,
     }
 }

@@ -2,10 +2,12 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Component, Path};
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, openat, openat2};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fstat, mkdirat, openat, openat2,
+};
 
 /// Attempts at a resolution that races with a rename (the kernel answers EAGAIN); repeated failure means deliberate
 /// renames.
@@ -46,19 +48,34 @@ pub fn open_without_links(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     resolve(CWD, path, flags, Mode::empty(), how)
 }
 
-/// Opens the directory `below` of the directory `top` (`O_PATH`). Neither `top` nor anything below it may be a symbolic
-/// link; its parents may. With a mode, missing directories are created.
+/// Opens what `place` (`O_PATH`) holds with other flags, if it is a regular file; None: it is not. The open of a device may
+/// have effects (a watchdog, a tape, a serial line), and that of a pipe waits, so neither is opened to find out.
 ///
 /// # Errors
-/// The kernel's: ENOTDIR for a link. `InvalidInput` for a path with `..` or an absolute one below.
+/// The kernel's.
+pub fn reopen_regular(place: BorrowedFd<'_>, flags: OFlags) -> io::Result<Option<OwnedFd>> {
+    if FileType::from_raw_mode(fstat(place)?.st_mode) != FileType::RegularFile {
+        return Ok(None);
+    }
+    // The way to the open file is a link itself.
+    let flags = flags.difference(OFlags::NOFOLLOW) | OFlags::CLOEXEC;
+    Ok(Some(openat(CWD, format!("/proc/self/fd/{}", place.as_raw_fd()), flags, Mode::empty())?))
+}
+
+/// Opens the directory `below` of the directory `top` (`O_PATH`). Neither `top` nor anything below it may be a symbolic
+/// link; its parents may, unless they are magic links of procfs. With a mode, missing directories are created.
+///
+/// # Errors
+/// The kernel's: ENOTDIR for a link, ELOOP for a magic one. `InvalidInput` for a path with `..` or an absolute one below.
 pub fn open_directory_without_links(top: &Path, below: &Path, make: Option<Mode>) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     // A slash at the end would have a link followed.
     let top: std::path::PathBuf = top.components().collect();
     if make.is_some() {
-        std::fs::DirBuilder::new().recursive(true).create(&top)?;
+        make_directories(&top)?;
     }
-    let mut here = openat(CWD, &top, flags, Mode::empty())?;
+    // Those of procfs would lead into this process: to its root, its descriptors.
+    let mut here = resolve(CWD, &top, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
     for component in below.components() {
         let name = match component {
             Component::CurDir => continue,
@@ -74,6 +91,25 @@ pub fn open_directory_without_links(top: &Path, below: &Path, make: Option<Mode>
         here = openat(&here, name, flags, Mode::empty())?;
     }
     Ok(here)
+}
+
+/// Creates a directory with its missing parents, but not behind a magic link.
+fn make_directories(path: &Path) -> io::Result<()> {
+    let existing = |path: &Path| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        resolve(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
+    };
+    let is_absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    for above in path.ancestors() {
+        match existing(if above == Path::new("") { Path::new(".") } else { above }) {
+            Err(error) if is_absent(&error) => {}
+            found => {
+                found?;
+                break;
+            }
+        }
+    }
+    std::fs::DirBuilder::new().recursive(true).create(path)
 }
 
 /// Creates `path` and its missing parents inside `root`, each with `mode`, and returns the last one (`O_PATH`).
@@ -173,6 +209,51 @@ mod tests {
         let owner = Some((own.uid(), own.gid()));
         mkdir_all_in_root(root.as_fd(), Path::new("etc/a/c/d"), mode, owner).unwrap();
         assert_eq!(std::fs::metadata(dir.join("etc/a/c/d")).unwrap().uid(), own.uid());
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn nothing_but_a_regular_file_is_opened_to_find_out_what_it_is() {
+        let dir = std::env::temp_dir().join(format!("podwright-sys-regular-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join("file"), "text").unwrap();
+        symlink("file", dir.join("link")).unwrap();
+        rustix::fs::mknodat(CWD, dir.join("fifo"), FileType::Fifo, Mode::RWXU, 0).unwrap();
+        // The open of a terminal that nobody has is ENXIO: it was not opened.
+        let tty = rustix::fs::makedev(5, 0);
+        rustix::fs::mknodat(CWD, dir.join("tty"), FileType::CharacterDevice, Mode::RWXU, tty).unwrap();
+        let reopened = |name: &str, flags| {
+            let place = openat(CWD, dir.join(name), OFlags::PATH | OFlags::NOFOLLOW, Mode::empty()).unwrap();
+            reopen_regular(place.as_fd(), flags).unwrap()
+        };
+        let mut text = String::new();
+        use std::io::Read as _;
+        let file = reopened("file", OFlags::RDONLY | OFlags::NOFOLLOW).unwrap();
+        std::fs::File::from(file).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "text");
+        for name in ["link", "fifo", "tty"] {
+            assert!(reopened(name, OFlags::WRONLY).is_none(), "{name}");
+        }
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn no_directory_is_made_or_opened_behind_a_magic_link() {
+        let dir = std::env::temp_dir().join(format!("podwright-sys-magic-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let root = open_root(&dir).unwrap();
+        let mode = Some(Mode::from_raw_mode(0o755));
+        for top in [
+            format!("/proc/self/fd/{}/logs", root.as_raw_fd()),
+            format!("/proc/self/root{}/logs", dir.display()),
+            format!("/proc/self/root{}/a/b/logs", dir.display()),
+        ] {
+            let refused = open_directory_without_links(Path::new(&top), Path::new("x"), mode).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(rustix::io::Errno::LOOP.raw_os_error()), "{top}");
+        }
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+        open_directory_without_links(&dir.join("logs/a"), Path::new("x"), mode).unwrap();
+        assert!(dir.join("logs/a/x").is_dir());
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -82,6 +82,16 @@ pub enum ForeignError {
         /// Where the eldest is.
         eldest: PathBuf,
     },
+    /// It leads into a process.
+    #[error(
+        "{} is a link of procfs, which leads to what a process has, perhaps podwright itself: nothing of the host is \
+         found that way",
+        link.display()
+    )]
+    Procfs {
+        /// The link on the way.
+        link: PathBuf,
+    },
     /// The kernel gave no thread.
     #[error("start a thread that looks at {}: {source}", path.display())]
     Thread {

@@ -1,6 +1,7 @@
 //! The way of the host to a path that a request names, step by step: each name is looked up in the directory that was
 //! found before, links are followed by their text, and before another file system is entered the table of what hangs is
-//! asked. Follows no magic link of procfs to where it leads, but to what it says. Makes nothing but missing directories.
+//! asked. Follows no link of procfs: those lead to the files, the root and the descriptors of processes, the daemon's own
+//! among them. Makes nothing but missing directories.
 
 use super::{ForeignError, Progress};
 use rustix::fd::OwnedFd;
@@ -147,6 +148,7 @@ impl Way<'_> {
         };
         // Asks for nothing that a file system may refuse to root, as FUSE does with attributes.
         match fs::readlinkat(&file, "", Vec::new()) {
+            Ok(_) if self.is_of_procfs(&file) => Err(ForeignError::Procfs { link: next }.into()),
             Ok(text) => self.follow(Path::new(OsStr::from_bytes(text.to_bytes()))),
             Err(Errno::NOENT | Errno::INVAL) => {
                 self.here = self.within(&name, file)?;
@@ -182,6 +184,12 @@ impl Way<'_> {
             Err(Errno::NOTDIR | Errno::ACCESS) => Ok(file),
             opened => opened,
         }
+    }
+
+    /// Magic links, and `self`, which means another process to each that reads it. Nothing of procfs is asked by a server.
+    fn is_of_procfs(&self, link: &OwnedFd) -> bool {
+        // The root's own file system is no procfs.
+        self.crossed && fs::fstatfs(link).is_ok_and(|found| found.f_type == fs::PROC_SUPER_MAGIC)
     }
 
     fn follow(&mut self, target: &Path) -> Result<(), End> {
@@ -249,7 +257,7 @@ mod tests {
                 (found, expected) => panic!("{path:?}: {found:?}, {expected:?}"),
             }
         }
-        for path in ["/", "/proc/self/root/etc", "/dev/null", "/proc/1/ns", "/sys/../dev/pts"] {
+        for path in ["/", "/proc/sys/kernel", "/dev/null", "/proc/1/ns", "/sys/../dev/pts"] {
             let path = Path::new(path);
             let found = find_in(path, Missing::Refused).await.map_err(|e| e.raw_os_error());
             assert_eq!(found, path.canonicalize().map_err(|e| e.raw_os_error()), "{path:?}");
@@ -270,5 +278,39 @@ mod tests {
         assert!(!root.join("nothing").exists());
         assert!(find_in(&root.join("absent"), Missing::Refused).await.is_err());
         assert!(!root.join("absent").exists());
+    }
+    #[tokio::test]
+    async fn no_link_of_procfs_is_followed_by_whatever_name_it_is_reached() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = std_fs::File::open(dir.path()).unwrap();
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&held);
+        let own = std::process::id();
+        symlink("/proc", dir.path().join("way")).unwrap();
+        let way = dir.path().canonicalize().unwrap().join("way");
+        for name in [
+            "self/exe".to_owned(),
+            "self/cwd".to_owned(),
+            "self".to_owned(),
+            "thread-self/root/etc".to_owned(),
+            "mounts".to_owned(),
+            format!("{own}/ns/net"),
+            format!("{own}/fd/{fd}"),
+            format!("{own}/task/{own}/fd/{fd}/made"),
+            format!("sys/../{own}/root/tmp"),
+        ] {
+            for path in [Path::new("/proc").join(&name), way.join(&name)] {
+                for missing in [Missing::Refused, Missing::Made] {
+                    let asked = Asked {
+                        pod: "p".to_owned(),
+                        places: vec![path.clone()],
+                        limit: Duration::from_secs(30),
+                    };
+                    let at = path.clone();
+                    let found = Foreign::default().run(asked, move |p| find(p, &at, missing)).await.unwrap();
+                    assert!(matches!(found, Err(ForeignError::Procfs { .. })), "{path:?}: {found:?}");
+                }
+            }
+        }
+        assert_eq!(std_fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

@@ -5,7 +5,8 @@ use super::{CHANGES, DELETED};
 use crate::host::foreign::{Moving, Progress};
 use crate::host::walk::{self, Failed, Visitor};
 use crate::sandbox::error::SandboxError;
-use rustix::fd::{AsRawFd as _, OwnedFd};
+use podwright_sys::path::reopen_regular;
+use rustix::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, RawDir, RawDirEntry, ResolveFlags, Stat, openat, openat2,
     readlinkat, statat,
@@ -220,8 +221,11 @@ impl<W: io::Write> Changes<'_, W> {
                 let size = u64::try_from(stat.st_size).unwrap_or_default();
                 header.set_entry_type(EntryType::Regular);
                 header.set_size(size);
-                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                let file = File::from(openat(directory, name, flags, Mode::empty())?);
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let place = openat(directory, name, flags, Mode::empty())?;
+                // A device may have taken its place meanwhile, and is not opened.
+                let file = reopen_regular(place.as_fd(), OFlags::RDONLY)?;
+                let file = File::from(file.ok_or(io::ErrorKind::NotFound)?);
                 // Exactly that many, even if somebody else changed it meanwhile: the header is written already.
                 let exact = file.take(size).chain(io::repeat(0)).take(size);
                 self.tar.append_data(&mut header, path, exact)

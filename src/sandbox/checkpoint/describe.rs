@@ -8,12 +8,13 @@ use crate::sandbox::error::SandboxError;
 use crate::sandbox::node::Node;
 use crate::sandbox::snapshot::{ContainerSnapshot, PodSnapshot};
 use crate::sandbox::state::ContainerState;
-use podwright_sys::path::open_directory_without_links;
+use podwright_sys::path::{open_directory_without_links, reopen_regular};
 use rustix::fs::{Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 /// Bytes of a log's end that are copied.
@@ -136,12 +137,10 @@ pub(super) fn copy_log(log: Option<(&Path, &Path)>, dir: &Path) -> Result<(), Sa
     let (Some(parent), Some(name)) = (log.parent(), log.file_name()) else { return Ok(()) };
     let Ok(below) = parent.strip_prefix(top) else { return Ok(()) };
     let Ok(directory) = open_directory_without_links(top, below, None) else { return Ok(()) };
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let Ok(file) = openat(&directory, name, flags, Mode::empty()) else { return Ok(()) };
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(place) = openat(&directory, name, flags, Mode::empty()) else { return Ok(()) };
+    let Ok(Some(file)) = reopen_regular(place.as_fd(), OFlags::RDONLY) else { return Ok(()) };
     let mut file = File::from(file);
-    if !file.metadata().is_ok_and(|meta| meta.is_file()) {
-        return Ok(());
-    }
     let copy = dir.join(LOG);
     copy_end(&mut file, &copy, MAX_LOG).map_err(SandboxError::io("copy the log to", &copy))
 }

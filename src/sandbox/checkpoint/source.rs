@@ -6,7 +6,7 @@ use super::{DELETED, IMAGES};
 use crate::images::{Archive, Hold, ImageError, Images};
 use crate::model::Restore;
 use crate::sandbox::error::SandboxError;
-use podwright_sys::path::{open_beneath, open_root};
+use podwright_sys::path::{open_beneath, open_root, reopen_regular};
 use rustix::fs::{Dir, Mode, OFlags};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
@@ -170,12 +170,9 @@ impl Source {
 
 /// Opens a plain file below `dir`; a link there is followed only to what is below, too.
 fn regular(dir: BorrowedFd<'_>, inside: &Path) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW;
-    let file = File::from(open_beneath(dir, inside, flags, Mode::empty())?);
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "is no plain file"));
-    }
-    Ok(file)
+    let place = open_beneath(dir, inside, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
+    let file = reopen_regular(place.as_fd(), OFlags::RDONLY)?;
+    Ok(file.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "is no plain file"))?.into())
 }
 
 fn list(tree: BorrowedFd<'_>, inside: &Path, names: &mut BTreeSet<String>) -> io::Result<()> {

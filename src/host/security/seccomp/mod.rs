@@ -9,9 +9,11 @@ mod profile;
 pub use default::{SeccompArch, default_profile};
 pub use profile::{Machine, NodeProfile, ProfileError};
 
-use rustix::fs::{FileType, Mode, OFlags};
+use podwright_sys::path::reopen_regular;
+use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::io::Read as _;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 /// Bytes of a profile file at most. The largest profile that operators write is tens of KiB.
@@ -65,13 +67,10 @@ pub fn load(path: &Path, machine: Machine) -> Result<NodeProfile, SeccompError> 
         return Err(SeccompError::NotAbsolute { path: path.to_owned() });
     }
     let failed = |cause: std::io::Error| SeccompError::Read { path: path.to_owned(), cause };
-    // Without NONBLOCK the open of a fifo would wait for a writer.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
-    let stat = rustix::fs::fstat(&fd).map_err(|e| failed(e.into()))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(SeccompError::NotRegular { path: path.to_owned() });
-    }
+    let place = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let place = place.map_err(|e| failed(e.into()))?;
+    let file = reopen_regular(place.as_fd(), OFlags::RDONLY).map_err(failed)?;
+    let Some(fd) = file else { return Err(SeccompError::NotRegular { path: path.to_owned() }) };
     let mut bytes = Vec::new();
     File::from(fd).take(MAX_PROFILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_PROFILE_BYTES {
@@ -109,6 +108,11 @@ mod tests {
         assert!(matches!(load(dir.path(), HERE), Err(SeccompError::NotRegular { .. })));
         nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert!(matches!(load(&at("fifo"), HERE), Err(SeccompError::NotRegular { .. })));
+        // Nobody has this terminal: to open it would be ENXIO.
+        let tty = nix::sys::stat::makedev(5, 0);
+        let kind = nix::sys::stat::SFlag::S_IFCHR;
+        nix::sys::stat::mknod(&at("tty"), kind, nix::sys::stat::Mode::S_IRWXU, tty).unwrap();
+        assert!(matches!(load(&at("tty"), HERE), Err(SeccompError::NotRegular { .. })));
         File::create(at("huge")).unwrap().set_len(MAX_PROFILE_BYTES + 1).unwrap();
         assert!(matches!(load(&at("huge"), HERE), Err(SeccompError::TooLarge { .. })));
         for bad in ["", "{}", "[]", "{\"defaultAction\":\"SCMP_ACT_NOTHING\"}", "{\"defaultAction\":"] {

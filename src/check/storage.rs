@@ -20,6 +20,7 @@ pub(super) fn all(config: &Config) -> Vec<Finding> {
         Err(error) => found.push(unwritable("root", &config.root, &error)),
         Ok(scratch) => {
             found.push(Finding::ok("root", place(&config.root)));
+            found.extend(open_to_others("mode of root", &config.root, 0o700));
             found.push(overlay(&config.root, try_overlay(&scratch)));
             found.push(idmap(rootfs::supports_idmap(scratch.path())));
             found.push(quota(config, &scratch));
@@ -28,7 +29,11 @@ pub(super) fn all(config: &Config) -> Vec<Finding> {
     }
     match Scratch::near(&config.state) {
         Err(error) => found.push(unwritable("state", &config.state, &error)),
-        Ok(_) => found.push(state(&config.state)),
+        Ok(_) => {
+            found.push(state(&config.state));
+            // Containers of pods with user namespaces go through it.
+            found.extend(open_to_others("mode of state", &config.state, 0o711));
+        }
     }
     found
 }
@@ -60,6 +65,15 @@ fn unwritable(key: &str, path: &Path, error: &io::Error) -> Finding {
         _ => format!("ls -ld {}\nor set {key} to another directory", dir.display()),
     };
     Finding::fail(key, found, remedy)
+}
+
+/// A directory that exists with a mode which lets others read what containers have in their environments.
+fn open_to_others(key: &'static str, path: &Path, most: u32) -> Option<Finding> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = std::fs::metadata(path).ok()?.permissions().mode() & 0o777;
+    let remedy = format!("chmod {most:o} {}\nor start the daemon, which does so", path.display());
+    let found = format!("{} has mode {mode:o}: others than root can look into it", path.display());
+    (mode & !most != 0).then(|| Finding::warn(key, found, remedy))
 }
 
 fn try_overlay(scratch: &Scratch) -> Result<(), String> {
@@ -180,6 +194,24 @@ mod tests {
         assert!(matches!(judge_room(root, 50, 100, 4, 100).verdict, Verdict::Warn { .. }));
         // btrfs has no number of inodes.
         assert_eq!(judge_room(root, 50, 100, 0, 0).verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn a_directory_that_others_can_read_is_told() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let judged = |mode: u32, most| {
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            open_to_others("root", dir.path(), most)
+        };
+        assert!(judged(0o700, 0o700).is_none() && judged(0o711, 0o711).is_none());
+        for (mode, most) in [(0o755, 0o700), (0o711, 0o700), (0o755, 0o711)] {
+            let finding = judged(mode, most).unwrap();
+            let Verdict::Warn { remedy } = &finding.verdict else { panic!("{finding:?}") };
+            assert!(remedy.contains(&format!("chmod {most:o}")), "{remedy}");
+        }
+        // The daemon makes it.
+        assert!(open_to_others("root", &dir.path().join("absent"), 0o700).is_none());
     }
 
     #[test]

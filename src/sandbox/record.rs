@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// Version of every record; raised when a reader of the old one would misread the new one.
@@ -142,6 +143,9 @@ impl Records {
     pub fn open(root: &Path, boot_id: &str) -> Result<Self, RecordError> {
         let dir = root.join("pods");
         fs::create_dir_all(&dir).map_err(io("make directory of", &dir))?;
+        // The specs contain environments of containers.
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))
+            .map_err(io("change the mode of", &dir))?;
         Ok(Self { dir, boot_id: boot_id.to_owned() })
     }
 
@@ -160,7 +164,7 @@ impl Records {
     pub fn write_pod(&self, spec: &SandboxSpec) -> Result<(), RecordError> {
         let dir = self.pod(&spec.id);
         in_place(|| {
-            fs::create_dir_all(dir.join("containers")).map_err(io("make directory of", &dir))?;
+            private_dir(&dir.join("containers")).map_err(io("make directory of", &dir))?;
             self.write(&dir.join("spec.json"), spec, Durability::Synced)?;
             sync_dir(&self.dir)
         })
@@ -181,7 +185,7 @@ impl Records {
     pub fn write_container(&self, spec: &ContainerSpec) -> Result<(), RecordError> {
         let dir = self.container(&spec.sandbox_id, &spec.id);
         in_place(|| {
-            fs::create_dir_all(&dir).map_err(io("make directory of", &dir))?;
+            private_dir(&dir).map_err(io("make directory of", &dir))?;
             self.write(&dir.join("spec.json"), spec, Durability::Renamed)
         })
     }
@@ -261,6 +265,8 @@ impl Records {
     }
 
     fn load_pod(&self, dir: &Path, broken: &mut Vec<RecordError>) -> Result<StoredPod, RecordError> {
+        tighten(dir);
+        tighten(&dir.join("containers"));
         let spec: Versioned<SandboxSpec> = read(&dir.join("spec.json"))?;
         // The spec says what to release; the state can be found out.
         let state: Option<Versioned<PodState>> =
@@ -270,6 +276,7 @@ impl Records {
         let containers_dir = dir.join("containers");
         for entry in fs::read_dir(&containers_dir).into_iter().flatten().flatten() {
             let path = entry.path();
+            tighten(&path);
             let loaded = read::<ContainerSpec>(&path.join("spec.json")).map(|spec| {
                 let state: Result<Option<Versioned<ContainerRecord>>, Aside> =
                     self.readable_or_aside(&path.join("state.json"), broken);
@@ -336,6 +343,26 @@ pub(super) fn in_place<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
+fn private_dir(path: &Path) -> std::io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Takes from others what earlier versions let them read: a directory's records, and the directory itself. They have the
+/// environments of containers. What cannot be changed is no reason not to read it; the directory above has mode 0700.
+fn tighten(dir: &Path) {
+    let records = ["spec.json", "state.json", "spec.tmp", "state.tmp"].map(|name| dir.join(name));
+    for path in records.iter().map(PathBuf::as_path).chain([dir]) {
+        let Ok(found) = fs::symlink_metadata(path) else { continue };
+        let mode = found.permissions().mode();
+        if mode & 0o077 != 0 && !found.is_symlink() {
+            let private = fs::Permissions::from_mode(mode & 0o700);
+            if let Err(error) = fs::set_permissions(path, private) {
+                tracing::debug!(path = %path.display(), %error, "cannot take a record from others");
+            }
+        }
+    }
+}
+
 /// How durable a write is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Durability {
@@ -347,7 +374,8 @@ enum Durability {
 
 fn write_atomic(path: &Path, text: &[u8], durability: Durability) -> std::io::Result<()> {
     let temporary = path.with_extension("tmp");
-    let mut file = fs::File::create(&temporary)?;
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(text)?;
     if durability == Durability::Synced {
         file.sync_data()?;
@@ -419,4 +447,48 @@ pub(super) fn fuzz<T: DeserializeOwned + Serialize + PartialEq + std::fmt::Debug
 #[cfg(test)]
 pub(super) fn reads<T: DeserializeOwned>(text: &[u8]) -> bool {
     parse::<T>(Path::new("record"), text).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn records_are_roots_alone_and_older_ones_become_so_at_start() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("pods")).unwrap();
+        fs::set_permissions(root.path().join("pods"), fs::Permissions::from_mode(0o755)).unwrap();
+        let records = Records::open(root.path(), "boot").unwrap();
+        assert_eq!(mode(&root.path().join("pods")), 0o700);
+        let pod = root.path().join("pods").join(SandboxId::random().unwrap().as_str());
+        let container = pod.join("containers").join(ContainerId::random().unwrap().as_str());
+        private_dir(&container).unwrap();
+        assert_eq!((mode(&pod), mode(&container)), (0o700, 0o700));
+        records
+            .write(&container.join("state.json"), &serde_json::json!({"a": 1}), Durability::Renamed)
+            .unwrap();
+        assert_eq!(mode(&container.join("state.json")), 0o600);
+        // As version 0.1.0 left them, with a temporary file of a crash, whose mode a rename would keep.
+        for dir in [&pod, &pod.join("containers"), &container] {
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let files = [pod.join("spec.json"), pod.join("state.json"), container.join("state.tmp")];
+        for file in &files {
+            fs::write(file, "{}").unwrap();
+            fs::set_permissions(file, fs::Permissions::from_mode(0o644)).unwrap();
+        }
+        tighten(&pod);
+        tighten(&pod.join("containers"));
+        tighten(&container);
+        for dir in [&pod, &pod.join("containers"), &container] {
+            assert_eq!(mode(dir), 0o700, "{}", dir.display());
+        }
+        for file in &files {
+            assert_eq!(mode(file), 0o600, "{}", file.display());
+        }
+    }
 }

@@ -38,7 +38,38 @@ pub(super) async fn list(pods: &Manager) -> Vec<pb::PodSandboxMetrics> {
         })
         .collect()
     };
-    tokio::task::spawn_blocking(read).await.unwrap_or_default()
+    let most = pods.node().config.grpc.max_message_bytes;
+    let mut all: Vec<_> = tokio::task::spawn_blocking(read).await.unwrap_or_default();
+    let silenced = fit(&mut all, most);
+    if silenced > 0 {
+        tracing::debug!(pods = silenced, "metrics of these are too long for a message with all others'");
+    }
+    all
+}
+
+/// What a pod takes in a list beside its own bytes: a tag and a length.
+const ENTRY_BYTES: usize = 6;
+
+/// Takes the samples of the longest entries until all fit a message; how many. How many interfaces, devices and containers
+/// a pod has is its own choice, and none may keep the others' figures from being told.
+fn fit(all: &mut [pb::PodSandboxMetrics], most: usize) -> usize {
+    use prost::Message as _;
+    let mut total: usize = all.iter().map(|pod| pod.encoded_len() + ENTRY_BYTES).sum();
+    if total <= most {
+        return 0;
+    }
+    let mut longest: Vec<_> = all.iter_mut().map(|pod| (pod.encoded_len(), pod)).collect();
+    longest.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+    let mut silenced = 0;
+    for (bytes, pod) in longest {
+        if total <= most {
+            break;
+        }
+        (pod.metrics, pod.container_metrics) = (Vec::new(), Vec::new());
+        total = total - bytes + pod.encoded_len();
+        silenced += 1;
+    }
+    silenced
 }
 
 fn of_pod(
@@ -120,4 +151,34 @@ fn labels(cgroup: &Path, id: &str, image: &str, pod: &PodSnapshot, container: &s
     let name = &pod.spec.name;
     let cgroup = cgroup.to_string_lossy();
     [&cgroup, id, image, &name.namespace, &name.name, container].map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message as _;
+
+    #[test]
+    fn a_pod_with_samples_without_end_does_not_silence_the_others() {
+        let pod = |id: &str, samples: usize| {
+            let metric = pb::Metric { name: "x".repeat(90), ..Default::default() };
+            pb::PodSandboxMetrics {
+                pod_sandbox_id: id.to_owned(),
+                metrics: vec![metric.clone(); samples / 2],
+                container_metrics: vec![pb::ContainerMetrics {
+                    container_id: "c".into(),
+                    metrics: vec![metric; samples / 2],
+                }],
+            }
+        };
+        let most = 1 << 20;
+        let mut all = vec![pod("a", 100), pod("loud", 50_000), pod("b", 100)];
+        assert_eq!(fit(&mut all, most), 1);
+        let ids: Vec<_> = all.iter().map(|pod| pod.pod_sandbox_id.as_str()).collect();
+        assert_eq!(ids, ["a", "loud", "b"]);
+        let samples: Vec<_> = all.iter().map(|pod| pod.metrics.len()).collect();
+        assert_eq!(samples, [50, 0, 50]);
+        assert!(pb::ListPodSandboxMetricsResponse { pod_metrics: all.clone() }.encoded_len() <= most);
+        assert_eq!(fit(&mut all, most), 0);
+    }
 }

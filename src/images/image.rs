@@ -128,6 +128,14 @@ impl ImageConfig {
             let shown: String = path.chars().take(80).collect();
             return Err(format!("its volume {shown:?}… has a path of more than {MAX_VOLUME_PATH} bytes"));
         }
+        if let Some(path) = self.volumes.keys().find(|path| {
+            Path::new(path).components().any(|component| component == std::path::Component::ParentDir)
+        }) {
+            let shown: String = path.chars().take(80).collect();
+            return Err(format!(
+                "its volume {shown:?} has \"..\": it would be a directory of something else"
+            ));
+        }
         let directories: usize = self.volumes.keys().map(|path| Path::new(path).components().count()).sum();
         if directories > MAX_VOLUME_DIRECTORIES {
             return Err(format!(
@@ -178,6 +186,8 @@ mod tests {
         for (paths, word) in [
             ((0..=MAX_VOLUMES).map(|n| format!("/data/{n}")).collect(), "257 Volumes"),
             (vec!["/a".repeat(2048)], "4095 bytes"),
+            (vec!["/../../x".into()], "has \"..\""),
+            (vec!["/data/a/../b".into()], "has \"..\""),
             ((0..4).map(|n| format!("/{n}{}", "/d".repeat(600))).collect(), "directories"),
         ] {
             let error = of(paths).unwrap_err();

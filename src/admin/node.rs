@@ -2,6 +2,7 @@
 
 use super::proto as pb;
 use super::proto::node_server::{Node as Service, NodeServer};
+use crate::model::plain;
 use crate::sandbox::{self, ContainerSnapshot, ContainerState, Manager, PodSnapshot, SandboxState};
 use crate::streaming::{SessionInfo, SessionKind, Sessions};
 use std::net::SocketAddr;
@@ -61,6 +62,7 @@ impl Service for About {
         let mut pods: Vec<Arc<PodSnapshot>> =
             self.pods.pods().into_iter().filter(|pod| pod.spec.id.as_str().starts_with(&id)).collect();
         if pods.is_empty() && !id.is_empty() {
+            let id = plain::ends(&id, 128);
             return Err(Status::not_found(format!("pod sandbox {id:?} is not found")));
         }
         pods.sort_by_key(|pod| std::cmp::Reverse(pod.spec.created_at));

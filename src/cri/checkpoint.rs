@@ -5,7 +5,7 @@ use super::runtime::image_request;
 use super::status::status;
 use super::{deadline, decode};
 use crate::images::ImageKind;
-use crate::model::{ContainerId, ContainerSpec, ImageRequest, Restore, SandboxId};
+use crate::model::{ContainerId, ContainerSpec, ImageRequest, Restore, SandboxId, plain};
 use crate::sandbox::{Manager, SandboxError};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -18,11 +18,17 @@ fn failed(error: SandboxError) -> Status {
     status(&error)
 }
 
+/// Bytes of a word from a request that an error tells.
+const MAX_SHOWN: usize = 128;
+
 /// No option is known.
 fn no_options(options: &HashMap<String, String>) -> Checked<()> {
     match options.keys().min() {
         None => Ok(()),
-        Some(key) => Err(Status::invalid_argument(format!("options: {key:?} is not known"))),
+        Some(key) => {
+            let key = plain::ends(key, MAX_SHOWN);
+            Err(Status::invalid_argument(format!("options: {key:?} is not known")))
+        }
     }
 }
 
@@ -86,7 +92,8 @@ pub(super) async fn pod(
     no_options(&r.options)?;
     let output = decode::path("output_path", &r.output_path)?;
     let parse = |id: &String| {
-        ContainerId::parse(id).map_err(|e| Status::invalid_argument(format!("container_ids: {id:?}: {e}")))
+        let shown = plain::ends(id, MAX_SHOWN);
+        ContainerId::parse(id).map_err(|e| Status::invalid_argument(format!("container_ids: {shown:?}: {e}")))
     };
     let ids = r.container_ids.iter().map(parse).collect::<Checked<Vec<_>>>()?;
     pods.checkpoint_pod(&r.pod_sandbox_id, &ids, &output, limit).await.map_err(failed)?;

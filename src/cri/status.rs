@@ -36,11 +36,12 @@ const SIGNATURE_VALIDATION_FAILED: &str = "SignatureValidationFailed";
 const NO_SUCH_PROGRAM: [&str; 4] =
     ["executable file not found", "no such file or directory", "executable file `", "' not found in $PATH"];
 
-/// Bytes of a message, which travels in a header: some clients take no more than 8 or 16 KiB of those.
+/// Bytes of a message, which travels in a header: some clients take no more than 8 or 16 KiB of those. Of a longer one the
+/// beginning and the end are told, for what a request echoes is mostly in the middle.
 const MAX_WORDS: usize = 4 << 10;
 
 fn words(text: &str) -> String {
-    plain::bounded(text, MAX_WORDS).into_owned()
+    plain::ends(text, MAX_WORDS).into_owned()
 }
 
 impl From<Invalid> for Status {

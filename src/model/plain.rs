@@ -51,6 +51,18 @@ pub fn bounded(text: &str, most: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}…", &text[..text.floor_char_boundary(most)]))
 }
 
+/// No more of a text than so many bytes: its beginning and its end, with a mark where the middle was left out. The end of
+/// an error is its cause.
+#[must_use]
+pub fn ends(text: &str, most: usize) -> Cow<'_, str> {
+    if text.len() <= most {
+        return Cow::Borrowed(text);
+    }
+    let end = most / 4;
+    let (head, tail) = (text.floor_char_boundary(most - end), text.ceil_char_boundary(text.len() - end));
+    Cow::Owned(format!("{}…{}", &text[..head], &text[tail..]))
+}
+
 fn escaped(text: &str, may_stay: fn(char) -> bool, write: fn(char, &mut String)) -> Cow<'_, str> {
     let Some(first) = text.find(|c| !may_stay(c)) else { return Cow::Borrowed(text) };
     let (before, rest) = text.split_at(first);
@@ -86,6 +98,15 @@ mod tests {
     fn a_text_is_cut_between_characters() {
         assert!(matches!(bounded("größe", 7), Cow::Borrowed("größe")));
         assert_eq!((bounded("größe", 4), bounded("größe", 3)), ("grö…".into(), "gr…".into()));
+    }
+
+    #[test]
+    fn the_beginning_and_the_end_of_a_long_text_stay() {
+        assert!(matches!(ends("container \"abc\" not found", 100), Cow::Borrowed(_)));
+        let text = format!("container {:?} not found", "ä".repeat(1 << 20));
+        let shown = ends(&text, 100);
+        assert!(shown.len() <= 100 + "…".len(), "{shown}");
+        assert!(shown.starts_with("container \"ä") && shown.ends_with("ä\" not found"), "{shown}");
     }
 
     #[test]

@@ -499,18 +499,26 @@ impl Manager {
     fn find_pod(&self, id: &str) -> Result<PodHandle, SandboxError> {
         let tables = self.index.lock();
         let id = by_prefix("pod sandbox", &tables.pods, id)?
-            .ok_or_else(|| SandboxError::SandboxNotFound(id.to_owned()))?;
+            .ok_or_else(|| SandboxError::SandboxNotFound(shown(id)))?;
         tables.pods.get(&id).cloned().ok_or_else(|| SandboxError::SandboxNotFound(id.to_string()))
     }
 
     fn find_container(&self, id: &str) -> Result<(PodHandle, ContainerId), SandboxError> {
         let tables = self.index.lock();
-        let not_found = || SandboxError::ContainerNotFound(id.to_owned());
+        let not_found = || SandboxError::ContainerNotFound(shown(id));
         let full = by_prefix("container", &tables.containers, id)?.ok_or_else(not_found)?;
         let pod = tables.containers.get(&full).ok_or_else(not_found)?;
         Ok((tables.pods.get(pod).cloned().ok_or_else(not_found)?, full))
     }
 }
+
+/// An id from a request for an error's text: it may be megabytes.
+fn shown(id: &str) -> String {
+    crate::model::plain::ends(id, MAX_SHOWN).into_owned()
+}
+
+/// Bytes of an id that are shown; ours have 64.
+const MAX_SHOWN: usize = 128;
 
 /// Finds the one id that `prefix` is or begins. An empty prefix fits nothing.
 fn by_prefix<K, V>(kind: &'static str, map: &HashMap<K, V>, prefix: &str) -> Result<Option<K>, SandboxError>

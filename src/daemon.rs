@@ -20,8 +20,8 @@ use crate::metrics::{self, PullCollector, Registry, Rpcs};
 use crate::model::{Clock, SandboxId};
 use crate::sandbox::spec::HostFacts;
 use crate::sandbox::{
-    self, Announcer, Checkpoints, ExecWaiters, Manager, Node, OutputBudget, PodMetrics, Records,
-    UserNamespaces, WritableLayers,
+    self, Announcer, Checkpoints, ExecWaiters, Manager, Node, OutputBudget, PodMetrics, ProcessFiles,
+    Records, UserNamespaces, WritableLayers,
 };
 use crate::streaming::{self, StreamingMetrics};
 use anyhow::Context as _;
@@ -224,6 +224,7 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         foreign: Foreign::default(),
         layers,
         execs: ExecWaiters::default(),
+        process_files: ProcessFiles::default(),
         outputs: OutputBudget::new(config.containers.exec_memory_bytes),
         announcer: Announcer::register(registry)?,
         checkpoints: Checkpoints::new(config.runtime.criu),

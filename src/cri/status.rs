@@ -104,6 +104,9 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::ExecTimeout { .. } | SandboxError::StepTimeout { .. } => Code::DeadlineExceeded,
         SandboxError::Unkillable { .. } => Code::DeadlineExceeded,
         SandboxError::TooManyExecs { .. } | SandboxError::TooLongToList { .. } => Code::ResourceExhausted,
+        SandboxError::TooLargeExecs { .. }
+        | SandboxError::StateFull { .. }
+        | SandboxError::PodConfigs { .. } => Code::ResourceExhausted,
         SandboxError::MonitorLost(_) => Code::FailedPrecondition,
         SandboxError::StartUnseen(_) | SandboxError::Panicked(_) => Code::Internal,
         SandboxError::ShuttingDown => Code::Unavailable,
@@ -312,6 +315,8 @@ fn spec_code(error: &SpecError) -> Code {
         | SpecError::PrivilegedContainer
         | SpecError::Nul { .. }
         | SpecError::EnvName { .. }
+        | SpecError::ProcessTooLarge { .. }
+        | SpecError::ConfigTooLarge { .. }
         | SpecError::WorkingDir { .. }
         | SpecError::UnknownCapability { .. }
         | SpecError::MountPath { .. }

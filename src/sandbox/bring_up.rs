@@ -7,6 +7,7 @@ use super::idmap;
 use super::node::{Node, make_private_dir};
 use super::pod::Phase;
 use super::record::in_place;
+use super::room;
 use super::selinux;
 use crate::config::{annotation_fits, bytes};
 use crate::host::monitor::{self, Events, LaunchRequest, Monitor, MonitorError, NamespaceRequest};
@@ -34,7 +35,10 @@ pub(super) struct BroughtUp {
 /// Record, monitor with namespaces, files and /dev/shm side by side; then the network.
 pub(super) async fn bring_up(node: Arc<Node>, spec: Arc<SandboxSpec>) -> Result<BroughtUp, SandboxError> {
     let begun = Instant::now();
-    in_place(|| make_private_dir(&node.exit_dir(&spec.id)))?;
+    in_place(|| {
+        room::check(&node.config, room::For::Start, 0)?;
+        make_private_dir(&node.exit_dir(&spec.id))
+    })?;
     // Only the record knows the place of a cgroup.
     let record_first = node.init_leaf(&spec)?.is_some();
     if record_first {

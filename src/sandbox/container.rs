@@ -9,7 +9,9 @@ use super::granted::Granted;
 use super::idmap;
 use super::launch;
 use super::node::{Node, make_private_dir, write_private};
+use super::record::in_place;
 use super::recover;
+use super::room;
 use super::root_dirs;
 use super::selinux;
 use super::sources::{Look, Source, look_apart};
@@ -60,6 +62,8 @@ pub(super) struct Request {
     pub(super) target: Option<Init>,
     /// When the call has to be answered.
     pub(super) until: Instant,
+    /// The pod's other containers.
+    pub(super) siblings: Vec<ContainerId>,
 }
 
 /// A bundle that is ready.
@@ -198,6 +202,7 @@ fn prepare(request: &Request, found: &Outside) -> Result<Prepared, SandboxError>
     let (root, writable) = (bundle.join("rootfs"), node.writable(&spec.id));
     let (upper, work) = (writable.join("upper"), writable.join("work"));
     let map = idmap::of_pod(pod, namespaces)?;
+    room::check(&node.config, room::For::Creation, 0)?;
     make_private_dir(&bundle)?;
     if let Some(map) = &map {
         idmap::let_through(&bundle, map)?;
@@ -274,8 +279,9 @@ fn prepare(request: &Request, found: &Outside) -> Result<Prepared, SandboxError>
             checkpoint::lead_into_cgroup(&mut oci, &bundle, leaf.path())?;
         }
     }
-    let text = serde_json::to_vec(&oci).map_err(encode)?;
+    let text = spec::encode(&oci)?;
     write_private(&config, &text)?;
+    room::check_written(&node.config, |id| node.bundle(id), &request.siblings, text.len())?;
     node.layers.begin(&spec.id);
     Ok(Prepared { user })
 }
@@ -358,6 +364,7 @@ pub(super) async fn start(
     spec: &ContainerSpec,
     runtime: &Runtime,
 ) -> Result<Init, SandboxError> {
+    in_place(|| room::check(&node.config, room::For::Start, room::config_bytes(&node.bundle(&spec.id))))?;
     let request = CreateRequest {
         container_id: spec.id.to_string(),
         runtime: runtime.command(),
@@ -440,7 +447,8 @@ pub(super) async fn update(
         let text = with_limits(&text, limits)
             .map_err(|e| SandboxError::io("change", &config)(std::io::Error::from(e)))?;
         let new = config.with_extension("json.new");
-        write_private(&new, &text)?;
+        // Half of one would stay for as long as the container does.
+        write_private(&new, &text).inspect_err(|_| drop(std::fs::remove_file(&new)))?;
         std::fs::rename(&new, &config).map_err(SandboxError::io("replace", &config))
     })
     .await
@@ -517,7 +525,9 @@ pub(super) async fn clean(
     blocking(move || Ok(cgroups.remove(&leaf)?)).await?;
     unmount(node, spec.sandbox_id.as_str(), node.bundle(&spec.id)).await?;
     node.layers.ended(&spec.id);
-    Ok(deleted?)
+    deleted?;
+    let bundle = node.bundle(&spec.id);
+    blocking(move || room::end_config(&bundle)).await
 }
 
 /// Removes everything of a container but its record and log.

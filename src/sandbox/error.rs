@@ -75,6 +75,37 @@ pub enum SandboxError {
         /// The limit.
         most: usize,
     },
+    /// As many large process descriptions lie in `state` as there is room for.
+    #[error("commands with environments of more than {most} bytes are being started in {whose}: try again")]
+    TooLargeExecs {
+        /// One pod or all.
+        whose: &'static str,
+        /// The limit.
+        most: usize,
+    },
+    /// The file system of `state` has nothing left but its reserve.
+    #[error(
+        "no room in {}: {free} bytes are free, which are kept for commands, stops and removals; a container's \
+         configuration would take more. Remove containers with large environments, or enlarge the file system",
+        state.display()
+    )]
+    StateFull {
+        /// The configured directory.
+        state: PathBuf,
+        /// What is left.
+        free: u64,
+    },
+    /// The containers of a pod have large OCI configurations.
+    #[error(
+        "the OCI configurations of this pod's containers would have {all} bytes together, with the environments of their \
+         images, more than {most}"
+    )]
+    PodConfigs {
+        /// With the new one.
+        all: u64,
+        /// The limit.
+        most: u64,
+    },
     /// The sandbox's name is in use by one that differs or is not ready.
     #[error("pod sandbox name {name} is in use by {id}, {why}")]
     SandboxNameTaken {

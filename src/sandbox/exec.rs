@@ -3,15 +3,15 @@
 //! elsewhere.
 
 use super::error::SandboxError;
-use super::node::{Node, write_private};
+use super::node::Node;
 use super::output::{OutputHold, collect};
+use super::process_file::Terminal;
 use super::record::in_place;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::{ContainerState, Init};
 use crate::host::monitor::{ErrorKind, ExecRequest, ExecStdio, Monitor, MonitorError, Target};
-use crate::model::{ContainerId, TerminalSize, UserNamespace};
+use crate::model::{ContainerId, UserNamespace};
 use podwright_sys::pidfd::SIGKILL;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long to wait for a killed command to be reaped.
@@ -55,7 +55,8 @@ pub(super) async fn exec_sync(
     node.expect_cgroup_moves();
     let exec_id = ContainerId::random()?.short().to_owned();
     let bundle = node.bundle(id);
-    let process_file = in_place(|| ProcessFile::write(&bundle, &exec_id, command, Terminal::No))?;
+    let (files, of) = (&node.process_files, &pod.spec.id);
+    let process_file = in_place(|| files.write(of, &bundle, &exec_id, command, Terminal::No))?;
     let owner = pod.spec.namespaces.user.as_ref().and_then(UserNamespace::root);
     let kept = node.config.containers.exec_output_bytes;
     let (stdout_end, stdout) = collect(kept, &hold, owner)?;
@@ -64,18 +65,19 @@ pub(super) async fn exec_sync(
     let _forget = Forget { node, exec_id: &exec_id };
     let mut unfinished = Unfinished { monitor: Some(monitor), exec_id: &exec_id };
     let stdio = ExecStdio { stdin: None, stdout: Some(stdout_end), stderr: Some(stderr_end) };
-    let process = process_file.path();
     let run = async {
         let deadline = Some(node.config.runtime_timeout());
         let request = ExecRequest {
             exec_id: exec_id.clone(),
             container_id: id.to_string(),
             runtime: pod.runtime.command(),
-            process_file: process,
+            process_file: process_file.path(),
             terminal: false,
             deadline,
         };
         monitor.exec(request, stdio).await?;
+        // The runtime has read it: it is not there for as long as the command runs.
+        drop(process_file);
         let lost = || SandboxError::MonitorLost(pod.spec.id.clone());
         tokio::select! {
             // Reports from before the monitor's end are still true.
@@ -98,7 +100,6 @@ pub(super) async fn exec_sync(
         },
     };
     unfinished.monitor = None;
-    drop(process_file);
     if let Err(SandboxError::Monitor(MonitorError::Refused { kind: ErrorKind::Runtime { .. }, .. })) =
         &exit_code
         && dies_soon(*init).await
@@ -164,109 +165,5 @@ struct Forget<'a> {
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
         self.node.execs.forget(self.exec_id);
-    }
-}
-
-/// The terminal of a command.
-pub(super) enum Terminal {
-    No,
-    /// With its first size, if any.
-    Yes(Option<TerminalSize>),
-}
-
-/// The OCI process description of one exec, removed when dropped.
-pub(super) struct ProcessFile(PathBuf);
-
-impl ProcessFile {
-    /// The container's own process with other arguments: same user, environment, capabilities and directory.
-    pub(super) fn write(
-        bundle: &Path,
-        exec_id: &str,
-        command: Vec<String>,
-        terminal: Terminal,
-    ) -> Result<Self, SandboxError> {
-        let config = bundle.join("config.json");
-        let text = std::fs::read(&config).map_err(SandboxError::io("read", &config))?;
-        #[derive(serde::Deserialize)]
-        struct Spec {
-            process: serde_json::Map<String, serde_json::Value>,
-        }
-        let spec: Spec = serde_json::from_slice(&text)
-            .map_err(|e| SandboxError::io("parse", &config)(std::io::Error::from(e)))?;
-        let mut process = spec.process;
-        process.insert("args".to_owned(), command.into());
-        process.remove("consoleSize");
-        match terminal {
-            Terminal::No => process.insert("terminal".to_owned(), false.into()),
-            Terminal::Yes(size) => {
-                if let Some(TerminalSize { columns, rows }) = size {
-                    let size = serde_json::json!({"height": rows, "width": columns});
-                    process.insert("consoleSize".to_owned(), size);
-                }
-                name_terminal(&mut process);
-                process.insert("terminal".to_owned(), true.into())
-            }
-        };
-        let path = bundle.join(format!("exec-{exec_id}.json"));
-        let text = serde_json::Value::Object(process).to_string();
-        write_private(&path, text.as_bytes())?;
-        Ok(Self(path))
-    }
-
-    pub(super) fn path(&self) -> String {
-        self.0.to_string_lossy().into_owned()
-    }
-}
-
-/// As for a container with a terminal (`spec::process`), unless the container has its own `TERM`.
-fn name_terminal(process: &mut serde_json::Map<String, serde_json::Value>) {
-    let env = process.entry("env").or_insert_with(|| serde_json::json!([]));
-    if let Some(env) = env.as_array_mut()
-        && !env.iter().any(|entry| entry.as_str().is_some_and(|text| text.starts_with("TERM=")))
-    {
-        env.push("TERM=xterm".into());
-    }
-}
-
-impl Drop for ProcessFile {
-    fn drop(&mut self) {
-        // It may already be gone with its bundle.
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::{Value, json};
-
-    fn written(config: &Value, terminal: Terminal) -> Value {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-        let file = ProcessFile::write(dir.path(), "e1", vec!["ls".into(), "-l".into()], terminal).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::mode(&file.0.metadata().unwrap().permissions());
-        assert_eq!(mode & 0o7777, 0o600, "it has the environment");
-        let process = serde_json::from_slice(&std::fs::read(file.path()).unwrap()).unwrap();
-        drop(file);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-        process
-    }
-
-    #[test]
-    fn a_command_is_the_containers_process_but_for_its_arguments_and_terminal() {
-        let mut config = json!({"process": {"args": ["sh"], "env": ["A=b"], "user": {"uid": 5, "gid": 6},
-            "cwd": "/x", "terminal": true, "consoleSize": {"height": 1, "width": 2}}});
-        let plain = written(&config, Terminal::No);
-        let expected = json!({"args": ["ls", "-l"], "env": ["A=b"], "user": {"uid": 5, "gid": 6},
-            "cwd": "/x", "terminal": false});
-        assert_eq!(plain, expected);
-        let size = TerminalSize { columns: 97, rows: 31 };
-        let with_terminal = written(&config, Terminal::Yes(Some(size)));
-        assert_eq!(with_terminal["env"], json!(["A=b", "TERM=xterm"]));
-        assert_eq!(with_terminal["consoleSize"], json!({"height": 31, "width": 97}));
-        assert_eq!(with_terminal["terminal"], true);
-        config["process"]["env"] = json!(["TERM=dumb"]);
-        let own = written(&config, Terminal::Yes(None));
-        assert_eq!((&own["env"], &own["consoleSize"]), (&json!(["TERM=dumb"]), &Value::Null));
     }
 }

@@ -6,6 +6,7 @@ use super::error::SandboxError;
 use super::files::PodFiles;
 use super::metrics::PodMetrics;
 use super::output::OutputBudget;
+use super::process_file::ProcessFiles;
 use super::record::Records;
 use super::spec::HostFacts;
 use super::user_namespaces::UserNamespaces;
@@ -65,6 +66,8 @@ pub struct Node {
     pub layers: Arc<WritableLayers>,
     /// Execs whose end is awaited.
     pub execs: ExecWaiters,
+    /// Process files of commands that are being started.
+    pub process_files: ProcessFiles,
     /// Memory for the output of ExecSync.
     pub outputs: OutputBudget,
     /// The subscribers of container events.

@@ -6,8 +6,9 @@
 //! dies.
 
 use super::error::SandboxError;
-use super::exec::{ProcessFile, Terminal, is_alive};
+use super::exec::is_alive;
 use super::node::Node;
+use super::process_file::Terminal;
 use super::record::in_place;
 use super::snapshot::{ContainerSnapshot, PodSnapshot};
 use super::state::ContainerState;
@@ -162,7 +163,8 @@ pub(super) async fn exec(
     node.expect_cgroup_moves();
     let exec_id = ContainerId::random()?.short().to_owned();
     let terminal = if ask.tty { Terminal::Yes(ask.size) } else { Terminal::No };
-    let process_file = in_place(|| ProcessFile::write(&node.bundle(id), &exec_id, ask.command, terminal))?;
+    let (files, of) = (&node.process_files, &pod.spec.id);
+    let process_file = in_place(|| files.write(of, &node.bundle(id), &exec_id, ask.command, terminal))?;
     let request = ExecRequest {
         exec_id,
         container_id: id.to_string(),

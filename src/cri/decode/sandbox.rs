@@ -18,6 +18,9 @@ const MAX_FILE_NAME: usize = 255;
 /// Leaves room in a path for the hierarchy above it and the container's cgroup below it.
 const MAX_CGROUP_PARENT: usize = MAX_PATH / 2;
 
+/// Bytes of a pod's resolv.conf, which lies in memory. Kubernetes allows 3 servers and 2 KiB of search domains.
+const MAX_DNS: usize = 64 << 10;
+
 /// RunPodSandbox.
 ///
 /// # Errors
@@ -97,8 +100,12 @@ fn hostname(hostname: String, host_network: bool) -> Checked<String> {
 }
 
 fn dns(config: pb::DnsConfig) -> Checked<DnsConfig> {
-    let all = config.servers.iter().chain(&config.searches).chain(&config.options);
-    for entry in all {
+    let all = || config.servers.iter().chain(&config.searches).chain(&config.options);
+    let bytes: usize = all().map(|entry| entry.len() + "nameserver \n".len()).sum();
+    if bytes > MAX_DNS {
+        return invalid("config.dns_config", format!("has {bytes} bytes, more than {MAX_DNS}"));
+    }
+    for entry in all() {
         if entry.contains(|c: char| c.is_ascii_control()) {
             return invalid("config.dns_config", format!("{entry:?} has a control character"));
         }

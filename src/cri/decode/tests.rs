@@ -124,6 +124,10 @@ fn a_pod_with_a_wrong_field_is_refused_by_its_name() {
         ("config.dns_config", |c| {
             c.dns_config = Some(pb::DnsConfig { searches: texts(&["a\r"]), ..Default::default() });
         }),
+        ("config.dns_config", |c| {
+            c.dns_config =
+                Some(pb::DnsConfig { servers: vec![text("1.1.1.1"); 10_000], ..Default::default() });
+        }),
         (PORTS, |c| c.port_mappings = vec![port(70_000, 80)]),
         (PORTS, |c| c.port_mappings = vec![port(80, 0)]),
         (PORTS, |c| c.port_mappings = vec![port(80, -1)]),

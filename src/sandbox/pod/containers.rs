@@ -71,6 +71,7 @@ impl Pod {
             return;
         }
         let id = spec.id.clone();
+        let siblings = self.containers.keys().cloned().collect();
         self.index.add_container(&id, &self.spec.id);
         self.containers.insert(id.clone(), container);
         let request = container::Request {
@@ -83,6 +84,7 @@ impl Pod {
             namespaces: monitor.info().namespaces.clone(),
             target,
             until,
+            siblings,
         };
         let failed = Finished::Created(id.clone(), Box::new(Err(SandboxError::Panicked("creation"))));
         self.work(failed, async move {

@@ -1,5 +1,6 @@
 //! Why no spec can be built.
 
+use super::{MAX_CONFIG_BYTES, MAX_PROCESS_BYTES};
 use std::path::PathBuf;
 
 /// Why no spec can be built. Each is the caller's mistake or a lack of the host.
@@ -24,6 +25,29 @@ pub enum SpecError {
     EnvName {
         /// As given.
         name: String,
+    },
+    /// More than the kernel would execute.
+    #[error(
+        "{what} have {bytes} bytes, more than {MAX_PROCESS_BYTES}: the kernel executes no program with so much"
+    )]
+    ProcessTooLarge {
+        /// The fields.
+        what: &'static str,
+        /// What they have.
+        bytes: usize,
+    },
+    /// An OCI configuration that would take too much of the node's memory.
+    #[error(
+        "config: its OCI configuration would have {bytes} bytes, more than {MAX_CONFIG_BYTES}, {largest_bytes} of them for \
+         {largest}"
+    )]
+    ConfigTooLarge {
+        /// The whole.
+        bytes: usize,
+        /// Its largest part.
+        largest: &'static str,
+        /// What that has.
+        largest_bytes: usize,
     },
     /// A working directory that reaches a descriptor of the runtime (CVE-2024-21626).
     #[error("config.working_dir: {path:?} names a file descriptor")]

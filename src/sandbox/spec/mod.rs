@@ -10,12 +10,14 @@ mod mounts;
 mod process;
 mod resources;
 mod selinux;
+mod size;
 
 pub use capabilities::{ContainerCapabilities, capabilities};
 pub use error::SpecError;
 pub use process::apparmor;
 pub use resources::{check_resources, linux_resources};
 pub use selinux::{SelinuxLabels, selinux_labels};
+pub use size::{MAX_CONFIG_BYTES, MAX_PROCESS_BYTES, check_command, encode};
 
 use crate::config::{Containers, Handler, annotation_fits};
 use crate::host::cdi;

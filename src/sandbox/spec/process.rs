@@ -1,7 +1,7 @@
 //! The process: arguments, environment, directory, user, rights.
 
 use super::capabilities::{self, ContainerCapabilities};
-use super::{HostFacts, Inputs, SpecError};
+use super::{HostFacts, Inputs, SpecError, size};
 use crate::config::Ulimit;
 use crate::model::{ContainerSecurity, ContainerSpec, Profile};
 use oci_spec::runtime::{
@@ -20,11 +20,13 @@ pub(super) fn build(inputs: &Inputs<'_>, caps: &ContainerCapabilities) -> Result
         .gid(inputs.user.gid)
         .additional_gids(groups(inputs))
         .build()?;
+    let (args, env) = (args(inputs)?, env(inputs)?);
+    size::check_process(&args, &env)?;
     let mut process = ProcessBuilder::default()
         .terminal(inputs.container.tty)
         .user(user)
-        .args(args(inputs)?)
-        .env(env(inputs)?)
+        .args(args)
+        .env(env)
         .cwd(cwd(inputs)?)
         .capabilities(capabilities::oci(caps))
         .oom_score_adj(oom_score_adj(inputs)?)
@@ -42,6 +44,7 @@ pub(super) fn build(inputs: &Inputs<'_>, caps: &ContainerCapabilities) -> Result
 pub(super) fn check(container: &ContainerSpec, host: &HostFacts) -> Result<(), SpecError> {
     apparmor(&container.security, host)?;
     working_dir(&container.working_dir)?;
+    size::check_request(container)?;
     match container.envs.iter().find(|(name, _)| name.is_empty() || name.contains('=')) {
         Some((name, _)) => Err(SpecError::EnvName { name: name.chars().take(80).collect() }),
         None => Ok(()),

@@ -26,6 +26,11 @@ const OPAQUE_WHITEOUT: &[u8] = b".wh..wh..opq";
 const AUFS: &[u8] = b".wh..wh.";
 /// Allocation unit for the count of used bytes: that of every common file system.
 const UNIT: u64 = 4096;
+/// What an allocation takes beside its bytes, about.
+const ALLOCATION: usize = 16;
+/// Targets of symbolic links, in bytes over a layer: a file system takes a millisecond for each that does not fit an inode.
+/// A layer of half a million links has a third of this.
+const MAX_LINK_BYTES: u64 = if cfg!(test) { 1 << 20 } else { 64 << 20 };
 
 /// What an unpacked layer takes and needs.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -135,6 +140,7 @@ fn apply(
         inodes: 1,
         dir_times: Vec::new(),
         dir_bytes: 0,
+        link_bytes: 0,
     };
     while let Some(entry) = tar.next()? {
         apply.entry(&mut tar, entry)?;
@@ -163,6 +169,8 @@ struct Apply {
     /// Directory times are set last, as every child changes them.
     dir_times: Vec<DirTime>,
     dir_bytes: usize,
+    /// Bytes of all targets of symbolic links.
+    link_bytes: u64,
 }
 
 impl Apply {
@@ -185,6 +193,10 @@ impl Apply {
             Kind::Directory => self.directory(&parent, name, &path, &meta),
             Kind::HardLink(target) => self.hard_link(&parent, name, &path, &target),
             Kind::Symlink(target) => {
+                self.link_bytes += u64::try_from(target.len()).unwrap_or(u64::MAX);
+                if self.link_bytes > MAX_LINK_BYTES {
+                    return Err(self.blame.limit("the targets of symbolic links", MAX_LINK_BYTES, "bytes"));
+                }
                 if target.is_empty() || target.contains(&0) || target.len() > super::MAX_PATH {
                     return Err(self.blame.hostile(&path, "its target is not a path"));
                 }
@@ -301,7 +313,16 @@ impl Apply {
         }
         self.tree.is_explicit(&parent.inside(name));
         let inside = parent.inside(name);
-        self.dir_bytes += inside.len();
+        match self.dir_times.last_mut() {
+            // The same once more.
+            Some(last) if *last.path == *inside => {
+                last.mtime = meta.mtime;
+                self.tree.remember(path, fd, meta.mode & 0o2000 != 0, inside);
+                return Ok(());
+            }
+            _ => {}
+        }
+        self.dir_bytes += inside.len() + size_of::<DirTime>() + ALLOCATION;
         if self.dir_bytes > MAX_DIR_PATHS {
             return Err(self.blame.limit("the paths of directories", 64 << 20, "bytes"));
         }

@@ -466,3 +466,21 @@ fn a_deep_path_costs_its_components() {
     let implied = unpack(&entries[..], &staging, "test", limits).unwrap().implied;
     assert_eq!(implied.len(), 1000);
 }
+
+#[test]
+fn a_link_made_again_and_again_is_given_up() {
+    let layer = Layer::new();
+    let tar = |times: usize| {
+        let mut builder = Builder::new(Vec::new());
+        for _ in 0..times {
+            let mut header = Header::new_gnu();
+            header.set_entry_type(EntryType::Symlink);
+            header.set_size(0);
+            builder.append_link(&mut header, "link", "x".repeat(4000)).unwrap();
+        }
+        builder.into_inner().unwrap()
+    };
+    let error = layer.apply(&tar(300)).unwrap_err();
+    assert!(error.to_string().contains("the targets of symbolic links"), "{error}");
+    Layer::new().apply(&tar(100)).unwrap();
+}

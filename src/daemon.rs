@@ -60,7 +60,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let begun = Instant::now();
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    let _lock = lock(&config)?;
+    let _locks = lock(&config)?;
+    cri::check_free(&config)?;
     let registry = Registry::new();
     let rpcs = Rpcs::register(&registry)?;
     let node = build(&config, &registry).await?;
@@ -120,20 +121,30 @@ async fn look_after_networks(pods: Manager, valid: Vec<SandboxId>) {
     pods.check_networks().await;
 }
 
-/// Excludes a second daemon from the same root. The kernel releases it however this process ends.
-pub(crate) fn lock(config: &Config) -> anyhow::Result<File> {
-    make_private_dir(&config.root)?;
-    keep_private(&config.root, 0o700)?;
-    make_private_dir(&config.state)?;
-    keep_private(&config.state, 0o711)?;
-    match lock::take(&config.root.join("lock")) {
-        Err(LockError::Held { process, .. }) => anyhow::bail!(
-            "another podwright serves from {}{}: stop it, or set `root` and `state` to directories of their own",
-            config.root.display(),
-            process.map(|process| format!(" (process {process})")).unwrap_or_default()
-        ),
-        taken => Ok(taken?),
-    }
+/// What keeps a second daemon away; the kernel frees it however this one ends.
+#[derive(Debug)]
+pub(crate) struct Locks {
+    _held: [File; 2],
+}
+
+/// Keeps a second daemon from the same root and from the same state, and this one from the state of another root. To be
+/// called before anything is touched.
+pub(crate) fn lock(config: &Config) -> anyhow::Result<Locks> {
+    let take = |dir: &Path, most| {
+        make_private_dir(dir)?;
+        keep_private(dir, most)?;
+        match lock::take(&dir.join("lock")) {
+            Err(LockError::Held { process, .. }) => anyhow::bail!(
+                "another podwright serves from {}{}: stop it, or set `root` and `state` to directories of their own",
+                dir.display(),
+                process.map(|process| format!(" (process {process})")).unwrap_or_default()
+            ),
+            taken => Ok(taken?),
+        }
+    };
+    let held = [take(&config.root, 0o700)?, take(&config.state, 0o711)?];
+    belong_together(config)?;
+    Ok(Locks { _held: held })
 }
 
 /// Removes access for others to a directory that existed before, such as the root of a separate disk.
@@ -156,6 +167,45 @@ fn keep_private(path: &Path, most: u32) -> anyhow::Result<()> {
     // Log: At start: `root` or `state` had a mode that admitted other users. Records contain environments of containers.
     tracing::info!(path = %path.display(), was = format!("{mode:o}"), "a directory admitted other users");
     Ok(())
+}
+
+/// Whether `state` is that of this `root`. A root that is not mounted, or another one, knows nothing of the pods that run
+/// from `state`, and they would be ended as nobody's.
+fn belong_together(config: &Config) -> anyhow::Result<()> {
+    let (id, noted) = (config.root.join("id"), config.state.join("root"));
+    let read = |path: &Path| match std::fs::read_to_string(path) {
+        Ok(text) if text.trim().is_empty() => Ok(None),
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+    };
+    let write = |path: &Path, text: &str| {
+        let new = path.with_extension("new");
+        let written = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, path));
+        written.with_context(|| format!("write {}", path.display()))
+    };
+    let (of_root, of_state) = (read(&id)?, read(&noted)?);
+    if of_state.is_some() && of_state == of_root {
+        return Ok(());
+    }
+    let pods = std::fs::read_dir(config.state.join("pods")).map_or(0, Iterator::count);
+    anyhow::ensure!(
+        of_state.is_none() || pods == 0,
+        "the {pods} pods in {state} were made with another root than {root}, which knows nothing of them: mount the right \
+         one, or set `state` to a directory of its own; to end these pods, remove {noted}",
+        state = config.state.display(),
+        root = config.root.display(),
+        noted = noted.display()
+    );
+    let of_root = match of_root {
+        Some(id) => id,
+        None => {
+            let fresh = SandboxId::random().context("make an id for the root")?.to_string();
+            write(&id, &fresh)?;
+            fresh
+        }
+    };
+    write(&noted, &of_root)
 }
 
 fn make_private_dir(path: &Path) -> anyhow::Result<()> {

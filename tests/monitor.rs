@@ -58,14 +58,21 @@ async fn launched_adopted_and_shut_down() {
     assert!(info.namespaces.ipc.is_some() && info.namespaces.net.is_none());
     // The daemon dies; another one comes.
     drop((first, first_events));
-    let (monitor, mut events) = adopt(tmp.path()).await.unwrap();
+    let (monitor, mut events) = adopt(tmp.path(), None).await.unwrap();
     assert_eq!(*monitor.info(), info);
     assert_eq!(monitor.list().await.unwrap(), Listing { containers: vec![], execs: vec![] });
     let missing = monitor.forget("c1".into()).await.unwrap_err();
     assert_eq!(missing.kind(), Some(ErrorKind::NotFound));
     monitor.shutdown(false).await.unwrap();
     assert_eq!(events.recv().await, Some(MonitorEvent::Gone));
-    assert!(matches!(adopt(tmp.path()).await, Err(MonitorError::NotRunning { .. })));
+    // It takes its record along: only its process proves that it has ended, and that may take a moment longer.
+    let ended = async {
+        while !matches!(adopt(tmp.path(), Some(info.process)).await, Err(MonitorError::NotRunning { .. })) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), ended).await.unwrap();
+    assert!(matches!(adopt(tmp.path(), None).await, Err(MonitorError::Record { .. })));
     assert!(matches!(monitor.list().await, Err(MonitorError::Gone { .. })));
 }
 
@@ -92,7 +99,9 @@ async fn a_monitor_that_is_killed_is_noticed_and_reaped() {
     let pid = monitor.info().process.pid;
     signal(&monitor, "-KILL");
     assert_eq!(events.recv().await, Some(MonitorEvent::Gone));
-    assert!(matches!(adopt(tmp.path()).await, Err(MonitorError::NotRunning { .. })));
+    while !matches!(adopt(tmp.path(), None).await, Err(MonitorError::NotRunning { .. })) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     while exists(pid) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -103,7 +112,7 @@ async fn a_monitor_that_is_stopped_is_unresponsive_and_then_serves_again() {
     let tmp = tempfile::tempdir().unwrap();
     let (monitor, _events) = launch(request(tmp.path())).await.unwrap();
     signal(&monitor, "-STOP");
-    let (listed, adopted) = tokio::join!(monitor.list(), adopt(tmp.path()));
+    let (listed, adopted) = tokio::join!(monitor.list(), adopt(tmp.path(), None));
     assert!(matches!(listed, Err(MonitorError::Unresponsive { operation: "list", .. })));
     assert!(matches!(adopted, Err(MonitorError::Unresponsive { operation: "hello", .. })));
     signal(&monitor, "-CONT");

@@ -12,7 +12,6 @@ use crate::daemon;
 use crate::images::Images;
 use crate::sandbox::Records;
 use hyper_util::rt::TokioIo;
-use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -46,7 +45,7 @@ pub(super) struct Connection {
 #[derive(Debug)]
 struct Local {
     images: Images,
-    _lock: File,
+    _lock: daemon::Locks,
 }
 
 impl Connection {

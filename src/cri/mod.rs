@@ -23,6 +23,6 @@ mod watchdog;
 
 pub use image::Image;
 pub use runtime::Runtime;
-pub use server::{ServeError, listen, serve};
+pub use server::{ServeError, check_free, listen, serve};
 pub use status::{image_status, status};
 pub use watchdog::watch;

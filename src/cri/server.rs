@@ -50,6 +50,19 @@ fn socket_error(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Er
     move |source| ServeError::Socket { operation, path, source }
 }
 
+/// Whether nobody serves on the socket. To be asked before anything of an earlier daemon is touched: one that serves there is
+/// not an earlier one.
+///
+/// # Errors
+/// Who serves there.
+pub fn check_free(config: &Config) -> Result<(), ServeError> {
+    let path = &config.grpc.socket;
+    match listeners::unix(path) {
+        Place::Taken(owner) => Err(ServeError::InUse { path: path.clone(), owner }),
+        _ => Ok(()),
+    }
+}
+
 /// Opens the socket. Replaces a stale one, on which no process listens.
 ///
 /// # Errors
@@ -59,9 +72,7 @@ pub fn listen(config: &Config) -> Result<UnixListener, ServeError> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(socket_error("make the directory of", path))?;
     }
-    if let Place::Taken(owner) = listeners::unix(path) {
-        return Err(ServeError::InUse { path: path.clone(), owner });
-    }
+    check_free(config)?;
     // Created under another name and renamed into place, so that it never has another mode.
     let unseen = path.with_extension("new");
     if unseen.exists() {

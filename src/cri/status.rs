@@ -91,10 +91,12 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::SandboxState { .. } | SandboxError::ContainerState { .. } => Code::FailedPrecondition,
         SandboxError::Target { .. } | SandboxError::NoUserNamespaces { .. } => Code::FailedPrecondition,
         SandboxError::MountSource { source, .. } => match source.kind() {
-            // Nothing is there, and no directory can be created: below a file, or at the end of a dead link.
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
-                Code::InvalidArgument
-            }
+            // Nothing is there, and no directory can be created: below a file, or at the end of a dead link; or it is what
+            // not even root may look into, such as another process's root.
+            io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::AlreadyExists
+            | io::ErrorKind::PermissionDenied => Code::InvalidArgument,
             _ => io_code(source),
         },
         SandboxError::Foreign(error) => foreign_code(error),
@@ -102,12 +104,13 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::ImageVolume { cause, .. } => volume_code(cause),
         SandboxError::Unsupported(_) => Code::Unimplemented,
         SandboxError::ExecTimeout { .. } | SandboxError::StepTimeout { .. } => Code::DeadlineExceeded,
-        SandboxError::Unkillable { .. } => Code::DeadlineExceeded,
+        SandboxError::Unkillable { .. } | SandboxError::Unclean { .. } => Code::DeadlineExceeded,
         SandboxError::TooManyExecs { .. } | SandboxError::TooLongToList { .. } => Code::ResourceExhausted,
         SandboxError::TooLargeExecs { .. }
         | SandboxError::StateFull { .. }
         | SandboxError::PodConfigs { .. } => Code::ResourceExhausted,
         SandboxError::MonitorLost(_) => Code::FailedPrecondition,
+        SandboxError::MonitorUnknown(_) => Code::Unavailable,
         SandboxError::StartUnseen(_) | SandboxError::Panicked(_) => Code::Internal,
         SandboxError::ShuttingDown => Code::Unavailable,
         // The first error is the cause; the others occurred while undoing it.

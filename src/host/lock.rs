@@ -9,8 +9,9 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// A daemon that was killed while it started a program has a child with its descriptors until that child's exec.
-const WAIT: Duration = Duration::from_secs(1);
+/// A daemon that was killed while it started a program has a child with its descriptors until that child's exec, which on a
+/// node at its limits was seen to take more than a second.
+const WAIT: Duration = Duration::from_secs(10);
 /// Nothing tells when a lock becomes free, except waiting for it without a limit.
 const POLL: Duration = Duration::from_millis(5);
 /// Lists all locks of files (`proc_locks(5)`).

@@ -2,7 +2,7 @@
 
 use crate::model::ImageId;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// One image of the local store.
@@ -97,12 +97,15 @@ pub struct ImageConfig {
     #[serde(deserialize_with = "null_is_default")]
     pub stop_signal: String,
     /// Paths of the image's volumes.
-    #[serde(deserialize_with = "null_is_default")]
-    pub volumes: BTreeMap<String, serde_json::Value>,
+    #[serde(deserialize_with = "super::bounded::keys", serialize_with = "super::bounded::write_keys")]
+    pub volumes: BTreeSet<String>,
     /// Labels. Never merged into CRI labels and never read as control.
     #[serde(deserialize_with = "null_is_default")]
     pub labels: BTreeMap<String, String>,
 }
+
+/// Bytes of memory that an entry takes beside its text.
+const ENTRY: usize = 32;
 
 /// Volumes that an image may declare. Each component of their paths may become a directory of the node's disk whenever a
 /// container is made; images in use have a few of each.
@@ -124,11 +127,11 @@ impl ImageConfig {
                 self.volumes.len()
             ));
         }
-        if let Some(path) = self.volumes.keys().find(|path| path.len() > MAX_VOLUME_PATH) {
+        if let Some(path) = self.volumes.iter().find(|path| path.len() > MAX_VOLUME_PATH) {
             let shown: String = path.chars().take(80).collect();
             return Err(format!("its volume {shown:?}… has a path of more than {MAX_VOLUME_PATH} bytes"));
         }
-        if let Some(path) = self.volumes.keys().find(|path| {
+        if let Some(path) = self.volumes.iter().find(|path| {
             Path::new(path).components().any(|component| component == std::path::Component::ParentDir)
         }) {
             let shown: String = path.chars().take(80).collect();
@@ -136,13 +139,22 @@ impl ImageConfig {
                 "its volume {shown:?} has \"..\": it would be a directory of something else"
             ));
         }
-        let directories: usize = self.volumes.keys().map(|path| Path::new(path).components().count()).sum();
+        let directories: usize = self.volumes.iter().map(|path| Path::new(path).components().count()).sum();
         if directories > MAX_VOLUME_DIRECTORIES {
             return Err(format!(
                 "its config has Volumes of {directories} directories, at most {MAX_VOLUME_DIRECTORIES} are allowed"
             ));
         }
         Ok(())
+    }
+
+    /// Bytes that it takes in memory, for as long as the image is there.
+    pub(super) fn weight(&self) -> usize {
+        let texts = [&self.working_dir, &self.user, &self.stop_signal];
+        let lists = [&self.entrypoint, &self.cmd, &self.env];
+        let all = lists.into_iter().flatten().chain(&self.volumes).chain(texts);
+        let labels = self.labels.iter().flat_map(|(key, value)| [key, value]);
+        all.chain(labels).map(|text| text.len() + ENTRY).sum()
     }
 
     /// The numbers of entries of its lists, by their names; volumes have a limit of their own.
@@ -179,8 +191,7 @@ mod tests {
     #[test]
     fn volumes_are_limited_in_number_length_and_depth() {
         let of = |paths: Vec<String>| {
-            let volumes = paths.into_iter().map(|path| (path, serde_json::Value::Null)).collect();
-            ImageConfig { volumes, ..ImageConfig::default() }.check_volumes()
+            ImageConfig { volumes: paths.into_iter().collect(), ..ImageConfig::default() }.check_volumes()
         };
         of((0..MAX_VOLUMES).map(|n| format!("/data/{n}")).collect()).unwrap();
         for (paths, word) in [
@@ -202,6 +213,6 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.cmd, ["a"]);
-        assert!(config.entrypoint.is_empty() && config.volumes.contains_key("/v"));
+        assert!(config.entrypoint.is_empty() && config.volumes.contains("/v"));
     }
 }

@@ -1,9 +1,10 @@
 //! Manifests, indexes and image configs: parsing and choosing. Pure; one parse decides what a document is.
 
+use super::bounded;
 use super::digest::Digest;
 use super::error::{ImageError, cut};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Largest manifest or index, bytes: containerd's own limit (core/remotes/docker), which registries keep too.
 pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
@@ -14,6 +15,8 @@ pub(crate) const MAX_CONFIG: u64 = 4 << 20;
 const MAX_CONFIG_ITEMS: usize = 16 << 10;
 /// Bytes of a config's user, which every list of images tells. Linux has 32 for a name, and a path of a file is no user.
 const MAX_CONFIG_USER: usize = 1 << 10;
+/// Bytes of memory of what is kept of a config. Real ones take a few KiB, those of buildpacks some hundred.
+const MAX_CONFIG_WEIGHT: usize = 1 << 20;
 /// Layers of an image: overlayfs takes 500 lower layers (OVL_MAX_STACK); one is kept for directories.
 pub(crate) const MAX_LAYERS: usize = 499;
 /// Annotations of a manifest by which an image is a container's checkpoint: CRI-O's and checkpointctl's, which containerd
@@ -41,7 +44,7 @@ pub(crate) struct Descriptor {
     pub(crate) size: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     platform: Option<Platform>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "bounded::annotations")]
     annotations: BTreeMap<String, String>,
 }
 
@@ -99,7 +102,8 @@ struct Raw {
     artifact_type: String,
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
-    annotations: Option<BTreeMap<String, serde_json::Value>>,
+    #[serde(default, deserialize_with = "bounded::keys")]
+    annotations: BTreeSet<String>,
     fs_layers: Option<serde::de::IgnoredAny>,
     signatures: Option<serde::de::IgnoredAny>,
 }
@@ -108,7 +112,8 @@ struct Raw {
 /// of both shapes is refused (CVE-2021-41190).
 pub(crate) fn parse(what: &str, body: &[u8]) -> Result<Document, ImageError> {
     let bad = |reason: String| ImageError::BadManifest { what: what.to_owned(), reason: cut(&reason) };
-    let raw: Raw = serde_json::from_slice(body).map_err(|e| bad(format!("not a manifest: {e}")))?;
+    let raw: Raw =
+        serde_json::from_slice(body).map_err(|e| bad(format!("not a manifest: {}", bounded::fault(&e))))?;
     if raw.schema_version == Some(1) || raw.fs_layers.is_some() || raw.signatures.is_some() {
         return Err(ImageError::Unsupported {
             what: what.to_owned(),
@@ -124,17 +129,16 @@ pub(crate) fn parse(what: &str, body: &[u8]) -> Result<Document, ImageError> {
         }
         (Some(entries), None, None) => {
             if raw.media_type.contains("manifest.v") {
-                return Err(bad(format!("an index that says it is {}", raw.media_type)));
+                return Err(bad(format!("an index that says it is {}", bounded::name(&raw.media_type))));
             }
             Ok(Document::Index(entries))
         }
         (None, Some(config), Some(layers)) => {
             if raw.media_type.contains("index") || raw.media_type.contains("manifest.list") {
-                return Err(bad(format!("a manifest that says it is {}", raw.media_type)));
+                return Err(bad(format!("a manifest that says it is {}", bounded::name(&raw.media_type))));
             }
             check_layers(what, &raw.artifact_type, &config, &layers)?;
-            let annotations = raw.annotations.unwrap_or_default();
-            let is_checkpoint = CHECKPOINT.iter().any(|name| annotations.contains_key(*name));
+            let is_checkpoint = CHECKPOINT.iter().any(|name| raw.annotations.contains(*name));
             Ok(Document::Manifest { config, layers, is_checkpoint })
         }
         (None, None, _) => Err(bad("it has no config".into())),
@@ -180,7 +184,7 @@ fn check_layers(
         None => Ok(()),
         Some(layer) => Err(ImageError::Unsupported {
             what: format!("layer {} of {what}", layer.digest),
-            reason: format!("media type {:?}", cut(&layer.media_type)),
+            reason: format!("media type {:?}", bounded::name(&layer.media_type)),
         }),
     }
 }
@@ -276,10 +280,10 @@ pub(crate) fn choose(what: &str, entries: &[Descriptor], node: Node) -> Result<D
             .map(|p| {
                 format!(
                     "{}/{}{}{}",
-                    p.os,
-                    p.architecture,
+                    bounded::name(&p.os),
+                    bounded::name(&p.architecture),
                     if p.variant.is_empty() { "" } else { "/" },
-                    p.variant
+                    bounded::name(&p.variant)
                 )
             })
             .take(16)
@@ -344,10 +348,19 @@ impl ConfigFile {
                 unit: "bytes",
             });
         }
+        if config.is_some_and(|config| config.weight() > MAX_CONFIG_WEIGHT) {
+            return Err(ImageError::Limit {
+                what: format!("the config of {what}"),
+                limit: u64::try_from(MAX_CONFIG_WEIGHT).unwrap_or(u64::MAX),
+                unit: "bytes of texts",
+            });
+        }
         if node.fit(&file.os, &file.architecture, &file.variant).is_none() {
+            let [os, architecture, variant] =
+                [&file.os, &file.architecture, &file.variant].map(|text| bounded::name(text));
             return bad(format!(
-                "no match for platform linux/{}: it is {}/{}{}",
-                node.architecture, file.os, file.architecture, file.variant
+                "no match for platform linux/{}: it is {os}/{architecture}{variant}",
+                node.architecture
             ));
         }
         Ok(file)
@@ -357,7 +370,7 @@ impl ConfigFile {
     pub(crate) fn read(what: &str, body: &[u8]) -> Result<Self, ImageError> {
         serde_json::from_slice(body).map_err(|e| ImageError::BadManifest {
             what: what.to_owned(),
-            reason: cut(&format!("its config cannot be read: {e}")),
+            reason: cut(&format!("its config cannot be read: {}", bounded::fault(&e))),
         })
     }
 

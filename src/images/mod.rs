@@ -10,6 +10,7 @@
 //! once, used by overlayfs as it is. Never learns that pods exist: a container's need is a [`Hold`].
 
 mod artifact;
+mod bounded;
 mod bring;
 mod collect;
 mod decompress;

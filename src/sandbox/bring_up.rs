@@ -5,7 +5,7 @@ use super::error::SandboxError;
 use super::files::PodFiles;
 use super::idmap;
 use super::node::{Node, make_private_dir};
-use super::pod::Phase;
+use super::pod::Dying;
 use super::record::in_place;
 use super::room;
 use super::selinux;
@@ -14,11 +14,11 @@ use crate::host::monitor::{self, Events, LaunchRequest, Monitor, MonitorError, N
 use crate::host::network::{Attachment, PodNetwork};
 use crate::host::rootfs;
 use crate::model::{ContainerId, NamespaceMode, SandboxSpec, UserNamespace};
+use podwright_monitor_proto::ProcessId;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
 
 /// How long StopPodSandbox waits for killed containers before it reports them. The kubelet's limit for the call is two
 /// minutes, and it repeats the call.
@@ -174,15 +174,21 @@ fn attachment(node: &Node, spec: &SandboxSpec) -> Attachment {
     }
 }
 
-/// A container to wait for while its pod goes down.
-pub(super) type Dying = (ContainerId, watch::Receiver<Phase>);
+/// What is known of a pod's monitor.
+#[derive(Debug, Default)]
+pub(super) struct Reach {
+    /// None: it could not be connected to, or there is none.
+    pub(super) monitor: Option<Monitor>,
+    /// As recorded.
+    pub(super) process: Option<ProcessId>,
+}
 
 /// Releases everything that a sandbox holds: waits for its containers (already killed by the caller) while the network
 /// is detached, then ends the monitor and unmounts. The record stays.
 pub(super) async fn tear_down(
     node: Arc<Node>,
     spec: Arc<SandboxSpec>,
-    monitor: Option<Monitor>,
+    monitor: Reach,
     dying: Vec<Dying>,
 ) -> Result<(), SandboxError> {
     let begun = Instant::now();
@@ -192,7 +198,7 @@ pub(super) async fn tear_down(
         node.metrics.step("stop_pod_sandbox", "network", detach(&node, &spec)),
     );
     if !containers.is_empty() {
-        unblock(&node, &spec, monitor.as_ref()).await;
+        unblock(&node, &spec, &monitor).await;
     }
     errors.extend(containers);
     errors.extend(network.err());
@@ -210,25 +216,33 @@ pub(super) async fn tear_down(
 async fn await_containers(node: &Node, spec: &SandboxSpec, dying: Vec<Dying>) -> Vec<SandboxError> {
     let deadline = tokio::time::Instant::now() + KILL_WAIT;
     let mut errors = Vec::new();
-    for (id, mut phase) in dying {
-        let gone = tokio::time::timeout_at(deadline, phase.wait_for(|p| *p == Phase::Cleaned)).await;
-        if gone.is_err() {
-            let processes = processes(node, spec, &id);
-            errors.push(SandboxError::Unkillable { id: id.to_string(), processes, waited: KILL_WAIT });
-        }
+    for mut container in dying {
+        let Err(why) = container.gone_by(deadline).await else { continue };
+        let id = &container.spec.id;
+        let left = processes(node, spec, id);
+        let processes = match (left.is_empty(), why.is_empty()) {
+            (true, true) => "its monitor has not told its end".to_owned(),
+            (true, false) => why,
+            (false, true) => left,
+            (false, false) => format!("{left}; {why}"),
+        };
+        errors.push(SandboxError::Unkillable { id: id.to_string(), processes, waited: KILL_WAIT });
     }
     errors
 }
 
-/// A monitor that does not answer reports no end of its containers either, and the pod could never be removed. So it is
-/// killed; its loss is reported, and the next call finds them ended.
-async fn unblock(node: &Node, spec: &SandboxSpec, monitor: Option<&Monitor>) {
-    let Some(monitor) = monitor else { return };
-    if let Err(MonitorError::Unresponsive { .. }) = monitor.list().await {
+/// A monitor that does not answer tells no end of its containers either, and the pod could never be removed. It is
+/// killed; its loss is then told, and the next call finds them ended.
+async fn unblock(node: &Node, spec: &SandboxSpec, reach: &Reach) {
+    let answers = match &reach.monitor {
+        Some(monitor) => !matches!(monitor.list().await, Err(MonitorError::Unresponsive { .. })),
+        None => false,
+    };
+    if !answers {
         // Log: The pod is being stopped and its monitor hangs.
         // Do: If it happens to several pods: look for processes in state D.
         tracing::error!(sandbox = %spec.id, "the monitor of a pod that goes down does not answer: killing it");
-        monitor::kill(&node.pod_dir(&spec.id));
+        monitor::kill(&node.pod_dir(&spec.id), reach.process);
     }
 }
 
@@ -241,29 +255,25 @@ async fn detach(node: &Node, spec: &SandboxSpec) -> Result<(), SandboxError> {
     Ok(())
 }
 
-async fn end_monitor(
-    node: &Arc<Node>,
-    spec: &SandboxSpec,
-    monitor: Option<Monitor>,
-) -> Result<(), SandboxError> {
+async fn end_monitor(node: &Arc<Node>, spec: &SandboxSpec, reach: Reach) -> Result<(), SandboxError> {
     let dir = node.pod_dir(&spec.id);
-    let monitor = match monitor {
+    let monitor = match reach.monitor {
         Some(monitor) => Some(monitor),
-        None => match monitor::adopt(&dir).await {
+        None => match monitor::adopt(&dir, reach.process).await {
             Ok((monitor, _events)) => Some(monitor),
             Err(MonitorError::NotRunning { .. }) => None,
-            // Its containers are gone, so nothing needs it; nor can a monitor of another protocol be asked.
-            Err(MonitorError::Unresponsive { .. } | MonitorError::Version { .. }) => {
-                monitor::kill(&dir);
+            // Its containers are gone, so that nobody needs it, whatever it is that keeps it from being asked.
+            Err(error) => {
+                tracing::debug!(sandbox = %spec.id, %error, "the monitor cannot be asked to end");
+                monitor::kill(&dir, reach.process);
                 None
             }
-            Err(error) => return Err(error.into()),
         },
     };
     if let Some(monitor) = monitor {
         match monitor.shutdown(true).await {
             Ok(()) | Err(MonitorError::Gone { .. }) => {}
-            Err(MonitorError::Unresponsive { .. }) => monitor::kill(&dir),
+            Err(MonitorError::Unresponsive { .. }) => monitor::kill(&dir, reach.process),
             Err(error) => return Err(error.into()),
         }
     }

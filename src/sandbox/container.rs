@@ -10,7 +10,6 @@ use super::idmap;
 use super::launch;
 use super::node::{Node, make_private_dir, write_private};
 use super::record::in_place;
-use super::recover;
 use super::room;
 use super::root_dirs;
 use super::selinux;
@@ -20,10 +19,8 @@ use super::state::{ContainerState, Init};
 use super::stop::{kill_cgroup, shares_pid_namespace};
 use super::volumes;
 use crate::host::foreign::{Asked, Progress};
-use crate::host::monitor::{
-    ContainerState as MonitorContainer, CreateRequest, Monitor, MonitorError, NamespacePaths, RestoreRequest,
-};
-use crate::host::oci::{Runtime, criu_words};
+use crate::host::monitor::{CreateRequest, Monitor, NamespacePaths, RestoreRequest};
+use crate::host::oci::{OciError, Runtime, criu_words};
 use crate::host::rootfs::IdMap;
 use crate::host::users::{self, User};
 use crate::host::{devices, mountinfo, pidns, remove, rootfs};
@@ -41,6 +38,9 @@ pub(super) const CREATION_LIMIT: Duration = Duration::from_secs(110);
 const REMOVAL_WAIT: Duration = Duration::from_secs(12);
 /// How long unmounting a volume of the host's is waited for: a server that answers takes some milliseconds.
 const UNMOUNT_WAIT: Duration = Duration::from_secs(5);
+/// How long RemoveContainer and RemovePodSandbox wait for what an ended container left, before they tell that it is still
+/// there: less than the kubelet's two minutes, and longer than a runtime that hangs once.
+pub(super) const CLEAN_WAIT: Duration = Duration::from_secs(30);
 /// Nothing reads a writable layer after a reboot (records of containers do not survive one either), so nothing in it
 /// need be synced. Without this (Linux 5.10), the end of each container syncs the whole file system that the layer is
 /// on, other people's data included.
@@ -238,7 +238,7 @@ fn prepare(request: &Request, found: &Outside) -> Result<Prepared, SandboxError>
         .config
         .check_volumes()
         .map_err(|problem| SandboxError::ImageContent { image: spec.image.display.clone(), problem })?;
-    make_volumes(&root, image.config.volumes.keys(), map.as_ref().and_then(IdMap::root))?;
+    make_volumes(&root, image.config.volumes.iter(), map.as_ref().and_then(IdMap::root))?;
     let leaf = node.leaf(pod, &spec.id)?;
     let handler = node.handler(&pod.runtime_handler);
     let all_devices = spec.security.privileged && !handler.privileged_without_host_devices;
@@ -478,43 +478,21 @@ fn with_limits(config: &[u8], limits: serde_json::Value) -> serde_json::Result<V
     serde_json::to_vec(&config)
 }
 
-/// How often a monitor is asked about a start that an earlier daemon asked for.
-const START_POLL: Duration = Duration::from_millis(100);
-
-/// How often it is asked again when it does not answer: longer than the pod's task tries, which gives the pod up.
-const START_PATIENCE: u32 = 2 * recover::ADOPTIONS;
-
-/// Waits for the outcome of a start that an earlier daemon asked for; its monitor bounds it.
-pub(super) async fn await_start(monitor: &Monitor, id: &ContainerId) -> Result<Init, SandboxError> {
-    let mut patience = START_PATIENCE;
-    loop {
-        let listing = match monitor.list().await {
-            Err(MonitorError::Unresponsive { .. }) if patience > 0 => {
-                patience -= 1;
-                continue;
-            }
-            listing => listing?,
-        };
-        let state = listing.containers.into_iter().find(|c| c.id == id.as_str()).map(|c| c.state);
-        match state {
-            Some(MonitorContainer::Creating) => tokio::time::sleep(START_POLL).await,
-            Some(MonitorContainer::Running { pid, start_time }) => return Ok(Init { pid, start_time }),
-            // Its end comes, or came, as an event.
-            Some(MonitorContainer::Exited(record)) => return Ok(Init { pid: record.pid, start_time: 0 }),
-            None => return Err(SandboxError::StartUnseen(id.to_string())),
-        }
-    }
+/// An ended container of which something is left.
+pub(super) fn unclean(id: &ContainerId, why: String) -> SandboxError {
+    SandboxError::Unclean { id: id.to_string(), why, waited: CLEAN_WAIT }
 }
 
-/// Removes what the runtime, the kernel and the mount table keep of an ended container. Its record, log and writable
-/// layer stay.
+/// Removes what the runtime, the kernel and the mount table keep of an ended container; to be repeated until it succeeds.
+/// Its record, log and writable layer stay. `all`: kills whatever is left in its cgroup, since nobody saw its end.
 pub(super) async fn clean(
     node: &Arc<Node>,
     pod: &SandboxSpec,
     spec: &ContainerSpec,
     runtime: &Runtime,
+    all: bool,
 ) -> Result<(), SandboxError> {
-    if shares_pid_namespace(spec) {
+    if all || shares_pid_namespace(spec) {
         kill_cgroup(node, pod, spec);
     }
     let (cgroups, leaf) = (node.cgroups.clone(), node.leaf(pod, &spec.id)?);
@@ -522,10 +500,23 @@ pub(super) async fn clean(
     let _ = blocking(move || Ok(cgroups.remove_below(&leaf)?)).await;
     let deleted = node.metrics.step("clean_container", "runtime", runtime.delete(spec.id.as_str())).await;
     let (cgroups, leaf) = (node.cgroups.clone(), node.leaf(pod, &spec.id)?);
-    blocking(move || Ok(cgroups.remove(&leaf)?)).await?;
-    unmount(node, spec.sandbox_id.as_str(), node.bundle(&spec.id)).await?;
+    let removed = blocking(move || {
+        let removed = cgroups.remove(&leaf);
+        if removed.is_err() {
+            // What the runtime did not reach. It is gone at the next try, if the kernel lets it.
+            cgroups.kill_all(&leaf)?;
+        }
+        Ok(removed?)
+    })
+    .await;
+    let unmounted = unmount(node, spec.sandbox_id.as_str(), node.bundle(&spec.id)).await;
+    let removed = removed.and(unmounted);
     node.layers.ended(&spec.id);
-    deleted?;
+    match deleted {
+        // Nothing can ask it any more, and no process is left.
+        Ok(()) | Err(OciError::Missing { .. }) => removed?,
+        Err(error) => return Err(error.into()),
+    }
     let bundle = node.bundle(&spec.id);
     blocking(move || room::end_config(&bundle)).await
 }

@@ -4,6 +4,7 @@
 use super::checkpoint::CheckpointError;
 use super::record::RecordError;
 use super::spec::SpecError;
+use super::state::SandboxState;
 use super::volumes::VolumeError;
 use crate::host::blockio::BlockIoError;
 use crate::host::cdi::CdiError;
@@ -224,7 +225,7 @@ pub enum SandboxError {
         source: std::io::Error,
     },
     /// A container's processes do not die.
-    #[error("container {id} is still there {} s after SIGKILL: {processes}", .waited.as_secs())]
+    #[error("container {id} is still there after {} s: {processes}", .waited.as_secs())]
     Unkillable {
         /// The container.
         id: String,
@@ -233,9 +234,25 @@ pub enum SandboxError {
         /// How long it was waited.
         waited: Duration,
     },
+    /// Something of an ended container cannot be removed.
+    #[error(
+        "something of the ended container {id} is still there after {} s, which the daemon goes on trying to remove: {why}",
+        .waited.as_secs()
+    )]
+    Unclean {
+        /// The container.
+        id: String,
+        /// What kept it.
+        why: String,
+        /// How long it was waited.
+        waited: Duration,
+    },
     /// The pod's monitor is gone.
     #[error("pod sandbox {0} has lost its monitor: stop and remove it")]
     MonitorLost(SandboxId),
+    /// The pod's monitor may live, but cannot be asked.
+    #[error("the monitor of pod sandbox {0} cannot be reached, which the daemon goes on trying: try again")]
+    MonitorUnknown(SandboxId),
     /// A container whose start failed when nobody listened.
     #[error("the start of container {0} failed while no daemon listened; its runtime.log may say why")]
     StartUnseen(String),
@@ -364,6 +381,14 @@ fn join(errors: &[SandboxError]) -> String {
 }
 
 impl SandboxError {
+    /// Of a pod in this state without a monitor to ask.
+    pub(super) fn no_monitor(id: &SandboxId, state: &SandboxState) -> Self {
+        match state {
+            SandboxState::Ready { .. } => Self::MonitorUnknown(id.clone()),
+            SandboxState::Preparing | SandboxState::NotReady { .. } => Self::MonitorLost(id.clone()),
+        }
+    }
+
     /// One error of many; None of none.
     #[must_use]
     pub fn all(mut errors: Vec<Self>) -> Option<Self> {

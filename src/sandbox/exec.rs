@@ -48,9 +48,10 @@ pub(super) async fn exec_sync(
         let (operation, id) = ("execute a command in", id.to_string());
         Err(SandboxError::ContainerState { operation, id, state })
     };
-    let (ContainerState::Running { init, .. }, Some(monitor)) = (&container.state, &pod.monitor) else {
+    let ContainerState::Running { init, .. } = &container.state else {
         return refuse(container.state.name());
     };
+    let Some(monitor) = &pod.monitor else { return Err(SandboxError::no_monitor(&pod.spec.id, &pod.state)) };
     let hold = node.outputs.enter(&pod.spec.id, node.config.grpc.max_message_bytes)?;
     node.expect_cgroup_moves();
     let exec_id = ContainerId::random()?.short().to_owned();

@@ -1,9 +1,14 @@
 //! Having a pod's monitor run the OCI runtime for a container, and what is tried again when it fails.
 
-use crate::host::monitor::{CreateRequest, ErrorKind, Monitor, MonitorError, ProcessId};
+use super::error::SandboxError;
+use super::state::Init;
+use crate::host::monitor::{
+    ContainerState as MonitorContainer, CreateRequest, ErrorKind, Monitor, MonitorError, ProcessId,
+};
 use crate::host::oci::lacks_room_for_keyring;
+use crate::model::ContainerId;
 use std::sync::Once;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Starts the container. Where the kernel has no room for a session keyring of its own, it gets the empty one of its
 /// monitor: whoever filled root's room must not keep the whole node from starting containers. One that is restored has no
@@ -30,5 +35,27 @@ pub(super) async fn run(monitor: &Monitor, request: CreateRequest) -> Result<Pro
             monitor.create(CreateRequest { no_new_keyring: true, deadline_ms, ..request }).await
         }
         created => created,
+    }
+}
+
+/// How often a monitor is asked about a start that an earlier daemon asked for.
+const START_POLL: Duration = Duration::from_millis(100);
+
+/// Waits for the outcome of a start that an earlier daemon asked for; its monitor bounds it.
+pub(super) async fn await_start(monitor: &Monitor, id: &ContainerId) -> Result<Init, SandboxError> {
+    loop {
+        let listing = match monitor.list().await {
+            // It lives as long as its connection does; whether it does is the pod's task's to find out.
+            Err(MonitorError::Unresponsive { .. }) => continue,
+            listing => listing?,
+        };
+        let state = listing.containers.into_iter().find(|c| c.id == id.as_str()).map(|c| c.state);
+        match state {
+            Some(MonitorContainer::Creating) => tokio::time::sleep(START_POLL).await,
+            Some(MonitorContainer::Running { pid, start_time }) => return Ok(Init { pid, start_time }),
+            // Its end comes, or came, as an event.
+            Some(MonitorContainer::Exited(record)) => return Ok(Init { pid: record.pid, start_time: 0 }),
+            None => return Err(SandboxError::StartUnseen(id.to_string())),
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The domain's metrics: the steps of starting and stopping pods and containers, and the CNI plugins' part in them.
 
 use crate::host::network::PluginCall;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
 use std::future::Future;
 use std::time::Instant;
 
@@ -15,6 +15,7 @@ pub struct PodMetrics {
     steps: HistogramVec,
     exits: IntCounterVec,
     plugins: HistogramVec,
+    unclean: IntGauge,
 }
 
 impl PodMetrics {
@@ -40,10 +41,15 @@ impl PodMetrics {
                 .buckets(BUCKETS.to_vec()),
             &["plugin", "verb", "outcome"],
         )?;
+        let unclean = IntGauge::new(
+            "podwright_unclean_containers",
+            "Ended containers of which processes, cgroups, mounts or the runtime's state could not be removed yet.",
+        )?;
+        registry.register(Box::new(unclean.clone()))?;
         registry.register(Box::new(plugins.clone()))?;
         registry.register(Box::new(steps.clone()))?;
         registry.register(Box::new(exits.clone()))?;
-        Ok(Self { steps, exits, plugins })
+        Ok(Self { steps, exits, plugins, unclean })
     }
 
     /// Times one step.
@@ -75,8 +81,24 @@ impl PodMetrics {
         self.plugins.with_label_values(&labels).observe(call.elapsed.as_secs_f64());
     }
 
+    /// Counts a container as not cleaned up after, for as long as the answer lives.
+    pub fn unclean(&self) -> Unclean {
+        self.unclean.inc();
+        Unclean(self.unclean.clone())
+    }
+
     /// Counts a container's end.
     pub fn exited(&self, reason: &str) {
         self.exits.with_label_values(&[reason]).inc();
+    }
+}
+
+/// A container that could not be cleaned up after yet.
+#[derive(Debug)]
+pub struct Unclean(IntGauge);
+
+impl Drop for Unclean {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }

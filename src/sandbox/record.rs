@@ -13,8 +13,10 @@ use super::state::{ContainerState, SandboxState};
 use super::volumes;
 use crate::host::users::User;
 use crate::model::{ContainerId, ContainerSpec, ImageId, Resources, SandboxId, SandboxSpec};
+use podwright_monitor_proto::ProcessId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -70,6 +72,10 @@ pub struct PodState {
     /// Its limits after a change; None: the requested ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<PodLimits>,
+    /// Its monitor, for when the monitor's own directory is lost: what this process is or is not proves more than files do.
+    /// None: there is none yet, or the record is from before this was noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monitor: Option<ProcessId>,
 }
 
 /// The limits of a pod's own cgroup, and the part of them for the runtime itself. For people and for OCI runtimes with
@@ -117,6 +123,19 @@ pub struct StoredPod {
     pub this_boot: bool,
     /// Its containers.
     pub containers: Vec<StoredContainer>,
+    /// Ids of its containers whose records cannot be read.
+    pub unread: HashSet<String>,
+}
+
+/// What was found on disk.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// Those that can be read.
+    pub pods: Vec<StoredPod>,
+    /// Ids of pods that cannot, and of their containers.
+    pub unread: HashSet<String>,
+    /// What is wrong with them.
+    pub broken: Vec<RecordError>,
 }
 
 /// Everything known of a container from disk.
@@ -220,28 +239,31 @@ impl Records {
         in_place(|| remove_tree(&self.pod(id)))
     }
 
-    /// Reads every pod. Moves an unreadable pod to `<root>/pods.quarantine` and logs it, never drops it.
+    /// Reads every pod. What cannot be read, or was written by a newer daemon, stays where it is and is named: what it stands
+    /// for may run, and is nobody's to end. What was never written whole is removed.
     ///
     /// # Errors
     /// When the directory itself cannot be listed.
-    pub fn load(&self) -> Result<(Vec<StoredPod>, Vec<RecordError>), RecordError> {
-        let (mut pods, mut broken) = (Vec::new(), Vec::new());
+    pub fn load(&self) -> Result<Loaded, RecordError> {
+        let mut loaded = Loaded::default();
         for entry in fs::read_dir(&self.dir).map_err(io("list", &self.dir))? {
             let path = entry.map_err(io("list", &self.dir))?.path();
-            let named_as_a_pod =
-                path.file_name().and_then(|n| n.to_str()).is_some_and(|n| SandboxId::parse(n).is_ok());
-            if !named_as_a_pod {
+            let Some(id) = path.file_name().and_then(|n| n.to_str()).filter(|n| SandboxId::parse(n).is_ok())
+            else {
                 continue;
-            }
-            match self.load_pod(&path, &mut broken) {
-                Ok(pod) => pods.push(pod),
+            };
+            match self.load_pod(&path, &mut loaded.broken) {
+                Ok(Some(pod)) => loaded.pods.push(pod),
+                Ok(None) => {}
                 Err(error) => {
-                    broken.push(error);
-                    self.quarantine(&path);
+                    loaded.unread.insert(id.to_owned());
+                    let containers = list(&path.join("containers")).unwrap_or_default();
+                    loaded.unread.extend(containers.iter().filter_map(|dir| name(dir)));
+                    loaded.broken.push(error);
                 }
             }
         }
-        Ok((pods, broken))
+        Ok(loaded)
     }
 
     /// The images of all containers below `root` and of their volumes, each as often as it is used. Changes nothing,
@@ -264,56 +286,77 @@ impl Records {
         Ok(images)
     }
 
-    fn load_pod(&self, dir: &Path, broken: &mut Vec<RecordError>) -> Result<StoredPod, RecordError> {
-        tighten(dir);
-        tighten(&dir.join("containers"));
-        let spec: Versioned<SandboxSpec> = read(&dir.join("spec.json"))?;
-        // The spec says what to release; the state can be found out.
-        let state: Option<Versioned<PodState>> =
-            self.readable_or_aside(&dir.join("state.json"), broken).unwrap_or_default();
-        let this_boot = state.as_ref().map_or(spec.boot_id == self.boot_id, |s| s.boot_id == self.boot_id);
-        let mut containers = Vec::new();
+    /// None: it never became a pod.
+    fn load_pod(&self, dir: &Path, broken: &mut Vec<RecordError>) -> Result<Option<StoredPod>, RecordError> {
         let containers_dir = dir.join("containers");
-        for entry in fs::read_dir(&containers_dir).into_iter().flatten().flatten() {
-            let path = entry.path();
-            tighten(&path);
-            let loaded = read::<ContainerSpec>(&path.join("spec.json")).map(|spec| {
-                let state: Result<Option<Versioned<ContainerRecord>>, Aside> =
-                    self.readable_or_aside(&path.join("state.json"), broken);
-                let state = match state {
-                    Ok(state) => state.map(|s| s.body),
-                    Err(Aside) => Some(ContainerRecord::unknown(&spec.body)),
-                };
-                StoredContainer { spec: spec.body, state }
-            });
-            match loaded {
-                Ok(container) => containers.push(container),
+        tighten(dir);
+        tighten(&containers_dir);
+        let Some(spec) = read_optional::<SandboxSpec>(&dir.join("spec.json"))? else {
+            if dir.join("state.json").exists() || !list(&containers_dir)?.is_empty() {
+                return Err(io("read", &dir.join("spec.json"))(std::io::ErrorKind::NotFound.into()));
+            }
+            tracing::debug!(dir = %dir.display(), "removing what was to become a pod's record");
+            return remove_tree(dir).map(|()| None);
+        };
+        // The spec says what to give back; the state can be found out.
+        let state: Option<Versioned<PodState>> =
+            self.readable_or_aside(&dir.join("state.json"), broken)?.ok().flatten();
+        let this_boot = state.as_ref().map_or(spec.boot_id == self.boot_id, |s| s.boot_id == self.boot_id);
+        let (mut containers, mut unread) = (Vec::new(), HashSet::new());
+        for path in list(&containers_dir)? {
+            match self.load_container(&path, broken) {
+                Ok(container) => containers.extend(container),
                 Err(error) => {
+                    unread.extend(name(&path));
                     broken.push(error);
-                    self.quarantine(&path);
                 }
             }
         }
-        Ok(StoredPod { spec: spec.body, state: state.map(|s| s.body), this_boot, containers })
+        Ok(Some(StoredPod { spec: spec.body, state: state.map(|s| s.body), this_boot, containers, unread }))
     }
 
-    /// Reads a record, or moves it aside and logs it.
+    /// None: it never became a container.
+    fn load_container(
+        &self,
+        dir: &Path,
+        broken: &mut Vec<RecordError>,
+    ) -> Result<Option<StoredContainer>, RecordError> {
+        tighten(dir);
+        let spec_file = dir.join("spec.json");
+        let Some(spec) = read_optional::<ContainerSpec>(&spec_file)? else {
+            if dir.join("state.json").exists() {
+                return Err(io("read", &spec_file)(std::io::ErrorKind::NotFound.into()));
+            }
+            return remove_tree(dir).map(|()| None);
+        };
+        let state: Result<Option<Versioned<ContainerRecord>>, Aside> =
+            self.readable_or_aside(&dir.join("state.json"), broken)?;
+        let state = match state {
+            Ok(state) => state.map(|s| s.body),
+            Err(Aside) => Some(ContainerRecord::unknown(&spec.body)),
+        };
+        Ok(Some(StoredContainer { spec: spec.body, state }))
+    }
+
+    /// Reads a record, or moves one that is damaged aside and tells.
+    ///
+    /// # Errors
+    /// When it may well be whole: of a newer daemon, or on a disk that does not answer now.
     fn readable_or_aside<T: DeserializeOwned>(
         &self,
         path: &Path,
         broken: &mut Vec<RecordError>,
-    ) -> Result<Option<Versioned<T>>, Aside> {
-        read_optional(path).map_err(|error| {
-            broken.push(error);
-            let owner = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
-            self.quarantine_as(path, format!("{owner}.state.json").as_ref());
-            Aside
-        })
-    }
-
-    fn quarantine(&self, path: &Path) {
-        let Some(name) = path.file_name() else { return };
-        self.quarantine_as(path, name);
+    ) -> Result<Result<Option<Versioned<T>>, Aside>, RecordError> {
+        match read_optional(path) {
+            Ok(record) => Ok(Ok(record)),
+            Err(error @ RecordError::Malformed { .. }) => {
+                broken.push(error);
+                let owner = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+                self.quarantine_as(path, format!("{owner}.state.json").as_ref());
+                Ok(Err(Aside))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn quarantine_as(&self, path: &Path, name: &std::ffi::OsStr) {
@@ -391,10 +434,6 @@ fn sync_dir(dir: &Path) -> Result<(), RecordError> {
     fs::File::open(dir).and_then(|d| d.sync_all()).map_err(io("sync directory of", dir))
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> Result<Versioned<T>, RecordError> {
-    parse(path, &fs::read(path).map_err(io("read", path))?)
-}
-
 fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<Versioned<T>, RecordError> {
     #[derive(Deserialize)]
     struct Head {
@@ -408,8 +447,17 @@ fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<Versioned<T>, 
     serde_json::from_slice(text).map_err(malformed)
 }
 
+/// None: there is no such file.
 fn read_optional<T: DeserializeOwned>(path: &Path) -> Result<Option<Versioned<T>>, RecordError> {
-    if path.exists() { read(path).map(Some) } else { Ok(None) }
+    match fs::read(path) {
+        Ok(text) => parse(path, &text).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(io("read", path)(source)),
+    }
+}
+
+fn name(dir: &Path) -> Option<String> {
+    Some(dir.file_name()?.to_str()?.to_owned())
 }
 
 /// The directories in `dir`; none if it does not exist.

@@ -2,7 +2,8 @@
 //! pure table, then starts the pods' tasks. Serving begins after this.
 //!
 //! A monitor that does not answer at once holds up neither the socket nor another pod: its pod is shown as recorded, and
-//! its task goes on asking.
+//! its task goes on asking. Only what is proved dead is dead: an error of looking says nothing about the monitor, and ends
+//! nothing that runs.
 //!
 //! It assumes: a record is written before its effect; a monitor that answers tells the truth about its containers; an
 //! exit record is written before anyone is told. It cleans only below our own directories.
@@ -15,7 +16,7 @@ use super::files::PodFiles;
 use super::manager::{Index, Manager};
 use super::node::Node;
 use super::pod::{Container, Pod};
-use super::record::{RecordError, StoredContainer, StoredPod};
+use super::record::{Loaded, RecordError, StoredContainer, StoredPod};
 use super::state::{ContainerState, Exit, Holdings, Init, NotReadyCause, SandboxState};
 use super::volumes;
 use crate::host::foreign::Asked;
@@ -24,8 +25,9 @@ use crate::host::network::Network;
 use crate::host::oci::Runtime;
 use crate::host::remove;
 use crate::model::{ContainerId, SandboxId, SandboxSpec, Timestamp};
-use podwright_monitor_proto::{ContainerState as MonitorContainer, ExitRecord};
+use podwright_monitor_proto::{ContainerState as MonitorContainer, ExitRecord, ProcessId};
 use std::collections::{HashMap, HashSet};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -35,6 +37,9 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum MonitorSeen {
     Alive,
+    /// It cannot be told yet.
+    Unknown,
+    /// Its process has ended: that is proved.
     Dead,
     /// Dead, with everything else of the earlier boot.
     Rebooted,
@@ -49,10 +54,12 @@ enum ContainerSeen {
     Running(Init),
     /// The monitor or its exit record says how it ended.
     Ended(ExitRecord),
-    /// Its monitor is there and has not answered yet.
+    /// Its monitor has not been heard yet.
     Silent,
-    /// Nobody knows of a process.
-    Nothing,
+    /// Its monitor answers, and has no such container: it never had one, or undid it.
+    Unstarted,
+    /// Its monitor is dead, and nobody knows of a process. Some: why not even an exit record tells.
+    Nothing(Option<String>),
 }
 
 /// What is done with a container.
@@ -69,10 +76,13 @@ fn decide_sandbox(recorded: Option<&SandboxState>, seen: MonitorSeen) -> Sandbox
         (None | Some(SandboxState::Preparing), MonitorSeen::Rebooted) => {
             not_ready(NotReadyCause::Rebooted, Holdings::Held)
         }
-        (None | Some(SandboxState::Preparing), MonitorSeen::Alive | MonitorSeen::Dead) => {
-            not_ready(NotReadyCause::Interrupted, Holdings::Held)
+        (
+            None | Some(SandboxState::Preparing),
+            MonitorSeen::Alive | MonitorSeen::Unknown | MonitorSeen::Dead,
+        ) => not_ready(NotReadyCause::Interrupted, Holdings::Held),
+        (Some(state @ SandboxState::Ready { .. }), MonitorSeen::Alive | MonitorSeen::Unknown) => {
+            state.clone()
         }
-        (Some(state @ SandboxState::Ready { .. }), MonitorSeen::Alive) => state.clone(),
         (Some(SandboxState::Ready { .. }), MonitorSeen::Dead) => {
             not_ready(NotReadyCause::MonitorLost, Holdings::Held)
         }
@@ -84,42 +94,47 @@ fn decide_sandbox(recorded: Option<&SandboxState>, seen: MonitorSeen) -> Sandbox
 }
 
 fn decide_container(recorded: Option<&ContainerState>, seen: &ContainerSeen, now: Timestamp) -> Decision {
-    let lost = |started_at| {
-        let exit = Exit::unknown("it ended while neither the daemon nor its monitor ran", now);
-        Decision::Keep(ContainerState::Exited { started_at, exit })
+    use ContainerState::{Created, Creating, Exited, Running, Starting};
+    let lost = |started_at, unread: &Option<String>| {
+        let mut told = "it ended while neither the daemon nor its monitor ran".to_owned();
+        if let Some(why) = unread {
+            told = format!("{told}, and {why}");
+        }
+        Decision::Keep(Exited { started_at, exit: Exit::unknown(&told, now) })
     };
     match (recorded, seen) {
-        (None | Some(ContainerState::Creating), _) => Decision::Undo,
+        (Some(state @ Exited { .. }), _) => Decision::Keep(state.clone()),
+        // What the monitor says of a process is true, whatever was or was not written of it.
+        (_, ContainerSeen::Running(init)) => {
+            let since = match recorded {
+                Some(Running { since, .. }) => *since,
+                _ => now,
+            };
+            Decision::Keep(Running { init: *init, since })
+        }
+        (_, ContainerSeen::Ended(record)) => {
+            let exit = Exit::from_record(record);
+            let started_at = match recorded {
+                Some(Running { since, .. }) => *since,
+                _ => exit.finished_at,
+            };
+            Decision::Keep(Exited { started_at: Some(started_at), exit })
+        }
         // Its outcome is waited for by the pod's task.
-        (
-            Some(ContainerState::Created | ContainerState::Starting | ContainerState::Running { .. }),
-            ContainerSeen::Starting,
-        ) => Decision::Keep(ContainerState::Starting),
+        (_, ContainerSeen::Starting) => Decision::Keep(Starting),
         // As recorded, until the monitor says more.
-        (
-            Some(
-                state @ (ContainerState::Created | ContainerState::Starting | ContainerState::Running { .. }),
-            ),
-            ContainerSeen::Silent,
-        ) => Decision::Keep(state.clone()),
-        (Some(ContainerState::Created), ContainerSeen::Nothing) => Decision::Keep(ContainerState::Created),
-        (Some(ContainerState::Created | ContainerState::Starting), ContainerSeen::Running(init)) => {
-            Decision::Keep(ContainerState::Running { init: *init, since: now })
+        (None, ContainerSeen::Silent) => Decision::Keep(Creating),
+        (Some(state), ContainerSeen::Silent) => Decision::Keep(state.clone()),
+        (None | Some(Creating), ContainerSeen::Unstarted | ContainerSeen::Nothing(_)) => Decision::Undo,
+        (Some(Created), ContainerSeen::Unstarted | ContainerSeen::Nothing(_)) => Decision::Keep(Created),
+        // The daemon died before it asked, or the start failed and was undone: it may be started.
+        (Some(Starting), ContainerSeen::Unstarted) => Decision::Keep(Created),
+        (Some(Running { since, .. }), ContainerSeen::Unstarted) => {
+            let exit = Exit::unknown("its monitor does not know it any more", now);
+            Decision::Keep(Exited { started_at: Some(*since), exit })
         }
-        (Some(ContainerState::Created | ContainerState::Starting), ContainerSeen::Ended(record)) => {
-            let exit = Exit::from_record(record);
-            Decision::Keep(ContainerState::Exited { started_at: Some(exit.finished_at), exit })
-        }
-        (Some(ContainerState::Starting), ContainerSeen::Nothing) => lost(None),
-        (Some(ContainerState::Running { since, .. }), ContainerSeen::Running(init)) => {
-            Decision::Keep(ContainerState::Running { init: *init, since: *since })
-        }
-        (Some(ContainerState::Running { since, .. }), ContainerSeen::Ended(record)) => {
-            let exit = Exit::from_record(record);
-            Decision::Keep(ContainerState::Exited { started_at: Some(*since), exit })
-        }
-        (Some(ContainerState::Running { since, .. }), ContainerSeen::Nothing) => lost(Some(*since)),
-        (Some(state @ ContainerState::Exited { .. }), _) => Decision::Keep(state.clone()),
+        (Some(Starting), ContainerSeen::Nothing(unread)) => lost(None, unread),
+        (Some(Running { since, .. }), ContainerSeen::Nothing(unread)) => lost(Some(*since), unread),
     }
 }
 
@@ -128,18 +143,20 @@ fn decide_container(recorded: Option<&ContainerState>, seen: &ContainerSeen, now
 /// # Errors
 /// Only when the records' directory cannot be listed; one broken pod never stops the others.
 pub async fn recover(node: Arc<Node>) -> Result<Manager, RecordError> {
-    let (pods, broken) = node.records.load()?;
+    let Loaded { pods, unread, broken } = node.records.load()?;
     for error in broken {
-        // Log: A pod's record could not be read at start. The pod is forgotten and its processes are ended.
-        // Do: Inspect the record, then delete it.
-        tracing::error!(%error, "a record was moved to pods.quarantine");
+        // Log: A record of a pod or container could not be read at start. What it stands for is left alone: it runs on, but is not listed.
+        // Do: Repair the file, or go back to the newer podwright that wrote it, and restart. If it is beyond repair: end its processes, then delete its directory below `<root>/pods`.
+        tracing::error!(%error, "a record cannot be read");
     }
     let index = Index::default();
     let manager = Manager::new(node.clone(), index.clone());
     let mut known = HashSet::new();
+    known.extend(unread);
     for pod in &pods {
         known.insert(pod.spec.id.to_string());
         known.extend(pod.containers.iter().map(|c| c.spec.id.to_string()));
+        known.extend(pod.unread.iter().cloned());
     }
     end_orphans(&node, &pods).await;
     // Side by side: one that is waited for holds up no other.
@@ -165,52 +182,67 @@ pub async fn recover(node: Arc<Node>) -> Result<Manager, RecordError> {
 const ORPHANS_LIMIT: Duration = Duration::from_secs(5);
 
 /// CNI plugins that the earlier daemon was waiting for.
-async fn end_orphans(node: &Node, pods: &[StoredPod]) {
+async fn end_orphans(node: &Arc<Node>, pods: &[StoredPod]) {
     let ids: Vec<SandboxId> = pods.iter().filter(|p| p.this_boot).map(|p| p.spec.id.clone()).collect();
     let places = vec![PathBuf::from("/proc/<pid>/environ")];
     let asked = Asked { pod: String::new(), places, limit: ORPHANS_LIMIT };
-    let ended = node.foreign.apart(asked, move |_, _| {
-        Network::end_orphans(&ids.iter().map(SandboxId::as_str).collect());
-    });
-    report(Path::new("/proc"), ended.await.map(drop).map_err(SandboxError::from));
+    let ended = node
+        .foreign
+        .apart(asked, move |_, _| Network::end_orphans(&ids.iter().map(SandboxId::as_str).collect()));
+    let ended = ended.await.map(|(leaving, _)| node.network.wait_for(leaving));
+    report(Path::new("/proc"), ended.map_err(SandboxError::from));
 }
 
 async fn recover_pod(node: &Arc<Node>, index: &Index, stored: StoredPod) -> Result<(), SandboxError> {
     let runtime = node.runtime(&stored.spec.runtime_handler).or_else(|_| node.runtime(""))?;
     let dir = node.pod_dir(&stored.spec.id);
-    let found = if stored.this_boot { look_for(&dir).await } else { Found::Nothing };
+    let recorded = stored.state.as_ref().map(|s| &s.sandbox);
+    let process = stored.state.as_ref().and_then(|s| s.monitor);
+    let found = match (stored.this_boot, recorded) {
+        (false, _) => Found::Nothing,
+        (true, Some(SandboxState::Ready { .. })) => look_for(&dir, process, true).await,
+        (true, _) => look_for(&dir, process, false).await,
+    };
     let seen = match (&found, stored.this_boot) {
-        (Found::Answering(_) | Found::Silent { .. }, _) => MonitorSeen::Alive,
+        (Found::Answering(_), _) => MonitorSeen::Alive,
+        (Found::Unknown { .. }, _) => MonitorSeen::Unknown,
         (Found::Nothing, true) => MonitorSeen::Dead,
         (Found::Nothing, false) => MonitorSeen::Rebooted,
     };
-    let recorded = stored.state.as_ref().map(|s| &s.sandbox);
-    if seen != MonitorSeen::Alive && matches!(recorded, Some(SandboxState::Ready { .. })) {
-        // Log: At start: the monitor ended while no daemon ran. Its containers count as lost.
-        // Do: The kubelet replaces the pod. `dmesg` shows whether the kernel killed the monitor.
+    let gone = matches!(seen, MonitorSeen::Dead | MonitorSeen::Rebooted);
+    if gone && matches!(recorded, Some(SandboxState::Ready { .. })) {
+        // Log: At start: its process has ended while no daemon ran. Its containers count as lost.
+        // Do: Look for what killed it; the kubelet makes the pod anew.
         tracing::warn!(sandbox = %stored.spec.id, pod = %stored.spec.name, "the monitor of a pod that was ready is gone");
     }
     let state = decide_sandbox(recorded, seen);
     let spec = Arc::new(stored.spec);
     let mut pod = Pod::new(node.clone(), index.clone(), spec.clone(), runtime, state);
+    let alive = matches!(found, Found::Answering(_));
     let (monitor, events, reports, answer) = match found {
         Found::Answering((monitor, events, reports)) => (Some(monitor), Some(events), Some(reports), None),
-        Found::Silent { monitor, events, answer } => (Some(monitor), Some(events), None, Some(answer)),
+        Found::Unknown { monitor, answer } => (monitor, None, None, Some(answer)),
         Found::Nothing => (None, None, Some(HashMap::new()), None),
     };
     pod.monitor = monitor;
+    pod.process = process.filter(|_| !gone);
     pod.limits = stored.state.and_then(|s| s.limits);
     if let Some(reports) = &reports {
-        let strangers =
-            reports.keys().filter(|id| !stored.containers.iter().any(|c| c.spec.id.as_str() == id.as_str()));
+        let strangers = reports.keys().filter(|id| {
+            !stored.containers.iter().any(|c| c.spec.id.as_str() == id.as_str())
+                && !stored.unread.contains(id.as_str())
+        });
         for id in strangers {
             end_stranger(node, &pod.spec, &pod.runtime, pod.monitor.as_ref(), id).await;
         }
     }
+    pod.unread = stored.unread;
     for container in stored.containers {
-        recover_container(node, index, &mut pod, container, reports.as_ref()).await;
+        recover_container(node, index, &mut pod, container, Heard::of(reports.as_ref(), alive)).await;
     }
     if let Err(error) = node.records.write_pod_state(&spec.id, &pod.record()) {
+        // Log: Writing below `root` failed at start. The state in memory is right.
+        // Do: Free the disk, or mount it writable.
         tracing::error!(sandbox = %spec.id, %error, "cannot record a sandbox's state");
     }
     index.add_pod(&spec, pod.spawn_recovered(events, answer));
@@ -221,12 +253,13 @@ async fn recover_pod(node: &Arc<Node>, index: &Index, stored: StoredPod) -> Resu
 pub(super) type Reports = HashMap<String, MonitorContainer>;
 /// A monitor that was found again, and its containers.
 pub(super) type Adopted = (Monitor, Events, Reports);
-/// The answer of a monitor that takes its time; None: it was given up.
-pub(super) type Answer = Pin<Box<dyn Future<Output = Option<Reports>> + Send>>;
+/// A monitor that takes its time; None: it is proved dead.
+pub(super) type Answer = Pin<Box<dyn Future<Output = Option<Adopted>> + Send>>;
 
-/// How often a monitor that is there but does not answer is asked again before its pod is given up: with a call's
-/// deadline of 5 s, half a minute, in which an overloaded node gets around to it.
-pub(super) const ADOPTIONS: u32 = 6;
+/// First pause before a monitor that could not be asked is looked for again; doubled up to [`LAST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause: a pod whose monitor can be asked again is whole within it, and looking costs a connection.
+const LAST_PAUSE: Duration = Duration::from_secs(10);
 /// How long the socket waits for monitors, all of them together. One answers within a millisecond, hundreds that were
 /// swapped out within this; whoever takes longer is waited for by its own pod alone.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
@@ -234,86 +267,127 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 /// What is found of a pod's monitor at start.
 enum Found {
     Answering(Adopted),
-    /// It is there, but has not answered yet.
-    Silent {
-        monitor: Monitor,
-        events: Events,
+    /// It cannot be told yet whether it lives; Some: it is there, and has not answered.
+    Unknown {
+        monitor: Option<Monitor>,
         answer: Answer,
     },
     Nothing,
 }
 
-async fn look_for(dir: &Path) -> Found {
-    let Some((monitor, events)) = find(dir) else { return Found::Nothing };
-    let mut answer: Answer = Box::pin(ask(monitor.clone(), dir.to_owned()));
+/// `had`: the pod is recorded as having a monitor, so that nothing to be seen of one proves nothing.
+async fn look_for(dir: &Path, known: Option<ProcessId>, had: bool) -> Found {
+    let first = monitor::find(dir, known).await;
+    match &first {
+        Err(error @ MonitorError::NotRunning { .. }) => {
+            // Ordinary at the end of a pod; whom it matters to says so.
+            tracing::debug!(dir = %dir.display(), %error, "no monitor to take up");
+            return Found::Nothing;
+        }
+        // The daemon died before it had one, or while it ended it.
+        Err(MonitorError::Record { source, .. }) if !had && source.kind() == ErrorKind::NotFound => {
+            return Found::Nothing;
+        }
+        _ => {}
+    }
+    let connected = first.as_ref().ok().map(|(monitor, _)| monitor.clone());
+    let mut answer: Answer = Box::pin(seek(dir.to_owned(), known, Some(first)));
     match tokio::time::timeout(ANSWER_WITHIN, &mut answer).await {
-        Ok(Some(reports)) => Found::Answering((monitor, events, reports)),
+        Ok(Some(adopted)) => Found::Answering(adopted),
         Ok(None) => Found::Nothing,
         Err(_) => {
-            // Log: At start: the monitor is stopped (SIGSTOP, frozen cgroup), or the node is overloaded. Other pods
-            // do not wait.
-            // Do: Within half a minute `the pod's monitor answers` follows, or the pod is NotReady.
-            tracing::warn!(dir = %dir.display(), "a monitor is there but does not answer yet; its pod is shown as recorded");
-            Found::Silent { monitor, events, answer }
+            // Log: At start: it is stopped (SIGSTOP, a frozen cgroup), cannot be looked at, or the node is overloaded.
+            // Do: Nothing at first: the daemon goes on asking. If it lasts: the lines with its `dir` say why.
+            tracing::warn!(dir = %dir.display(), "a monitor does not answer yet; its pod is shown as recorded");
+            Found::Unknown { monitor: connected, answer }
         }
     }
 }
 
-/// Finds a monitor again, with patience where it is there but does not answer.
-pub(super) async fn adopt(dir: &Path) -> Option<Adopted> {
-    let (monitor, events) = find(dir)?;
-    let reports = ask(monitor.clone(), dir.to_owned()).await?;
-    Some((monitor, events, reports))
-}
+type Find = Result<(Monitor, Events), MonitorError>;
 
-fn find(dir: &Path) -> Option<(Monitor, Events)> {
-    match monitor::find(dir) {
-        Ok(found) => Some(found),
-        // Ordinary at the end of a pod; whom it matters to says so.
-        Err(error @ MonitorError::NotRunning { .. }) => {
-            tracing::debug!(dir = %dir.display(), %error, "no monitor to take up");
-            None
-        }
-        Err(error) => {
-            // Log: At start: the monitor exists but does not answer. It counts as lost after six attempts.
-            // Do: The kubelet replaces the pod.
-            tracing::warn!(dir = %dir.display(), %error, "cannot take up a monitor");
-            None
-        }
-    }
-}
-
-async fn ask(monitor: Monitor, dir: PathBuf) -> Option<Reports> {
-    for _ in 0..ADOPTIONS {
-        let listing = async {
-            monitor.greet(&dir).await?;
-            monitor.list().await
-        };
-        match listing.await {
-            Ok(listing) => return Some(listing.containers.into_iter().map(|c| (c.id, c.state)).collect()),
-            Err(error) => {
-                tracing::warn!(dir = %dir.display(), %error, "cannot take up a monitor");
-                if !matches!(error, MonitorError::Unresponsive { .. }) {
-                    return None;
+/// Finds a monitor and has it tell its containers, for as long as that takes. None: it is proved dead.
+pub(super) async fn seek(dir: PathBuf, known: Option<ProcessId>, first: Option<Find>) -> Option<Adopted> {
+    let mut pause = FIRST_PAUSE;
+    let mut found = match first {
+        Some(first) => first,
+        None => monitor::find(&dir, known).await,
+    };
+    loop {
+        let error = match found {
+            Ok((monitor, events)) => match ask(&monitor, &dir).await {
+                Ok(reports) => return Some((monitor, events, reports)),
+                Err(error) => {
+                    // The same connection: each new one would wait in the queue of a monitor that is stopped.
+                    found = match &error {
+                        MonitorError::Unresponsive { .. } => Ok((monitor, events)),
+                        _ => {
+                            drop((monitor, events));
+                            tokio::time::sleep(pause).await;
+                            monitor::find(&dir, known).await
+                        }
+                    };
+                    error
                 }
+            },
+            Err(error @ MonitorError::NotRunning { .. }) => {
+                tracing::debug!(dir = %dir.display(), %error, "no monitor to take up");
+                return None;
             }
+            Err(error) => {
+                tokio::time::sleep(pause).await;
+                found = monitor::find(&dir, known).await;
+                error
+            }
+        };
+        // Log: A monitor does not answer or cannot be reached; it is asked again until it answers or its process is proved to have ended.
+        // Do: If it lasts: thaw the monitor, or stop and remove the pod.
+        tracing::warn!(dir = %dir.display(), %error, "cannot take up a monitor yet");
+        pause = (pause * 2).min(LAST_PAUSE);
+    }
+}
+
+async fn ask(monitor: &Monitor, dir: &Path) -> Result<Reports, MonitorError> {
+    monitor.greet(dir).await?;
+    Ok(monitor.list().await?.containers.into_iter().map(|c| (c.id, c.state)).collect())
+}
+
+/// What is known of a pod's containers from its monitor.
+#[derive(Debug, Clone, Copy)]
+enum Heard<'a> {
+    /// It has not been heard.
+    Silent,
+    /// It lives, and says this.
+    Says(&'a Reports),
+    /// It is dead.
+    Dead,
+}
+
+impl<'a> Heard<'a> {
+    fn of(reports: Option<&'a Reports>, alive: bool) -> Self {
+        match reports {
+            None => Self::Silent,
+            Some(reports) if alive => Self::Says(reports),
+            Some(_) => Self::Dead,
         }
     }
-    None
 }
 
 /// What is to become of a container of a pod whose monitor has answered after its pod was taken up; None: nothing.
-pub(super) fn late(
-    node: &Node,
-    pod: &SandboxId,
-    container: &Container,
-    reports: &Reports,
-) -> Option<ContainerState> {
-    let seen = observe(node, pod, &container.spec.id, Some(reports));
+pub(super) fn late(node: &Node, pod: &SandboxId, container: &Container, reports: &Reports) -> Option<Late> {
+    let seen = observe(node, pod, &container.spec.id, Heard::Says(reports));
     match decide_container(Some(&container.state), &seen, node.clock.now()) {
-        Decision::Keep(state) => (state != container.state).then_some(state),
-        Decision::Undo => None,
+        Decision::Keep(state) => (state != container.state).then_some(Late::Is(state)),
+        Decision::Undo => Some(Late::Undone),
     }
+}
+
+/// What is to become of a container when its monitor has been heard.
+#[derive(Debug)]
+pub(super) enum Late {
+    Is(ContainerState),
+    /// Its creation did not finish.
+    Undone,
 }
 
 async fn recover_container(
@@ -321,10 +395,10 @@ async fn recover_container(
     index: &Index,
     pod: &mut Pod,
     stored: StoredContainer,
-    reports: Option<&Reports>,
+    heard: Heard<'_>,
 ) {
     let spec = Arc::new(stored.spec);
-    let seen = observe(node, &pod.spec.id, &spec.id, reports);
+    let seen = observe(node, &pod.spec.id, &spec.id, heard);
     let recorded = stored.state;
     match decide_container(recorded.as_ref().map(|r| &r.container), &seen, node.clock.now()) {
         Decision::Undo => {
@@ -345,6 +419,8 @@ async fn recover_container(
             container.volumes = volumes::restore(&node.images, &spec);
             let record = container.record();
             if let Err(error) = node.records.write_container_state(&pod.spec.id, &spec.id, &record) {
+                // Log: Writing below `root` failed at start. The state in memory is right.
+                // Do: Free the disk, or mount it writable.
                 tracing::error!(container = %spec.id, %error, "cannot record a container's state");
             }
             let ended = matches!(container.state, ContainerState::Exited { .. });
@@ -381,21 +457,32 @@ pub(super) async fn end_stranger(
     container::forget(monitor, &id).await;
 }
 
-/// `reports` is None while the monitor is there but has not answered.
-fn observe(node: &Node, pod: &SandboxId, id: &ContainerId, reports: Option<&Reports>) -> ContainerSeen {
-    match reports.and_then(|reports| reports.get(id.as_str())) {
-        Some(MonitorContainer::Exited(record)) => ContainerSeen::Ended(record.clone()),
-        Some(MonitorContainer::Running { pid, start_time }) => {
-            ContainerSeen::Running(Init { pid: *pid, start_time: *start_time })
+fn observe(node: &Node, pod: &SandboxId, id: &ContainerId, heard: Heard<'_>) -> ContainerSeen {
+    if let Heard::Says(reports) = heard {
+        match reports.get(id.as_str()) {
+            Some(MonitorContainer::Exited(record)) => return ContainerSeen::Ended(record.clone()),
+            Some(MonitorContainer::Running { pid, start_time }) => {
+                return ContainerSeen::Running(Init { pid: *pid, start_time: *start_time });
+            }
+            Some(MonitorContainer::Creating) => return ContainerSeen::Starting,
+            None => {}
         }
-        Some(MonitorContainer::Creating) => ContainerSeen::Starting,
-        None => {
-            let file = node.exit_dir(pod).join(format!("{id}.json"));
-            let unknown = if reports.is_some() { ContainerSeen::Nothing } else { ContainerSeen::Silent };
-            std::fs::read(file)
-                .ok()
-                .and_then(|text| serde_json::from_slice(&text).ok())
-                .map_or(unknown, ContainerSeen::Ended)
+    }
+    let unknown = |unread| match heard {
+        Heard::Silent => ContainerSeen::Silent,
+        Heard::Says(_) => ContainerSeen::Unstarted,
+        Heard::Dead => ContainerSeen::Nothing(unread),
+    };
+    let file = node.exit_dir(pod).join(format!("{id}.json"));
+    let record = std::fs::read(&file).and_then(|text| Ok(serde_json::from_slice(&text)?));
+    match record {
+        Ok(record) => ContainerSeen::Ended(record),
+        Err(error) if error.kind() == ErrorKind::NotFound => unknown(None),
+        Err(error) => {
+            // Log: How a container ended is on a disk that cannot be read.
+            // Do: Look at the disk.
+            tracing::error!(path = %file.display(), %error, "cannot read an exit record");
+            unknown(Some(format!("its exit record {} cannot be read: {error}", file.display())))
         }
     }
 }
@@ -448,11 +535,11 @@ async fn sweep_pod(dir: PathBuf) {
     // Log: At start: an earlier daemon had begun it and not recorded it.
     // Do: Nothing.
     tracing::warn!(dir = %dir.display(), "removing a pod's directory that no record knows");
-    match tokio::time::timeout(ANSWER_WITHIN, monitor::adopt(&dir)).await {
+    match tokio::time::timeout(ANSWER_WITHIN, monitor::adopt(&dir, None)).await {
         Ok(Ok((monitor, _events))) => drop(monitor.shutdown(true).await),
         Ok(Err(error)) => tracing::debug!(dir = %dir.display(), %error, "no monitor to end"),
         // Nobody knows its pod, so that nobody would wait for it either.
-        Err(_) => monitor::kill(&dir),
+        Err(_) => monitor::kill(&dir, None),
     }
     let swept = dir.clone();
     let removed = blocking(move || {
@@ -508,12 +595,13 @@ mod tests {
         let ready = SandboxState::Ready { network: None };
         let not_ready = |why| SandboxState::NotReady { why, resources: Holdings::Held };
         let stopped = SandboxState::NotReady { why: NotReadyCause::Stopped, resources: Holdings::Released };
-        use MonitorSeen::{Alive, Dead, Rebooted};
+        use MonitorSeen::{Alive, Dead, Rebooted, Unknown};
         let table = [
             (None, Alive, not_ready(NotReadyCause::Interrupted)),
             (Some(SandboxState::Preparing), Dead, not_ready(NotReadyCause::Interrupted)),
             (Some(SandboxState::Preparing), Rebooted, not_ready(NotReadyCause::Rebooted)),
             (Some(ready.clone()), Alive, ready.clone()),
+            (Some(ready.clone()), Unknown, ready.clone()),
             (Some(ready.clone()), Dead, not_ready(NotReadyCause::MonitorLost)),
             (Some(ready), Rebooted, not_ready(NotReadyCause::Rebooted)),
             (Some(stopped.clone()), Dead, stopped),
@@ -526,8 +614,42 @@ mod tests {
     #[test]
     fn an_unfinished_creation_is_undone() {
         for recorded in [None, Some(ContainerState::Creating)] {
-            assert_eq!(decide_container(recorded.as_ref(), &ContainerSeen::Nothing, NOW), Decision::Undo);
+            for seen in [ContainerSeen::Nothing(None), ContainerSeen::Unstarted] {
+                assert_eq!(decide_container(recorded.as_ref(), &seen, NOW), Decision::Undo);
+            }
         }
+    }
+
+    /// Its record could not be written, or is lost: what the monitor says is true all the same.
+    #[test]
+    fn what_runs_is_never_undone() {
+        for recorded in [None, Some(ContainerState::Creating), Some(ContainerState::Created)] {
+            let decide = |seen| decide_container(recorded.as_ref(), &seen, NOW);
+            let running = ContainerState::Running { init: init(), since: NOW };
+            assert_eq!(decide(ContainerSeen::Running(init())), Decision::Keep(running));
+            assert_eq!(decide(ContainerSeen::Starting), Decision::Keep(ContainerState::Starting));
+            let Decision::Keep(ContainerState::Exited { exit, .. }) = decide(ended()) else { panic!() };
+            assert_eq!(exit.code, 3);
+            assert!(matches!(decide(ContainerSeen::Silent), Decision::Keep(_)));
+        }
+    }
+
+    #[test]
+    fn a_start_that_the_monitor_never_heard_of_may_be_asked_again() {
+        let decision = decide_container(Some(&ContainerState::Starting), &ContainerSeen::Unstarted, NOW);
+        assert_eq!(decision, Decision::Keep(ContainerState::Created));
+    }
+
+    #[test]
+    fn an_exit_record_that_cannot_be_read_is_named() {
+        let recorded = ContainerState::Running { init: init(), since: Timestamp(2) };
+        let seen = ContainerSeen::Nothing(Some("its exit record x cannot be read: EIO".into()));
+        let Decision::Keep(ContainerState::Exited { exit, .. }) =
+            decide_container(Some(&recorded), &seen, NOW)
+        else {
+            panic!("not exited");
+        };
+        assert!(exit.message.ends_with("its exit record x cannot be read: EIO"), "{}", exit.message);
     }
 
     #[test]
@@ -555,7 +677,7 @@ mod tests {
         for recorded in
             [ContainerState::Starting, ContainerState::Running { init: init(), since: Timestamp(2) }]
         {
-            let decision = decide_container(Some(&recorded), &ContainerSeen::Nothing, NOW);
+            let decision = decide_container(Some(&recorded), &ContainerSeen::Nothing(None), NOW);
             let Decision::Keep(ContainerState::Exited { exit, .. }) = decision else { panic!("not exited") };
             assert_eq!(
                 (exit.code, exit.reason, exit.source),
@@ -574,7 +696,8 @@ mod tests {
             let decision = decide_container(Some(&recorded), &ContainerSeen::Silent, NOW);
             assert_eq!(decision, Decision::Keep(recorded));
         }
-        assert_eq!(decide_container(None, &ContainerSeen::Silent, NOW), Decision::Undo);
+        let unwritten = decide_container(None, &ContainerSeen::Silent, NOW);
+        assert_eq!(unwritten, Decision::Keep(ContainerState::Creating));
     }
 
     #[test]

@@ -224,7 +224,7 @@ pub(super) fn running<'a>(
 ) -> Result<&'a Monitor, SandboxError> {
     match (&container.state, &pod.monitor) {
         (ContainerState::Running { .. }, Some(monitor)) => Ok(monitor),
-        (ContainerState::Running { .. }, None) => Err(SandboxError::MonitorLost(pod.spec.id.clone())),
+        (ContainerState::Running { .. }, None) => Err(SandboxError::no_monitor(&pod.spec.id, &pod.state)),
         (state, _) => Err(SandboxError::ContainerState {
             operation,
             id: container.spec.id.to_string(),

@@ -194,6 +194,82 @@ async fn a_container_request_with_a_wrong_field_names_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_path_of_a_request_leads_through_procfs_into_a_process() {
+    let mut node = Node::with_busybox().await;
+    let config = node.pod("procfs");
+    let pod = node.run(&config).await.unwrap();
+    let link = node.scratch.root().join("link");
+    std::os::unix::fs::symlink("/proc/self/exe", &link).unwrap();
+    let link = link.to_string_lossy().into_owned();
+    // Of a process that root may look into, as not every machine's process 1 is.
+    let root = format!("/proc/{}/root", std::process::id());
+    for path in ["/proc/self/exe", "/proc/thread-self/root/etc", &root, "/proc/self/fd/1", &link] {
+        let mut mounts = container("main", &[]);
+        let (container_path, host_path) = ("/x".to_owned(), path.to_owned());
+        mounts.mounts = vec![pb::Mount { container_path, host_path, ..Default::default() }];
+        let mut devices = container("main", &[]);
+        devices.devices = vec![pb::Device {
+            container_path: "/dev/x".into(),
+            host_path: path.into(),
+            permissions: "rw".into(),
+        }];
+        let mut seccomp = container("main", &[]);
+        security(&mut seccomp).seccomp = Some(pb::SecurityProfile {
+            profile_type: pb::security_profile::ProfileType::Localhost.into(),
+            localhost_ref: path.into(),
+        });
+        for spec in [mounts, devices, seccomp] {
+            let created = node.create(&pod, &config, spec).await;
+            refused(created, Code::InvalidArgument, &["/proc/", "link of procfs"]);
+        }
+    }
+    // A log there would be the monitor's.
+    let logs = pb::PodSandboxConfig {
+        log_directory: format!("/proc/self/root{}/logs/of-procfs", node.scratch.root().display()),
+        ..node.pod("logs")
+    };
+    let pod = node.run(&logs).await.unwrap();
+    let id = node.create(&pod, &logs, container("main", &[])).await.unwrap();
+    let error = node.start(&id).await.unwrap_err();
+    assert!(error.message().contains("log"), "{error}");
+    assert!(!node.scratch.logs_dir().join("of-procfs").exists());
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_tell_no_more_of_a_request_than_anybody_reads() {
+    let mut node = Node::with_busybox().await;
+    let (pod, _) = node.running("long", &[]).await;
+    let config = node.pod("long");
+    let long = "a".repeat(1 << 20);
+    let mut image = container("main", &[]);
+    image.image = Some(image_spec(&long));
+    let mut user_specified = container("main", &[]);
+    user_specified.image.as_mut().unwrap().user_specified_image = long.clone();
+    let mut mount = container("main", &[]);
+    mount.mounts = vec![pb::Mount {
+        container_path: format!("/{long}"),
+        host_path: "/tmp".into(),
+        ..Default::default()
+    }];
+    let errors = [
+        (node.create(&pod, &config, image).await.unwrap_err(), Code::NotFound, "pull it"),
+        (node.create(&pod, &config, user_specified).await.unwrap_err(), Code::InvalidArgument, "1024"),
+        (node.create(&pod, &config, mount).await.unwrap_err(), Code::InvalidArgument, "container_path"),
+        (node.create(&long, &config, container("main", &[])).await.unwrap_err(), Code::NotFound, "not found"),
+        (node.status(&long).await.unwrap_err(), Code::NotFound, "not found"),
+        (node.pod_status(&long).await.unwrap_err(), Code::NotFound, "not found"),
+        (node.start(&long).await.unwrap_err(), Code::NotFound, "not found"),
+        (node.exec(&long, &["true"]).await.unwrap_err(), Code::NotFound, "not found"),
+    ];
+    for (error, code, says) in errors {
+        assert_eq!(error.code(), code, "{error}");
+        assert!(error.message().len() < 2000 && error.message().contains(says), "{error}");
+    }
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_missing_command_is_a_start_error() {
     let mut node = Node::with_busybox().await;
     let config = node.pod("command");

@@ -9,17 +9,17 @@ use tonic::Code;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn signal(pid: u32, signal: Signal) {
+pub(crate) fn signal(pid: u32, signal: Signal) {
     kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal).unwrap();
 }
 
 /// Alive and not merely waiting to be reaped.
-fn lives(pid: u32) -> bool {
+pub(crate) fn lives(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
 }
 
-fn wait<T>(what: &str, check: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait<T>(what: &str, check: impl FnMut() -> Option<T>) -> T {
     podwright_testkit::wait_for(what, PATIENCE, check).unwrap()
 }
 
@@ -29,17 +29,17 @@ fn number(info: &std::collections::HashMap<String, String>) -> u32 {
 }
 
 impl Node {
-    async fn monitor_pid(&mut self, pod: &str) -> u32 {
+    pub(crate) async fn monitor_pid(&mut self, pod: &str) -> u32 {
         let request = pb::PodSandboxStatusRequest { pod_sandbox_id: pod.to_owned(), verbose: true };
         number(&self.runtime.pod_sandbox_status(request).await.unwrap().into_inner().info)
     }
 
-    async fn init_pid(&mut self, id: &str) -> u32 {
+    pub(crate) async fn init_pid(&mut self, id: &str) -> u32 {
         let request = pb::ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
         number(&self.runtime.container_status(request).await.unwrap().into_inner().info)
     }
 
-    fn record(&self, pod: &str) -> PathBuf {
+    pub(crate) fn record(&self, pod: &str) -> PathBuf {
         self.scratch.root().join("root/pods").join(pod)
     }
 }
@@ -391,28 +391,6 @@ async fn damaged_states_are_rebuilt_from_what_runs() {
     // Its network is not known any more: it is given up, with what runs in it.
     assert_eq!(node.pod_status(&torn_pod).await.unwrap().state(), pb::PodSandboxState::SandboxNotready);
     let _ = node.status(&torn_in_it).await.unwrap();
-    node.finish().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn damaged_specs_are_put_aside_and_nothing_of_them_runs_on() {
-    let mut node = Node::with_busybox().await;
-    let (pod, id) = node.running("torn-container", &[]).await;
-    let (torn_pod, torn_in_it) = node.running("torn-pod", &[]).await;
-    let (_, healthy) = node.running("healthy", &[]).await;
-    let pids =
-        [node.init_pid(&id).await, node.init_pid(&torn_in_it).await, node.monitor_pid(&torn_pod).await];
-    node.daemon.kill().unwrap();
-    std::fs::write(node.record(&pod).join("containers").join(&id).join("spec.json"), "{").unwrap();
-    std::fs::write(node.record(&torn_pod).join("spec.json"), "").unwrap();
-    node.daemon.launch().unwrap();
-    assert_eq!(node.status(&healthy).await.unwrap().state(), pb::ContainerState::ContainerRunning);
-    assert_eq!(node.pod_status(&pod).await.unwrap().state(), pb::PodSandboxState::SandboxReady);
-    refused(node.status(&id).await, Code::NotFound, &[]);
-    refused(node.pod_status(&torn_pod).await, Code::NotFound, &[]);
-    let shelf = node.scratch.root().join("root/pods.quarantine");
-    assert!(shelf.join(&torn_pod).exists() && shelf.join(&id).exists());
-    wait("nothing of them runs", || pids.iter().all(|pid| !lives(*pid)).then_some(()));
     node.finish().await;
 }
 

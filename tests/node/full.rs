@@ -2,9 +2,11 @@
 //! room, without a restart.
 
 use crate::support::*;
+use podwright::cri::proto as pb;
 use podwright_testkit::Options;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 use tonic::Code;
 
 /// A small file system of its own for the daemon's root, unmounted when dropped.
@@ -12,9 +14,13 @@ struct Disk(tempfile::TempDir);
 
 impl Disk {
     fn new() -> Self {
+        Self::of("size=24m")
+    }
+
+    fn of(size: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mounted =
-            Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"]).arg(dir.path()).status();
+            Command::new("mount").args(["-t", "tmpfs", "-o", size, "tmpfs"]).arg(dir.path()).status();
         assert!(mounted.unwrap().success());
         Self(dir)
     }
@@ -105,4 +111,88 @@ async fn a_full_disk_is_told_leaves_nothing_and_is_got_over() {
     assert_eq!(disk.names("pods"), Vec::<PathBuf>::new());
     disk.make_room();
     node.finish().await;
+}
+
+/// Variables of so many bytes together.
+fn environment(bytes: usize) -> Vec<pb::KeyValue> {
+    let variable = |n| pb::KeyValue { key: format!("K{n:06}"), value: vec![b'v'; 1024 - 8] };
+    (0..bytes / 1024).map(variable).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn environments_fill_no_state_that_probes_stops_and_removals_need() {
+    let disk = Disk::of("size=32m");
+    let state = disk.0.path().join("state");
+    let extra_config = format!("state = \"{}\"\n", state.display());
+    let mut node = Node::new(Options { extra_config, ..Options::default() }).await;
+    node.pull(BUSYBOX).await.unwrap();
+    let (victim_pod, victim) = node.running("victim", &[]).await;
+    let config = |bytes: usize, name: &str| pb::ContainerConfig {
+        envs: environment(bytes),
+        ..container(name, &["sleep", "1000000"])
+    };
+
+    // What no program could be executed with, from the request or from the image.
+    let loud = node.pod("loud");
+    let pod = node.run(&loud).await.unwrap();
+    let created = node.create(&pod, &loud, config(3 << 20, "too-much")).await;
+    refused(created, Code::InvalidArgument, &["config.envs", "2097152"]);
+    let variables: Vec<String> = (0..4_000).map(|n| format!("I{n:06}={}", "v".repeat(200))).collect();
+    let variables: Vec<&str> = variables.iter().map(String::as_str).collect();
+    push(&node.registry, "atk/environment", "1", busybox().env(&variables).build());
+    let image = "docker.io/atk/environment:1";
+    node.pull(image).await.unwrap();
+    let of_both = pb::ContainerConfig { image: Some(image_spec(image)), ..config(3 << 19, "of-both") };
+    refused(node.create(&pod, &loud, of_both).await, Code::InvalidArgument, &["2097152"]);
+
+    // One pod has its part.
+    let large = 3 << 19;
+    let mut last = None;
+    for n in 0.. {
+        match node.create(&pod, &loud, config(large, &format!("c{n}"))).await {
+            Ok(id) => last = Some(id),
+            denied => {
+                assert!((3..8).contains(&n), "{n}");
+                refused(denied, Code::ResourceExhausted, &["this pod's containers"]);
+                break;
+            }
+        }
+    }
+    // What it has runs, and a large configuration is gone with its container's end.
+    let id = last.unwrap();
+    node.start(&id).await.unwrap();
+    assert_eq!(node.output(&id, &["sh", "-c", "echo ${#K000000}"]).await, "1016");
+    let bundle = state.join("containers").join(&id);
+    assert!(std::fs::metadata(bundle.join("config.json")).unwrap().len() > 1 << 20);
+    let of_commands = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with("exec-");
+    let names = || std::fs::read_dir(&bundle).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(!names().any(|name| of_commands(&name)));
+    node.stop(&id, 0).await.unwrap();
+    let gone = || (!bundle.join("config.json").exists()).then_some(());
+    podwright_testkit::wait_for("the large configuration goes", Duration::from_secs(30), gone).unwrap();
+
+    // All pods together leave the reserve.
+    'full: for n in 0.. {
+        let more = node.pod(&format!("more{n}"));
+        let pod = node.run(&more).await.unwrap();
+        for c in 0..4 {
+            let created = node.create(&pod, &more, config(large, &format!("c{c}"))).await;
+            if created.is_err() {
+                assert!((2..8).contains(&n), "{n}");
+                refused(created, Code::ResourceExhausted, &["no room in", "state"]);
+                break 'full;
+            }
+        }
+    }
+    assert_eq!(node.output(&victim, &["echo", "alive"]).await, "alive");
+    node.stop(&victim, 0).await.unwrap();
+    node.remove(&victim).await.unwrap();
+    node.stop_pod(&victim_pod).await.unwrap();
+    node.remove_pod(&victim_pod).await.unwrap();
+    node.stop_pod(&pod).await.unwrap();
+    node.remove_pod(&pod).await.unwrap();
+    let (_, again) = node.running("again", &[]).await;
+    assert_eq!(node.output(&again, &["echo", "alive"]).await, "alive");
+    node.finish().await;
+    assert_eq!(std::fs::read_dir(state.join("containers")).unwrap().count(), 0);
 }

@@ -15,11 +15,11 @@ fn freezer(pid: u64) -> Option<PathBuf> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_cannot_be_killed_is_told_and_holds_up_no_other_pod() {
+async fn a_pod_whose_process_is_frozen_can_be_stopped_and_holds_up_no_other_pod() {
     let mut node = Node::with_busybox().await;
     let (stuck, id) = node.running("stuck", &[]).await;
     let pid = node.pid(&id).await;
-    // With cgroup v2 what is frozen can be killed, and nothing else here makes a process that cannot.
+    // With cgroup v2 the kernel kills what is frozen.
     let Some(freezer) = freezer(pid) else { return node.finish().await };
     std::fs::write(&freezer, "FROZEN").unwrap();
     let mut client = node.runtime.clone();
@@ -28,13 +28,8 @@ async fn a_process_that_cannot_be_killed_is_told_and_holds_up_no_other_pod() {
     let (other, _) = node.running("other", &[]).await;
     assert_eq!(node.list_pods().await.len(), 2);
     node.remove_pod(&other).await.unwrap();
-    let words = [format!("pid {pid} in state D")];
-    refused(stopping.await.unwrap(), Code::DeadlineExceeded, &[&id, &words[0]]);
-    let status = node.status(&id).await.unwrap();
-    assert_eq!(status.state(), pb::ContainerState::ContainerRunning);
-    std::fs::write(&freezer, "THAWED").unwrap();
+    stopping.await.unwrap().unwrap();
     assert_eq!(node.exited(&id).await.exit_code, 137);
-    node.stop_pod(&stuck).await.unwrap();
     node.finish().await;
 }
 

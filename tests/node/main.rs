@@ -45,6 +45,7 @@ mod streams_many;
 mod support;
 mod survive;
 mod undying;
+mod unproved;
 mod usage;
 mod userns;
 mod watchdog;

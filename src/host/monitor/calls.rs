@@ -130,6 +130,16 @@ impl Monitor {
         }
     }
 
+    /// The monitor at the other end, by what it says of itself in its greeting.
+    pub(super) async fn introduced(link: Link, dir: &Path) -> Result<Self, MonitorError> {
+        let hello = Request::Hello { version: PROTOCOL_VERSION };
+        match link.call("hello", hello, vec![], CALL_DEADLINE).await?.0 {
+            Reply::Hello { version: PROTOCOL_VERSION, record } => Ok(Self::new(*record, link)),
+            Reply::Hello { version: theirs, .. } => Err(MonitorError::Version { dir: dir.into(), theirs }),
+            _ => Err(link.mismatch("hello")),
+        }
+    }
+
     /// Creates a container; it waits for the runtime's start. The runtime is killed after `deadline_ms` (a minute if
     /// not given).
     ///

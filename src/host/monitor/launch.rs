@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use podwright_monitor_proto::{
     CONFINED_INIT_REVISION, DEFAULT_LOG_LINE_BYTES, Launch, MONITOR_RECORD, MONITOR_SOCKET, MonitorRecord,
-    NamespaceRequest, PROTOCOL_VERSION, Reply, Request,
+    NamespaceRequest, PROTOCOL_VERSION, ProcessId, Reply, Request,
 };
 use podwright_sys::{proc, socket};
 use tokio::net::UnixStream;
@@ -106,68 +106,108 @@ fn lacks(asked: &NamespaceRequest, record: &MonitorRecord) -> Option<&'static st
 /// Finds the monitor of this directory and gets its answer.
 ///
 /// # Errors
-/// `NotRunning` at once if there is none any more; `Unresponsive` if it exists but does not answer.
-pub async fn adopt(dir: &Path) -> Result<(Monitor, Events), MonitorError> {
-    let (monitor, events) = find(dir)?;
+/// As [`find`], and `Unresponsive` when it is there but does not answer.
+pub async fn adopt(dir: &Path, known: Option<ProcessId>) -> Result<(Monitor, Events), MonitorError> {
+    let (monitor, events) = find(dir, known).await?;
     monitor.greet(dir).await?;
     Ok((monitor, events))
 }
 
-/// Connects to the monitor of this directory without a message: [`Monitor::greet`] must be the first call. Never waits.
-/// Must be called within a tokio runtime.
+/// Connects to the monitor whose directory this is; [`Monitor::greet`] is to be the first call. Does not wait, unless the
+/// directory's own record is lost or damaged: then the monitor is asked for it. `known` is the monitor's process where the
+/// caller has recorded it. Must be called within a tokio runtime.
 ///
 /// # Errors
-/// `NotRunning` if there is none any more.
-pub fn find(dir: &Path) -> Result<(Monitor, Events), MonitorError> {
-    let record = read_record(dir)?;
-    let not_running = |reason: String| MonitorError::NotRunning { dir: dir.into(), reason };
-    check_alive(&record).map_err(not_running)?;
-    let socket = socket::connect_in(dir, MONITOR_SOCKET).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            not_running(format!("{MONITOR_SOCKET}: {source}"))
+/// `NotRunning` only when that is proved: the recorded process has ended, is another one, or is of an earlier boot. Every
+/// other error leaves open whether a monitor runs.
+pub async fn find(dir: &Path, known: Option<ProcessId>) -> Result<(Monitor, Events), MonitorError> {
+    match read_record(dir) {
+        Ok(record) => {
+            check_boot(dir, &record.boot_id)?;
+            check_alive(dir, record.process)?;
+            let socket = connect(dir, Some(record.process))?;
+            let (commands, events) = connection::start(socket);
+            let link = Link::new(&record.sandbox_id, commands);
+            Ok((Monitor::new(record, link), events))
         }
-        _ => MonitorError::Connect { dir: dir.into(), source },
-    })?;
-    let connect = |source| MonitorError::Connect { dir: dir.into(), source };
-    let peer = socket::peer(socket.as_fd()).map_err(connect)?;
-    if peer.pid != record.process.pid {
-        return Err(not_running(format!("{MONITOR_SOCKET} is served by process {}", peer.pid)));
+        Err(lost) => {
+            if let Some(process) = known {
+                check_alive(dir, process)?;
+            }
+            let socket = match connect(dir, known) {
+                Ok(socket) => socket,
+                Err(MonitorError::Connect { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    return Err(lost);
+                }
+                Err(error) => return Err(error),
+            };
+            let (commands, events) = connection::start(socket);
+            let link = Link::new(&dir.file_name().unwrap_or_default().to_string_lossy(), commands);
+            Ok((Monitor::introduced(link, dir).await?, events))
+        }
     }
-    let socket = UnixStream::from_std(socket.into()).map_err(connect)?;
-    let (commands, events) = connection::start(socket);
-    let link = Link::new(&record.sandbox_id, commands);
-    Ok((Monitor::new(record, link), events))
+}
+
+/// Connects to the socket of `dir`, which `process` must serve, if it is known.
+fn connect(dir: &Path, process: Option<ProcessId>) -> Result<UnixStream, MonitorError> {
+    let error = |source| MonitorError::Connect { dir: dir.into(), source };
+    let socket = match socket::connect_in(dir, MONITOR_SOCKET) {
+        Ok(socket) => socket,
+        Err(source) => {
+            // It may have ended since it was looked at.
+            process.map_or(Ok(()), |process| check_alive(dir, process))?;
+            return Err(error(source));
+        }
+    };
+    let peer = socket::peer(socket.as_fd()).map_err(error)?;
+    if let Some(process) = process.filter(|process| process.pid != peer.pid) {
+        let told = format!("process {} serves it, not {}", peer.pid, process.pid);
+        return Err(error(io::Error::new(io::ErrorKind::AddrInUse, told)));
+    }
+    UnixStream::from_std(socket.into()).map_err(error)
 }
 
 fn read_record(dir: &Path) -> Result<MonitorRecord, MonitorError> {
     let path = dir.join(MONITOR_RECORD);
-    let bytes = std::fs::read(&path).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => {
-            MonitorError::NotRunning { dir: dir.into(), reason: format!("{MONITOR_RECORD}: {source}") }
-        }
-        _ => MonitorError::Record { path: path.clone(), source },
-    })?;
-    serde_json::from_slice(&bytes).map_err(|error| MonitorError::Record { path, source: error.into() })
+    let failed = |source| MonitorError::Record { path: path.clone(), source };
+    let bytes = std::fs::read(&path).map_err(failed)?;
+    serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))
 }
 
-/// Whether the record's process is still that process.
-fn check_alive(record: &MonitorRecord) -> Result<(), String> {
-    let pid = record.process.pid;
-    let boot_id = proc::boot_id().map_err(|error| format!("read boot id: {error}"))?;
-    if boot_id != record.boot_id {
-        return Err("its record is of an earlier boot".into());
+fn check_boot(dir: &Path, recorded: &str) -> Result<(), MonitorError> {
+    let boot_id = proc::boot_id().map_err(|source| MonitorError::Connect { dir: dir.into(), source })?;
+    if boot_id == recorded {
+        return Ok(());
     }
-    match proc::start_time(pid) {
-        Ok(start_time) if start_time == record.process.start_time => Ok(()),
-        Ok(_) => Err(format!("process {pid} is another one by now")),
-        Err(error) => Err(format!("process {pid}: {error}")),
+    Err(MonitorError::NotRunning { dir: dir.into(), reason: "its record is of an earlier boot".into() })
+}
+
+/// Whether a recorded process still is that process. An error of looking proves nothing.
+fn check_alive(dir: &Path, process: ProcessId) -> Result<(), MonitorError> {
+    let not_running = |reason| Err(MonitorError::NotRunning { dir: dir.into(), reason });
+    let pid = process.pid;
+    match proc::start_time(pid).and_then(|start_time| Ok((start_time, proc::state(pid)?))) {
+        Ok((start_time, _)) if start_time != process.start_time => {
+            not_running(format!("process {pid} is another one by now"))
+        }
+        // Ended, and not yet reaped by whoever has inherited it.
+        Ok((_, 'Z' | 'X')) => not_running(format!("process {pid} has ended")),
+        Ok(_) => Ok(()),
+        Err(error) if is_no_process(&error) => not_running(format!("process {pid}: {error}")),
+        Err(source) => Err(MonitorError::Connect { dir: dir.into(), source }),
     }
+}
+
+/// ESRCH comes of a process that ends while its file is open.
+fn is_no_process(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podwright_monitor_proto::{IdMappings, NamespacePaths, PROTOCOL_REVISION, ProcessId};
+    use podwright_monitor_proto::{IdMappings, NamespacePaths, PROTOCOL_REVISION};
 
     #[test]
     fn a_monitor_with_weaker_walls_than_asked_is_not_taken() {

@@ -1,7 +1,7 @@
 //! Remains of a killed monitor: its network namespace's pin and the pod's own PID 1.
 
 use super::MonitorError;
-use podwright_monitor_proto::{MONITOR_RECORD, MonitorRecord};
+use podwright_monitor_proto::{MONITOR_RECORD, MonitorRecord, ProcessId};
 use podwright_sys::pidfd::SIGKILL;
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
@@ -40,13 +40,15 @@ fn kill_init(dir: &Path) {
     kill_process(init.pid, init.start_time);
 }
 
-/// Kills the monitor of `dir`, which no longer answers. Call it when its pod goes down: its containers lose their
-/// parent.
-pub fn kill(dir: &Path) {
-    let Ok(text) = std::fs::read(dir.join(MONITOR_RECORD)) else { return };
-    let Ok(record) = serde_json::from_slice::<MonitorRecord>(&text) else { return };
-    if podwright_sys::proc::boot_id().is_ok_and(|id| id == record.boot_id) {
-        kill_process(record.process.pid, record.process.start_time);
+/// Kills the monitor of `dir`, which does not answer any more; `known` is its process where the caller has recorded it. To
+/// be called when its pod goes down: its containers lose their parent.
+pub fn kill(dir: &Path, known: Option<ProcessId>) {
+    let recorded = std::fs::read(dir.join(MONITOR_RECORD))
+        .ok()
+        .and_then(|text| serde_json::from_slice::<MonitorRecord>(&text).ok())
+        .filter(|record| podwright_sys::proc::boot_id().is_ok_and(|id| id == record.boot_id));
+    for process in recorded.map(|record| record.process).into_iter().chain(known) {
+        kill_process(process.pid, process.start_time);
     }
 }
 

@@ -6,7 +6,7 @@ use super::cache::{Entry, Known};
 use super::chain::Pod;
 use super::directory::Chosen;
 use super::error::{Failures, NetworkError};
-use super::{Attachment, FurtherInterface, Inner, PodNetwork, args, live_netns, lock};
+use super::{Attachment, FurtherInterface, Inner, PodNetwork, args, live_netns, lock, orphans};
 use std::path::Path;
 use std::time::Duration;
 
@@ -75,6 +75,8 @@ impl Inner {
 
     pub(super) async fn detach(&self, request: &Attachment) -> Result<Duration, NetworkError> {
         let _bar = self.checkups.bar(&request.sandbox).await;
+        let leaving = lock(&self.leaving).remove(request.sandbox.as_str());
+        orphans::wait(leaving.unwrap_or_default(), self.del_timeout).await;
         let _shared = self.gate.read().await;
         let (netns, name) = (live_netns(request.netns.as_deref()), request.pod.to_string());
         let pod = Pod { netns: &netns, name: &name };

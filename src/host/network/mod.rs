@@ -39,6 +39,7 @@ pub use configure::PodRanges;
 pub use error::{Call, Failures, Fault, NetworkError};
 pub use examine::{Configured, Examination, examine};
 pub use health::Readiness;
+pub use orphans::Leaving;
 pub use plugin::{CallOutcome, PluginCall, Verb};
 
 use crate::config;
@@ -141,6 +142,8 @@ struct Inner {
     gate: tokio::sync::RwLock<()>,
     /// Reloads the configuration; None: no watch could be had, each readiness check reloads instead.
     watcher: Mutex<Option<AbortHandle>>,
+    /// Plugins of an earlier daemon that are in DEL.
+    leaving: Mutex<Leaving>,
 }
 
 impl Drop for Inner {
@@ -230,10 +233,15 @@ impl Network {
         self.inner.detach(request).await
     }
 
-    /// Ends the plugins that an earlier daemon called for these sandboxes; to be called before any other call for
-    /// them. Blocking.
-    pub fn end_orphans(sandboxes: &HashSet<&str>) {
-        orphans::end(sandboxes);
+    /// Ends the plugins that an earlier daemon called for these sandboxes, but for those in DEL, which go on and are waited
+    /// for by [`Network::detach`]; to be called before any other call for them. Blocking.
+    pub fn end_orphans(sandboxes: &HashSet<&str>) -> Leaving {
+        orphans::end(sandboxes)
+    }
+
+    /// Has detaching wait for plugins that were let go on.
+    pub fn wait_for(&self, leaving: Leaving) {
+        lock(&self.inner.leaving).extend(leaving);
     }
 
     /// Asks the plugins whether a pod is still attached as it was (CHECK). A detach of the same sandbox ends this
@@ -292,6 +300,7 @@ impl Inner {
             checkups: checkup::Checkups::default(),
             gate: tokio::sync::RwLock::new(()),
             watcher: Mutex::default(),
+            leaving: Mutex::default(),
         }
     }
 

@@ -1,14 +1,16 @@
-//! Plugins that outlived the daemon that called them. One that continues its ADD while the next daemon runs DEL would
-//! leave an address that is never released.
+//! Plugins that outlived the daemon that called them. One that goes on with its ADD while the next daemon runs DEL
+//! would leave an address that nobody frees: it is killed. One that is in DEL is let go on, since what it has half removed
+//! a second DEL may not find (bridge, whose interface is gone by then, leaves its masquerade rules); the next DEL waits.
 //!
 //! Identifies them and their children by the sandbox in their environment. Only kills.
 
 use crate::model::SandboxId;
 use podwright_sys::{pidfd, proc};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
+use tokio::io::unix::AsyncFd;
 
 /// Bytes of an environment examined: the daemon's own, which a service manager keeps small, and six variables.
 const ENVIRONMENT_LIMIT: u64 = 256 << 10;
@@ -17,19 +19,36 @@ const END_WITHIN: Duration = Duration::from_secs(2);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Kills the plugins of these sandboxes, and returns when they have ended. Blocking.
-pub(super) fn end(sandboxes: &HashSet<&str>) {
+/// Those that are let go on, by their sandbox: pids with their start times.
+pub type Leaving = HashMap<String, Vec<(u32, u64)>>;
+
+/// Kills the plugins of these sandboxes but those that are in DEL, which are returned, and returns when they have ended.
+/// Blocking.
+pub(super) fn end(sandboxes: &HashSet<&str>) -> Leaving {
+    let mut leaving = Leaving::new();
     if sandboxes.is_empty() {
-        return;
+        return leaving;
     }
     let deadline = Instant::now() + END_WITHIN;
     // In rounds: a plugin may start another between the check and the kill.
     while Instant::now() < deadline {
-        let found = find(sandboxes);
+        let (leave, found): (Vec<_>, Vec<_>) = find(sandboxes).into_iter().partition(|orphan| orphan.leaves);
         if found.is_empty() {
-            return;
+            for Orphan { pid, process, sandbox, .. } in leave {
+                // Log: The daemon died while the plugin detached a pod.
+                tracing::info!(
+                    pid,
+                    sandbox,
+                    "a CNI plugin that detaches a pod outlived its daemon, and goes on"
+                );
+                // Read while its descriptor is held. One that has ended needs no waiting for.
+                let started = proc::start_time(pid);
+                drop(process);
+                leaving.entry(sandbox).or_default().extend(started.map(|started| (pid, started)));
+            }
+            return leaving;
         }
-        for Orphan { pid, process, sandbox } in &found {
+        for Orphan { pid, process, sandbox, .. } in &found {
             // Log: The daemon died while the plugin ran; its pod is NotReady.
             // Do: Nothing: the kubelet replaces the pod.
             tracing::warn!(pid, sandbox, "killing a CNI plugin that outlived the daemon that called it");
@@ -46,12 +65,40 @@ pub(super) fn end(sandboxes: &HashSet<&str>) {
     // incomplete.
     // Do: `ps -o pid,stat,wchan`: look for processes in state D. It may still take an address when it continues.
     tracing::error!("a CNI plugin of an earlier daemon does not end");
+    leaving
+}
+
+/// Waits for those that are let go on; those that take longer than `limit` are killed.
+pub(super) async fn wait(processes: Vec<(u32, u64)>, limit: Duration) {
+    let deadline = tokio::time::Instant::now() + limit;
+    for (pid, started) in processes {
+        // The descriptor first: what is looked at afterwards is what is waited for.
+        let Ok(process) = pidfd::open(pid) else { continue };
+        if !proc::start_time(pid).is_ok_and(|time| time == started) {
+            continue;
+        }
+        let ended = async {
+            // The flaw is that of types that change their descriptor while registered; an OwnedFd cannot.
+            #[expect(
+                deprecated,
+                reason = "its replacement is unsafe, and sound here for the same reason as this"
+            )]
+            let process = AsyncFd::new(process.try_clone()?)?;
+            process.readable().await.map(drop)
+        };
+        if !matches!(tokio::time::timeout_at(deadline, ended).await, Ok(Ok(()))) {
+            // Gone meanwhile is as good.
+            let _ = pidfd::send_signal(process.as_fd(), pidfd::SIGKILL);
+        }
+    }
 }
 
 struct Orphan {
     pid: u32,
     process: OwnedFd,
     sandbox: String,
+    /// It is in DEL.
+    leaves: bool,
 }
 
 fn find(sandboxes: &HashSet<&str>) -> Vec<Orphan> {
@@ -60,10 +107,11 @@ fn find(sandboxes: &HashSet<&str>) -> Vec<Orphan> {
     pids.filter_map(|pid| {
         // The descriptor first: the checks that follow then concern the process that gets the signal.
         let process = pidfd::open(pid).ok()?;
-        let sandbox = SandboxId::parse(&called_for(&environment(pid)?)?).ok()?;
-        // A zombie has no environment any more.
+        let (sandbox, leaves) = called_for(&environment(pid)?)?;
+        let sandbox = SandboxId::parse(&sandbox).ok()?;
+        // A dead one that is not reaped has no environment any more.
         let ours = sandboxes.contains(sandbox.as_str());
-        ours.then(|| Orphan { pid, process, sandbox: sandbox.to_string() })
+        ours.then(|| Orphan { pid, process, sandbox: sandbox.to_string(), leaves })
     })
     .collect()
 }
@@ -75,14 +123,14 @@ fn environment(pid: u32) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The sandbox that a plugin with this environment was called for.
-fn called_for(environment: &[u8]) -> Option<String> {
+/// The sandbox that a plugin with this environment was called for, and whether to detach it.
+fn called_for(environment: &[u8]) -> Option<(String, bool)> {
     let value = |name: &str| {
         let mut variables = environment.split(|byte| *byte == 0);
         variables.find_map(|variable| variable.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
     };
-    value("CNI_COMMAND")?;
-    String::from_utf8(value("CNI_CONTAINERID")?.to_vec()).ok()
+    let leaves = value("CNI_COMMAND")? == b"DEL";
+    Some((String::from_utf8(value("CNI_CONTAINERID")?.to_vec()).ok()?, leaves))
 }
 
 #[cfg(test)]
@@ -93,10 +141,32 @@ mod tests {
     #[test]
     fn a_plugins_environment_names_its_sandbox() {
         let of = |text: &[u8]| called_for(text);
-        assert_eq!(of(b"A=1\0CNI_COMMAND=ADD\0CNI_CONTAINERID=x\0").as_deref(), Some("x"));
+        assert_eq!(of(b"A=1\0CNI_COMMAND=ADD\0CNI_CONTAINERID=x\0"), Some(("x".to_owned(), false)));
+        assert_eq!(of(b"A=1\0CNI_COMMAND=DEL\0CNI_CONTAINERID=x\0"), Some(("x".to_owned(), true)));
         assert_eq!(of(b"CNI_CONTAINERID=x\0"), None);
         assert_eq!(of(b"NOT_CNI_COMMAND=ADD\0CNI_CONTAINERID=x\0"), None);
         assert_eq!(of(b""), None);
+    }
+
+    #[tokio::test]
+    async fn a_plugin_in_del_goes_on_and_is_waited_for() {
+        let id = SandboxId::random().unwrap();
+        let start = || {
+            let mut shell = Command::new("sh");
+            let shell = shell.args(["-c", "read line; exit 7"]).env("CNI_COMMAND", "DEL");
+            shell.env("CNI_CONTAINERID", id.as_str()).stdin(std::process::Stdio::piped()).spawn().unwrap()
+        };
+        let mut plugin = start();
+        let mut leaving = end(&HashSet::from([id.as_str()]));
+        assert!(plugin.try_wait().unwrap().is_none(), "it was killed");
+        let waiting = wait(leaving.remove(id.as_str()).unwrap(), Duration::from_secs(60));
+        drop(plugin.stdin.take());
+        waiting.await;
+        assert_eq!(plugin.wait().unwrap().code(), Some(7));
+        let mut stuck = start();
+        let stays = end(&HashSet::from([id.as_str()])).remove(id.as_str()).unwrap();
+        wait(stays, Duration::ZERO).await;
+        assert_eq!(stuck.wait().unwrap().code(), None, "it was not killed");
     }
 
     #[test]

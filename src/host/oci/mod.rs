@@ -26,6 +26,10 @@ use std::time::Duration;
 /// Bytes of a runtime's log searched for its last error.
 const MAX_LOG: usize = 64 << 10;
 
+/// Longest time for a delete, which takes milliseconds: one that hangs is killed and tried again within the half minute that
+/// a stop of a pod waits.
+const DELETE_DEADLINE: Duration = Duration::from_secs(10);
+
 /// One OCI runtime under a handler's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Runtime {
@@ -98,7 +102,16 @@ impl Runtime {
     /// # Errors
     /// If the runtime is missing, fails or takes too long.
     pub async fn delete(&self, id: &str) -> Result<(), OciError> {
-        match self.call("delete", id, &["delete", "--force", id], None).await {
+        // Of a container that has ended, runc from 1.2 on kills once more when it is forced, and waits 100 ms for that.
+        match self.delete_as(id, &["delete", id]).await {
+            Err(OciError::Failed { .. }) => self.delete_as(id, &["delete", "--force", id]).await,
+            other => other,
+        }
+    }
+
+    async fn delete_as(&self, id: &str, args: &[&str]) -> Result<(), OciError> {
+        let program = Command::new(&self.path, self.deadline.min(DELETE_DEADLINE)).args(&self.args);
+        match self.finish("delete", id, program.args(args)).await {
             Err(OciError::Failed { message, .. }) if message.contains("does not exist") => Ok(()),
             other => other.map(|_| ()),
         }

@@ -1,11 +1,11 @@
-//! Who shares what: joined pulls, shared layers, holds, removal, crashes.
+//! Sharing: joined pulls, shared layers, holds, removal, crashes.
 
 use super::fixture::{Content, Layer, Packing, config, left_over, names, open, small, tar};
 use super::server::{End, Server, serve};
 use crate::images::{ImageError, Images};
 use std::path::Path;
 
-/// Waits for the background to get there; each turn gives way to it.
+/// Waits for background work, yielding to it each turn.
 pub(super) async fn until(what: &str, mut done: impl FnMut() -> bool) {
     let patience = std::time::Instant::now() + std::time::Duration::from_secs(20);
     while !done() {
@@ -196,7 +196,7 @@ async fn a_crash_leaves_no_half_layer() {
     let images = open(root.path());
     let (server, a, b) = two_images(&images).await;
     drop(images);
-    // Between rename and index: a directory that nobody knows. In the middle of unpacking: a full staging directory.
+    // Between rename and index: an unknown directory. During unpacking: a full staging directory.
     let unknown = root.path().join("layers").join("f".repeat(64)).join("fs");
     std::fs::create_dir_all(&unknown).unwrap();
     std::fs::create_dir_all(root.path().join("staging/7/fs/half/a/layer")).unwrap();

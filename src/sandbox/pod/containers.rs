@@ -7,6 +7,7 @@ use super::{
 use crate::model::{ContainerId, Resources};
 use crate::sandbox::container::{self, Prepared};
 use crate::sandbox::error::SandboxError;
+use crate::sandbox::launch;
 use crate::sandbox::machine::{
     Activity, Admission, ContainerRequest, SandboxActivity, SandboxRequest, admit_container, admit_sandbox,
 };
@@ -44,7 +45,7 @@ impl Pod {
             };
         }
         let Some(monitor) = self.monitor.clone() else {
-            return send(reply, refuse(SandboxError::MonitorLost(self.spec.id.clone())));
+            return send(reply, refuse(SandboxError::no_monitor(&self.spec.id, &self.state)));
         };
         let target = match container::target(&spec, |id| self.containers.get(id).map(|c| c.state.clone())) {
             Ok(target) => target,
@@ -99,9 +100,12 @@ impl Pod {
         match result {
             Ok(prepared) => {
                 container.user = Some(prepared.user);
-                let waiters = std::mem::take(&mut container.create_waiters);
-                self.set_container_state(id, ContainerState::Created);
-                for waiter in waiters {
+                // A container that a restart would undo is not answered as made.
+                if let Err(error) = self.promise(id, ContainerState::Created) {
+                    return self.undo_creation(id, error.into());
+                }
+                let Some(container) = self.containers.get_mut(id) else { return };
+                for waiter in std::mem::take(&mut container.create_waiters) {
                     send(waiter, Ok(id.clone()));
                 }
             }
@@ -112,6 +116,21 @@ impl Pod {
                 self.publish();
             }
         }
+    }
+
+    /// Takes back a creation that is complete but for its record; `cause` is the answer.
+    fn undo_creation(&mut self, id: &ContainerId, cause: SandboxError) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        container.activity = Activity::Creating;
+        let (node, spec, id) = (self.node.clone(), container.spec.clone(), id.clone());
+        let failed = Finished::Created(id.clone(), Box::new(Err(SandboxError::Panicked("creation"))));
+        self.work(failed, async move {
+            let error = match container::remove(&node, &spec).await {
+                Ok(()) => cause,
+                Err(error) => SandboxError::Several(vec![cause, error]),
+            };
+            Finished::Created(id, Box::new(Err(error)))
+        });
     }
 
     pub(super) fn start(&mut self, id: ContainerId, reply: Reply<()>) {
@@ -129,15 +148,19 @@ impl Pod {
             return send(reply, refuse(SandboxError::SandboxState { operation, id, state }));
         }
         match (admission, self.monitor.clone()) {
-            (Admission::Do, None) => send(reply, refuse(SandboxError::MonitorLost(sandbox))),
+            (Admission::Do, None) => send(reply, refuse(SandboxError::no_monitor(&sandbox, &self.state))),
             (Admission::Do, Some(monitor)) => {
-                container.activity = Activity::Starting;
-                container.waiters.push(reply);
-                self.node.expect_cgroup_moves();
-                container.phase.send_replace(Phase::Alive);
                 let (node, spec, runtime) = (self.node.clone(), container.spec.clone(), self.runtime.clone());
                 let pod = self.spec.clone();
-                self.set_container_state(&id, ContainerState::Starting);
+                // Nothing runs of which the record says that it never did.
+                if let Err(error) = self.promise(&id, ContainerState::Starting) {
+                    return send(reply, refuse(error.into()));
+                }
+                let Some(container) = self.containers.get_mut(&id) else { return };
+                container.activity = Activity::Starting;
+                container.waiters.push(reply);
+                container.phase.send_replace(Phase::Alive);
+                self.node.expect_cgroup_moves();
                 let failed = Finished::Started(id.clone(), Err(SandboxError::Panicked("start")));
                 self.work(failed, async move {
                     let result = container::start(&node, &monitor, &pod, &spec, &runtime).await;
@@ -155,10 +178,11 @@ impl Pod {
 
     /// Waits for the starts that an earlier daemon asked for.
     pub(super) fn await_starts(&mut self) {
-        let Some(monitor) = self.monitor.clone() else { return };
+        // One that is being looked for says more when it is found.
+        let Some(monitor) = self.monitor.clone().filter(|_| !self.seeking) else { return };
         let mut starting = Vec::new();
         for (id, container) in &mut self.containers {
-            if container.state == ContainerState::Starting {
+            if container.state == ContainerState::Starting && container.activity == Activity::Idle {
                 container.activity = Activity::Starting;
                 starting.push(id.clone());
             }
@@ -167,7 +191,7 @@ impl Pod {
             let monitor = monitor.clone();
             let failed = Finished::Started(id.clone(), Err(SandboxError::Panicked("start")));
             self.work(failed, async move {
-                let result = container::await_start(&monitor, &id).await;
+                let result = launch::await_start(&monitor, &id).await;
                 Finished::Started(id, result)
             });
         }
@@ -178,6 +202,11 @@ impl Pod {
         let Some(container) = self.containers.get(id) else { return };
         let (state, outcome) = match result {
             Ok(init) => (ContainerState::Running { init, since: now }, Ok(())),
+            // An earlier daemon wanted to start it, and its monitor was not asked, or undid it.
+            Err(error @ SandboxError::StartUnseen(_)) => {
+                container.phase.send_replace(Phase::Cleaned);
+                (ContainerState::Created, refuse(error))
+            }
             Err(error) => {
                 let exit = Exit::start_error(error.to_string(), now);
                 (ContainerState::Exited { started_at: None, exit }, refuse(error))
@@ -186,7 +215,7 @@ impl Pod {
         // Its end may have been told before its start.
         let still_starting = container.state == ContainerState::Starting;
         if still_starting {
-            let failed = outcome.is_err();
+            let failed = matches!(state, ContainerState::Exited { .. });
             self.set_container_state(id, state);
             if failed {
                 self.clean(id);
@@ -266,14 +295,16 @@ impl Pod {
             Admission::Do => {
                 container.activity = Activity::Removing;
                 container.waiters.push(reply);
-                let mut phase = container.phase.subscribe();
+                let mut dying = container.dying();
                 let (node, spec) = (self.node.clone(), container.spec.clone());
                 let monitor = self.monitor.clone();
                 let failed = Finished::Removed(id.clone(), Err(SandboxError::Panicked("removal")));
                 self.work(failed, async move {
                     // The clean-up after its end runs by itself; two at once would step on each other.
-                    let _ = phase.wait_for(|p| *p == Phase::Cleaned).await;
-                    let result = container::remove(&node, &spec).await;
+                    let result = match dying.gone_by(Instant::now() + container::CLEAN_WAIT).await {
+                        Ok(()) => container::remove(&node, &spec).await,
+                        Err(why) => Err(container::unclean(&spec.id, why)),
+                    };
                     if let (Ok(()), Some(monitor)) = (&result, monitor) {
                         container::forget(&monitor, &spec.id).await;
                     }
@@ -288,6 +319,12 @@ impl Pod {
             Admission::Wait => self.deferred.push(Command::Remove { id, reply }),
             Admission::Already | Admission::Denied => send(reply, Ok(())),
         }
+    }
+
+    /// Removes what nobody has asked to be removed: a creation that did not finish.
+    pub(super) fn remove_unasked(&mut self, id: &ContainerId) {
+        let (reply, _) = oneshot::channel();
+        self.remove(id.clone(), reply);
     }
 
     pub(super) fn removed(&mut self, id: &ContainerId, result: Result<(), SandboxError>) {
@@ -366,17 +403,5 @@ impl Pod {
         if let Some(reply) = reply {
             send(reply, result.map_err(Arc::new));
         }
-    }
-
-    pub(super) fn set_container_state(&mut self, id: &ContainerId, state: ContainerState) {
-        let Some(container) = self.containers.get_mut(id) else { return };
-        container.state = state;
-        let record = container.record();
-        if let Err(error) = self.node.records.write_container_state(&self.spec.id, id, &record) {
-            // Log: Writing below `root` failed. The state in memory is right, but a restart would lose it.
-            // Do: Free the disk, or mount it writable.
-            tracing::error!(container = %id, %error, "cannot record a container's state");
-        }
-        self.publish();
     }
 }

@@ -4,10 +4,20 @@ use super::{Container, Finished, Phase, Pod};
 use crate::host::monitor::{Events, MonitorEvent};
 use crate::model::ContainerId;
 use crate::sandbox::container;
+use crate::sandbox::error::SandboxError;
 use crate::sandbox::machine::{Activity, SandboxActivity};
-use crate::sandbox::recover;
-use crate::sandbox::state::{ContainerState, Exit, Holdings, NotReadyCause, SandboxState};
+use crate::sandbox::recover::{self, Late};
+use crate::sandbox::state::{ContainerState, Exit, ExitSource, Holdings, NotReadyCause, SandboxState};
 use podwright_monitor_proto::{ContainerState as MonitorContainer, ExitRecord};
+use std::time::{Duration, Instant};
+
+/// First pause before what could not be cleaned up is tried again; doubled up to [`LAST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause: a process that hangs in the kernel may do so for days, and each try starts the OCI runtime.
+const LAST_PAUSE: Duration = Duration::from_secs(30);
+/// How long a container of which no process, cgroup or mount is left is kept for the OCI runtime's notes on it. The runtime is
+/// asked to drop them for as long as the pod is there.
+const NOTES_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Pod {
     pub(super) fn monitor_event(&mut self, event: MonitorEvent) {
@@ -45,14 +55,23 @@ impl Pod {
         container.phase.send_replace(Phase::Exited);
         let (node, pod, spec, runtime) =
             (self.node.clone(), self.spec.clone(), container.spec.clone(), self.runtime.clone());
-        let id = id.clone();
-        // Removal tries again.
+        // Whose end nobody saw may not have ended.
+        let all = matches!(&container.state, ContainerState::Exited { exit, .. } if exit.source == ExitSource::Assumed);
+        let (id, trouble, phase) = (id.clone(), container.trouble.clone(), container.phase.clone());
         self.work(Finished::Cleaned(id.clone()), async move {
-            if let Err(error) = container::clean(&node, &pod, &spec, &runtime).await {
-                // Removal tries again and reports.
-                // Log: Runtime state, cgroup or mount of an ended container remain; tried again.
+            let (begun, mut pause, mut counted) = (Instant::now(), FIRST_PAUSE, None);
+            while let Err(error) = container::clean(&node, &pod, &spec, &runtime, all).await {
+                // Log: Processes, runtime state, cgroup or mount of an ended container remain; tried again until they are gone.
                 // Do: If it lasts: look for processes in state D.
                 tracing::warn!(container = %spec.id, %error, "cannot clean up after a container yet");
+                counted.get_or_insert_with(|| node.metrics.unclean());
+                trouble.send_replace(Some(error.to_string()));
+                // Only the runtime's own notes are left, which it may never be able to read again.
+                if matches!(error, SandboxError::Oci(_)) && begun.elapsed() > NOTES_PATIENCE {
+                    phase.send_replace(Phase::Cleaned);
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LAST_PAUSE);
             }
             Finished::Cleaned(id)
         });
@@ -60,11 +79,12 @@ impl Pod {
 
     /// The connection ended. A dead monitor is only one possible cause, and the one that costs the pod.
     pub(super) fn adopt_again(&mut self) {
-        if self.monitor.is_none() {
-            return;
-        }
+        let Some(monitor) = &self.monitor else { return };
+        let known = Some(monitor.info().process);
         let dir = self.node.pod_dir(&self.spec.id);
-        self.work(Finished::Adopted(None), async move { Finished::Adopted(recover::adopt(&dir).await) });
+        self.work(Finished::Adopted(None), async move {
+            Finished::Adopted(recover::seek(dir, known, None).await)
+        });
     }
 
     /// Applies the monitor's current report, including what was missed.
@@ -97,14 +117,22 @@ impl Pod {
         Some(events)
     }
 
-    /// Applies the report of a monitor that was silent when the daemon started.
-    pub(super) fn answered(&mut self, reports: Option<recover::Reports>) {
-        let Some(reports) = reports else { return self.monitor_lost() };
-        // None: the tear-down finished first, or its connection broke and it is adopted again.
-        let Some(monitor) = self.monitor.clone() else { return };
-        // Log: It was silent at start.
+    /// Takes up what a monitor says that could not be asked when the daemon started.
+    pub(super) fn answered(&mut self, adopted: Option<recover::Adopted>) -> Option<Events> {
+        // Not: the tear-down was through first.
+        if !std::mem::take(&mut self.seeking) {
+            return None;
+        }
+        let Some((monitor, events, reports)) = adopted else {
+            self.monitor_lost_now();
+            return None;
+        };
+        self.monitor = Some(monitor.clone());
+        // Log: It could not be reached when the daemon started.
         tracing::info!(sandbox = %self.spec.id, "the pod's monitor answers");
-        for id in reports.keys().filter(|id| !self.containers.contains_key(id.as_str())) {
+        let stranger =
+            |id: &&String| !self.containers.contains_key(id.as_str()) && !self.unread.contains(*id);
+        for id in reports.keys().filter(stranger) {
             let id = id.clone();
             let (node, pod, runtime) = (self.node.clone(), self.spec.clone(), self.runtime.clone());
             let monitor = monitor.clone();
@@ -116,8 +144,8 @@ impl Pod {
         // Not those with running work, which learns of their end itself.
         let due = |c: &Container| match c.state {
             ContainerState::Running { .. } => true,
-            ContainerState::Created => c.activity == Activity::Idle,
-            ContainerState::Creating | ContainerState::Starting | ContainerState::Exited { .. } => false,
+            ContainerState::Creating | ContainerState::Created => c.activity == Activity::Idle,
+            ContainerState::Starting | ContainerState::Exited { .. } => false,
         };
         let changed: Vec<_> = self
             .containers
@@ -125,7 +153,14 @@ impl Pod {
             .filter(|(_, c)| due(c))
             .filter_map(|(id, c)| Some((id.clone(), recover::late(&self.node, &self.spec.id, c, &reports)?)))
             .collect();
-        for (id, state) in changed {
+        for (id, late) in changed {
+            let state = match late {
+                Late::Is(state) => state,
+                Late::Undone => {
+                    self.remove_unasked(&id);
+                    continue;
+                }
+            };
             let ended = matches!(state, ContainerState::Exited { .. });
             if let (Some(container), false) = (self.containers.get(&id), ended) {
                 container.phase.send_replace(Phase::Alive);
@@ -138,14 +173,21 @@ impl Pod {
                 self.clean(&id);
             }
         }
+        self.await_starts();
+        self.publish();
+        Some(events)
     }
 
     pub(super) fn monitor_lost(&mut self) {
-        if self.monitor.take().is_none() {
-            return;
+        if self.monitor.take().is_some() {
+            self.monitor_lost_now();
         }
-        // A tear-down ends the monitor itself and reports the state when it finishes; but only this reports the end of
-        // containers left at that moment.
+    }
+
+    fn monitor_lost_now(&mut self) {
+        (self.monitor, self.process) = (None, None);
+        // A tear-down ends the monitor itself, and tells the state when it is through; but containers that are left
+        // at that moment have nobody else who would tell their end.
         if matches!(self.state, SandboxState::Ready { .. }) && self.activity != SandboxActivity::Stopping {
             // Log: The monitor was killed, by the OOM killer or by hand. Its containers are killed, since
             // their end would go unnoticed.

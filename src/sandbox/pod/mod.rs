@@ -4,6 +4,7 @@
 
 mod containers;
 mod events;
+mod recording;
 mod sandbox;
 
 use super::bring_up::{self, BroughtUp};
@@ -24,7 +25,8 @@ use crate::host::users::User;
 use crate::images::Hold;
 use crate::model::{ContainerId, ContainerSpec, Resources, SandboxSpec};
 use futures_util::FutureExt as _;
-use std::collections::BTreeMap;
+use podwright_monitor_proto::ProcessId;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -70,6 +72,28 @@ pub(super) enum Phase {
     Cleaned,
 }
 
+/// A container whose end is waited for.
+#[derive(Debug)]
+pub(super) struct Dying {
+    pub(super) spec: Arc<ContainerSpec>,
+    phase: watch::Receiver<Phase>,
+    trouble: watch::Receiver<Option<String>>,
+}
+
+impl Dying {
+    /// Waits until nothing is left of its processes, or until the deadline.
+    ///
+    /// # Errors
+    /// Why something is left; empty where nobody knows.
+    pub(super) async fn gone_by(&mut self, deadline: Instant) -> Result<(), String> {
+        let gone = self.phase.wait_for(|phase| *phase == Phase::Cleaned);
+        match tokio::time::timeout_at(deadline, gone).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(self.trouble.borrow().clone().unwrap_or_default()),
+        }
+    }
+}
+
 /// A container inside its pod's task.
 #[derive(Debug)]
 pub(super) struct Container {
@@ -85,6 +109,8 @@ pub(super) struct Container {
     /// The caller of the update that runs beside everything else.
     updating: Option<Reply<()>>,
     phase: watch::Sender<Phase>,
+    /// Why it could not be cleaned up after yet.
+    trouble: watch::Sender<Option<String>>,
     /// When SIGKILL is due, while it is being stopped.
     kill_at: Option<watch::Sender<Instant>>,
 }
@@ -109,6 +135,7 @@ impl Container {
             create_waiters: Vec::new(),
             updating: None,
             phase: watch::Sender::new(phase),
+            trouble: watch::Sender::new(None),
             kill_at: None,
         }
     }
@@ -119,6 +146,12 @@ impl Container {
             resources: self.resources.clone(),
             user: self.user.clone(),
         }
+    }
+
+    /// For those who wait for its end.
+    pub(super) fn dying(&self) -> Dying {
+        let (phase, trouble) = (self.phase.subscribe(), self.trouble.subscribe());
+        Dying { spec: self.spec.clone(), phase, trouble }
     }
 
     fn answer(&mut self, outcome: &Outcome<()>) {
@@ -132,9 +165,11 @@ impl Container {
 enum Finished {
     Up(Box<Result<BroughtUp, SandboxError>>),
     Adopted(Option<recover::Adopted>),
-    /// The monitor that was silent at start has answered; None: it was given up.
-    Answered(Option<recover::Reports>),
+    /// The monitor that was looked for since the start has answered; None: it is proved dead.
+    Answered(Option<recover::Adopted>),
     StrangerEnded,
+    /// Records that could not be written are due again.
+    RecordDue,
     Undone {
         cause: SandboxError,
         undo: Result<(), SandboxError>,
@@ -159,6 +194,12 @@ pub(super) struct Pod {
     /// Once they have been changed.
     pub(super) limits: Option<PodLimits>,
     pub(super) monitor: Option<Monitor>,
+    /// Its monitor's process as recorded, whether or not it can be reached.
+    pub(super) process: Option<ProcessId>,
+    /// Its containers whose records cannot be read: they are nobody's to end.
+    pub(super) unread: HashSet<String>,
+    /// It is not known whether its monitor lives.
+    pub(super) seeking: bool,
     pub(super) containers: BTreeMap<ContainerId, Container>,
     index: Index,
     activity: SandboxActivity,
@@ -167,6 +208,7 @@ pub(super) struct Pod {
     waiters: Vec<Reply<()>>,
     snapshots: watch::Sender<Arc<PodSnapshot>>,
     up: watch::Sender<Option<Outcome<()>>>,
+    unwritten: recording::Unwritten,
     gone: bool,
 }
 
@@ -206,6 +248,9 @@ impl Pod {
             state,
             limits: None,
             monitor: None,
+            process: None,
+            unread: HashSet::new(),
+            seeking: false,
             containers: BTreeMap::new(),
             index,
             activity: SandboxActivity::Idle,
@@ -214,6 +259,7 @@ impl Pod {
             waiters: Vec::new(),
             snapshots: watch::Sender::new(Arc::new(picture)),
             up: watch::Sender::new(None),
+            unwritten: recording::Unwritten::default(),
             gone: false,
         }
     }
@@ -241,6 +287,7 @@ impl Pod {
         for id in ended {
             self.clean(&id);
         }
+        self.seeking = answer.is_some();
         self.await_starts();
         if let Some(answer) = answer {
             self.work(Finished::Answered(None), async move { Finished::Answered(answer.await) });
@@ -273,6 +320,11 @@ impl Pod {
                     match finished {
                         Ok(Finished::Up(result)) => events = self.brought_up(*result),
                         Ok(Finished::Adopted(adopted)) => events = self.adopted(adopted),
+                        Ok(Finished::Answered(adopted)) => {
+                            if let Some(found) = self.answered(adopted) {
+                                events = Some(found);
+                            }
+                        }
                         Ok(finished) => self.finished(finished),
                         // Log: A defect: the pod's task panicked. The pod can be stopped and removed.
                         // Do: Report it with the log.
@@ -308,9 +360,9 @@ impl Pod {
     fn finished(&mut self, finished: Finished) {
         match finished {
             // Handled where the events can be taken over.
-            Finished::Up(_) | Finished::Adopted(_) => {}
-            Finished::Answered(reports) => self.answered(reports),
+            Finished::Up(_) | Finished::Adopted(_) | Finished::Answered(_) => {}
             Finished::StrangerEnded => {}
+            Finished::RecordDue => self.record_again(),
             Finished::Undone { cause, undo } => self.undone(cause, undo),
             Finished::Down(result) => self.down(result),
             Finished::PodRemoved(result) => self.pod_removed(result),

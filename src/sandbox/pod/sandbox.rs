@@ -1,41 +1,61 @@
 //! Requests on the sandbox itself: brought up or undone, torn down, removed.
 
-use super::{Command, Finished, Phase, Pod, Reply, answer_all, send};
+use super::{Command, Container, Finished, Pod, Reply, answer_all, send};
 use crate::host::monitor::Events;
 use crate::model::ContainerId;
 use crate::sandbox::bring_up::{self, BroughtUp};
 use crate::sandbox::container;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::machine::{Activity, Admission, SandboxActivity, SandboxRequest, admit_sandbox};
-use crate::sandbox::record::{PodLimits, PodState, in_place};
+use crate::sandbox::record::{PodLimits, in_place};
 use crate::sandbox::state::{Holdings, NotReadyCause, SandboxState};
 use std::sync::Arc;
+use tokio::time::Instant;
 
 impl Pod {
     pub(super) fn brought_up(&mut self, result: Result<BroughtUp, SandboxError>) -> Option<Events> {
         match result {
             Ok(up) => {
-                self.activity = SandboxActivity::Idle;
                 self.monitor = Some(up.monitor);
-                self.set_state(SandboxState::Ready { network: up.network });
+                let before = std::mem::replace(&mut self.state, SandboxState::Ready { network: up.network });
+                // A pod that a restart would not find ready is not answered as one.
+                if let Err(error) = self.record_sandbox() {
+                    self.state = before;
+                    self.undo_bring_up(error.into());
+                    return None;
+                }
+                self.activity = SandboxActivity::Idle;
+                self.publish();
                 self.up.send_replace(Some(Ok(())));
                 Some(up.events)
             }
             Err(cause) => {
-                // Log: A pod did not start. The caller gets the same error.
-                // Do: Look up the text of `error` above.
-                tracing::warn!(sandbox = %self.spec.id, pod = %self.spec.name, error = %cause, "bring-up failed, undoing it");
-                let (node, spec) = (self.node.clone(), self.spec.clone());
-                let failed = Finished::Undone {
-                    cause: SandboxError::Panicked("bring-up"),
-                    undo: Err(SandboxError::Panicked("undoing a bring-up")),
-                };
-                self.work(failed, async move {
-                    let undo = bring_up::tear_down(node, spec, None, Vec::new()).await;
-                    Finished::Undone { cause, undo }
-                });
+                self.undo_bring_up(cause);
                 None
             }
+        }
+    }
+
+    fn undo_bring_up(&mut self, cause: SandboxError) {
+        // Log: A pod did not start. The caller gets the same error.
+        // Do: Look up the text of `error` above.
+        tracing::warn!(sandbox = %self.spec.id, pod = %self.spec.name, error = %cause, "bring-up failed, undoing it");
+        let (node, spec, monitor) = (self.node.clone(), self.spec.clone(), self.reach_monitor());
+        let failed = Finished::Undone {
+            cause: SandboxError::Panicked("bring-up"),
+            undo: Err(SandboxError::Panicked("undoing a bring-up")),
+        };
+        self.work(failed, async move {
+            let undo = bring_up::tear_down(node, spec, monitor, Vec::new()).await;
+            Finished::Undone { cause, undo }
+        });
+    }
+
+    /// What is known of its monitor, for those who end it.
+    fn reach_monitor(&self) -> bring_up::Reach {
+        bring_up::Reach {
+            monitor: self.monitor.clone(),
+            process: self.monitor.as_ref().map(|monitor| monitor.info().process).or(self.process),
         }
     }
 
@@ -78,8 +98,8 @@ impl Pod {
         for id in running {
             self.kill_now(&id);
         }
-        let dying = self.containers.iter().map(|(id, c)| (id.clone(), c.phase.subscribe())).collect();
-        let (node, spec, monitor) = (self.node.clone(), self.spec.clone(), self.monitor.clone());
+        let dying = self.containers.values().map(Container::dying).collect();
+        let (node, spec, monitor) = (self.node.clone(), self.spec.clone(), self.reach_monitor());
         let failed = Finished::Down(Err(SandboxError::Panicked("tear-down")));
         self.work(
             failed,
@@ -95,7 +115,7 @@ impl Pod {
         };
         let resources = if result.is_ok() { Holdings::Released } else { Holdings::Held };
         if result.is_ok() {
-            self.monitor = None;
+            (self.monitor, self.process, self.seeking) = (None, None, false);
         }
         self.set_state(SandboxState::NotReady { why, resources });
         let outcome = result.map_err(Arc::new);
@@ -124,15 +144,17 @@ impl Pod {
                 self.activity = SandboxActivity::Removing;
                 self.waiters.push(reply);
                 let node = self.node.clone();
-                let containers: Vec<_> =
-                    self.containers.values().map(|c| (c.spec.clone(), c.phase.subscribe())).collect();
+                let containers: Vec<_> = self.containers.values().map(Container::dying).collect();
                 let failed = Finished::PodRemoved(Err(SandboxError::Panicked("removal")));
                 self.work(failed, async move {
                     let mut errors = Vec::new();
-                    for (spec, mut phase) in containers {
-                        // The clean-up after its end runs by itself, and would be cut off with the pod.
-                        let _ = phase.wait_for(|p| *p == Phase::Cleaned).await;
-                        errors.extend(container::remove(&node, &spec).await.err());
+                    let deadline = Instant::now() + container::CLEAN_WAIT;
+                    for mut dying in containers {
+                        // The clean-up after its end runs by itself, and would be cut off when the pod is gone.
+                        match dying.gone_by(deadline).await {
+                            Ok(()) => errors.extend(container::remove(&node, &dying.spec).await.err()),
+                            Err(why) => errors.push(container::unclean(&dying.spec.id, why)),
+                        }
                     }
                     Finished::PodRemoved(SandboxError::all(errors).map_or(Ok(()), Err))
                 });
@@ -171,26 +193,11 @@ impl Pod {
             return self.deferred.push(Command::UpdatePod { limits: Box::new(limits), reply });
         }
         let before = self.limits.replace(limits);
-        let recorded = self.node.records.write_pod_state(&self.spec.id, &self.record());
+        let recorded = self.record_sandbox();
         if recorded.is_err() {
             self.limits = before;
         }
         self.publish();
         send(reply, recorded.map_err(|error| Arc::new(error.into())));
-    }
-
-    pub(in crate::sandbox) fn record(&self) -> PodState {
-        PodState { sandbox: self.state.clone(), limits: self.limits.clone() }
-    }
-
-    pub(super) fn set_state(&mut self, state: SandboxState) {
-        self.state = state;
-        if let Err(error) = self.node.records.write_pod_state(&self.spec.id, &self.record()) {
-            // The state in memory is the truth; a restart would read an older one and reconcile it.
-            // Log: Writing below `root` failed. The state in memory is right, but a restart would lose it.
-            // Do: Free the disk, or mount it writable.
-            tracing::error!(sandbox = %self.spec.id, %error, "cannot record a sandbox's state");
-        }
-        self.publish();
     }
 }

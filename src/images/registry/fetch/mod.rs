@@ -497,6 +497,8 @@ fn keep(control: OwnedFd, started: oneshot::Sender<io::Result<()>>, over: &mpsc:
     // Without a word, the pull has ended: it is killed.
     if over.recv().is_ok() {
         drop(worker);
+        // Log: A registry has crashed it or taken it over, or memory is short. Its requests are repeated by another one.
+        // Do: If it lasts: find out which registry it is (`pulling` lines before it), and report it.
         tracing::warn!(
             "the process that asks registries for a pull has ended, or was ended for what it said"
         );

@@ -156,7 +156,7 @@ $(BIN)/cargo-deb:
 	cargo install --locked --quiet --root $(CURDIR)/build --target-dir build/cargo-deb-target cargo-deb@$(CARGO_DEB)
 	@rm -rf build/cargo-deb-target
 
-# glibc's static form. Only the last step differs from `build`: the program is linked anew.
+# glibc's static form. Only the last step differs from `build`: the program is linked again.
 .PHONY: static
 static: build ## Link the daemon static, into build/static
 	cargo rustc --release --locked --bin podwright -- -C target-feature=+crt-static

@@ -76,10 +76,14 @@ pub(super) async fn exec_sync(
             terminal: false,
             deadline,
         };
-        monitor.exec(request, stdio).await?;
+        let lost = || SandboxError::MonitorLost(pod.spec.id.clone());
+        match monitor.exec(request, stdio).await {
+            // The same end of the connection as below, only sooner.
+            Err(MonitorError::Gone { .. }) => return Err(lost()),
+            started => started?,
+        };
         // The runtime has read it: it is not there for as long as the command runs.
         drop(process_file);
-        let lost = || SandboxError::MonitorLost(pod.spec.id.clone());
         tokio::select! {
             // Reports from before the monitor's end are still true.
             biased;

@@ -216,8 +216,7 @@ async fn a_command_does_not_wait_for_ever_when_its_monitor_dies() {
     }
     signal(monitor, Signal::KILL);
     let answer = tokio::time::timeout(PATIENCE, exec).await.expect("it waits for ever").unwrap();
-    // Whether or not the monitor had told the start of the command yet.
-    refused(answer, Code::FailedPrecondition, &["monitor"]);
+    refused(answer, Code::FailedPrecondition, &["lost its monitor"]);
     node.finish().await;
 }
 

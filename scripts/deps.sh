@@ -9,7 +9,7 @@ packages=(
     # what the daemon drives
     runc crun containernetworking-plugins iptables conntrack
     # what the tests and `make run` drive
-    docker-registry skopeo containerd busybox-static jq iproute2 util-linux procps curl e2fsprogs xfsprogs
+    docker-registry skopeo containerd busybox-static jq iproute2 util-linux procps curl e2fsprogs xfsprogs faketime
     # what builds the programs in the test images
     gcc make libc6-dev dpkg-dev ca-certificates
 )

@@ -5,7 +5,7 @@ use super::runtime::image_request;
 use super::status::status;
 use super::{deadline, decode};
 use crate::images::ImageKind;
-use crate::model::{ContainerId, ContainerSpec, ImageRequest, Restore, SandboxId, plain};
+use crate::model::{ContainerId, ContainerSpec, ImageRequest, Restore, SandboxId, Timestamp, plain};
 use crate::sandbox::{Manager, SandboxError};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -112,14 +112,13 @@ pub(super) async fn restore(
         return Err(Status::invalid_argument("container_configs: is empty"));
     }
     let internal = |e: crate::model::IdError| Status::internal(e.to_string());
-    let node = pods.node();
     let id = SandboxId::random().map_err(internal)?;
-    let spec = decode::sandbox(r.config, r.runtime_handler, id, node.clock.now())?;
+    let spec = decode::sandbox(r.config, r.runtime_handler, id, Timestamp::now())?;
     let mut containers: Vec<ContainerSpec> = Vec::new();
     for config in r.container_configs {
         let image = image_request(pods, config.image.as_ref())?;
         let id = ContainerId::random().map_err(internal)?;
-        containers.push(decode::container(config, &spec, image, id, node.clock.now())?);
+        containers.push(decode::container(config, &spec, image, id, Timestamp::now())?);
     }
     let names: Vec<String> = containers.iter().map(|c| c.name.clone()).collect();
     // Runs on when the caller goes away, so that a half-made checkpoint is undone.

@@ -8,7 +8,7 @@ use super::{encode, info};
 use crate::host::usage::Usage;
 use crate::images::{self, Credentials, Images};
 use crate::metrics::Rpcs;
-use crate::model::Clock;
+use crate::model::Timestamp;
 use crate::sandbox::{Node, WritableLayers};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
@@ -19,7 +19,6 @@ pub struct Image {
     images: Images,
     layers: Arc<WritableLayers>,
     rpcs: Rpcs,
-    clock: Arc<Clock>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -29,7 +28,7 @@ impl Image {
     #[must_use]
     pub fn new(node: &Node, rpcs: Rpcs) -> Self {
         let (images, layers) = (node.images.clone(), node.layers.clone());
-        Self { images, layers, rpcs, clock: Arc::default() }
+        Self { images, layers, rpcs }
     }
 
     fn wanted(&self, filter: Option<pb::ImageFilter>) -> Vec<Arc<images::Image>> {
@@ -112,7 +111,7 @@ impl ImageService for Image {
         let answer = async {
             let images = self.images.fs_usage();
             let used = Usage { bytes: images.used_bytes, inodes: images.inodes_used };
-            let (layers, now) = (self.layers.total(), self.clock.now());
+            let (layers, now) = (self.layers.total(), Timestamp::now());
             Ok(pb::ImageFsInfoResponse {
                 image_filesystems: vec![encode::file_system(&images.mountpoint, used, now)],
                 container_filesystems: vec![encode::file_system(

@@ -7,7 +7,7 @@ use super::status::status;
 use super::{checkpoint, decode, encode, events, holding, info, pod_metrics, stats, streaming};
 use crate::host::cgroups::Driver;
 use crate::metrics::Rpcs;
-use crate::model::{ContainerId, ImageRequest, SandboxId, plain};
+use crate::model::{ContainerId, ImageRequest, SandboxId, Timestamp, plain};
 use crate::sandbox::{Condition, ContainerSnapshot, Manager, PodSnapshot, SandboxError, conditions};
 use crate::streaming::Urls;
 use std::sync::Arc;
@@ -94,8 +94,7 @@ impl RuntimeService for Runtime {
         let answer = async {
             let r = r.into_inner();
             let id = new_id(SandboxId::random())?;
-            let now = self.pods.node().clock.now();
-            let spec = decode::sandbox(r.config, r.runtime_handler, id, now)?;
+            let spec = decode::sandbox(r.config, r.runtime_handler, id, Timestamp::now())?;
             let id = shared(self.pods.run(spec).await)?;
             Ok(pb::RunPodSandboxResponse { pod_sandbox_id: id.to_string() })
         };
@@ -135,7 +134,7 @@ impl RuntimeService for Runtime {
         let answer = async {
             let r = r.into_inner();
             // Read before the snapshot: an event about a later one must count as newer.
-            let timestamp = self.pods.node().clock.now().nanos();
+            let timestamp = self.pods.node().clock.next().nanos();
             let pod = own(self.pods.pod(&r.pod_sandbox_id))?;
             let info = if r.verbose { info::sandbox(&pod) } else { Default::default() };
             Ok(pb::PodSandboxStatusResponse {
@@ -167,8 +166,7 @@ impl RuntimeService for Runtime {
             let pod = own(self.pods.pod(&r.pod_sandbox_id))?;
             let (image, restore) = checkpoint::image(&self.pods, config.image.as_ref()).await?;
             let id = new_id(ContainerId::random())?;
-            let now = self.pods.node().clock.now();
-            let mut spec = decode::container(config, &pod.spec, image, id, now)?;
+            let mut spec = decode::container(config, &pod.spec, image, id, Timestamp::now())?;
             spec.restore = restore;
             let id = shared(self.pods.create_container(spec).await)?;
             Ok(pb::CreateContainerResponse { container_id: id.to_string() })

@@ -132,7 +132,7 @@ impl Announcer {
             return;
         }
         for (id, happening) in changes(before, after) {
-            self.send(&mut subscribers, Announcement { id, happening, at: clock.now(), pod: after.clone() });
+            self.send(&mut subscribers, Announcement { id, happening, at: clock.next(), pod: after.clone() });
         }
     }
 
@@ -146,7 +146,7 @@ impl Announcer {
         let containers = last.containers.iter().map(|c| c.spec.id.to_string());
         for id in containers.chain([last.spec.id.to_string()]) {
             let happening = Happening::Deleted;
-            self.send(&mut subscribers, Announcement { id, happening, at: clock.now(), pod: empty.clone() });
+            self.send(&mut subscribers, Announcement { id, happening, at: clock.next(), pod: empty.clone() });
         }
     }
 

@@ -21,7 +21,7 @@ use crate::host::netns;
 use crate::host::network::PodRanges;
 use crate::images::{Image, ImageError, ImageKind};
 use crate::model::{
-    ContainerId, ContainerSpec, NamespaceMode, PodName, Resources, Restore, SandboxId, SandboxSpec,
+    ContainerId, ContainerSpec, NamespaceMode, PodName, Resources, Restore, SandboxId, SandboxSpec, Timestamp,
 };
 use std::collections::HashMap;
 use std::path::Path;
@@ -124,6 +124,7 @@ impl Manager {
                     let limit = self.node.config.grpc.max_message_bytes;
                     let new = tally::pod(&spec);
                     tally::check("pods", new, std::iter::empty(), tallies, limit).map_err(Arc::new)?;
+                    spec.created_at = spec.created_at.after(attempts_of(&spec.name, &others));
                     let others = others.iter().map(AsRef::as_ref);
                     spec.selinux_level = selinux::level(&self.node, &spec, others).map_err(Arc::new)?;
                     let spec = Arc::new(spec);
@@ -537,6 +538,18 @@ where
         0 => Ok(first),
         more => Err(SandboxError::AmbiguousId { kind, prefix: prefix.to_owned(), count: more + 1 }),
     }
+}
+
+/// When the other attempts of this pod were made.
+fn attempts_of<'a>(
+    name: &PodName,
+    pods: &'a [Arc<PodSnapshot>],
+) -> impl Iterator<Item = Timestamp> + use<'a> {
+    let name = name.clone();
+    let same = move |other: &PodName| {
+        (&other.uid, &other.namespace, &other.name) == (&name.uid, &name.namespace, &name.name)
+    };
+    pods.iter().filter(move |pod| same(&pod.spec.name)).map(|pod| pod.spec.created_at)
 }
 
 /// Whether a request for a name in use is a retry that may have the sandbox that is there.

@@ -376,7 +376,7 @@ impl<'a> Heard<'a> {
 /// What is to become of a container of a pod whose monitor has answered after its pod was taken up; None: nothing.
 pub(super) fn late(node: &Node, pod: &SandboxId, container: &Container, reports: &Reports) -> Option<Late> {
     let seen = observe(node, pod, &container.spec.id, Heard::Says(reports));
-    match decide_container(Some(&container.state), &seen, node.clock.now()) {
+    match decide_container(Some(&container.state), &seen, Timestamp::now()) {
         Decision::Keep(state) => (state != container.state).then_some(Late::Is(state)),
         Decision::Undo => Some(Late::Undone),
     }
@@ -400,7 +400,7 @@ async fn recover_container(
     let spec = Arc::new(stored.spec);
     let seen = observe(node, &pod.spec.id, &spec.id, heard);
     let recorded = stored.state;
-    match decide_container(recorded.as_ref().map(|r| &r.container), &seen, node.clock.now()) {
+    match decide_container(recorded.as_ref().map(|r| &r.container), &seen, Timestamp::now()) {
         Decision::Undo => {
             let undone = container::remove(node, &spec).await;
             let undone = undone.and_then(|()| Ok(node.records.remove_container(&pod.spec.id, &spec.id)?));

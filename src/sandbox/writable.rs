@@ -8,7 +8,7 @@ use super::metrics::PodMetrics;
 use crate::config::Config;
 use crate::host::quota::{Limits, Projects, QuotaError};
 use crate::host::usage::{self, Measuring, Usage};
-use crate::model::{Clock, ContainerId, Timestamp};
+use crate::model::{ContainerId, Timestamp};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,7 +45,6 @@ pub struct WritableLayers {
     projects: Option<Projects>,
     limits: Limits,
     period: Duration,
-    clock: Clock,
     meters: Mutex<HashMap<ContainerId, Meter>>,
     /// A layer is due.
     changed: Notify,
@@ -151,7 +150,6 @@ impl WritableLayers {
             projects,
             limits,
             period: Duration::from_secs(config.containers.usage_period_seconds),
-            clock: Clock::default(),
             meters: Mutex::default(),
             changed: Notify::new(),
             measured,
@@ -267,7 +265,7 @@ impl WritableLayers {
     /// The sum of all layers, ended ones too; its time is that of the oldest figure that may have changed since.
     #[must_use]
     pub fn total(&self) -> Measured {
-        let now = self.clock.now();
+        let now = Timestamp::now();
         let mut total = Measured { usage: Usage::default(), at: now };
         let ids: Vec<ContainerId> = self.meters().keys().cloned().collect();
         for id in ids {
@@ -310,7 +308,7 @@ impl WritableLayers {
         match projects.usage(project) {
             Ok(used) => Some(Measured {
                 usage: Usage { bytes: used.bytes, inodes: used.inodes },
-                at: self.clock.now(),
+                at: Timestamp::now(),
             }),
             Err(error) => {
                 // Log: Quotas were turned off. The usage is walked.
@@ -325,7 +323,7 @@ impl WritableLayers {
     }
 
     fn walk(&self, id: &ContainerId) -> Option<Measured> {
-        let at = self.clock.now();
+        let at = Timestamp::now();
         match usage::measure(&self.upper(id)) {
             Ok(usage) => Some(Measured { usage, at }),
             Err(error) => {
@@ -342,7 +340,7 @@ impl WritableLayers {
             Some(meter) if meter.due().is_some_and(|due| due <= begun) => meter.under_way.take(),
             _ => return,
         };
-        let walk = under_way.map_or_else(|| Walk::begin(&self.upper(id), self.clock.now(), begun), Ok);
+        let walk = under_way.map_or_else(|| Walk::begin(&self.upper(id), Timestamp::now(), begun), Ok);
         let (found, spent, first) = match walk {
             Ok(mut walk) => {
                 let usage = walk.measuring.slice(SLICE);

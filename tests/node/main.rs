@@ -12,6 +12,7 @@ mod cdi;
 mod check;
 mod checkpoint;
 mod churn;
+mod clock;
 mod containers;
 mod daemon;
 mod deep_layers;

@@ -35,7 +35,7 @@ STEPS=${STEPS:-node:crun:systemd critest:runc:systemd deb}
 suite=${VM_SUITE:-trixie}
 # What the guest has: the daemon's needs, the tests' needs, nothing else.
 packages=systemd-sysv,dbus,kmod,apparmor,runc,crun,containernetworking-plugins,iptables,conntrack
-packages+=,iproute2,procps,util-linux,docker-registry,jq,curl,e2fsprogs,xfsprogs,criu
+packages+=,iproute2,procps,util-linux,docker-registry,jq,curl,e2fsprogs,xfsprogs,faketime,criu
 # crun loads it where it is there.
 [ "$suite" = bookworm ] || packages+=,libcriu2
 # One major security module at a time: Debian's kernel starts AppArmor unless told otherwise.

@@ -11,6 +11,7 @@ use super::proto as pb;
 use super::stats;
 use crate::host::interfaces::Counters;
 use crate::host::{processes, space};
+use crate::model::Timestamp;
 use crate::sandbox::{ContainerSnapshot, ContainerState, Manager, Measured, Node, PodSnapshot, SandboxError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -137,7 +138,7 @@ fn of_container(
         open_limit: init.and_then(processes::open_files_limit),
     });
     sheet.limits(&container.resources);
-    sheet.times(started, node.clock.now());
+    sheet.times(started, Timestamp::now());
     Ok(sheet.samples())
 }
 

@@ -8,6 +8,7 @@ pub(super) use pods::{networks, own_cgroups, pods, select_pods};
 use super::encode;
 use super::proto as pb;
 use crate::host::cgroups::{CgroupStats, Pressure, PressureLine};
+use crate::model::Timestamp;
 use crate::sandbox::{ContainerSnapshot, ContainerState, Manager, Measured, Node, PodSnapshot};
 use std::path::Path;
 use std::sync::Arc;
@@ -69,7 +70,7 @@ fn one(
     layer: Option<Measured>,
 ) -> (pb::ContainerStats, Option<CgroupStats>) {
     let spec = &container.spec;
-    let now = node.clock.now().nanos();
+    let now = Timestamp::now().nanos();
     let mut stats = pb::ContainerStats {
         attributes: Some(pb::ContainerAttributes {
             id: spec.id.to_string(),

@@ -5,7 +5,7 @@ use crate::cri::encode;
 use crate::cri::proto as pb;
 use crate::host::cgroups::CgroupStats;
 use crate::host::interfaces::{self, Counters, Traffic};
-use crate::model::NamespaceMode;
+use crate::model::{NamespaceMode, Timestamp};
 use crate::sandbox::{Manager, Measured, Node, PodSnapshot, SandboxState};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -102,7 +102,7 @@ fn stats_of(
 ) -> pb::PodSandboxStats {
     let each = containers.iter().zip(layers).map(|((_, container), layer)| one(node, pod, container, layer));
     let (containers, readings): (Vec<_>, Vec<_>) = each.unzip();
-    let now = node.clock.now().nanos();
+    let now = Timestamp::now().nanos();
     let parts = match cgroup.map(|path| (path, node.cgroups.stats(path))) {
         Some((path, Ok(usage))) => Parts::of(node, path, &usage, now),
         failed => {

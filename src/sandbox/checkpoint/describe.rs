@@ -94,7 +94,7 @@ pub(super) fn container(node: &Node, pod: &PodSnapshot, container: &ContainerSna
         "rootfsImageName": spec.image.display,
         "runtime": pod.runtime.name(),
         "createdTime": rfc3339(spec.created_at),
-        "checkpointedTime": rfc3339(node.clock.now()),
+        "checkpointedTime": rfc3339(Timestamp::now()),
         "restoredTime": "0001-01-01T00:00:00Z",
         "restored": false,
     });

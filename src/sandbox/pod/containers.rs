@@ -4,7 +4,7 @@ use super::{
     Command, Container, Finished, NewContainer, Phase, Pod, Reply, answer_all, not_updatable, refuse, send,
     shorten,
 };
-use crate::model::{ContainerId, Resources};
+use crate::model::{ContainerId, Resources, Timestamp};
 use crate::sandbox::container::{self, Prepared};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::launch;
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 impl Pod {
     pub(super) fn create(&mut self, new: NewContainer, reply: Reply<ContainerId>) {
-        let NewContainer { spec, hold, volumes, granted, until } = new;
+        let NewContainer { mut spec, hold, volumes, granted, until } = new;
         if admit_sandbox(&self.state, self.activity, SandboxRequest::CreateContainer) != Admission::Do {
             let state = if self.activity == SandboxActivity::Idle { self.state.name() } else { "going down" };
             let id = self.spec.id.to_string();
@@ -51,6 +51,8 @@ impl Pod {
             Ok(target) => target,
             Err(error) => return send(reply, refuse(error)),
         };
+        let attempts = self.containers.values().filter(|other| other.spec.name == spec.name);
+        spec.created_at = spec.created_at.after(attempts.map(|other| other.spec.created_at));
         let spec = Arc::new(spec);
         let resources = spec.resources.clone();
         let mut container = Container::new(spec.clone(), ContainerState::Creating, resources);
@@ -198,7 +200,7 @@ impl Pod {
     }
 
     pub(super) fn started(&mut self, id: &ContainerId, result: Result<Init, SandboxError>) {
-        let now = self.node.clock.now();
+        let now = Timestamp::now();
         let Some(container) = self.containers.get(id) else { return };
         let (state, outcome) = match result {
             Ok(init) => (ContainerState::Running { init, since: now }, Ok(())),

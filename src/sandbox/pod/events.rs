@@ -2,7 +2,7 @@
 
 use super::{Container, Finished, Phase, Pod};
 use crate::host::monitor::{Events, MonitorEvent};
-use crate::model::ContainerId;
+use crate::model::{ContainerId, Timestamp};
 use crate::sandbox::container;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::machine::{Activity, SandboxActivity};
@@ -99,7 +99,7 @@ impl Pod {
         // Do: Nothing.
         tracing::warn!(sandbox = %self.spec.id, "the connection to the pod's monitor broke and was restored");
         self.monitor = Some(monitor);
-        let now = self.node.clock.now();
+        let now = Timestamp::now();
         let running: Vec<ContainerId> = self
             .containers
             .iter()
@@ -198,7 +198,7 @@ impl Pod {
                 resources: Holdings::Held,
             });
         }
-        let now = self.node.clock.now();
+        let now = Timestamp::now();
         let running: Vec<ContainerId> =
             self.containers.iter().filter(|(_, c)| c.may_run()).map(|(id, _)| id.clone()).collect();
         for id in running {

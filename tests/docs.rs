@@ -140,7 +140,7 @@ fn the_deployed_configuration_names_every_key_with_its_default() {
 
 #[test]
 fn states_are_documented() {
-    let (code, document) = (read("src/sandbox/state.rs"), read("docs/state.md"));
+    let (code, document) = (read("src/sandbox/words/state.rs"), read("docs/state.md"));
     for name in ["SandboxState", "NotReadyCause", "Holdings", "ContainerState", "ExitReason", "ExitSource"] {
         let body = code.split_once(&format!("pub enum {name} {{\n")).unwrap().1;
         let body = body.split("\n}\n").next().unwrap();

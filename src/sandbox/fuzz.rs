@@ -2,7 +2,7 @@
 //! layer. Built with `--cfg fuzzing`, and for tests that use every entry point. A panic, a standstill or a failed
 //! assertion here is a finding.
 
-use super::record::{self, ContainerRecord, PodState};
+use super::acts::records::{self, ContainerRecord, PodState};
 use crate::host::monitor::{ExitRecord, MonitorInfo};
 use crate::model::{ContainerSpec, SandboxSpec};
 use serde::Serialize;
@@ -14,10 +14,10 @@ use std::path::Path;
 pub fn records(data: &[u8]) {
     let Some((door, data)) = data.split_first() else { return };
     match door % 6 {
-        0 => record::fuzz::<SandboxSpec>(data),
-        1 => record::fuzz::<PodState>(data),
-        2 => record::fuzz::<ContainerSpec>(data),
-        3 => record::fuzz::<ContainerRecord>(data),
+        0 => records::fuzz::<SandboxSpec>(data),
+        1 => records::fuzz::<PodState>(data),
+        2 => records::fuzz::<ContainerSpec>(data),
+        3 => records::fuzz::<ContainerRecord>(data),
         4 => round_trip::<MonitorInfo>(data),
         _ => round_trip::<ExitRecord>(data),
     }
@@ -45,12 +45,12 @@ mod tests {
     fn seeds_and_what_is_near_them_go_through_every_door() {
         through("records", 6, records);
         for (name, is_read) in [
-            ("pod", record::reads::<SandboxSpec> as fn(&[u8]) -> bool),
-            ("pod-state", record::reads::<PodState>),
-            ("pod-state-held", record::reads::<PodState>),
-            ("container", record::reads::<ContainerSpec>),
-            ("container-state", record::reads::<ContainerRecord>),
-            ("container-state-exited", record::reads::<ContainerRecord>),
+            ("pod", records::reads::<SandboxSpec> as fn(&[u8]) -> bool),
+            ("pod-state", records::reads::<PodState>),
+            ("pod-state-held", records::reads::<PodState>),
+            ("container", records::reads::<ContainerSpec>),
+            ("container-state", records::reads::<ContainerRecord>),
+            ("container-state-exited", records::reads::<ContainerRecord>),
         ] {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/records").join(name);
             assert!(is_read(&std::fs::read(path).unwrap()[1..]), "{name} is no record any more");

@@ -1,60 +1,34 @@
 //! The domain of pods: sandboxes and their containers, from request to removal and through restarts of the daemon.
 //!
-//! Owns their states (snapshots in `state`), the rules (`machine`), one task per pod (`pod`), the records (`record`)
-//! and recovery (`recover`). Never speaks gRPC, never runs a program itself: `host` has the mechanisms.
+//! In storeys; an import points down only (`tests/architecture.rs`): `words` (states, rules, errors; pure) and `spec`
+//! (OCI configurations; pure), `acts` (what is done), `checkpoint`, `life` (tasks, index, recovery). Never speaks gRPC,
+//! never runs a program itself: `host` has the mechanisms.
 
-mod announce;
-mod bring_up;
+mod acts;
 mod checkpoint;
-mod conditions;
-mod container;
-mod error;
-mod exec;
-mod files;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
-mod granted;
-mod idmap;
-mod launch;
-mod machine;
-mod manager;
-mod metrics;
-mod node;
-mod output;
-mod pod;
-mod process_file;
-mod record;
-mod recover;
-mod room;
-mod root_dirs;
-mod selinux;
-mod session;
-mod snapshot;
-mod sources;
+mod life;
 pub mod spec;
-mod state;
-mod stop;
-mod tally;
-mod user_namespaces;
-mod volumes;
-mod writable;
+mod words;
 
-pub use announce::{Announcement, Announcer, Happening, MAX_SUBSCRIBERS, Overrun, Subscription};
-pub use checkpoint::{CheckpointError, Checkpoints};
-pub use conditions::{Condition, conditions};
-pub use error::SandboxError;
-pub use exec::Output;
-pub use manager::Manager;
-pub use metrics::PodMetrics;
-pub use node::{ExecWaiters, Node};
-pub use output::{OutputBudget, OutputHold};
-pub use process_file::ProcessFiles;
-pub use record::{PodLimits, RecordError, Records};
-pub use recover::recover;
-pub use session::{AttachEnd, AttachSession, AttachStream, ExecSession, ExecStream, ExitStatus};
-pub use snapshot::{ContainerSnapshot, PodSnapshot};
-pub use state::{ContainerState, Exit, ExitReason, SandboxState};
-pub use user_namespaces::{TrialNamespace, UserNamespaces};
-pub use volumes::VolumeError;
-pub use writable::{Measured, WritableLayers};
+pub use acts::exec::Output;
+pub use acts::metrics::PodMetrics;
+pub use acts::node::{ExecWaiters, Node};
+pub use acts::output::{OutputBudget, OutputHold};
+pub use acts::process_file::ProcessFiles;
+pub use acts::records::{PodLimits, RecordError, Records};
+pub use acts::session::{AttachEnd, AttachSession, AttachStream, ExecSession, ExecStream, ExitStatus};
+pub use acts::trials::{TrialNamespace, UserNamespaces};
+pub use acts::volumes::VolumeError;
+pub use acts::writable::{Measured, WritableLayers};
+pub use checkpoint::Checkpoints;
+pub use life::announce::{Announcement, Announcer, Happening, MAX_SUBSCRIBERS, Overrun, Subscription};
+pub use life::conditions::{Condition, conditions};
+pub use life::manager::Manager;
+pub use life::recover::recover;
+pub use words::checkpoint_error::CheckpointError;
+pub use words::error::SandboxError;
+pub use words::snapshot::{ContainerSnapshot, PodSnapshot};
+pub use words::state::{ContainerState, Exit, ExitReason, SandboxState};

@@ -1,10 +1,10 @@
 //! A checkpoint's directory as one tar, at the place that the caller named. Readers of that place see a whole archive or
 //! none. Never follows a link in its name's last component.
 
-use super::error::CheckpointError;
 use crate::host::foreign::{Moving, Progress};
 use crate::model::ContainerId;
-use crate::sandbox::error::SandboxError;
+use crate::sandbox::words::checkpoint_error::CheckpointError;
+use crate::sandbox::words::error::SandboxError;
 use rustix::fs::{Mode, OFlags, openat};
 use std::ffi::OsString;
 use std::fs::File;

@@ -1,15 +1,15 @@
 //! The moment itself: note, freeze, capture, set free. Whatever fails or panics between, the containers are set free
 //! before this returns, and where even that fails a note on disk is left.
 
-use super::error::CheckpointError;
 use super::frozen::Note;
 use super::{IMAGES, changes};
 use crate::host::foreign::Progress;
 use crate::host::oci::Runtime;
 use crate::model::{ContainerId, ContainerSpec};
-use crate::sandbox::error::SandboxError;
-use crate::sandbox::node::Node;
-use crate::sandbox::sources::look_at;
+use crate::sandbox::acts::node::Node;
+use crate::sandbox::acts::sources::look_at;
+use crate::sandbox::words::checkpoint_error::CheckpointError;
+use crate::sandbox::words::error::SandboxError;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use std::path::PathBuf;

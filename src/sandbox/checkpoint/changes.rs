@@ -4,7 +4,7 @@
 use super::{CHANGES, DELETED};
 use crate::host::foreign::{Moving, Progress};
 use crate::host::walk::{self, Failed, Visitor};
-use crate::sandbox::error::SandboxError;
+use crate::sandbox::words::error::SandboxError;
 use podwright_sys::path::reopen_regular;
 use rustix::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use rustix::fs::{
@@ -16,7 +16,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CStr, OsStr};
 use std::fs::File;
 use std::io::{self, BufWriter, Read as _, Write as _};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tar::{Builder, EntryType, Header};
@@ -306,51 +306,10 @@ fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
-/// The removals as the beginning of a layer's tar, to be read before the changes. Made as they are read: each takes a
-/// block or more, and a checkpoint may name millions.
-pub(super) struct Whiteouts {
-    left: std::vec::IntoIter<String>,
-    entry: io::Cursor<Vec<u8>>,
-}
-
-pub(super) fn whiteouts(deleted: Vec<String>) -> Whiteouts {
-    Whiteouts { left: deleted.into_iter(), entry: io::Cursor::default() }
-}
-
-impl io::Read for Whiteouts {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let read = self.entry.read(into)?;
-            if read > 0 || into.is_empty() {
-                return Ok(read);
-            }
-            let Some(path) = self.left.next() else { return Ok(0) };
-            self.entry = io::Cursor::new(whiteout(&path)?);
-        }
-    }
-}
-
-fn whiteout(path: &str) -> io::Result<Vec<u8>> {
-    let path = Path::new(path.trim_start_matches('/'));
-    let Some(name) = path.file_name() else { return Ok(Vec::new()) };
-    let mut marked = b".wh.".to_vec();
-    marked.extend_from_slice(OsStr::as_bytes(name));
-    let path = path.with_file_name(std::ffi::OsString::from_vec(marked));
-    let mut header = Header::new_gnu();
-    header.set_entry_type(EntryType::Regular);
-    header.set_mode(0o600);
-    header.set_size(0);
-    let mut tar = Builder::new(Vec::new());
-    tar.append_data(&mut header, path, io::empty())?;
-    let mut bytes = tar.into_inner()?;
-    // Without the two blocks by which a tar ends.
-    bytes.truncate(bytes.len().saturating_sub(1024));
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::acts::restore::whiteouts::whiteouts;
     use std::time::Duration;
 
     fn make_whiteout(path: &Path) {
@@ -432,7 +391,7 @@ mod tests {
         let (mut piece, mut whole) = ([0; 4096], 0);
         while let read @ 1.. = many.read(&mut piece).unwrap() {
             whole += read;
-            assert!(many.entry.get_ref().len() <= 4096, "one removal at a time is in memory");
+            assert!(many.in_memory() <= 4096, "one removal at a time is in memory");
         }
         assert_eq!(whole, 100_000 * 512);
         assert_eq!(prefix.len() % 512, 0);

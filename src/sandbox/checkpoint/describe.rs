@@ -4,10 +4,10 @@
 
 use super::{CONFIG_DUMP, LOG, POD_DUMP, POD_OPTIONS, SPEC_DUMP, STATUS_DUMP};
 use crate::model::{SandboxSpec, Timestamp};
-use crate::sandbox::error::SandboxError;
-use crate::sandbox::node::Node;
-use crate::sandbox::snapshot::{ContainerSnapshot, PodSnapshot};
-use crate::sandbox::state::ContainerState;
+use crate::sandbox::acts::node::Node;
+use crate::sandbox::words::error::SandboxError;
+use crate::sandbox::words::snapshot::{ContainerSnapshot, PodSnapshot};
+use crate::sandbox::words::state::ContainerState;
 use podwright_sys::path::{open_directory_without_links, reopen_regular};
 use rustix::fs::{Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};

@@ -3,10 +3,10 @@
 
 use super::capture::set_free;
 use crate::model::ContainerId;
-use crate::sandbox::bring_up::blocking;
-use crate::sandbox::container::remove_tree;
-use crate::sandbox::error::SandboxError;
-use crate::sandbox::node::{Node, make_private_dir};
+use crate::sandbox::acts::bring_up::blocking;
+use crate::sandbox::acts::container::remove_tree;
+use crate::sandbox::acts::node::{Node, make_private_dir};
+use crate::sandbox::words::error::SandboxError;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

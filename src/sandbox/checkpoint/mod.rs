@@ -8,28 +8,22 @@
 
 mod archive;
 mod capture;
-mod changes;
+pub(super) mod changes;
 mod describe;
-mod error;
 mod fits;
 mod frozen;
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzz;
-mod pod_images;
-mod restore;
-mod rights;
-mod source;
 
-pub use error::CheckpointError;
 pub(super) use frozen::{Leftovers, thaw};
-pub(super) use restore::{Restored, fetch, forget_images, images, lead_into_cgroup, work};
-pub(super) use rights::check as check_rights;
 
-use super::error::SandboxError;
-use super::node::Node;
-use super::snapshot::{ContainerSnapshot, PodSnapshot};
-use super::sources::look_at;
-use super::state::ContainerState;
+use super::acts::node::Node;
+use super::acts::restore::{self, places};
+use super::acts::sources::look_at;
+use super::words::checkpoint_error::CheckpointError;
+use super::words::error::SandboxError;
+use super::words::snapshot::{ContainerSnapshot, PodSnapshot};
+use super::words::state::ContainerState;
 use crate::host::criu::Criu;
 use crate::host::foreign::Progress;
 use crate::images::{Image, ImageError};
@@ -43,15 +37,15 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Where CRIU's images of a container lie, in the peers' layout.
-const IMAGES: &str = "checkpoint";
+pub(super) const IMAGES: &str = "checkpoint";
 /// Changed files of the root file system.
-const CHANGES: &str = "rootfs-diff.tar";
+pub(super) const CHANGES: &str = "rootfs-diff.tar";
 /// Paths that the container removed from its image's files, a JSON array; absent: none.
-const DELETED: &str = "deleted.files";
+pub(super) const DELETED: &str = "deleted.files";
 /// Who the container was.
-const CONFIG_DUMP: &str = "config.dump";
+pub(super) const CONFIG_DUMP: &str = "config.dump";
 /// Its OCI configuration.
-const SPEC_DUMP: &str = "spec.dump";
+pub(super) const SPEC_DUMP: &str = "spec.dump";
 /// Its CRI status, as containerd writes it.
 const STATUS_DUMP: &str = "status.dump";
 /// Its log.
@@ -165,7 +159,9 @@ pub(super) async fn base(node: &Arc<Node>, from: &Restore) -> Result<Arc<Image>,
     }
     available(node).await?;
     let (images, from, places) = (node.images.clone(), from.clone(), places(from));
-    let read = move |_: Option<&Progress>| source::Source::open(&from, &images)?.json(Path::new(CONFIG_DUMP));
+    let read = move |_: Option<&Progress>| {
+        restore::source::Source::open(&from, &images)?.json(Path::new(CONFIG_DUMP))
+    };
     let dump: ConfigDump = look_at(node, "a checkpoint", places, node.config.host_path_limit(), read).await?;
     if let Some(image) = dump.names().find_map(|name| node.images.status(name)) {
         return Ok(image);
@@ -178,14 +174,6 @@ pub(super) async fn base(node: &Arc<Node>, from: &Restore) -> Result<Arc<Image>,
     }
     let id = node.images.pull(name, None).await.map_err(failed)?;
     node.images.status(id.as_str()).ok_or_else(missing)
-}
-
-/// The paths of the host that a checkpoint is read from.
-pub(super) fn places(from: &Restore) -> Vec<PathBuf> {
-    match from {
-        Restore::Directory(path) | Restore::Archive(path) => vec![path.clone()],
-        Restore::Image(_) => Vec::new(),
-    }
 }
 
 fn running(container: &ContainerSnapshot) -> Result<(), SandboxError> {
@@ -269,7 +257,7 @@ pub(super) async fn pod(
 ) -> Result<(), SandboxError> {
     let containers = wanted(pod, ids)?;
     let place = output.to_owned();
-    let looked = move |_: Option<&Progress>| restore::check_empty(&place);
+    let looked = move |_: Option<&Progress>| check_empty(&place);
     look_at(
         node,
         pod.spec.id.as_str(),
@@ -304,7 +292,7 @@ pub(super) async fn pod(
                 pod_dump.write(&output)
             });
             if written.is_err() {
-                restore::empty(&output);
+                empty(&output);
             }
             written
         };
@@ -331,6 +319,27 @@ fn wanted(pod: &PodSnapshot, ids: &[ContainerId]) -> Result<Vec<Arc<ContainerSna
         found.push(container.clone());
     }
     Ok(found)
+}
+
+/// Whether a checkpoint can be written into a directory.
+fn check_empty(dir: &Path) -> Result<(), SandboxError> {
+    let bad = |why: String| CheckpointError::Request { field: "output_path", why };
+    let shown = dir.display();
+    let mut entries = std::fs::read_dir(dir).map_err(|e| bad(format!("open {shown}: {e}")))?;
+    if entries.next().is_some() {
+        return Err(bad(format!("{shown} is not empty")).into());
+    }
+    Ok(())
+}
+
+/// Empties the caller's directory again.
+fn empty(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if let Err(error) = crate::host::remove::tree(&path) {
+            tracing::warn!(path = %path.display(), %error, "half a checkpoint stays");
+        }
+    }
 }
 
 /// Work that goes on when its caller does not.

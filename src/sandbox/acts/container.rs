@@ -1,0 +1,584 @@
+//! A container's bundle: made at create, run at start, cleaned at its end, removed at remove. Each step is
+//! idempotent or undone. Decides nothing about states: that is `pod`.
+
+use super::bring_up::blocking;
+
+use super::files::PodFiles;
+use super::granted::Granted;
+use super::idmap;
+use super::launch;
+use super::node::{Node, make_private_dir, write_private};
+use super::records::in_place;
+use super::restore;
+use super::room;
+use super::root_dirs;
+use super::selinux;
+use super::sources::{Look, Source, look_apart};
+use super::stop::{kill_cgroup, shares_pid_namespace};
+use super::volumes;
+use crate::host::foreign::{Asked, Progress};
+use crate::host::monitor::{CreateRequest, Monitor, NamespacePaths, RestoreRequest};
+use crate::host::oci::{OciError, Runtime, criu_words};
+use crate::host::rootfs::IdMap;
+use crate::host::users::{self, User};
+use crate::host::{devices, mountinfo, pidns, remove, rootfs};
+use crate::images::Hold;
+use crate::model::{ContainerId, ContainerSpec, Mount, MountSource, NamespaceMode, Resources, SandboxSpec};
+use crate::sandbox::spec::{self, ImageProcess, Inputs, PodNamespaces};
+use crate::sandbox::words::checkpoint_error::CheckpointError;
+use crate::sandbox::words::error::SandboxError;
+use crate::sandbox::words::state::{ContainerState, Init};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a creation may take, from the call to the bundle: the kubelet's own limit for CreateContainer.
+pub(in crate::sandbox) const CREATION_LIMIT: Duration = Duration::from_secs(110);
+/// How long RemoveContainer waits for a writable layer to be gone, a tenth of the kubelet's own limit. A larger one is out
+/// of sight by then, and goes on being removed; a daemon that ends meanwhile goes on with it at its next start.
+const REMOVAL_WAIT: Duration = Duration::from_secs(12);
+/// How long unmounting a volume of the host's is waited for: a server that answers takes some milliseconds.
+const UNMOUNT_WAIT: Duration = Duration::from_secs(5);
+/// How long RemoveContainer and RemovePodSandbox wait for what an ended container left, before they tell that it is still
+/// there: less than the kubelet's two minutes, and longer than a runtime that hangs once.
+pub(in crate::sandbox) const CLEAN_WAIT: Duration = Duration::from_secs(30);
+/// Nothing reads a writable layer after a reboot (records of containers do not survive one either), so nothing in it
+/// need be synced. Without this (Linux 5.10), the end of each container syncs the whole file system that the layer is
+/// on, other people's data included.
+const WRITABLE_LAYER: &[&str] = &["volatile"];
+/// Linux's SIGTERM, where neither CRI nor the image names a stop signal.
+const SIGTERM: i32 = 15;
+
+/// What making a bundle needs.
+#[derive(Debug)]
+pub(in crate::sandbox) struct Request {
+    pub(in crate::sandbox) node: Arc<Node>,
+    pub(in crate::sandbox) pod: Arc<SandboxSpec>,
+    pub(in crate::sandbox) spec: Arc<ContainerSpec>,
+    pub(in crate::sandbox) hold: Arc<Hold>,
+    pub(in crate::sandbox) volumes: volumes::Holds,
+    pub(in crate::sandbox) granted: Granted,
+    pub(in crate::sandbox) namespaces: NamespacePaths,
+    /// Whose PID namespace a TARGET container joins.
+    pub(in crate::sandbox) target: Option<Init>,
+    /// When the call has to be answered.
+    pub(in crate::sandbox) until: Instant,
+    /// The pod's other containers.
+    pub(in crate::sandbox) siblings: Vec<ContainerId>,
+}
+
+/// A bundle that is ready.
+#[derive(Debug)]
+pub(in crate::sandbox) struct Prepared {
+    pub(in crate::sandbox) user: User,
+}
+
+/// Whether `again` asks for what `existing` is.
+pub(in crate::sandbox) fn retry_of(existing: &ContainerSpec, again: &ContainerSpec) -> bool {
+    let same = ContainerSpec { id: existing.id.clone(), created_at: existing.created_at, ..again.clone() };
+    same == *existing
+}
+
+/// The process whose pid namespace a TARGET container joins.
+pub(in crate::sandbox) fn target(
+    spec: &ContainerSpec,
+    state_of: impl Fn(&ContainerId) -> Option<ContainerState>,
+) -> Result<Option<Init>, SandboxError> {
+    let NamespaceMode::Target(target) = &spec.security.namespaces.pid else { return Ok(None) };
+    let refuse = |why| SandboxError::Target { target: target.to_string(), why };
+    match state_of(target) {
+        None => Err(refuse("it is not a container of this pod sandbox")),
+        Some(ContainerState::Running { init, .. }) => Ok(Some(init)),
+        Some(_) => Err(refuse(NOT_RUNNING)),
+    }
+}
+
+const NOT_RUNNING: &str = "it is not running";
+
+/// Holds the target's PID namespace in the bundle from now on, which unmounts it with its volumes: between create and
+/// start the target may end, and its pid become another's.
+fn pin_target(bundle: &Path, spec: &ContainerSpec, target: Init) -> Result<PathBuf, SandboxError> {
+    let dir = volumes::dir(bundle);
+    std::fs::create_dir_all(&dir).map_err(SandboxError::io("make directory", &dir))?;
+    let at = dir.join("target-pid");
+    pidns::pin(target.pid, target.start_time, &at).map_err(|error| match &spec.security.namespaces.pid {
+        NamespaceMode::Target(id) if error.kind() == std::io::ErrorKind::NotFound => {
+            SandboxError::Target { target: id.to_string(), why: NOT_RUNNING }
+        }
+        _ => SandboxError::io("pin a PID namespace at", &at)(error),
+    })?;
+    Ok(at)
+}
+
+/// The stop signal: CRI's, else the image's, else SIGTERM.
+pub(in crate::sandbox) fn stop_signal(spec: &ContainerSpec, hold: Option<&Hold>) -> i32 {
+    spec.stop_signal
+        .or_else(|| hold.and_then(|h| crate::host::oci::signal_number(&h.image().config.stop_signal)))
+        .unwrap_or(SIGTERM)
+}
+
+/// Makes the bundle; leaves nothing behind when it cannot.
+pub(in crate::sandbox) async fn prepare_or_undo(request: Request) -> Result<Prepared, SandboxError> {
+    let (node, spec) = (request.node.clone(), request.spec.clone());
+    let begun = std::time::Instant::now();
+    let until = request.until;
+    let result = match outside(&request, until).await {
+        Ok(found) => within_limit(request, found, until).await,
+        Err(error) => Err(error),
+    };
+    node.metrics.observe("create_container", "total", begun);
+    if let Err(cause) = result {
+        return match remove(&node, &spec).await {
+            Ok(()) => Err(cause),
+            Err(undo) => Err(SandboxError::Several(vec![cause, undo])),
+        };
+    }
+    result
+}
+
+/// What a container has of places that are not podwright's own.
+#[derive(Debug)]
+struct Outside {
+    sources: Vec<Source>,
+    restored: Option<restore::Restored>,
+}
+
+async fn outside(request: &Request, until: Instant) -> Result<Outside, SandboxError> {
+    Ok(Outside { sources: sources(request, until).await?, restored: restored(request, until).await? })
+}
+
+/// A checkpoint's files, copied into the directory for the writable layer.
+async fn restored(request: &Request, until: Instant) -> Result<Option<restore::Restored>, SandboxError> {
+    let Request { node, pod, spec, namespaces, .. } = request;
+    let Some(from) = spec.restore.clone() else { return Ok(None) };
+    let (own, writable) = (node.clone(), node.writable(&spec.id));
+    blocking(move || make_writable(&own, &writable)).await?;
+    let (own, writable, namespaces) = (node.clone(), node.writable(&spec.id), namespaces.clone());
+    let (places, left) = (restore::places(&from), until.saturating_duration_since(Instant::now()));
+    let fetch = move |progress: Option<&Progress>| {
+        restore::fetch(&from, &writable, &namespaces, &own.images, progress)
+    };
+    look_apart(node, pod.id.as_str(), places, left, fetch).await.map(Some)
+}
+
+fn make_writable(node: &Node, writable: &Path) -> Result<(), SandboxError> {
+    make_private_dir(writable)?;
+    Ok(node.layers.adopt(writable)?)
+}
+
+/// What the mounts name on the host, which may hang; labelled where that was asked for.
+async fn sources(request: &Request, until: Instant) -> Result<Vec<Source>, SandboxError> {
+    let Request { node, pod, spec, namespaces, .. } = request;
+    let look = Look { node: node.clone(), pod: pod.clone(), spec: spec.clone(), until };
+    if selinux::relabels(node, pod, spec) {
+        look.label_volumes().await?;
+    }
+    look.sources(namespaces).await
+}
+
+/// Makes the bundle from what is podwright's own. When the time is up that goes on, and is undone once more at its end:
+/// what it makes until then is nobody's.
+async fn within_limit(request: Request, found: Outside, until: Instant) -> Result<Prepared, SandboxError> {
+    let (node, spec) = (request.node.clone(), request.spec.clone());
+    let mut work = tokio::spawn(blocking(move || prepare(&request, &found)));
+    if let Ok(done) = tokio::time::timeout_at(until, &mut work).await {
+        return done.unwrap_or(Err(SandboxError::ShuttingDown));
+    }
+    let id = spec.id.to_string();
+    tokio::spawn(async move {
+        let _ = work.await;
+        if let Err(error) = remove(&node, &spec).await {
+            // Log: Parts remain of a pod that an earlier daemon had begun, or of a container whose creation took too
+            // long.
+            // Do: The next start tries again.
+            tracing::error!(container = %spec.id, %error, "cannot undo an unfinished creation");
+        }
+    });
+    Err(SandboxError::StepTimeout { step: "creation", id, limit: CREATION_LIMIT })
+}
+
+fn prepare(request: &Request, found: &Outside) -> Result<Prepared, SandboxError> {
+    let Request { node, pod, spec, hold, granted, namespaces, target, .. } = request;
+    let bundle = node.bundle(&spec.id);
+    let (root, writable) = (bundle.join("rootfs"), node.writable(&spec.id));
+    let (upper, work) = (writable.join("upper"), writable.join("work"));
+    let map = idmap::of_pod(pod, namespaces)?;
+    room::check(&node.config, room::For::Creation, 0)?;
+    make_private_dir(&bundle)?;
+    if let Some(map) = &map {
+        idmap::let_through(&bundle, map)?;
+    }
+    selinux::share_pod_files(node, pod, spec)?;
+    let target = target.map(|target| pin_target(&bundle, spec, target)).transpose()?;
+    let label = selinux::mount_option(node, pod, spec);
+    let mounts = bound_sources(request, &found.sources, &bundle, map.as_ref(), label.as_deref())?;
+    if found.restored.is_none() {
+        make_writable(node, &writable)?;
+    }
+    for dir in [&root, &upper, &work] {
+        std::fs::create_dir(dir).map_err(SandboxError::io("make directory", dir))?;
+    }
+    // The upper directory's mode becomes that of the container's `/`.
+    open_to_all(&upper)?;
+    let mut lowers = hold.layers().to_vec();
+    lowers.extend(found.restored.iter().map(|restored| restored.layer.clone()));
+    rootfs::mount(&rootfs::Overlay {
+        lowers: &lowers,
+        upper: &upper,
+        work: &work,
+        target: &root,
+        options: &WRITABLE_LAYER.iter().copied().chain(label.as_deref()).collect::<Vec<_>>(),
+        idmap: map.as_ref(),
+        within_quota: node.layers.limits().any(),
+    })?;
+    let image = hold.image();
+    root_dirs::check(&root, &spec.image.display)?;
+    let user = users::resolve(&root, &image.config.user, &spec.security.run_as)?;
+    // An image that came before there was a limit, or from another daemon's store.
+    image
+        .config
+        .check_volumes()
+        .map_err(|problem| SandboxError::ImageContent { image: spec.image.display.clone(), problem })?;
+    make_volumes(&root, image.config.volumes.iter(), map.as_ref().and_then(IdMap::root))?;
+    let leaf = node.leaf(pod, &spec.id)?;
+    let handler = node.handler(&pod.runtime_handler);
+    let all_devices = spec.security.privileged && !handler.privileged_without_host_devices;
+    let host_devices = all_devices.then(devices::all_of_host).transpose()?;
+    let inputs = Inputs {
+        sandbox: pod,
+        container: spec,
+        image: &ImageProcess {
+            entrypoint: image.config.entrypoint.clone(),
+            cmd: image.config.cmd.clone(),
+            env: image.config.env.clone(),
+            working_dir: image.config.working_dir.clone(),
+        },
+        user: &user,
+        host: &node.facts_for(&pod.runtime_handler),
+        config: &node.config.containers,
+        namespaces: &pod_namespaces(namespaces, target),
+        files: &bound_files(&PodFiles::below(&node.pod_dir(&pod.id)), pod),
+        mount_sources: &mounts,
+        volumes: &[],
+        devices: &granted.devices,
+        cdi: &granted.cdi,
+        host_devices: host_devices.as_deref(),
+        block_io: granted.block_io.as_ref(),
+        rdt_class: granted.rdt_class.as_deref(),
+        mounts: &mountinfo::read().map_err(SandboxError::io("read", Path::new("/proc/self/mountinfo")))?,
+        seccomp: granted.seccomp.clone(),
+        rootfs: &root,
+        cgroup: leaf.oci(),
+        handler: &handler,
+    };
+    let config = bundle.join("config.json");
+    let encode = |e| SandboxError::io("encode", &config)(std::io::Error::from(e));
+    let mut oci = spec::build(&inputs)?;
+    if let Some(from) = &spec.restore {
+        restore::rights::check(from, &serde_json::to_value(&oci).map_err(encode)?, &node.images)?;
+        if node.restores_into_old_cgroup(&pod.runtime_handler) {
+            restore::lead_into_cgroup(&mut oci, &bundle, leaf.path())?;
+        }
+    }
+    let text = spec::encode(&oci)?;
+    write_private(&config, &text)?;
+    room::check_written(&node.config, |id| node.bundle(id), &request.siblings, text.len())?;
+    node.layers.begin(&spec.id);
+    Ok(Prepared { user })
+}
+
+fn pod_namespaces(paths: &NamespacePaths, target_pid: Option<PathBuf>) -> PodNamespaces {
+    let path = |text: &Option<String>| text.as_ref().map(PathBuf::from);
+    PodNamespaces {
+        network: path(&paths.net),
+        ipc: path(&paths.ipc),
+        uts: path(&paths.uts),
+        pid: path(&paths.pid),
+        target_pid,
+        user: path(&paths.user),
+    }
+}
+
+fn bound_files(files: &PodFiles, pod: &SandboxSpec) -> spec::PodFiles {
+    let shm = if pod.namespaces.ipc == NamespaceMode::Node { "/dev/shm".into() } else { files.shm.clone() };
+    spec::PodFiles {
+        hostname: Some(files.hostname.clone()),
+        hosts: Some(files.hosts.clone()),
+        resolv_conf: Some(files.resolv_conf.clone()),
+        shm,
+    }
+}
+
+/// Makes the directories that the image declares as volumes. Their data lives in the container's writable layer and
+/// goes with it, as with CRI-O's `image_volumes = "mkdir"`. They belong to the container's root.
+fn make_volumes<'a>(
+    root: &Path,
+    volumes: impl Iterator<Item = &'a String>,
+    owner: Option<(u32, u32)>,
+) -> Result<(), SandboxError> {
+    use podwright_sys::path::{mkdir_all_in_root, open_root};
+    for volume in volumes {
+        let dir = open_root(root).map_err(SandboxError::io("open", root))?;
+        mkdir_all_in_root(std::os::fd::AsFd::as_fd(&dir), Path::new(volume), 0o755.into(), owner)
+            .map_err(SandboxError::io("make the image's volume", Path::new(volume)))?;
+    }
+    Ok(())
+}
+
+fn open_to_all(dir: &Path) -> Result<(), SandboxError> {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))
+        .map_err(SandboxError::io("change the mode of", dir))
+}
+
+/// The path to bind for each mount: what of the host's was found, and images, mounted in the bundle.
+fn bound_sources(
+    request: &Request,
+    sources: &[Source],
+    bundle: &Path,
+    map: Option<&IdMap>,
+    label: Option<&str>,
+) -> Result<Vec<PathBuf>, SandboxError> {
+    let Request { spec, volumes, .. } = request;
+    let bound = |(number, (mount, source)): (usize, (&Mount, &Source))| match (source, &mount.source) {
+        (Source::Mapped(mapped), _) => idmap::attach(bundle, number, mapped),
+        (Source::Host(path), _) => Ok(path.clone()),
+        (Source::NotOfHost, MountSource::Image(volume)) => {
+            volumes::source(bundle, &mount.container_path, volume, volumes, map, label.as_slice())
+        }
+        (Source::NotOfHost, MountSource::Host(_)) => {
+            Err(spec::SpecError::UnresolvedMount { path: mount.container_path.clone() }.into())
+        }
+    };
+    spec.mounts.iter().zip(sources).enumerate().map(bound).collect()
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// Has the monitor run the container.
+pub(in crate::sandbox) async fn start(
+    node: &Node,
+    monitor: &Monitor,
+    pod: &SandboxSpec,
+    spec: &ContainerSpec,
+    runtime: &Runtime,
+) -> Result<Init, SandboxError> {
+    in_place(|| room::check(&node.config, room::For::Start, room::config_bytes(&node.bundle(&spec.id))))?;
+    let request = CreateRequest {
+        container_id: spec.id.to_string(),
+        runtime: runtime.command(),
+        start: true,
+        bundle: text(&node.bundle(&spec.id)),
+        pid_file: None,
+        log_path: spec.log_path.as_deref().map(text),
+        log_directory: pod.log_directory.as_deref().map(text),
+        log_max_line: None,
+        terminal: spec.tty,
+        stdin: spec.stdin,
+        stdin_once: spec.stdin_once,
+        deadline_ms: u64::try_from(node.config.runtime_timeout().as_millis()).ok(),
+        cgroup: Some(text(node.leaf(pod, &spec.id)?.path())),
+        restore: spec.restore.as_ref().map(|_| RestoreRequest {
+            images: text(&restore::images(&node.writable(&spec.id))),
+            work: text(&restore::work(&node.writable(&spec.id))),
+        }),
+        no_new_keyring: false,
+    };
+    let created = node.metrics.step("start_container", "runtime", launch::run(monitor, request)).await;
+    if spec.restore.is_some() {
+        let writable = node.writable(&spec.id);
+        drop(tokio::task::spawn_blocking(move || restore::forget_images(&writable)));
+    }
+    match created {
+        Ok(created) => Ok(Init { pid: created.pid, start_time: created.start_time }),
+        Err(error) => {
+            if spec.restore.is_none() {
+                return Err(error.into());
+            }
+            let log = restore::work(&node.writable(&spec.id)).join("restore.log");
+            match blocking(move || Ok(criu_words(&log))).await? {
+                Some(said) => Err(CheckpointError::Start { error: Box::new(error), said }.into()),
+                None => Err(error.into()),
+            }
+        }
+    }
+}
+
+/// The limits after an update. The score of the OOM killer is that of a process, which an update does not reach.
+pub(in crate::sandbox) fn updated(old: &Resources, update: &Resources) -> Resources {
+    let mut new = Resources { oom_score_adj: old.oom_score_adj, ..old.updated_by(update) };
+    if update.memory_limit != 0 && update.memory_swap_limit == 0 && old.memory_swap_limit == old.memory_limit
+    {
+        // No swap before, none afterwards.
+        new.memory_swap_limit = 0;
+    }
+    new
+}
+
+/// Applies limits: `live` to the processes, else to the bundle from which they will start. On an error the `old` ones
+/// are in force again.
+pub(in crate::sandbox) async fn update(
+    node: &Arc<Node>,
+    pod: &SandboxSpec,
+    id: &ContainerId,
+    runtime: &Runtime,
+    (old, asked): (&Resources, &Resources),
+    live: bool,
+) -> Result<(), SandboxError> {
+    let in_oci_terms = |limits| spec::linux_resources(limits, node.config.containers.pids_limit, &node.facts);
+    let limits = in_oci_terms(asked)?;
+    let config = node.bundle(id).join("config.json");
+    let malformed = |e: serde_json::Error| SandboxError::io("change", &config)(std::io::Error::from(e));
+    let limits = serde_json::to_value(limits).map_err(malformed)?;
+    if live {
+        spare(node, pod, id, asked)?;
+        let Err(cause) = runtime.update(id.as_str(), &limits).await else { return Ok(()) };
+        // It may have written some of them before one was refused.
+        let old = serde_json::to_value(in_oci_terms(old)?).map_err(malformed)?;
+        return match runtime.update(id.as_str(), &old).await {
+            Ok(()) => Err(cause.into()),
+            Err(undo) => Err(SandboxError::Several(vec![cause.into(), undo.into()])),
+        };
+    }
+    let config = config.clone();
+    blocking(move || {
+        let text = std::fs::read(&config).map_err(SandboxError::io("read", &config))?;
+        let text = with_limits(&text, limits)
+            .map_err(|e| SandboxError::io("change", &config)(std::io::Error::from(e)))?;
+        let new = config.with_extension("json.new");
+        // Half of one would stay for as long as the container does.
+        write_private(&new, &text).inspect_err(|_| drop(std::fs::remove_file(&new)))?;
+        std::fs::rename(&new, &config).map_err(SandboxError::io("replace", &config))
+    })
+    .await
+}
+
+/// Refuses a memory limit that could only be kept by killing: of v1 the kernel does so, of v2 runc does, but not where
+/// systemd writes it.
+fn spare(node: &Node, pod: &SandboxSpec, id: &ContainerId, asked: &Resources) -> Result<(), SandboxError> {
+    let used = node.cgroups.stats(node.leaf(pod, id)?.path())?.memory.map_or(0, |memory| memory.working_set);
+    let limit = u64::try_from(asked.memory_limit).unwrap_or(0);
+    if limit == 0 || limit >= used {
+        return Ok(());
+    }
+    let (field, value) = ("memory_limit_in_bytes", format!("{limit} (in use: {used})"));
+    let reason = "is below what the container uses now, and would have it killed";
+    Err(spec::SpecError::Resource { field, value, reason }.into())
+}
+
+/// An OCI configuration with other limits; what they do not name (the device rules) stays.
+fn with_limits(config: &[u8], limits: serde_json::Value) -> serde_json::Result<Vec<u8>> {
+    let mut config: serde_json::Value = serde_json::from_slice(config)?;
+    if let serde_json::Value::Object(limits) = limits {
+        for (name, limit) in limits {
+            config["linux"]["resources"][name.as_str()] = limit;
+        }
+    }
+    serde_json::to_vec(&config)
+}
+
+/// An ended container of which something is left.
+pub(in crate::sandbox) fn unclean(id: &ContainerId, why: String) -> SandboxError {
+    SandboxError::Unclean { id: id.to_string(), why, waited: CLEAN_WAIT }
+}
+
+/// Removes what the runtime, the kernel and the mount table keep of an ended container; to be repeated until it succeeds.
+/// Its record, log and writable layer stay. `all`: kills whatever is left in its cgroup, since nobody saw its end.
+pub(in crate::sandbox) async fn clean(
+    node: &Arc<Node>,
+    pod: &SandboxSpec,
+    spec: &ContainerSpec,
+    runtime: &Runtime,
+    all: bool,
+) -> Result<(), SandboxError> {
+    if all || shares_pid_namespace(spec) {
+        kill_cgroup(node, pod, spec);
+    }
+    let (cgroups, leaf) = (node.cgroups.clone(), node.leaf(pod, &spec.id)?);
+    // The runtime would look for nested cgroups by path. What stays is reported below.
+    let _ = blocking(move || Ok(cgroups.remove_below(&leaf)?)).await;
+    let deleted = node.metrics.step("clean_container", "runtime", runtime.delete(spec.id.as_str())).await;
+    let (cgroups, leaf) = (node.cgroups.clone(), node.leaf(pod, &spec.id)?);
+    let removed = blocking(move || {
+        let removed = cgroups.remove(&leaf);
+        if removed.is_err() {
+            // What the runtime did not reach. It is gone at the next try, if the kernel lets it.
+            cgroups.kill_all(&leaf)?;
+        }
+        Ok(removed?)
+    })
+    .await;
+    let unmounted = unmount(node, spec.sandbox_id.as_str(), node.bundle(&spec.id)).await;
+    let removed = removed.and(unmounted);
+    node.layers.ended(&spec.id);
+    match deleted {
+        // Nothing can ask it any more, and no process is left.
+        Ok(()) | Err(OciError::Missing { .. }) => removed?,
+        Err(error) => return Err(error.into()),
+    }
+    let bundle = node.bundle(&spec.id);
+    blocking(move || room::end_config(&bundle)).await
+}
+
+/// Removes everything of a container but its record and log.
+pub(in crate::sandbox) async fn remove(node: &Arc<Node>, spec: &ContainerSpec) -> Result<(), SandboxError> {
+    let (bundle, writable, trash) = (node.bundle(&spec.id), node.writable(&spec.id), node.trash());
+    unmount(node, spec.sandbox_id.as_str(), bundle.clone()).await?;
+    let behind = blocking(move || {
+        remove_tree(&bundle)?;
+        Ok(remove::soon(&writable, &trash)?)
+    })
+    .await?;
+    if let Some(told) = behind
+        && let Ok(Ok(done)) = tokio::time::timeout(REMOVAL_WAIT, told).await
+    {
+        done?;
+    }
+    node.layers.forget(&spec.id);
+    Ok(())
+}
+
+/// Unmounts all that a bundle mounted; may be repeated. What is of the host's file systems, whose servers may be asked
+/// about it, is gone from sight when this returns, and given back behind it if they do not answer.
+pub(in crate::sandbox) async fn unmount(node: &Node, pod: &str, bundle: PathBuf) -> Result<(), SandboxError> {
+    let own = move || {
+        rootfs::unmount(&bundle.join("rootfs"))?;
+        volumes::unmount(&bundle)
+    };
+    for target in blocking(own).await? {
+        let unmounted = target.clone();
+        let asked = Asked { pod: pod.to_owned(), places: vec![target.clone()], limit: UNMOUNT_WAIT };
+        match node.foreign.release(asked, move || rootfs::unmount(&unmounted)).await? {
+            Some(done) => done?,
+            // The kernel takes it away first and gives it back then.
+            None if is_mounted(&target)? => return Err(SandboxError::StillMounted(target)),
+            None => {
+                // Log: A container with a volume of mapped ids ended, and the volume's server does not answer. The mount is
+                // gone from sight; the kernel releases it when the server answers.
+                // Do: Look at that server.
+                tracing::warn!(volume = %target.display(), "a volume's file system does not answer, its unmount goes on");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// By the kernel's table, which asks no file system.
+fn is_mounted(target: &Path) -> Result<bool, SandboxError> {
+    let mounts = mountinfo::read().map_err(SandboxError::io("read", Path::new("/proc/self/mountinfo")))?;
+    Ok(mounts.iter().any(|mount| mount.mount_point == target))
+}
+
+pub(in crate::sandbox) fn remove_tree(dir: &Path) -> Result<(), SandboxError> {
+    Ok(remove::tree(dir)?)
+}
+
+/// Has the monitor drop an ended container and its exit record.
+pub(in crate::sandbox) async fn forget(monitor: &Monitor, id: &ContainerId) {
+    if let Err(error) = monitor.forget(id.to_string()).await {
+        tracing::debug!(container = %id, %error, "the monitor did not know the container");
+    }
+}

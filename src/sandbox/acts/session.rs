@@ -1,0 +1,248 @@
+//! Exec and attach with streams: a session with a process of a container. The bytes go through the caller's descriptors
+//! and never through here; nothing here waits for a client. Bypasses the pod's mailbox.
+//!
+//! A session ends when its process or container does, and for the caller when dropped. A process without a terminal
+//! then runs on and the monitor takes its output; one with a terminal gets SIGHUP. The same happens when the daemon
+//! dies.
+
+use super::exec::is_alive;
+use super::node::Node;
+use super::process_file::Terminal;
+use super::records::in_place;
+use crate::host::monitor::{
+    ExecRequest, Leash, Monitor, MonitorError, Session, SessionEnd, StdioFlags, Target,
+};
+use crate::model::{ContainerId, SandboxId, TerminalSize};
+use crate::sandbox::words::error::SandboxError;
+use crate::sandbox::words::snapshot::{ContainerSnapshot, PodSnapshot};
+use crate::sandbox::words::state::ContainerState;
+use podwright_sys::tty;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+/// A command to run with streams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecStream {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Give it a terminal: then stdout and stderr are one.
+    pub tty: bool,
+    /// Connect stdin. A null device without, if it has no terminal.
+    pub stdin: bool,
+    /// Connect stdout.
+    pub stdout: bool,
+    /// Connect stderr; there is none with a terminal.
+    pub stderr: bool,
+    /// The terminal's first size, which the program finds when it starts.
+    pub size: Option<TerminalSize>,
+}
+
+/// The streams to attach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttachStream {
+    /// Connect stdin, if the container has one.
+    pub stdin: bool,
+    /// Connect stdout.
+    pub stdout: bool,
+    /// Connect stderr; there is none with a terminal.
+    pub stderr: bool,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExitStatus {
+    /// 0 to 255; 128 + n for signal n.
+    pub code: i32,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+}
+
+/// The end of an attach that its client did not end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttachEnd {
+    /// The container's process is gone.
+    ContainerEnded,
+    /// The container wrote more than a pipe full (1 MiB each for stdout and stderr) beyond what was read. What can
+    /// still be read is complete; the rest is lost.
+    TooSlow,
+}
+
+/// A command that runs. All descriptors are non-blocking and suit `tokio::net::unix::pipe`, a terminal's by its
+/// `from_owned_fd_unchecked`.
+///
+/// Every stream must be read to its end, else the process blocks. Streams end when the last process that holds them
+/// does: leftover children may outlive the command, so after [`ExecSession::wait`] read the rest for a bounded time
+/// only.
+#[derive(Debug)]
+pub struct ExecSession {
+    /// Dropping it ends the command's input; with a terminal it ends nothing: send EOT (4) instead.
+    pub stdin: Option<OwnedFd>,
+    /// Ends by EOF; with a terminal by the error EIO. Always present with a terminal.
+    pub stdout: Option<OwnedFd>,
+    /// Ends by EOF.
+    pub stderr: Option<OwnedFd>,
+    terminal: Option<OwnedFd>,
+    leash: Leash,
+    pod: SandboxId,
+}
+
+/// A connection with a running container. Earlier output is not repeated. All descriptors are non-blocking ends of
+/// pipes.
+#[derive(Debug)]
+pub struct AttachSession {
+    /// Its drop ends the container's input if that is `stdin_once`; the container may end it first (EPIPE).
+    pub stdin: Option<OwnedFd>,
+    /// Ends by EOF, with the session.
+    pub stdout: Option<OwnedFd>,
+    /// Ends by EOF, with the session.
+    pub stderr: Option<OwnedFd>,
+    leash: Leash,
+    monitor: Monitor,
+    container: ContainerId,
+    pod: SandboxId,
+}
+
+impl ExecSession {
+    /// Sets the size of the terminal; the foreground process gets SIGWINCH. Does nothing without a terminal.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn resize(&self, size: TerminalSize) -> io::Result<()> {
+        match &self.terminal {
+            Some(master) => tty::resize(master.as_fd(), size.columns, size.rows),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until the command has ended. Call it until it has answered once; cancelling it loses nothing.
+    ///
+    /// # Errors
+    /// If the pod's monitor is gone.
+    pub async fn wait(&self) -> Result<ExitStatus, SandboxError> {
+        match self.leash.ended().await {
+            Some(SessionEnd::Exited { exit_code, signal }) => Ok(ExitStatus { code: exit_code, signal }),
+            Some(SessionEnd::ContainerEnded | SessionEnd::TooSlow) | None => {
+                Err(SandboxError::MonitorLost(self.pod.clone()))
+            }
+        }
+    }
+}
+
+impl AttachSession {
+    /// Sets the size of the container's terminal.
+    ///
+    /// # Errors
+    /// When the container has none, or has ended.
+    pub async fn resize(&self, size: TerminalSize) -> Result<(), SandboxError> {
+        let target = Target::Container(self.container.to_string());
+        Ok(self.monitor.resize(target, size.columns, size.rows).await?)
+    }
+
+    /// Waits until the container has ended, or the client was too slow. Call it until it has answered once; cancelling
+    /// it loses nothing. The streams can then still be read to their end.
+    ///
+    /// # Errors
+    /// If the pod's monitor is gone.
+    pub async fn wait(&self) -> Result<AttachEnd, SandboxError> {
+        match self.leash.ended().await {
+            Some(SessionEnd::ContainerEnded | SessionEnd::Exited { .. }) => Ok(AttachEnd::ContainerEnded),
+            Some(SessionEnd::TooSlow) => Ok(AttachEnd::TooSlow),
+            None => Err(SandboxError::MonitorLost(self.pod.clone())),
+        }
+    }
+}
+
+pub(in crate::sandbox) async fn exec(
+    node: &Node,
+    pod: &PodSnapshot,
+    container: &ContainerSnapshot,
+    ask: ExecStream,
+) -> Result<ExecSession, SandboxError> {
+    let id = &container.spec.id;
+    let monitor = running("execute a command in", pod, container)?;
+    node.expect_cgroup_moves();
+    let exec_id = ContainerId::random()?.short().to_owned();
+    let terminal = if ask.tty { Terminal::Yes(ask.size) } else { Terminal::No };
+    let (files, of) = (&node.process_files, &pod.spec.id);
+    let process_file = in_place(|| files.write(of, &node.bundle(id), &exec_id, ask.command, terminal))?;
+    let request = ExecRequest {
+        exec_id,
+        container_id: id.to_string(),
+        runtime: pod.runtime.command(),
+        process_file: process_file.path(),
+        terminal: ask.tty,
+        deadline: Some(node.config.runtime_timeout()),
+    };
+    let stdio = StdioFlags { stdin: ask.stdin, stdout: ask.stdout, stderr: ask.stderr };
+    let started = monitor.session(request, stdio).await;
+    drop(process_file);
+    let Session { terminal, stdin, stdout, stderr, leash } =
+        started.map_err(|error| ended_meanwhile("execute a command in", container, error))?;
+    let (mut stdin, mut stdout) = (stdin, stdout);
+    if let Some(master) = &terminal {
+        let copy = || master.try_clone().map_err(SandboxError::io("copy", "a terminal".as_ref()));
+        stdout = Some(copy()?);
+        if ask.stdin {
+            stdin = Some(copy()?);
+        }
+    }
+    let session = ExecSession { stdin, stdout, stderr, terminal, leash, pod: pod.spec.id.clone() };
+    if let Some(size) = ask.size {
+        // For a runtime that ignores the first size; no effect if it is already set.
+        session.resize(size).map_err(SandboxError::io("resize", "a terminal".as_ref()))?;
+    }
+    Ok(session)
+}
+
+pub(in crate::sandbox) async fn attach(
+    pod: &PodSnapshot,
+    container: &ContainerSnapshot,
+    ask: AttachStream,
+) -> Result<AttachSession, SandboxError> {
+    let id = &container.spec.id;
+    let monitor = running("attach to", pod, container)?;
+    let stdio = StdioFlags {
+        // A terminal always has an input; the creation decided whether it may be used.
+        stdin: ask.stdin && container.spec.stdin,
+        stdout: ask.stdout,
+        stderr: ask.stderr,
+    };
+    let Session { terminal: _, stdin, stdout, stderr, leash } =
+        monitor
+            .attach(id.to_string(), stdio)
+            .await
+            .map_err(|error| ended_meanwhile("attach to", container, error))?;
+    let (monitor, container, pod) = (monitor.clone(), id.clone(), pod.spec.id.clone());
+    Ok(AttachSession { stdin, stdout, stderr, leash, monitor, container, pod })
+}
+
+/// The monitor of a container that runs.
+pub(in crate::sandbox) fn running<'a>(
+    operation: &'static str,
+    pod: &'a PodSnapshot,
+    container: &ContainerSnapshot,
+) -> Result<&'a Monitor, SandboxError> {
+    match (&container.state, &pod.monitor) {
+        (ContainerState::Running { .. }, Some(monitor)) => Ok(monitor),
+        (ContainerState::Running { .. }, None) => Err(SandboxError::no_monitor(&pod.spec.id, &pod.state)),
+        (state, _) => Err(SandboxError::ContainerState {
+            operation,
+            id: container.spec.id.to_string(),
+            state: state.name(),
+        }),
+    }
+}
+
+/// The runtime's error about a container that ended meanwhile does not help.
+fn ended_meanwhile(
+    operation: &'static str,
+    container: &ContainerSnapshot,
+    error: MonitorError,
+) -> SandboxError {
+    match (&error, &container.state) {
+        (MonitorError::Refused { .. }, ContainerState::Running { init, .. }) if !is_alive(*init) => {
+            SandboxError::ContainerState { operation, id: container.spec.id.to_string(), state: "exited" }
+        }
+        _ => error.into(),
+    }
+}

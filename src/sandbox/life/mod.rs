@@ -1,0 +1,7 @@
+//! The lives of pods: who may ask what of them, and when. One task per pod orders its acts; nothing here does I/O itself.
+
+pub(super) mod announce;
+pub(super) mod conditions;
+pub(super) mod manager;
+pub(super) mod pod;
+pub(super) mod recover;

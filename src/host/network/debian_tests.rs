@@ -32,14 +32,20 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
+        Self::with(
+            "pwt",
+            &serde_json::json!([[{"subnet": "10.213.77.0/24"}], [{"subnet": "fd00:213:77::/64"}]]),
+        )
+    }
+
+    fn with(prefix: &str, ranges: &serde_json::Value) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // At most 15 characters; unique per test and process.
-        let bridge = format!("pwt{}", std::process::id());
+        let bridge = format!("{prefix}{}", std::process::id());
         let list = serde_json::json!({"cniVersion": "1.0.0", "name": bridge, "plugins": [
             {"type": "bridge", "bridge": bridge, "isGateway": true, "ipMasq": false, "ipam": {
                 "type": "host-local", "dataDir": dir.path().join("ipam"),
-                "ranges": [[{"subnet": "10.213.77.0/24"}], [{"subnet": "fd00:213:77::/64"}]],
-                "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}},
+                "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]}},
             {"type": "portmap", "capabilities": {"portMappings": true}}]});
         std::fs::create_dir(dir.path().join("conf")).unwrap();
         std::fs::write(dir.path().join("conf/10-pwt.conflist"), list.to_string()).unwrap();
@@ -90,14 +96,23 @@ fn rules() -> String {
     tool("iptables", &["-w", "-t", "nat", "-S"])
 }
 
-/// Runs the daemon's part on a thread in a fresh network namespace, which plays the host's.
 #[test]
 fn bridge_host_local_and_portmap() {
+    on_a_host(pods());
+}
+
+#[test]
+fn a_check_of_a_host_port_finds_what_is_gone_and_nothing_else() {
+    on_a_host(checked());
+}
+
+/// Runs the daemon's part on a thread in a fresh network namespace, which plays the host's.
+fn on_a_host(what: impl Future<Output = ()> + Send + 'static) {
     let host = std::thread::spawn(|| {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         tool("ip", &["link", "set", "lo", "up"]);
         // One thread, so that all children start in this namespace.
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(pods());
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(what);
     });
     host.join().unwrap();
 }
@@ -119,6 +134,27 @@ fn interfaces(netns: &Path) -> String {
 fn connects(address: &str) -> bool {
     let address = format!("{address}:{PORT}").parse().unwrap();
     TcpStream::connect_timeout(&address, Duration::from_secs(10)).is_ok()
+}
+
+async fn checked() {
+    if !Path::new(BIN).join("bridge").exists() {
+        eprintln!("no CNI plugins in {BIN}; nothing tested");
+        return;
+    }
+    // One family: portmap's CHECK asks for rules of the other one, too.
+    let mut node = Node::with("pwc", &serde_json::json!([[{"subnet": "10.213.78.0/24"}]]));
+    let network = Network::start(&node.config()).unwrap();
+    let mut web = attachment();
+    let netns = node.namespace();
+    web.netns = Some(netns.clone());
+    web.port_mappings =
+        vec![PortMapping { protocol: Protocol::Tcp, container_port: 8080, host_port: PORT, host_ip: None }];
+    network.attach(&web).await.unwrap();
+    assert_eq!(network.check(&web.sandbox, &netns).await.unwrap(), Checkup::Well);
+    tool("iptables", &["-w", "-t", "nat", "-F"]);
+    let error = network.check(&web.sandbox, &netns).await.unwrap_err().to_string();
+    assert!(error.contains("portmap") && error.contains("CHECK"), "{error}");
+    network.detach(&web).await.unwrap();
 }
 
 async fn pods() {

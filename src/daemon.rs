@@ -249,6 +249,7 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         state: &config.state,
         systemd: driver == Driver::Systemd,
         probe_cgroup: &|name| driver.oci_path(&default_parent, name),
+        clear_cgroup: &|name| cgroups.clear_probe(&default_parent, name),
     };
     let runtimes = Runtimes::find(&config.runtime, around).await?;
     let pod_metrics = PodMetrics::register(registry)?;

@@ -4,7 +4,7 @@ use super::Finding;
 use super::holes;
 use super::scratch::Scratch;
 use crate::config::Config;
-use crate::host::cgroups::Driver;
+use crate::host::cgroups::{Cgroups, Driver};
 use crate::host::monitor;
 use crate::host::oci::{self, OciError, Surroundings, Trial};
 use crate::sandbox::TrialNamespace;
@@ -15,10 +15,17 @@ pub(super) async fn all(config: &Config) -> Vec<Finding> {
         Ok(scratch) => {
             match Driver::settle(&config.cgroups) {
                 Ok((driver, parent)) => {
+                    // Where there are none, another check says so.
+                    let cgroups = Cgroups::detect().ok();
                     let around = Surroundings {
                         state: scratch.path(),
                         systemd: driver == Driver::Systemd,
                         probe_cgroup: &|name| driver.oci_path(&parent, name),
+                        clear_cgroup: &|name| {
+                            if let Some(cgroups) = &cgroups {
+                                cgroups.clear_probe(&parent, name);
+                            }
+                        },
                     };
                     // The kernel's limit on them gives the reason.
                     let namespace = tokio::task::spawn_blocking(TrialNamespace::make).await.ok();

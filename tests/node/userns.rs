@@ -3,7 +3,7 @@
 use crate::streaming::{client, text};
 use crate::support::*;
 use podwright::cri::proto as pb;
-use podwright_testkit::{Compression, Entry, LayerBuilder};
+use podwright_testkit::{Compression, Entry, LayerBuilder, Options};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use tonic::Code;
@@ -415,5 +415,38 @@ async fn what_cannot_be_mapped_is_refused_with_its_name_and_leaves_nothing() {
     with(volume(Path::new("/proc/sys"), "/v", root), Code::FailedPrecondition, &["/proc/sys", "(proc)"])
         .await;
     assert!(node.list_containers().await.is_empty());
+    node.finish().await;
+}
+
+/// Whether Status says that pods of the handler can have them.
+async fn told(node: &mut Node, handler: &str) -> bool {
+    let status = node.runtime.status(pb::StatusRequest::default()).await.unwrap().into_inner();
+    let told = status.runtime_handlers.into_iter().find(|h| h.name == handler);
+    told.and_then(|h| h.features).is_some_and(|features| features.user_namespaces)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trial_that_failed_once_does_not_decide_for_the_daemons_life() {
+    let dir = tempfile::tempdir().unwrap();
+    let (script, failed) = (dir.path().join("flaky"), dir.path().join("failed"));
+    let runtime = Options::default().runtime;
+    let text = format!(
+        "#!/bin/sh\ncase \"$*\" in *run*probe-userns-flaky*) if [ ! -e {failed} ]; then\n\
+         touch {failed}; echo 'cannot allocate memory' >&2; exit 1; fi;; esac\nexec {runtime} \"$@\"\n",
+        failed = failed.display(),
+    );
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let extra_config = format!("[runtime.handlers.flaky]\npath = \"{}\"\n", script.display());
+    let mut node = Node::new(Options { extra_config, ..Default::default() }).await;
+    assert!(!told(&mut node, "flaky").await);
+    assert!(failed.exists());
+    // As a runtime that has memory again; one that never can is the same after the second trial.
+    let deadline =
+        tokio::time::Instant::now() + std::time::Duration::from_mins(1) * podwright_testkit::patience();
+    while runtime_can(Ability::UserNamespaces) && !told(&mut node, "flaky").await {
+        assert!(tokio::time::Instant::now() < deadline, "{}", node.daemon.log());
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
     node.finish().await;
 }

@@ -133,6 +133,8 @@ pub struct Cgroups {
     mode: CgroupMode,
     /// v1: mount point by controller. Empty on v2.
     v1: BTreeMap<String, PathBuf>,
+    /// v1: mount points of hierarchies without a controller (`name=systemd`), in which OCI runtimes make cgroups too.
+    named: Vec<PathBuf>,
     /// The v2 tree.
     v2: Option<PathBuf>,
     /// Sizes of huge pages as cgroup files name them: `2MB`.
@@ -163,7 +165,11 @@ impl Cgroups {
             .find(|mount| mount.fstype == "cgroup2")
             .map(|mount| mount.mount_point.clone());
         let mut v1 = BTreeMap::new();
+        let mut named = Vec::new();
         for mount in mounts.iter().filter(below).filter(|mount| mount.fstype == "cgroup") {
+            if mount.super_options.iter().any(|option| option.starts_with("name=")) {
+                named.push(mount.mount_point.clone());
+            }
             for option in mount.super_options.iter().filter(|option| is_controller(option)) {
                 v1.entry(option.clone()).or_insert_with(|| mount.mount_point.clone());
             }
@@ -176,8 +182,9 @@ impl Cgroups {
         };
         if mode == CgroupMode::V2 {
             v1.clear();
+            named.clear();
         }
-        Ok(Self { mode, v1, v2, page_sizes: Vec::new(), rates: Arc::default() })
+        Ok(Self { mode, v1, named, v2, page_sizes: Vec::new(), rates: Arc::default() })
     }
 
     /// The kind of hierarchy.
@@ -229,7 +236,8 @@ impl Cgroups {
     fn dirs(&self, leaf: &Leaf) -> Vec<PathBuf> {
         let path = leaf.path();
         let relative = path.strip_prefix("/").unwrap_or(path);
-        let mut dirs: Vec<_> = self.v1.values().chain(&self.v2).map(|root| root.join(relative)).collect();
+        let mut dirs: Vec<_> =
+            self.v1.values().chain(&self.named).chain(&self.v2).map(|root| root.join(relative)).collect();
         dirs.sort();
         dirs.dedup();
         dirs.retain(|dir| dir.is_dir());
@@ -382,6 +390,20 @@ impl Cgroups {
     /// When a process still holds it.
     pub fn remove(&self, leaf: &Leaf) -> Result<(), CgroupError> {
         self.dirs(leaf).iter().try_for_each(|dir| tree::remove(dir))
+    }
+
+    /// Kills and removes what a start-up probe of an OCI runtime left behind; `name` is the probe's, `parent` where it
+    /// ran. What stays is logged. Blocking.
+    pub fn clear_probe(&self, parent: &str, name: &str) {
+        let cleared = place::probe_leaf(parent, name).and_then(|leaf| {
+            self.kill_all(&leaf)?;
+            self.remove(&leaf)
+        });
+        if let Err(error) = cleared {
+            // Log: The OCI runtime failed in a test of the daemon's start, and what it left cannot be removed.
+            // Do: Remove the cgroup by hand, or reboot.
+            tracing::warn!(probe = name, %error, "the cgroup of a start-up probe stays");
+        }
     }
 
     /// Removes the cgroups below the container's, which an OCI runtime would look for by path: there may be more than a

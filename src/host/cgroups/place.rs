@@ -144,6 +144,18 @@ pub fn leaf(parent: &str, id: &ContainerId) -> Result<Leaf, CgroupError> {
     Ok(Leaf { oci: path.clone(), path })
 }
 
+/// The cgroup of a start-up probe of an OCI runtime.
+pub(super) fn probe_leaf(parent: &str, name: &str) -> Result<Leaf, CgroupError> {
+    let mut path = parent_path(parent)?;
+    if is_slice(&path) {
+        let oci = Driver::Systemd.oci_path(parent, name);
+        path.push(format!("{SCOPE_PREFIX}-{name}.scope"));
+        return Ok(Leaf { path, oci });
+    }
+    path.push(name);
+    Ok(Leaf { oci: path.clone(), path })
+}
+
 /// The cgroup of a pod's own process 1: `<parent>/podwright-init-<id>`, also below a slice. systemd knows no such unit
 /// and leaves the directory alone; it vanishes with the slice at the latest.
 ///

@@ -57,7 +57,7 @@ impl Drop for Made {
     fn drop(&mut self) {
         let _ = self.cgroups.kill_all(&self.leaf);
         let _ = self.cgroups.remove(&self.leaf);
-        for root in self.cgroups.v1.values().chain(&self.cgroups.v2) {
+        for root in self.cgroups.v1.values().chain(&self.cgroups.named).chain(&self.cgroups.v2) {
             let _ = std::fs::remove_dir(root.join(self.parent.trim_start_matches('/')));
         }
     }
@@ -77,6 +77,7 @@ fn the_mode_follows_what_is_mounted() {
     assert!(matches!(mode("", false), Err(CgroupError::NotMounted)));
     let found = Cgroups::from_mounts(&mountinfo::parse(v1), false).unwrap();
     assert!(found.has_controller("cpuacct") && !found.has_controller("hugetlb"));
+    assert_eq!(found.named, [Path::new("/sys/fs/cgroup/systemd")]);
 }
 
 #[test]
@@ -88,6 +89,10 @@ fn processes_are_listed_killed_and_the_cgroup_removed() {
     }
     made.cgroups.kill_all(&made.leaf).unwrap();
     child.wait().unwrap();
+    // An OCI runtime makes one in hierarchies without controllers, too.
+    for root in &made.cgroups.named {
+        std::fs::create_dir_all(root.join(made.leaf.path().strip_prefix("/").unwrap())).unwrap();
+    }
     made.cgroups.remove(&made.leaf).unwrap();
     assert!(!made.cgroups.exists(&made.leaf));
     assert!(made.cgroups.pids(&made.leaf).unwrap().is_empty());
@@ -209,6 +214,7 @@ fn a_scopes_limits_may_lie_in_it() {
     let root = tempfile::tempdir().unwrap();
     let cgroups = Cgroups {
         mode: CgroupMode::V2,
+        named: Vec::new(),
         v1: BTreeMap::new(),
         v2: Some(root.path().to_owned()),
         page_sizes: Vec::new(),

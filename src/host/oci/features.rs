@@ -47,7 +47,7 @@ pub(super) async fn of(runtime: &Runtime, around: Surroundings<'_>) -> Features 
     if told.recursive_read_only {
         return told;
     }
-    match probe::recursive_read_only(runtime, around.state, around.probe_cgroup).await {
+    match probe::recursive_read_only(runtime, around).await {
         Ok(recursive_read_only) => {
             let plain_propagation = refuses_recursive_propagation(runtime, around).await;
             Features { recursive_read_only, plain_propagation, ..told }
@@ -61,7 +61,7 @@ pub(super) async fn of(runtime: &Runtime, around: Surroundings<'_>) -> Features 
 
 /// By a runtime that just ran a container, so that it can only refuse what is new.
 async fn refuses_recursive_propagation(runtime: &Runtime, around: Surroundings<'_>) -> bool {
-    match probe::recursive_propagation(runtime, around.state, around.probe_cgroup).await {
+    match probe::recursive_propagation(runtime, around).await {
         Ok(()) => false,
         Err(OciError::Failed { .. }) => true,
         Err(error) => {

@@ -87,7 +87,7 @@ impl Runtime {
         around: Surroundings<'_>,
         user: UserNamespace<'_>,
     ) -> Result<(), OciError> {
-        probe::user_namespace(self, around.state, around.probe_cgroup, user).await
+        probe::user_namespace(self, around, user).await
     }
 
     /// The program as the monitor runs it.

@@ -2,8 +2,7 @@
 //! capabilities that it has shown. A version string proves nothing; crun may refuse the host's cgroup mounts.
 
 use super::keyring::{NO_NEW_KEYRING, lacks_room_for_keyring};
-use super::runtimes::CgroupPath;
-use super::{OciError, Runtime};
+use super::{OciError, Runtime, Surroundings};
 use crate::host::remove;
 use serde_json::{Value, json};
 use std::io::Write as _;
@@ -32,41 +31,38 @@ pub struct UserNamespace<'a> {
 }
 
 /// Runs `/bin/true` in fresh namespaces and a fresh cgroup.
-pub(super) async fn works(runtime: &Runtime, state: &Path, cgroup: CgroupPath<'_>) -> Result<(), OciError> {
-    run(runtime, state, cgroup, "works", &["/bin/true"], Further::Nothing).await.map(|_| ())
+pub(super) async fn works(runtime: &Runtime, around: Surroundings<'_>) -> Result<(), OciError> {
+    run(runtime, around, "works", &["/bin/true"], Further::Nothing).await.map(|_| ())
 }
 
 /// The same in an existing user namespace, as for containers of pods.
 pub(super) async fn user_namespace(
     runtime: &Runtime,
-    state: &Path,
-    cgroup: CgroupPath<'_>,
+    around: Surroundings<'_>,
     user: UserNamespace<'_>,
 ) -> Result<(), OciError> {
-    run(runtime, state, cgroup, "userns", &["/bin/true"], Further::User(user)).await.map(|_| ())
+    run(runtime, around, "userns", &["/bin/true"], Further::User(user)).await.map(|_| ())
 }
 
 /// The same with a root whose mounts propagate by one of runc's names.
 pub(super) async fn recursive_propagation(
     runtime: &Runtime,
-    state: &Path,
-    cgroup: CgroupPath<'_>,
+    around: Surroundings<'_>,
 ) -> Result<(), OciError> {
-    run(runtime, state, cgroup, "rslave", &["/bin/true"], Further::Propagation("rslave")).await.map(|_| ())
+    run(runtime, around, "rslave", &["/bin/true"], Further::Propagation("rslave")).await.map(|_| ())
 }
 
 /// Whether a mount with the option `rro` is recursively read-only. Shown by the host's /sys, which always has the
 /// cgroup hierarchies below it.
 pub(super) async fn recursive_read_only(
     runtime: &Runtime,
-    state: &Path,
-    cgroup: CgroupPath<'_>,
+    around: Surroundings<'_>,
 ) -> Result<bool, OciError> {
     let mount = json!({
         "destination": SHOWN, "type": "bind", "source": "/sys", "options": ["rbind", "rro", "rprivate"],
     });
     let show = ["/bin/cat", "/proc/self/mountinfo"];
-    let table = run(runtime, state, cgroup, "rro", &show, Further::Mount(mount)).await?;
+    let table = run(runtime, around, "rro", &show, Further::Mount(mount)).await?;
     Ok(all_read_only(&String::from_utf8_lossy(&table)))
 }
 
@@ -83,12 +79,15 @@ fn all_read_only(mountinfo: &str) -> bool {
 }
 
 /// Removes the remains of a killed daemon's probes.
-pub(super) async fn sweep(runtime: &Runtime, state: &Path) {
-    let entries = std::fs::read_dir(state).into_iter().flatten().flatten();
+pub(super) async fn sweep(runtime: &Runtime, around: Surroundings<'_>) {
+    let entries = std::fs::read_dir(around.state).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     for id in names.filter(|name| is_of(name, &runtime.name)) {
-        let bundle = state.join(&id);
-        let removed = match runtime.delete(&id).await {
+        let bundle = around.state.join(&id);
+        let deleted = runtime.delete(&id).await;
+        // Before its bundle, by which the next start would find it.
+        (around.clear_cgroup)(&id);
+        let removed = match deleted {
             Ok(()) => remove::tree(&bundle)
                 .map_err(|error| OciError::Probe { path: bundle.clone(), source: error.into() }),
             // The next start has its bundle to find it by.
@@ -120,15 +119,14 @@ enum Further<'a> {
 
 async fn run(
     runtime: &Runtime,
-    state: &Path,
-    cgroup: CgroupPath<'_>,
+    around: Surroundings<'_>,
     purpose: &str,
     command: &[&str],
     further: Further<'_>,
 ) -> Result<Vec<u8>, OciError> {
     let id = format!("probe-{purpose}-{}-{}", runtime.name, std::process::id());
-    let bundle = state.join(&id);
-    let spec = spec(&cgroup(&id).to_string_lossy(), command);
+    let bundle = around.state.join(&id);
+    let spec = spec(&(around.probe_cgroup)(&id).to_string_lossy(), command);
     let made = make(&bundle, spec, further);
     let result = match made {
         Ok(()) => {
@@ -149,6 +147,7 @@ async fn run(
     if result.is_err() {
         // It may have got half-way; its failure to delete is not news.
         let _ = runtime.delete(&id).await;
+        (around.clear_cgroup)(&id);
     }
     // Below the state directory, which the next boot clears.
     let _ = remove::tree(&bundle);
@@ -240,15 +239,30 @@ mod tests {
         {
             std::fs::create_dir_all(state.path().join(name).join("rootfs")).unwrap();
         }
+        let cleared = std::sync::Mutex::new(Vec::new());
+        let around = Surroundings {
+            state: state.path(),
+            systemd: false,
+            probe_cgroup: &|_| std::path::PathBuf::new(),
+            clear_cgroup: &|name| cleared.lock().unwrap().push(name.to_owned()),
+        };
         let limit = std::time::Duration::from_mins(1);
-        sweep(&Runtime::new("true", "/bin/true".into(), state.path(), &[], limit), state.path()).await;
+        sweep(&Runtime::new("true", "/bin/true".into(), state.path(), &[], limit), around).await;
         let left =
             std::fs::read_dir(state.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
         let left = left.collect::<std::collections::BTreeSet<_>>();
         assert_eq!(left, ["probe", "probe-rro-not-true-12", "runtime"].map(str::to_owned).into());
-        // One that its runtime could not remove is found again.
-        sweep(&Runtime::new("not-true", "/bin/false".into(), state.path(), &[], limit), state.path()).await;
+        cleared.lock().unwrap().sort();
+        assert_eq!(*cleared.lock().unwrap(), ["probe-rro-true-12", "probe-userns-true-7"]);
+        // One that its runtime could not remove is found again, and its processes are gone meanwhile.
+        let broken = Runtime::new("not-true", "/bin/false".into(), state.path(), &[], limit);
+        sweep(&broken, around).await;
         assert!(state.path().join("probe-rro-not-true-12").exists());
+        assert!(cleared.lock().unwrap().contains(&"probe-rro-not-true-12".to_owned()));
+        // As does one that fails now.
+        works(&broken, around).await.unwrap_err();
+        let own = format!("probe-works-not-true-{}", std::process::id());
+        assert!(cleared.lock().unwrap().contains(&own));
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub struct Surroundings<'a> {
     pub systemd: bool,
     /// The `cgroupsPath` of the container that the start-up probe runs, by its name.
     pub probe_cgroup: CgroupPath<'a>,
+    /// Kills and removes what is left in that cgroup after a probe that failed. Blocking.
+    pub clear_cgroup: &'a (dyn Fn(&str) + Sync),
 }
 
 impl std::fmt::Debug for Surroundings<'_> {
@@ -49,7 +51,7 @@ impl Runtimes {
         let deadline = Duration::from_secs(config.timeout_seconds);
         let found = config.handlers.iter().map(async |(name, handler)| {
             let mut runtime = runtime(name, handler, around, deadline);
-            probe::sweep(&runtime, around.state).await;
+            probe::sweep(&runtime, around).await;
             runtime.features = features::of(&runtime, around).await;
             (name.clone(), Arc::new(runtime))
         });
@@ -102,7 +104,7 @@ pub async fn try_all(
     for (name, handler) in &config.handlers {
         let runtime = runtime(name, handler, around, deadline);
         let outcome = match runtime.present() {
-            Ok(()) => probe::works(&runtime, around.state, around.probe_cgroup).await,
+            Ok(()) => probe::works(&runtime, around).await,
             Err(error) => Err(error),
         };
         let (handler, path) = (name.clone(), runtime.path().to_owned());
@@ -151,7 +153,7 @@ async fn first_that_works(
     let mut tried = Vec::new();
     for name in PREFERENCE {
         let Some(runtime) = by_name.get(name) else { continue };
-        match probe::works(runtime, around.state, around.probe_cgroup).await {
+        match probe::works(runtime, around).await {
             Ok(()) => return Ok(runtime.clone()),
             Err(error) => {
                 // Log: At start: a runtime that could not run a container.

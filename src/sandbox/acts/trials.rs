@@ -1,4 +1,5 @@
-//! Whether pods can have user namespaces of their own: tested once per daemon and handler. Knows no pod.
+//! Whether pods can have user namespaces of their own: tested at start, and again for what failed, since a runtime may
+//! have lacked memory or descriptors for a moment. Knows no pod.
 
 use super::node::Node;
 use crate::host::cgroups::Driver;
@@ -9,8 +10,8 @@ use podwright_sys::namespace;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::OnceCell;
 
 /// Ids of the trial: what a kubelet gives a pod at the least, from where it gives none.
@@ -46,15 +47,64 @@ impl TrialNamespace {
     }
 }
 
+/// Pause after the first trial that failed; it doubles each time. Short, since a kubelet refuses pods meanwhile.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// The longest one. A node that can never have user namespaces runs a container of each handler that often.
+const AGAIN_AT_MOST: Duration = Duration::from_hours(1);
+
 /// The result.
-#[derive(Debug, Clone, Default)]
-pub struct UserNamespaces(OnceCell<Arc<Found>>);
+#[derive(Debug, Default)]
+pub struct UserNamespaces {
+    /// Filled by the first trial.
+    first: OnceCell<()>,
+    known: Mutex<Known>,
+}
 
 /// Why a handler cannot, or None.
 type Found = BTreeMap<String, Option<String>>;
 
+#[derive(Debug, Default)]
+struct Known {
+    found: Arc<Found>,
+    again: Again,
+}
+
+/// Whether what failed is tried again.
+#[derive(Debug, Default)]
+enum Again {
+    /// All handlers can, or a trial runs.
+    #[default]
+    No,
+    At {
+        due: Instant,
+        pause: Duration,
+    },
+}
+
+impl Again {
+    /// What follows on a trial that followed on `pause`.
+    fn after(found: &Found, pause: Option<Duration>, now: Instant) -> Self {
+        if found.values().all(Option::is_none) {
+            return Self::No;
+        }
+        let pause = pause.map_or(AGAIN_AFTER, |pause| (pause * 2).min(AGAIN_AT_MOST));
+        Self::At { due: now + pause, pause }
+    }
+
+    /// The pause before the trial that is due now; whoever gets it runs that trial.
+    fn take_due(&mut self, now: Instant) -> Option<Duration> {
+        match *self {
+            Self::At { due, pause } if due <= now => {
+                *self = Self::No;
+                Some(pause)
+            }
+            Self::At { .. } | Self::No => None,
+        }
+    }
+}
+
 impl UserNamespaces {
-    /// Whether pods of a handler can have them; the name of the default is empty. Waits for the trial if necessary.
+    /// Whether pods of a handler can have them; the name of the default is empty. Waits for the first trial.
     pub(in crate::sandbox) async fn have(node: &Arc<Node>, handler: &str) -> bool {
         found(node).await.is_some_and(|found| found.get(handler).is_some_and(Option::is_none))
     }
@@ -71,22 +121,45 @@ impl UserNamespaces {
             }),
         }
     }
-}
 
-/// On a task of its own: a caller who goes away must not leave half a trial.
-async fn found(node: &Arc<Node>) -> Option<Arc<Found>> {
-    if let Some(found) = node.user_namespaces.0.get() {
-        return Some(found.clone());
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Every section leaves it whole.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    let node = node.clone();
-    let trial = tokio::spawn(async move {
-        let cell = &node.user_namespaces.0;
-        cell.get_or_init(|| async { Arc::new(try_all(&node).await) }).await.clone()
-    });
-    trial.await.ok()
+
+    /// Tries what is not known to work. `pause`: since the trial before; None: it is the first.
+    async fn run(node: &Arc<Node>, pause: Option<Duration>) {
+        let before = node.user_namespaces.known().found.clone();
+        let found = try_all(node, &before).await;
+        let again = Again::after(&found, pause, Instant::now());
+        *node.user_namespaces.known() = Known { found: Arc::new(found), again };
+    }
 }
 
-async fn try_all(node: &Node) -> Found {
+/// Trials run on tasks of their own: a caller who goes away must not leave half a trial.
+async fn found(node: &Arc<Node>) -> Option<Arc<Found>> {
+    let user_namespaces = &node.user_namespaces;
+    if !user_namespaces.first.initialized() {
+        let node = node.clone();
+        let trial = tokio::spawn(async move {
+            node.user_namespaces.first.get_or_init(|| UserNamespaces::run(&node, None)).await;
+        });
+        trial.await.ok()?;
+    }
+    let (found, due) = {
+        let mut known = user_namespaces.known();
+        (known.found.clone(), known.again.take_due(Instant::now()))
+    };
+    if let Some(pause) = due {
+        // What was found stands until this one ends.
+        let node = node.clone();
+        tokio::spawn(async move { UserNamespaces::run(&node, Some(pause)).await });
+    }
+    Some(found)
+}
+
+/// `before`: what earlier trials found.
+async fn try_all(node: &Node, before: &Found) -> Found {
     let root = node.config.root.clone();
     let kernel = tokio::task::spawn_blocking(move || try_kernel(&root)).await;
     let namespace = match kernel {
@@ -96,14 +169,17 @@ async fn try_all(node: &Node) -> Found {
     };
     let mut found = Found::new();
     for name in node.runtimes.names() {
-        let why = match &namespace {
-            Ok(namespace) => try_runtime(node, &name, namespace).await.err(),
-            Err(why) => Some(why.clone()),
+        let earlier = before.get(&name);
+        let why = match (earlier, &namespace) {
+            (Some(None), _) => None,
+            (_, Ok(namespace)) => try_runtime(node, &name, namespace).await.err(),
+            (_, Err(why)) => Some(why.clone()),
         };
         match &why {
-            // Log: At start, for each handler.
+            _ if earlier == Some(&why) => {}
+            // Log: At start, for each handler; later for one of which a trial failed before.
             None => tracing::info!(handler = name, "pods can have user namespaces"),
-            // Log: At start, for each handler, with the reason.
+            // Log: At start, for each handler, with the reason. It is tried again, at first after 5 seconds.
             Some(why) => tracing::info!(handler = name, why, "pods cannot have user namespaces"),
         }
         found.insert(name, why);
@@ -128,10 +204,37 @@ async fn try_runtime(node: &Node, name: &str, namespace: &TrialNamespace) -> Res
         state: &node.config.state,
         systemd: node.driver == Driver::Systemd,
         probe_cgroup: &|name| node.driver.oci_path(&node.default_parent, name),
+        clear_cgroup: &|name| node.cgroups.clear_probe(&node.default_parent, name),
     };
     let trial = runtime.try_user_namespace(around, namespace.user());
     match tokio::time::timeout(TRIAL_LIMIT, trial).await {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err(format!("its trial took more than {TRIAL_LIMIT:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_failed_is_tried_again_ever_more_rarely() {
+        let failed =
+            Found::from([("crun".to_owned(), None), ("runc".to_owned(), Some("no memory".to_owned()))]);
+        let start = Instant::now();
+        let (mut now, mut pause, mut waited) = (start, None, Vec::new());
+        for _ in 0..12 {
+            let mut again = Again::after(&failed, pause, now);
+            let Again::At { due, .. } = again else { panic!("it is not tried again") };
+            assert_eq!(again.take_due(now), None, "at once");
+            waited.push((due - now).as_secs());
+            now = due;
+            pause = again.take_due(now);
+            assert!(pause.is_some() && again.take_due(now).is_none(), "by two at once");
+        }
+        assert_eq!(waited[..4], [5, 10, 20, 40]);
+        assert_eq!(waited[11], 3600);
+        let well = Found::from([("crun".to_owned(), None)]);
+        assert!(matches!(Again::after(&well, pause, now), Again::No));
     }
 }

@@ -15,7 +15,7 @@ use crate::host::oci::{Runtimes, Surroundings};
 use crate::host::security::HostSecurity;
 use crate::host::security::apparmor::{AppArmor, DEFAULT_PROFILE};
 use crate::host::security::selinux::Selinux;
-use crate::images::Images;
+use crate::images::{self, Images};
 use crate::metrics::{self, PullCollector, Registry, Rpcs};
 use crate::model::{Clock, SandboxId};
 use crate::sandbox::spec::HostFacts;
@@ -88,6 +88,12 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         ms = begun.elapsed().as_millis(),
         "ready"
     );
+    if !images::workers_have_landlock() {
+        // Log: Two mechanisms of the kernel keep the processes that read downloaded data from files, and one is missing
+        // (Linux before 5.13, or not in `lsm=`). The other holds.
+        // Do: Nothing, or add `landlock` to the kernel's `lsm=`.
+        tracing::warn!("the kernel has no Landlock: only a list of system calls keeps workers from files");
+    }
     // After the socket is open: nothing waits for it.
     let looked_at = config.clone();
     drop(tokio::task::spawn_blocking(move || check::log(&looked_at)));

@@ -3,7 +3,7 @@
 //! Owns the reading of those two files, which are hostile input: they are opened beneath the container's root, are
 //! read only if they are regular files, and only up to a limit. Never writes, never asks the host's user database.
 
-use crate::model::{GroupsPolicy, RunAs};
+use crate::model::{GroupsPolicy, RunAs, WORKER_UID};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -130,9 +130,8 @@ impl<'a> Word<'a> {
         if text.is_empty() {
             Ok(Word::Empty)
         } else if digits.bytes().all(|b| b.is_ascii_digit()) && !digits.is_empty() {
-            // u32::MAX means "no change" to chown(2) and setresuid(2), so it is no id.
             match text.parse::<u32>() {
-                Ok(id) if id != u32::MAX && digits.len() == text.len() => Ok(Word::Id(id)),
+                Ok(id) if is_one(id) && digits.len() == text.len() => Ok(Word::Id(id)),
                 _ => Err(UserError::OutOfRange { what, value: text.chars().take(80).collect() }),
             }
         } else {
@@ -164,7 +163,13 @@ fn requested<'a>(image_user: &'a str, run_as: &'a RunAs) -> Result<(Word<'a>, Wo
 }
 
 fn check(what: &'static str, id: u32) -> Result<u32, UserError> {
-    if id == u32::MAX { Err(UserError::OutOfRange { what, value: id.to_string() }) } else { Ok(id) }
+    if is_one(id) { Ok(id) } else { Err(UserError::OutOfRange { what, value: id.to_string() }) }
+}
+
+/// Whether it is an id that a container may have: the last of 32 bits is none, and one is our workers', whom only their own
+/// user could signal.
+fn is_one(id: u32) -> bool {
+    id != u32::MAX && id != WORKER_UID
 }
 
 fn split(text: &str) -> Result<(Word<'_>, Word<'_>), UserError> {
@@ -181,7 +186,7 @@ struct Passwd<'a> {
 
 /// A number of a file. The last of 32 bits is none, see [`Word::parse`]: a process that is to become it stays who it is.
 fn id(text: &str) -> Option<u32> {
-    text.parse().ok().filter(|id| *id != u32::MAX)
+    text.parse().ok().filter(|id| is_one(*id))
 }
 
 /// Lines with a well-formed uid and gid; others are no user.
@@ -338,8 +343,16 @@ mod tests {
 
     #[test]
     fn ids_that_do_not_fit_are_errors_and_never_root() {
-        for text in ["4294967295", "4294967296", "9223372036854775808", "-1", "+5", "web:4294967296", "0:-1"]
-        {
+        for text in [
+            "4042322161",
+            "4294967295",
+            "4294967296",
+            "9223372036854775808",
+            "-1",
+            "+5",
+            "web:4294967296",
+            "0:-1",
+        ] {
             assert!(matches!(by(text, RunAs::default()), Err(UserError::OutOfRange { .. })), "{text}");
         }
         assert!(matches!(by("evil", RunAs::default()), Err(UserError::Unknown { .. })));

@@ -1,8 +1,8 @@
 //! What is kept of JSON that others have written: names and texts, never values of unknown shape, whose tree takes a hundred
 //! times the bytes that it was read from.
 
-use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serializer};
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize as _, Serializer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -42,7 +42,7 @@ pub(super) fn name(text: &str) -> String {
     shown
 }
 
-/// The keys of an object, whatever its values are.
+/// The keys of an object, whatever its values are. In the binary form, which is ours, there are no values.
 pub(super) fn keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeSet<String>, D::Error> {
     struct Keys;
     impl<'de> Visitor<'de> for Keys {
@@ -64,11 +64,17 @@ pub(super) fn keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeSe
             Ok(keys)
         }
     }
+    if !deserializer.is_human_readable() {
+        return BTreeSet::deserialize(deserializer);
+    }
     deserializer.deserialize_any(Keys)
 }
 
 /// Writes what [`keys`] reads: the keys of empty objects.
 pub(super) fn write_keys<S: Serializer>(keys: &BTreeSet<String>, serializer: S) -> Result<S::Ok, S::Error> {
+    if !serializer.is_human_readable() {
+        return keys.serialize(serializer);
+    }
     serializer.collect_map(keys.iter().map(|key| (key, BTreeMap::<(), ()>::new())))
 }
 
@@ -96,13 +102,21 @@ pub(super) fn annotations<'de, D: Deserializer<'de>>(
                     found.insert(key, text);
                 }
                 if found.len() > MAX_ANNOTATIONS {
-                    return Err(A::Error::custom(format!("more than {MAX_ANNOTATIONS} annotations")));
+                    return Err(too_many());
                 }
             }
             Ok(found)
         }
     }
+    if !deserializer.is_human_readable() {
+        let found = BTreeMap::deserialize(deserializer)?;
+        return if found.len() > MAX_ANNOTATIONS { Err(too_many()) } else { Ok(found) };
+    }
     deserializer.deserialize_any(Annotations)
+}
+
+fn too_many<E: serde::de::Error>() -> E {
+    E::custom(format!("more than {MAX_ANNOTATIONS} annotations"))
 }
 
 /// A string; None of anything else, which is passed over without a copy.

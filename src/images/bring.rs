@@ -63,12 +63,13 @@ pub(super) async fn bring_watched(
     let giver = if caller.is_some() { Giver::Pull } else { Giver::Root };
     let Found { manifest, config, layers, is_checkpoint } = descend(source, &what, top, document).await?;
     let config_body = source.small_blob(&config, MAX_CONFIG).await?;
-    let (digest, diff_ids, layers, artifact) = if is_artifact(&config, &layers) {
+    let (digest, diff_ids, layers, artifact, file) = if is_artifact(&config, &layers) {
         let (keys, files) = artifact::files(&what, layers)?;
-        (manifest.digest.clone(), keys, files, Some(config.clone()))
+        (manifest.digest.clone(), keys, files, Some(config.clone()), ConfigFile::default())
     } else {
-        let file = ConfigFile::parse(&what, &config_body, layers.len(), Node::here())?;
-        (config.digest, file.diff_ids().to_vec(), layers, None)
+        let (name, body, count) = (what.clone(), config_body.clone(), layers.len());
+        let file = blocking(move || ConfigFile::parse(&name, &body, count, Node::here())).await?;
+        (config.digest, file.diff_ids().to_vec(), layers, None, file)
     };
     if !digest.is_sha256() {
         return Err(ImageError::Unsupported {
@@ -116,7 +117,7 @@ pub(super) async fn bring_watched(
             store.add_layer(&directories.key, directories.staging, &directories.unpacked, None)?;
             record.directories = Some(directories.key);
         }
-        store.add_image(NewImage { id: new_id, record, config: config_body, names, giver })?;
+        store.add_image(NewImage { id: new_id, record, config: config_body, file, names, giver })?;
         if let Err(error) = store.sweep(KEEP_UNREFERENCED) {
             // Log: They could not be removed.
             // Do: See `error`; the next removal tries again.
@@ -150,7 +151,8 @@ pub(super) async fn descend(
             Some(bytes) => bytes,
             None => source.manifest(&at).await?,
         };
-        match parse_manifest(what, &bytes)? {
+        let name = what.to_owned();
+        match blocking(move || parse_manifest(&name, &bytes)).await? {
             Document::Manifest { config, layers, is_checkpoint } => {
                 return Ok(Found { manifest: at, config, layers, is_checkpoint });
             }

@@ -102,16 +102,14 @@ fn wanted<'a>(state: &'a State, name: &str) -> Result<Vec<&'a Entry>, ImageError
 }
 
 fn details(store: &Store, uses: &HashMap<String, LayerUse>, entry: &Entry) -> Result<Details, ImageError> {
-    #[derive(serde::Deserialize)]
-    struct Created {
-        created: Option<String>,
-    }
     let id = entry.image.id.as_str();
-    let config = store.index().config(id)?.unwrap_or_default();
+    let (config, said) = (store.index().config(id)?.unwrap_or_default(), store.index().said(id)?);
+    // One that is damaged has no time.
+    let file = entry.record.config_file(id, &config, said.as_deref());
     Ok(Details {
         image: Arc::clone(&entry.image),
         layers: keys(&entry.record).iter().filter_map(|key| uses.get(key).cloned()).collect(),
-        created: serde_json::from_slice::<Created>(&config).ok().and_then(|c| c.created),
+        created: file.ok().and_then(|file| file.created),
         containers: store.containers(id),
     })
 }

@@ -173,6 +173,10 @@ where
     D: serde::Deserializer<'de>,
     T: Default + Deserialize<'de>,
 {
+    // The binary form has every field, and nulls in none.
+    if !deserializer.is_human_readable() {
+        return T::deserialize(deserializer);
+    }
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 

@@ -19,6 +19,8 @@ const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
 /// Image id → config blob as it came.
 const CONFIGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("configs");
+/// Image id → what its config says, as `ConfigFile::to_stored` has it. An older podwright leaves it as it is.
+const SAID: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("said");
 /// `registry/repository:tag` or `registry/repository@digest` → image id.
 const NAMES: TableDefinition<'_, &str, &str> = TableDefinition::new("names");
 /// Name → its place in the order in which names were given; an older podwright gave it: 0.
@@ -61,10 +63,19 @@ pub(crate) struct ImageRecord {
 }
 
 impl ImageRecord {
-    /// What the stored config says. That of an artifact may be anything and says nothing.
-    pub(crate) fn config_file(&self, id: &str, config: &[u8]) -> Result<ConfigFile, ImageError> {
-        match self.artifact {
-            Some(_) => Ok(ConfigFile::default()),
+    /// What the stored config says, as far as it was kept, else read by a worker. That of an artifact may be anything and
+    /// says nothing. Blocking.
+    pub(crate) fn config_file(
+        &self,
+        id: &str,
+        config: &[u8],
+        said: Option<&[u8]>,
+    ) -> Result<ConfigFile, ImageError> {
+        if self.artifact.is_some() {
+            return Ok(ConfigFile::default());
+        }
+        match said.and_then(|said| ConfigFile::from_stored(said, config)) {
+            Some(file) => Ok(file),
             None => ConfigFile::read(id, config),
         }
     }
@@ -121,10 +132,19 @@ impl LayerRecord {
 /// All that the daemon keeps in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
-    pub(crate) images: Vec<(String, ImageRecord, Vec<u8>)>,
+    pub(crate) images: Vec<StoredImage>,
     pub(crate) names: Vec<(String, String)>,
     pub(crate) ages: Vec<(String, u64)>,
     pub(crate) layers: Vec<(String, LayerRecord)>,
+}
+
+/// An image as it is kept.
+#[derive(Debug)]
+pub(crate) struct StoredImage {
+    pub(crate) id: String,
+    pub(crate) record: ImageRecord,
+    pub(crate) config: Vec<u8>,
+    pub(crate) said: Option<Vec<u8>>,
 }
 
 /// One change of a transaction.
@@ -134,6 +154,8 @@ pub(crate) enum Change<'a> {
     PutImage(&'a str, &'a ImageRecord),
     /// Adds or replaces a config.
     PutConfig(&'a str, &'a [u8]),
+    /// Adds or replaces what a config says.
+    PutSaid(&'a str, &'a [u8]),
     /// Points a name to an image, with its place in the order of names.
     PutName(&'a str, &'a str, u64),
     /// Drops a name.
@@ -174,6 +196,7 @@ impl Index {
                 }
                 write.open_table(IMAGES)?;
                 write.open_table(CONFIGS)?;
+                write.open_table(SAID)?;
                 write.open_table(NAMES)?;
                 write.open_table(AGES)?;
                 write.open_table(LAYERS)?;
@@ -235,13 +258,19 @@ impl Index {
         let read = |database: &Database| -> Result<_, redb::Error> {
             let read = database.begin_read()?;
             let (configs, mut contents) = (read.open_table(CONFIGS)?, Contents::default());
+            let said = read.open_table(SAID)?;
             let mut broken = Vec::new();
             for item in read.open_table(IMAGES)?.iter()? {
                 let (id, record) = item?;
                 let config = configs.get(id.value())?;
                 match (serde_json::from_slice(record.value()), config) {
                     (Ok(record), Some(config)) => {
-                        contents.images.push((id.value().to_owned(), record, config.value().to_vec()));
+                        contents.images.push(StoredImage {
+                            id: id.value().to_owned(),
+                            record,
+                            config: config.value().to_vec(),
+                            said: said.get(id.value())?.map(|said| said.value().to_vec()),
+                        });
                     }
                     _ => broken.push(id.value().to_owned()),
                 }
@@ -278,6 +307,7 @@ impl Index {
             let write = database.begin_write()?;
             {
                 let (mut images, mut configs) = (write.open_table(IMAGES)?, write.open_table(CONFIGS)?);
+                let mut said = write.open_table(SAID)?;
                 let (mut names, mut ages) = (write.open_table(NAMES)?, write.open_table(AGES)?);
                 let (mut layers, mut implied) = (write.open_table(LAYERS)?, write.open_table(IMPLIED)?);
                 for change in changes {
@@ -287,6 +317,9 @@ impl Index {
                         }
                         Change::PutConfig(id, config) => {
                             configs.insert(*id, *config)?;
+                        }
+                        Change::PutSaid(id, what) => {
+                            said.insert(*id, *what)?;
                         }
                         Change::PutName(name, id, age) => {
                             names.insert(*name, *id)?;
@@ -299,6 +332,7 @@ impl Index {
                         Change::DropImage(id) => {
                             images.remove(*id)?;
                             configs.remove(*id)?;
+                            said.remove(*id)?;
                         }
                         Change::PutLayer(key, record, paths) => {
                             layers.insert(*key, json(record)?.as_slice())?;
@@ -321,6 +355,11 @@ impl Index {
     /// A config blob.
     pub(crate) fn config(&self, id: &str) -> Result<Option<Vec<u8>>, ImageError> {
         self.get(CONFIGS, id)
+    }
+
+    /// What is kept of what a config says.
+    pub(crate) fn said(&self, id: &str) -> Result<Option<Vec<u8>>, ImageError> {
+        self.get(SAID, id)
     }
 
     /// A layer's implied directories.

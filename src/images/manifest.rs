@@ -2,6 +2,7 @@
 
 use super::bounded;
 use super::digest::Digest;
+use super::document::{self, Ignored};
 use super::error::{ImageError, cut};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,8 @@ pub(crate) const MAX_LAYERS: usize = 499;
 /// reads. Their values are names for people.
 const CHECKPOINT: [&str; 2] =
     ["io.kubernetes.cri-o.annotations.checkpoint.name", "org.criu.checkpoint.container.name"];
+/// The form in which the index keeps what a config says.
+const STORED: u8 = 1;
 /// Indexes within indexes. Real ones nest once.
 pub(crate) const MAX_INDEX_DEPTH: usize = 4;
 
@@ -91,29 +94,52 @@ pub(crate) enum Document {
     },
 }
 
-#[derive(Deserialize)]
+/// A [`Descriptor`] as documents have it: all of it, in any form.
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Raw {
+struct Pointer {
+    #[serde(default)]
+    media_type: String,
+    digest: Digest,
+    size: u64,
+    #[serde(default)]
+    platform: Option<Platform>,
+    #[serde(default, deserialize_with = "bounded::annotations")]
+    annotations: BTreeMap<String, String>,
+}
+
+impl From<Pointer> for Descriptor {
+    fn from(pointer: Pointer) -> Self {
+        let Pointer { media_type, digest, size, platform, annotations } = pointer;
+        Self { media_type, digest, size, platform, annotations }
+    }
+}
+
+/// A manifest or an index as it stands.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Raw {
     schema_version: Option<u32>,
     #[serde(default)]
     media_type: String,
-    manifests: Option<Vec<Descriptor>>,
+    #[serde(default)]
+    manifests: Option<Vec<Pointer>>,
     #[serde(default)]
     artifact_type: String,
-    config: Option<Descriptor>,
-    layers: Option<Vec<Descriptor>>,
+    config: Option<Pointer>,
+    layers: Option<Vec<Pointer>>,
     #[serde(default, deserialize_with = "bounded::keys")]
     annotations: BTreeSet<String>,
-    fs_layers: Option<serde::de::IgnoredAny>,
-    signatures: Option<serde::de::IgnoredAny>,
+    fs_layers: Option<Ignored>,
+    signatures: Option<Ignored>,
 }
 
-/// Parses a manifest or an index; `what` names it in errors. The body decides, not the Content-Type, and a body
-/// of both shapes is refused (CVE-2021-41190).
+/// Parses a manifest or an index, by a worker; `what` names it in errors. Blocking. The body decides, not the
+/// Content-Type, and a body of both shapes is refused (CVE-2021-41190).
 pub(crate) fn parse(what: &str, body: &[u8]) -> Result<Document, ImageError> {
     let bad = |reason: String| ImageError::BadManifest { what: what.to_owned(), reason: cut(&reason) };
     let raw: Raw =
-        serde_json::from_slice(body).map_err(|e| bad(format!("not a manifest: {}", bounded::fault(&e))))?;
+        document::read(body).map_err(|e| e.blame(|reason| bad(format!("not a manifest: {reason}"))))?;
     if raw.schema_version == Some(1) || raw.fs_layers.is_some() || raw.signatures.is_some() {
         return Err(ImageError::Unsupported {
             what: what.to_owned(),
@@ -123,7 +149,10 @@ pub(crate) fn parse(what: &str, body: &[u8]) -> Result<Document, ImageError> {
     if raw.schema_version != Some(2) {
         return Err(bad("schemaVersion is not 2".into()));
     }
-    match (raw.manifests, raw.config, raw.layers) {
+    let descriptors = |pointers: Vec<Pointer>| pointers.into_iter().map(Descriptor::from).collect();
+    let manifests: Option<Vec<Descriptor>> = raw.manifests.map(descriptors);
+    let layers: Option<Vec<Descriptor>> = raw.layers.map(descriptors);
+    match (manifests, raw.config.map(Descriptor::from), layers) {
         (Some(_), Some(_), _) | (Some(_), _, Some(_)) => {
             Err(bad("it has the fields of a manifest and of an index".into()))
         }
@@ -297,7 +326,7 @@ pub(crate) fn choose(what: &str, entries: &[Descriptor], node: Node) -> Result<D
 }
 
 /// The parts of an image config that matter here.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct ConfigFile {
     #[serde(default)]
     architecture: String,
@@ -306,11 +335,13 @@ pub(crate) struct ConfigFile {
     #[serde(default)]
     variant: String,
     #[serde(default)]
+    pub(crate) created: Option<String>,
+    #[serde(default)]
     pub(crate) config: Option<super::image::ImageConfig>,
     rootfs: RootFs,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct RootFs {
     #[serde(default)]
     diff_ids: Option<Vec<Digest>>,
@@ -366,12 +397,29 @@ impl ConfigFile {
         Ok(file)
     }
 
-    /// Parses a config that was checked before.
+    /// Parses a config that was checked before, by a worker. Blocking.
     pub(crate) fn read(what: &str, body: &[u8]) -> Result<Self, ImageError> {
-        serde_json::from_slice(body).map_err(|e| ImageError::BadManifest {
+        let bad = |reason| ImageError::BadManifest {
             what: what.to_owned(),
-            reason: cut(&format!("its config cannot be read: {}", bounded::fault(&e))),
-        })
+            reason: cut(&format!("its config cannot be read: {reason}")),
+        };
+        document::read(body).map_err(|e| e.blame(bad))
+    }
+
+    /// As the index keeps it beside the config that it was read from, so that nobody has to read that again.
+    pub(crate) fn to_stored(&self, config: &[u8]) -> Vec<u8> {
+        let mut stored = vec![STORED];
+        stored.extend(Digest::sha256(config).as_str().as_bytes());
+        // Writing to memory does not fail; what was cut is not taken for a config.
+        stored.extend(postcard::to_stdvec(self).unwrap_or_default());
+        stored
+    }
+
+    /// What was kept of this config; None: nothing that this podwright knows.
+    pub(crate) fn from_stored(stored: &[u8], config: &[u8]) -> Option<Self> {
+        let of = Digest::sha256(config);
+        let binary = stored.strip_prefix(&[STORED])?.strip_prefix(of.as_str().as_bytes())?;
+        postcard::from_bytes(binary).ok()
     }
 
     /// Uncompressed layer digests, bottom first.
@@ -565,6 +613,20 @@ mod tests {
         let labels = body(format!(r#""Labels":{{{}}}"#, table(MAX_CONFIG_ITEMS + 1)));
         let error = ConfigFile::parse("t", labels.as_bytes(), 0, NODE).unwrap_err().to_string();
         assert!(error.contains("Labels"), "{error}");
+    }
+
+    #[test]
+    fn what_a_config_says_is_kept_and_not_taken_for_another() {
+        let body =
+            br#"{"os":"linux","architecture":"amd64","created":"today","config":{"Env":["A=b"],"Cmd":null,
+            "Volumes":{"/v":{"x":[]}},"Labels":{"k":"v"}},"rootfs":{"type":"layers","diff_ids":[]}}"#;
+        let file = ConfigFile::read("t", body).unwrap();
+        let stored = file.to_stored(body);
+        let kept = ConfigFile::from_stored(&stored, body).unwrap();
+        assert_eq!((kept.created.as_deref(), kept.config), (Some("today"), file.config));
+        assert!(ConfigFile::from_stored(&stored, b"{}").is_none(), "another config's");
+        assert!(ConfigFile::from_stored(&stored[1..], body).is_none(), "of no known form");
+        assert!(ConfigFile::from_stored(&stored[..stored.len() - 1], body).is_none(), "cut off");
     }
 
     #[test]

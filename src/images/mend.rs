@@ -63,8 +63,9 @@ impl Store {
         let Some(record) = state.images.get(id).map(|entry| Arc::clone(&entry.record)) else {
             return Ok(());
         };
-        let file = record.config_file(id, config)?;
-        self.index().commit(&[Change::PutConfig(id, config)])?;
+        let file = record.config_file(id, config, None)?;
+        let said = file.to_stored(config);
+        self.index().commit(&[Change::PutConfig(id, config), Change::PutSaid(id, &said)])?;
         state.put(id, record, file, &self.pinned);
         self.publish(state);
         Ok(())

@@ -17,6 +17,7 @@ mod decompress;
 mod details;
 mod digest;
 mod directories;
+mod document;
 mod endpoints;
 mod error;
 mod flight;
@@ -106,7 +107,13 @@ struct Inner {
 /// A program that opens a store calls this before anything else, and then [`use_workers`].
 #[must_use]
 pub fn run_as_worker() -> Option<std::process::ExitCode> {
-    crate::host::worker::run(&[&worker::DECOMPRESSOR, &worker::PARSER, &registry::PROGRAM])
+    crate::host::worker::run(&[&worker::DECOMPRESSOR, &worker::PARSER, &document::READER, &registry::PROGRAM])
+}
+
+/// Whether the kernel takes files from workers twice: by Landlock and by their filter of calls.
+#[must_use]
+pub fn workers_have_landlock() -> bool {
+    crate::host::worker::have_landlock()
 }
 
 /// Has other people's bytes worked on in processes without rights from now on, not in threads of this one.
@@ -168,7 +175,10 @@ impl Images {
                 proofs: Proofs::new()?,
                 downloads: Slots::new(config),
                 limits: Limits { bytes: config.max_layer_bytes, entries: config.max_layer_entries },
-                windows: windows::Windows::new(config.zstd_window_bytes),
+                windows: windows::Windows::for_downloads(
+                    config.zstd_window_bytes,
+                    config.max_concurrent_downloads.max(1),
+                ),
                 policy: policy::SignaturePolicy::open(&config.signature_policy)?,
                 stats: Arc::default(),
                 progress: Progresses::default(),
@@ -186,6 +196,8 @@ impl Images {
         let reference = Reference::parse(reference)?;
         let what = reference.to_string();
         let inner = &self.inner;
+        // For the first document, which a worker reads.
+        crate::host::worker::expect();
         let start = || {
             let progress = inner.progress.start((reference.clone(), auth.clone()));
             pull::start(inner, &reference, auth.as_ref(), progress)
@@ -293,7 +305,8 @@ impl Images {
     ) -> Result<(), ImageError> {
         let tar = transfer::plain(tar, name, &self.inner.windows)?;
         let whole = std::io::BufReader::new(std::io::Read::chain(first, tar));
-        unpack::unrecorded(whole, to, name, self.inner.limits).map(|_| ())
+        let parser = worker::Parser::start().map_err(worker::cannot_start)?;
+        unpack::unrecorded(whole, parser, to, name, self.inner.limits).map(|_| ())
     }
 
     /// Counters of pulls.

@@ -20,7 +20,7 @@ const SLOW: u64 = 64 << 10;
 /// Looks after which any download steps aside for others: a minute, in which most layers are done.
 const LONG: u32 = 6;
 /// Downloads aside, each with two processes of some MiB.
-const MAX_ASIDE: usize = 32;
+pub(super) const MAX_ASIDE: usize = 32;
 /// Downloads aside of one registry, as many as it has slots by default: it takes six registries to fill all places.
 const MAX_ASIDE_EACH: usize = 6;
 

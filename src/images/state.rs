@@ -2,7 +2,7 @@
 
 use super::error::ImageError;
 use super::image::{Image, ImageKind, ImageUser};
-use super::index::{Contents, ImageRecord, LayerRecord, Presence};
+use super::index::{Contents, ImageRecord, LayerRecord, Presence, StoredImage};
 use super::manifest::{ConfigFile, chain_id};
 use super::reference::Reference;
 use crate::model::ImageId;
@@ -40,20 +40,30 @@ const ENTRY_BYTES: usize = 160;
 /// What a name takes beside its text.
 const NAME_BYTES: usize = 5;
 
+/// What configs say that the index does not keep yet, by images' ids.
+type Unkept = Vec<(String, Vec<u8>)>;
+
 impl State {
-    /// Builds the snapshot of an index.
-    pub(crate) fn from_index(contents: Contents, pinned: &BTreeSet<String>) -> Result<Self, ImageError> {
+    /// Builds the snapshot of an index, and says what it did not keep yet of what configs say.
+    pub(crate) fn from_index(
+        contents: Contents,
+        pinned: &BTreeSet<String>,
+    ) -> Result<(Self, Unkept), ImageError> {
         let mut state = Self {
             images: BTreeMap::new(),
             names: contents.names.into_iter().collect(),
             ages: contents.ages.into_iter().collect(),
             layers: contents.layers.into_iter().collect(),
         };
-        for (id, record, config) in contents.images {
-            let file = record.config_file(&id, &config)?;
+        let mut unkept = Vec::new();
+        for StoredImage { id, record, config, said } in contents.images {
+            let file = record.config_file(&id, &config, said.as_deref())?;
+            if said.is_none() && record.artifact.is_none() {
+                unkept.push((id.clone(), file.to_stored(&config)));
+            }
             state.put(&id, Arc::new(record), file, pinned);
         }
-        Ok(state)
+        Ok((state, unkept))
     }
 
     /// Adds or replaces an image.

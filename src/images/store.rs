@@ -9,6 +9,7 @@
 
 use super::error::ImageError;
 use super::index::{Change, ImageRecord, Index, LayerRecord, Presence, Served};
+use super::manifest::ConfigFile;
 use super::staging::Staging;
 use super::state::{Entry, State, keys};
 use super::unpack::Unpacked;
@@ -56,6 +57,8 @@ pub(crate) struct NewImage {
     pub(crate) id: String,
     pub(crate) record: ImageRecord,
     pub(crate) config: Vec<u8>,
+    /// What the config says; of an artifact's nothing.
+    pub(crate) file: ConfigFile,
     /// Tags, and `name@digest` of what a reference pointed to.
     pub(crate) names: Vec<String>,
     pub(crate) giver: Giver,
@@ -113,7 +116,11 @@ impl Store {
             discard(&staging.join(name), root)?;
         }
         let index = Index::open(&root.join("index.redb"))?;
-        let state = State::from_index(index.load()?, &pinned)?;
+        let (state, unkept) = State::from_index(index.load()?, &pinned)?;
+        if !unkept.is_empty() {
+            // An older podwright's.
+            index.commit(&unkept.iter().map(|(id, said)| Change::PutSaid(id, said)).collect::<Vec<_>>())?;
+        }
         let store = Self {
             root: root.to_owned(),
             index,
@@ -285,7 +292,6 @@ impl Store {
     /// Makes an image visible, or gives a known one further names. Its layers must be present and leased.
     pub(crate) fn add_image(&self, new: NewImage) -> Result<(), ImageError> {
         let _writer = lock(&self.writer);
-        let file = new.record.config_file(&new.id, &new.config)?;
         let state = self.state();
         if let Some(key) = keys(&new.record).iter().find(|key| !state.layers.contains_key(*key)) {
             return Err(ImageError::Index {
@@ -295,11 +301,15 @@ impl Store {
         }
         let mut state = (*state).clone();
         let Named { losers, changes: named } = self.name(&mut state, &new.id, &new.names, new.giver)?;
-        let mut changes =
-            vec![Change::PutImage(&new.id, &new.record), Change::PutConfig(&new.id, &new.config)];
+        let said = new.file.to_stored(&new.config);
+        let mut changes = vec![
+            Change::PutImage(&new.id, &new.record),
+            Change::PutConfig(&new.id, &new.config),
+            Change::PutSaid(&new.id, &said),
+        ];
         changes.extend(named.iter().map(|change| change.of(&new.id)));
         self.index.commit(&changes)?;
-        state.put(&new.id, Arc::new(new.record), file, &self.pinned);
+        state.put(&new.id, Arc::new(new.record), new.file, &self.pinned);
         for loser in losers {
             state.rename(&loser, &self.pinned);
         }

@@ -1,5 +1,9 @@
 //! The memory for windows of zstd frames: one budget for all that is decompressed at once, first come, first served.
 //!
+//! A worker may have lied about its window, or never have asked: what all workers can take is bounded by their number (`jobs`)
+//! and the address space that each has. Checkpoints that are restored take no turn, since their archives may hang: they are
+//! bounded with other looks at host paths (`host::foreign`).
+//!
 //! Usual windows are not counted in it: there are no more of them than downloads at once, and a slow registry that holds the
 //! budget with a large one keeps only other large ones waiting.
 
@@ -11,9 +15,13 @@ const MAX_WINDOW: u64 = 128 << 20;
 /// Windows up to here are usual: zstd makes none larger without --ultra or --long.
 const USUAL: u64 = 8 << 20;
 
+/// Jobs beside downloads of layers in slots: those aside, and archives that are loaded.
+const OTHER_JOBS: usize = super::slots::MAX_ASIDE + 4;
+
 /// The budget.
 #[derive(Debug)]
 pub(crate) struct Windows {
+    jobs: Turns,
     size: u64,
     queue: Mutex<Queue>,
     changed: Condvar,
@@ -34,10 +42,54 @@ pub(crate) struct Window {
     bytes: u64,
 }
 
+/// How many may do something at once.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+/// A turn, until dropped.
+#[derive(Debug)]
+pub(crate) struct Turn<'a>(&'a Turns);
+
+impl Turns {
+    pub(crate) const fn new(count: usize) -> Self {
+        Self { free: Mutex::new(count), freed: Condvar::new() }
+    }
+
+    /// Waits for one. Who has one takes no second. Blocking.
+    pub(crate) fn take(&self) -> Turn<'_> {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.freed.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
+        *free -= 1;
+        Turn(self)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.freed.notify_one();
+    }
+}
+
 impl Windows {
+    #[cfg(test)]
     pub(crate) fn new(size: u64) -> Arc<Self> {
+        Self::for_downloads(size, 1)
+    }
+
+    /// The budget of a store that downloads so many layers at once.
+    pub(crate) fn for_downloads(size: u64, downloads: usize) -> Arc<Self> {
+        let jobs = Turns::new(downloads.saturating_add(OTHER_JOBS));
         let queue = Mutex::new(Queue { free: size, next: 0, last: 0 });
-        Arc::new(Self { size, queue, changed: Condvar::new() })
+        Arc::new(Self { jobs, size, queue, changed: Condvar::new() })
+    }
+
+    /// Waits until there may be one more decompressor and one more tar parser. Blocking.
+    pub(crate) fn job(&self) -> Turn<'_> {
+        self.jobs.take()
     }
 
     /// Largest window that can be had.
@@ -78,6 +130,23 @@ impl Drop for Window {
 mod tests {
     use super::*;
     use std::sync::mpsc;
+
+    #[test]
+    fn no_more_jobs_than_there_are_turns_for() {
+        let windows = Windows::for_downloads(0, 2);
+        let mut held: Vec<_> = (0..2 + OTHER_JOBS).map(|_| windows.job()).collect();
+        let (tell, told) = mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let job = windows.job();
+                tell.send(()).unwrap();
+                drop(job);
+            });
+            assert!(told.try_recv().is_err());
+            held.pop();
+            told.recv().unwrap();
+        });
+    }
 
     #[test]
     fn what_does_not_fit_waits_and_what_never_fits_is_refused() {

@@ -9,49 +9,55 @@
 //! digest of its own, under which it may say of itself what it likes. In one process, the first could make another layer's
 //! bytes and say that they mean something else, under the other's digest.
 //!
-//! That the parser sees what is hashed: the decompressor writes into a pipe, `tee` duplicates what lies there for the parser,
-//! and the same bytes are then read here. A decompressor that could put its own pages into the pipe (vmsplice) might change
-//! them in between; its filter has no such call.
+//! That the parser sees what is hashed: what the decompressor makes is copied into memory of this process once, and both the
+//! digest and the parser's pieces are taken of that copy. The pages that come through the pipe are the decompressor's own, which
+//! may change under whoever looks at them; nobody but that one copy does.
 
 use super::decompress::{Ask, Decoder};
 use super::error::ImageError;
 use super::unpack::{self, plain};
 use super::windows::{Window, Windows};
 use crate::host::worker::{Ends, Program, Worker};
+use podwright_sys::lend::Pages;
+use podwright_sys::seccomp;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, tee};
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, IoSlice, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Turns a compressed stream into what is in it. Memory: the largest window, its buffers, and the program.
+/// Turns a compressed stream into what is in it. Memory: the largest window, and buffers.
 pub(crate) const DECOMPRESSOR: Program = Program {
     name: "layer-decompress",
-    memory: 512 << 20,
+    memory: 160 << 20,
     descriptors: 0,
-    calls: &[],
+    calls: &[seccomp::SYS_vmsplice],
     fcntl: &[],
     body: decompress,
 };
-/// Says what is in a tar. Memory: one PAX header with what it says, a sparse map, and the program.
+/// Says what is in a tar. Memory: one PAX header with what it says, a sparse map, and buffers.
 pub(crate) const PARSER: Program = Program {
     name: "layer-parse",
-    memory: 256 << 20,
+    memory: 32 << 20,
     descriptors: 0,
     calls: &[],
     fcntl: &[],
     body: unpack::parse,
 };
-/// Bytes in a pipe: the most that an ordinary system lets a pipe have. Fewer switches between the processes.
+/// Bytes in a pipe into a worker: the most that an ordinary system lets a pipe have. Fewer switches between the processes.
 const PIPE: usize = 1 << 20;
-/// Bytes at a time in the decompressor.
+/// Bytes at a time in the decompressor, and from it: the buffers stay in the processor's cache.
 const BUFFER: usize = 256 << 10;
+/// Bytes in the pipe from a decompressor: not more than one of its two buffers has, see [`pour`].
+const LENT: usize = BUFFER;
+/// Bytes of a parser's words that are read at once.
+const WORDS: usize = 64 << 10;
 /// Bytes of the text of an error.
 const MAX_TEXT: usize = 200;
 /// A worker that has bytes to work on and says or makes nothing in this time is given up. An honest one needs a fraction of a
@@ -61,10 +67,10 @@ const PATIENCE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
 const TALK: Duration = Duration::from_secs(60);
 
 /// A pipe of ours.
-pub(super) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+fn pipe(size: usize) -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-    // Less will do, where it is refused.
-    let _ = fcntl_setpipe_size(&write, PIPE);
+    // Less will do, where it is refused; and it is not more without this.
+    let _ = fcntl_setpipe_size(&write, size);
     Ok((read, write))
 }
 
@@ -97,7 +103,7 @@ fn stopped_working() -> io::Error {
 /// The work of a decompressor. It asks for windows (`W` and the bytes; any byte is the permission), and says how it ended:
 /// `E`, or `F` with a text.
 fn decompress(ends: Ends) {
-    let Ends { input, output, control, nowhere: _ } = ends;
+    let Ends { input, output, control } = ends;
     // By reference: a worker may make no descriptor.
     let mut asking = &control;
     let ask: Ask = Box::new(move |window| {
@@ -122,26 +128,32 @@ fn decompress(ends: Ends) {
     let _ = (&control).write_all(&message);
 }
 
-fn pour(input: File, mut output: File, ask: Ask<'_>) -> io::Result<()> {
+/// Decompresses into two buffers by turns, whose pages go into the pipe as they are. The pipe holds no more than one of them:
+/// when the last page of one is in it, the last page of the other has left it, and that one can be written to again.
+fn pour(input: File, output: File, ask: Ask<'_>) -> io::Result<()> {
     let mut decoder = Decoder::sniff(BufReader::with_capacity(BUFFER, input), ask)?;
-    let mut buffer = vec![0; BUFFER];
+    let (mut buffer, mut other) = (Pages::new(BUFFER)?, Pages::new(BUFFER)?);
     loop {
         let mut filled = 0;
-        while filled < buffer.len() {
-            match decoder.read(&mut buffer[filled..]) {
+        let mut result = Ok(());
+        while filled < BUFFER {
+            match decoder.read(&mut buffer.bytes()[filled..]) {
                 Ok(0) => break,
                 Ok(length) => filled += length,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => {
-                    output.write_all(&buffer[..filled])?;
-                    return Err(e);
+                    result = Err(e);
+                    break;
                 }
             }
         }
-        if filled == 0 {
+        buffer.lend(output.as_fd(), filled)?;
+        result?;
+        // Only the last one is not full.
+        if filled < BUFFER {
             return Ok(());
         }
-        output.write_all(&buffer[..filled])?;
+        std::mem::swap(&mut buffer, &mut other);
     }
 }
 
@@ -168,8 +180,8 @@ pub(crate) struct Decompressor {
 impl Decompressor {
     /// Starts one; the compressed stream is to be written to the file, by another thread, which counts in `fed`.
     pub(crate) fn start(windows: &Arc<Windows>, fed: &Arc<Fed>) -> io::Result<(Self, File)> {
-        let (input, compressed) = pipe()?;
-        let (output, made) = pipe()?;
+        let (input, compressed) = pipe(PIPE)?;
+        let (output, made) = pipe(LENT)?;
         let (control, theirs) = pair()?;
         let worker = Worker::start(&DECOMPRESSOR, input, made, theirs)?;
         let decompressor = Self {
@@ -279,48 +291,118 @@ impl Decompressor {
             (None, None) => Err(io::Error::other("its decompressor ended without a word")),
         }
     }
+}
 
-    /// What comes next, also to `copy`, as long as that one reads. 0: the stream has ended well.
-    pub(crate) fn read_and_copy(&mut self, into: &mut [u8], copy: &mut Option<OwnedFd>) -> io::Result<usize> {
-        if matches!(self.said, Some(Ok(()))) && self.worker.is_none() {
-            return Ok(0);
-        }
-        self.wait()?;
-        let mut length = into.len();
-        while let Some(to) = copy {
-            match tee(&self.output, to.as_fd(), length, SpliceFlags::empty()) {
-                Ok(0) => return self.ended().map(|()| 0),
-                Ok(copied) => {
-                    length = copied;
-                    break;
-                }
-                // It knows enough, or has ended; who hears it sees which.
-                Err(Errno::PIPE) => *copy = None,
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
+impl Read for Decompressor {
+    /// Fills `into`, but for the last bytes: the fewer switches, the better.
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let mut filled = 0;
-        // What was copied is read whole.
-        while filled < length {
-            match rustix::io::read(&self.output, &mut into[filled..length]) {
-                Ok(0) if filled == 0 => return self.ended().map(|()| 0),
-                Ok(0) => break,
+        while filled < into.len() {
+            if matches!(self.said, Some(Ok(()))) && self.worker.is_none() {
+                break;
+            }
+            self.wait()?;
+            match rustix::io::read(&self.output, &mut into[filled..]) {
+                Ok(0) => self.ended()?,
                 Ok(read) => filled += read,
                 Err(Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
-            }
-            if copy.is_none() {
-                break;
             }
         }
         Ok(filled)
     }
 }
 
-impl Read for Decompressor {
+/// A tar parser at work. For one thread.
+pub(crate) struct Parser {
+    /// None: it has ended.
+    worker: Option<Worker>,
+    /// None: there is no more.
+    pieces: Option<OwnedFd>,
+    words: BufReader<Said>,
+}
+
+impl Parser {
+    /// Starts one.
+    pub(crate) fn start() -> io::Result<Self> {
+        let (input, pieces) = pipe(PIPE)?;
+        let (words, said) = pipe(WORDS)?;
+        let (control, _nobody) = pipe(0)?;
+        let worker = Worker::start(&PARSER, input, said, control)?;
+        // Only our end of it: the worker waits for its pieces.
+        let flags = rustix::fs::fcntl_getfl(&pieces)?;
+        rustix::fs::fcntl_setfl(&pieces, flags | rustix::fs::OFlags::NONBLOCK)?;
+        let words = Said { words, patience: PATIENCE };
+        Ok(Self { worker: Some(worker), pieces: Some(pieces), words: BufReader::with_capacity(WORDS, words) })
+    }
+}
+
+impl unpack::Parser for Parser {
+    fn give(&mut self, piece: &[u8]) -> io::Result<()> {
+        let Some(pieces) = &self.pieces else { return Err(io::ErrorKind::BrokenPipe.into()) };
+        let said = self.words.get_mut();
+        said.patience = PATIENCE;
+        let length = u32::try_from(piece.len()).map_err(io::Error::other)?.to_le_bytes();
+        let mut parts = [IoSlice::new(&length), IoSlice::new(piece)];
+        let mut parts = &mut parts[..];
+        while !parts.is_empty() {
+            match rustix::io::writev(pieces, parts) {
+                Ok(written) => IoSlice::advance_slices(&mut parts, written),
+                Err(Errno::AGAIN) => said.wait(pieces, PollFlags::OUT)?,
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn no_more(&mut self) {
+        self.pieces = None;
+    }
+
+    fn end(&mut self) -> Option<String> {
+        self.worker.take().and_then(Worker::end)
+    }
+}
+
+impl Read for Parser {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        if into.is_empty() { Ok(0) } else { self.read_and_copy(into, &mut None) }
+        self.words.read(into)
+    }
+}
+
+/// What a parser says. It has something to say it about whenever this is waited for.
+struct Said {
+    words: OwnedFd,
+    /// How much longer it may take over the piece that it has, or over taking it.
+    patience: Timespec,
+}
+
+impl Said {
+    fn wait(&mut self, descriptor: &OwnedFd, event: PollFlags) -> io::Result<()> {
+        wait_within(descriptor, event, &mut self.patience)
+    }
+}
+
+impl Read for Said {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        wait_within(&self.words, PollFlags::IN, &mut self.patience)?;
+        Ok(rustix::io::read(&self.words, into)?)
+    }
+}
+
+/// Waits for a parser, and takes the time from what it has.
+fn wait_within(descriptor: &OwnedFd, event: PollFlags, patience: &mut Timespec) -> io::Result<()> {
+    loop {
+        let begun = Instant::now();
+        let polled = poll(&mut [PollFd::new(descriptor, event)], Some(patience));
+        let left = Duration::try_from(*patience).unwrap_or_default().saturating_sub(begun.elapsed());
+        *patience = Timespec::try_from(left).map_err(io::Error::other)?;
+        match polled {
+            Ok(0) => return Err(io::Error::other("its tar parser has stopped working")),
+            Err(Errno::INTR) => {}
+            polled => return Ok(polled.map(|_| ())?),
+        }
     }
 }
 
@@ -435,7 +517,7 @@ mod tests {
     #[test]
     fn one_that_stops_in_the_middle_of_talking_is_given_up() {
         let say_and_stop = |said: &[u8]| {
-            let (output, made) = pipe().unwrap();
+            let (output, made) = pipe(LENT).unwrap();
             let (control, theirs) = pair().unwrap();
             for direction in [Timeout::Recv, Timeout::Send] {
                 let limit = rustix::net::sockopt::socket_timeout(&control, direction).unwrap();
@@ -469,34 +551,77 @@ mod tests {
         }
     }
 
-    /// What goes to the parser is what is read, byte for byte, and a parser that ends early does not stop the reading.
+    /// Whatever a decompressor does with the pages that it has lent: what was read stays as it was read.
     #[test]
-    fn a_copy_is_the_same_bytes() {
-        let data: Vec<u8> = (0..400_000u32).flat_map(u32::to_le_bytes).collect();
-        for patient in [true, false] {
-            let fed = Arc::default();
-            let (mut decompressor, mut input) = Decompressor::start(&Windows::new(0), &fed).unwrap();
-            let packed = gzip(&data);
-            let feeder = std::thread::spawn(move || input.write_all(&packed).unwrap());
-            let (read, write) = pipe().unwrap();
-            let copy = std::thread::spawn(move || {
-                let mut seen = Vec::new();
-                let limit = if patient { u64::MAX } else { 1000 };
-                File::from(read).take(limit).read_to_end(&mut seen).unwrap();
-                seen
-            });
-            let (mut to, mut out, mut buffer) = (Some(write), Vec::<u8>::new(), vec![0; 100_000]);
-            loop {
-                match decompressor.read_and_copy(&mut buffer, &mut to).unwrap() {
-                    0 => break,
-                    length => out.extend(&buffer[..length]),
-                }
+    fn pages_that_change_later_change_nothing_that_was_read() {
+        let (output, made) = pipe(LENT).unwrap();
+        let mut pages = Pages::new(BUFFER).unwrap();
+        pages.bytes().fill(1);
+        pages.lend(made.as_fd(), BUFFER).unwrap();
+        let mut decompressor = Decompressor {
+            worker: None,
+            output,
+            control: None,
+            windows: Windows::new(0),
+            window: None,
+            fed: Arc::default(),
+            said: None,
+        };
+        let mut first = vec![0; BUFFER / 2];
+        assert_eq!(decompressor.read(&mut first).unwrap(), BUFFER / 2);
+        pages.bytes().fill(2);
+        let mut second = vec![0; BUFFER / 2];
+        assert_eq!(decompressor.read(&mut second).unwrap(), BUFFER / 2);
+        assert!(first.iter().all(|byte| *byte == 1), "there is one copy, which is ours");
+        assert!(second.iter().all(|byte| *byte == 2), "its pages are in the pipe itself");
+    }
+
+    /// What is lent is not written to before it was taken: many times both buffers, read in odd pieces and late.
+    #[test]
+    fn a_buffer_is_used_again_only_when_it_was_taken() {
+        let data: Vec<u8> = (0..1_500_000u32).flat_map(u32::to_le_bytes).collect();
+        let fed = Arc::default();
+        let (mut decompressor, mut input) = Decompressor::start(&Windows::new(0), &fed).unwrap();
+        let packed = gzip(&data);
+        let feeder = std::thread::spawn(move || input.write_all(&packed).unwrap());
+        let mut out: Vec<u8> = Vec::new();
+        for length in [1, 4095, 4097, 70_001, BUFFER, 333_333].into_iter().cycle() {
+            std::thread::yield_now();
+            let mut piece = vec![0; length];
+            let read = decompressor.read(&mut piece).unwrap();
+            out.extend(&piece[..read]);
+            if read < length {
+                break;
             }
-            drop(to);
-            feeder.join().unwrap();
-            assert!(out == data);
-            let seen = copy.join().unwrap();
-            assert!(seen == data[..seen.len()] && (seen.len() == data.len()) == patient);
+        }
+        feeder.join().unwrap();
+        assert!(out == data);
+    }
+
+    /// A parser that takes nothing, or says nothing, is given up.
+    #[test]
+    fn a_parser_that_stops_is_given_up() {
+        use unpack::Parser as _;
+        for takes in [false, true] {
+            let (input, pieces) = pipe(PIPE).unwrap();
+            let (words, said) = pipe(WORDS).unwrap();
+            let mut left = Timespec { tv_sec: 0, tv_nsec: 1 };
+            let error = if takes {
+                Said { words, patience: left }.read(&mut [0; 8]).unwrap_err()
+            } else {
+                wait_within(&words, PollFlags::IN, &mut left).unwrap_err()
+            };
+            assert_eq!(error.to_string(), "its tar parser has stopped working");
+            drop((input, pieces, said));
+        }
+        // One that has ended is told by its words, or by their end.
+        let mut parser = Parser::start().unwrap();
+        parser.give(&[1; 512]).unwrap();
+        let mut words = Vec::new();
+        parser.read_to_end(&mut words).unwrap();
+        assert_eq!(words.first(), Some(&b'N'));
+        while parser.give(&[1; 512]).is_ok() {
+            std::thread::yield_now();
         }
     }
 }

@@ -21,7 +21,7 @@ pub use resources::{HugepageLimit, Resources};
 pub use sandbox::{DnsConfig, PodName, PortMapping, Protocol, SandboxSpec};
 pub use security::{
     Capabilities, ContainerSecurity, GroupsPolicy, NamespaceMode, Namespaces, Profile, RunAs,
-    SandboxSecurity, SelinuxOptions, UserNamespace,
+    SandboxSecurity, SelinuxOptions, UserNamespace, WORKER_UID,
 };
 pub use terminal::TerminalSize;
 pub use time::{Clock, Timestamp};

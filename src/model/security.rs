@@ -4,6 +4,10 @@ use super::{ContainerId, IdMapping};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+/// The user of processes that work on other people's bytes. Who has a user's id may signal its processes: Kubernetes takes ids
+/// up to 2^31-1 for containers, and `host::users` gives this one to none. It owns no file.
+pub const WORKER_UID: u32 = 0xF0F0_F0F1;
+
 /// The owner of a container's namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -109,12 +109,15 @@ fn large() -> Image {
 }
 
 /// The user of workers.
-const USER: &str = "65534\t65534\t65534\t65534";
+const USER: &str = "4042322161\t4042322161\t4042322161\t4042322161";
+
+/// Name of the process that workers are forked from.
+const ZYGOTE: &str = "worker-zygote";
 
 /// Name of the process that asks registries.
 const CLIENT: &str = "registry-client";
 
-/// Workers of the daemon: pid → the lines of its status.
+/// Workers of the daemon, with what they are forked from: pid → the lines of its status.
 fn family(daemon: u32) -> BTreeMap<u32, BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
@@ -137,11 +140,15 @@ fn family(daemon: u32) -> BTreeMap<u32, BTreeMap<String, String>> {
     found
 }
 
-/// What works on layers: without what speaks HTTP for a pull.
+/// What works on layers: without what they are forked from, and what speaks HTTP for a pull.
 fn workers(daemon: u32) -> BTreeMap<u32, BTreeMap<String, String>> {
     let mut found = family(daemon);
-    found.retain(|_, status| status["Name"] != CLIENT);
+    found.retain(|_, status| ![ZYGOTE, CLIENT].contains(&&*status["Name"]));
     found
+}
+
+fn zygotes(daemon: u32) -> Vec<u32> {
+    family(daemon).into_iter().filter(|(_, status)| status["Name"] == ZYGOTE).map(|(pid, _)| pid).collect()
 }
 
 fn clients(daemon: u32) -> BTreeMap<u32, BTreeMap<String, String>> {
@@ -190,6 +197,7 @@ async fn stalled(node: &Node, registry: &Stalling) -> (tokio::task::JoinHandle<b
         images.pull_image(request).await.is_ok()
     });
     let daemon = node.daemon.pid().unwrap();
+    let mut seen = std::collections::BTreeSet::new();
     let found = tokio::task::spawn_blocking(move || {
         wait_for("two confined workers", PATIENCE, || {
             let found = workers(daemon);
@@ -204,16 +212,16 @@ async fn stalled(node: &Node, registry: &Stalling) -> (tokio::task::JoinHandle<b
             assert_eq!(u64::from_str_radix(&status[set], 16), Ok(0), "{set}: {status:?}");
         }
         assert_eq!((&*status["NoNewPrivs"], &*status["Groups"]), ("1", ""), "{status:?}");
-        assert_eq!(status["Uid"], "65534\t65534\t65534\t65534");
-        assert_eq!(status["Gid"], "65534\t65534\t65534\t65534");
+        assert_eq!((&*status["Uid"], &*status["Gid"]), (USER, USER));
         assert_eq!(status["Threads"], "1");
-        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-        let open: Vec<_> = open.map(|fd| std::fs::read_link(fd.unwrap().path()).unwrap()).collect();
-        let strange = |path: &std::path::PathBuf| {
-            let path = path.to_str().unwrap();
-            !path.starts_with("pipe:") && !path.starts_with("socket:") && path != "/dev/null"
-        };
+        let open = open_files(*pid);
+        let strange =
+            |path: &String| !path.starts_with("pipe:") && !path.starts_with("socket:") && path != "/dev/null";
         assert!(!open.iter().any(strange) && open.len() <= 8, "{open:?}");
+        // Nothing that another worker has, or what it was forked from.
+        for path in open.iter().filter(|path| *path != "/dev/null") {
+            assert!(seen.insert(path.clone()), "{path} is open twice: {open:?}");
+        }
         assert_eq!(std::fs::read(format!("/proc/{pid}/environ")).unwrap(), b"");
     }
     (pull, found.into_keys().collect())
@@ -231,13 +239,58 @@ async fn a_layer_is_worked_on_by_processes_without_rights() {
     node.finish().await;
 }
 
+/// What workers are forked from has given up what they have, holds nothing, is replaced when it dies, and takes no worker with
+/// it.
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_are_forked_from_a_process_without_rights() {
+    let mut node = Node::new(Options::default()).await;
+    let daemon = node.daemon.pid().unwrap();
+    assert!(zygotes(daemon).is_empty(), "before anybody needs it");
+    let registry = Stalling::start(large());
+    let (pull, pids) = stalled(&node, &registry).await;
+    let family = family(daemon);
+    let [zygote] = zygotes(daemon)[..] else { panic!("one: {family:?}") };
+    let status = &family[&zygote];
+    assert_eq!((&*status["Uid"], &*status["NoNewPrivs"], &*status["Threads"]), (USER, "1", "1"));
+    assert!(
+        ["CapPrm", "CapEff", "CapBnd"].iter().all(|set| status[*set] == "0000000000000000"),
+        "{status:?}"
+    );
+    let mut open = open_files(zygote);
+    open.retain(|path| path != "/dev/null");
+    assert!(matches!(&open[..], [one] if one.starts_with("socket:")), "{open:?}");
+    for pid in &pids {
+        assert!(!open_files(*pid).contains(&open[0]), "a worker reaches it");
+    }
+    assert_eq!(std::fs::read(format!("/proc/{zygote}/environ")).unwrap(), b"");
+    // Who is nobody in a container of the host's PID namespace is not a worker's user.
+    let by_nobody = |pid: u32| {
+        use std::os::unix::process::CommandExt as _;
+        let mut kill = std::process::Command::new("/bin/kill");
+        kill.arg("-0").arg(pid.to_string()).uid(65534).gid(65534).stderr(std::process::Stdio::null());
+        kill.status().unwrap().success()
+    };
+    assert!(!pids.iter().chain([&zygote]).any(|pid| by_nobody(*pid)), "nobody can signal them");
+    kill(zygote);
+    // The next one needs a new one, and the first goes on.
+    let next = LayerBuilder::new().entries([Entry::file("n", &b"n"[..])]).build(Compression::Gzip).unwrap();
+    push(&node.registry, "library/next", "t", ImageBuilder::new().layer(&next).build());
+    node.pull(&format!("{}/library/next:t", node.registry.address())).await.unwrap();
+    assert!(zygotes(daemon).iter().any(|pid| *pid != zygote), "it was replaced");
+    registry.go_on.send(true).unwrap();
+    assert!(pull.await.unwrap(), "the first pull ends well");
+    gone(&pids);
+    node.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_end_with_the_daemon() {
     let mut node = Node::new(Options::default()).await;
     let registry = Stalling::start(large());
     let (_pull, mut pids) = stalled(&node, &registry).await;
+    pids.extend(zygotes(node.daemon.pid().unwrap()));
     pids.extend(clients(node.daemon.pid().unwrap()).into_keys());
-    assert_eq!(pids.len(), 3);
+    assert_eq!(pids.len(), 4);
     node.daemon.kill().unwrap();
     gone(&pids);
     node.daemon.launch().unwrap();

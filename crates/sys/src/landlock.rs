@@ -23,13 +23,11 @@ const VERSIONS: [(i64, u64, u64, u64); 6] = [
     (1, (1 << 13) - 1, 0, 0),
 ];
 
-/// Forbids the calling thread and its descendants to open, create, remove, rename or run any file, to bind or connect
-/// TCP ports, and to signal or reach by abstract sockets anything outside, as far as the kernel supports it. Needs
-/// `no_new_privs`. Open descriptors stay usable.
+/// The version of the kernel's interface.
 ///
 /// # Errors
 /// `Unsupported` where the kernel has no Landlock (before 5.13, or switched off); otherwise the kernel's.
-pub fn no_files() -> io::Result<()> {
+pub fn version() -> io::Result<i64> {
     let nothing: *const Ruleset = std::ptr::null();
     // SAFETY: with this flag the kernel takes no pointer and no size, and answers a number.
     let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, nothing, 0usize, ASK_VERSION) };
@@ -40,6 +38,17 @@ pub fn no_files() -> io::Result<()> {
             _ => error,
         });
     }
+    Ok(version)
+}
+
+/// Forbids the calling thread, and all that it starts, to open, make, remove, rename or run any file, to bind or connect TCP
+/// ports, and to signal or reach by abstract sockets what is outside, as far as the kernel knows these. Needs
+/// `no_new_privs`. Descriptors that are open stay usable.
+///
+/// # Errors
+/// `Unsupported` where the kernel has no Landlock (before 5.13, or switched off); otherwise the kernel's.
+pub fn no_files() -> io::Result<()> {
+    let version = version()?;
     let Some((_, fs, net, scoped)) = VERSIONS.into_iter().find(|(known, ..)| *known <= version) else {
         return Err(io::ErrorKind::Unsupported.into());
     };

@@ -9,6 +9,7 @@ pub mod confine;
 pub mod fdpass;
 pub mod keyring;
 pub mod landlock;
+pub mod lend;
 pub mod memory;
 pub mod names;
 pub mod namespace;

@@ -101,6 +101,19 @@ pub fn pss_kib(pid: u32) -> io::Result<u64> {
         .ok_or_else(|| malformed("the smaps_rollup file"))
 }
 
+/// Bytes of the calling process's address space.
+///
+/// # Errors
+/// When procfs is not mounted.
+pub fn own_size() -> io::Result<u64> {
+    let text = std::fs::read_to_string("/proc/self/statm")?;
+    let pages = text.split_ascii_whitespace().next().and_then(|field| field.parse::<u64>().ok());
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?;
+    let page =
+        page.and_then(|page| u64::try_from(page).ok()).ok_or_else(|| malformed("the size of a page"))?;
+    pages.and_then(|pages| pages.checked_mul(page)).ok_or_else(|| malformed("the statm file"))
+}
+
 /// Number of threads of the calling process.
 ///
 /// # Errors

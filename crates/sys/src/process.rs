@@ -1,7 +1,7 @@
 //! Forking, a child's preparation for exec, signals as descriptors, and attributes of the calling process.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -50,6 +50,31 @@ pub fn fork_sibling(body: impl FnOnce() -> i32) -> io::Result<u32> {
         }
         pid if pid < 0 => Err(io::Error::last_os_error()),
         pid => u32::try_from(pid).map_err(io::Error::other),
+    }
+}
+
+/// As [`fork_sibling`], with a handle of the child (close-on-exec), and without a look at procfs. The child's parent hears
+/// of its end as it hears of the caller's.
+///
+/// # Errors
+/// `InvalidInput` in a process with several threads; otherwise the kernel's.
+pub fn fork_held_sibling(body: impl FnOnce() -> i32) -> io::Result<OwnedFd> {
+    // Changes nothing, and is refused where there is another thread.
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_THREAD)?;
+    let mut handle: libc::c_int = -1;
+    let pointer: *mut libc::c_int = &raw mut handle;
+    let flags = libc::CLONE_PARENT | libc::CLONE_PIDFD;
+    // SAFETY: without CLONE_VM this is a fork, and this is the only thread: the child gets memory and locks in a consistent
+    // state, and goes on with this stack. The kernel writes the handle through the pointer, which lives across the call.
+    match unsafe { libc::syscall(libc::SYS_clone, flags, 0, pointer, 0, 0) } {
+        0 => {
+            let code = body();
+            // SAFETY: _exit takes an integer and does not return.
+            unsafe { libc::_exit(code) }
+        }
+        pid if pid < 0 => Err(io::Error::last_os_error()),
+        // SAFETY: the kernel has just made it, for nobody else.
+        _ => Ok(unsafe { OwnedFd::from_raw_fd(handle) }),
     }
 }
 

@@ -24,8 +24,8 @@ pub fn become_nobody(id: u32) -> io::Result<()> {
     Ok(rustix::thread::set_no_new_privs(true)?)
 }
 
-/// Limits the calling process for good: bytes of address space, no files written, no processes, no core dump, and no
-/// descriptor beyond those below `descriptors`.
+/// Limits the calling process for good: bytes of address space, no files written, no core dump, and no descriptor beyond
+/// those below `descriptors`.
 ///
 /// # Errors
 /// The kernel's.
@@ -34,11 +34,18 @@ pub fn limit(memory: u64, descriptors: u64) -> io::Result<()> {
         (Resource::As, memory),
         (Resource::Nofile, descriptors),
         (Resource::Fsize, 0),
-        (Resource::Nproc, 0),
         (Resource::Core, 0),
         (Resource::Memlock, 0),
     ] {
         setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })?;
     }
     Ok(())
+}
+
+/// Lets the calling process start no process any more, for good.
+///
+/// # Errors
+/// None that is known.
+pub fn stay_alone() -> io::Result<()> {
+    Ok(setrlimit(Resource::Nproc, Rlimit { current: Some(0), maximum: Some(0) })?)
 }

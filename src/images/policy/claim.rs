@@ -6,11 +6,12 @@
 use super::identity::{Identity, Name, Strictness};
 use super::key::PublicKey;
 use crate::images::digest::Digest;
+use crate::images::document;
 use crate::images::error::cut;
 use crate::images::reference::Reference;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// `critical.type` of cosign's payloads (its specs/SIGNATURE_SPEC.md).
@@ -82,13 +83,13 @@ struct PayloadIdentity {
     docker_reference: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Bundle {
+pub(in crate::images) struct Bundle {
     dsse_envelope: Option<Envelope>,
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Envelope {
     payload: String,
@@ -96,7 +97,7 @@ struct Envelope {
     signatures: Vec<EnvelopeSignature>,
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct EnvelopeSignature {
     sig: String,
 }
@@ -123,10 +124,10 @@ impl Claim {
         Ok(Self { found, message: payload, signatures: vec![signature], body: Body::Simple })
     }
 
-    /// A bundle.
+    /// A bundle. Blocking: it is anybody's, and read by a worker; what it holds is read here, once a key of ours signed it.
     pub(super) fn bundle(found: String, bundle: &[u8]) -> Result<Self, Flaw> {
         let malformed = |what: &str, e: &dyn std::fmt::Display| Flaw::Malformed(format!("{what}: {e}"));
-        let bundle: Bundle = serde_json::from_slice(bundle).map_err(|e| malformed("bundle", &e))?;
+        let bundle: Bundle = document::read(bundle).map_err(|e| malformed("bundle", &e))?;
         let envelope =
             bundle.dsse_envelope.ok_or_else(|| Flaw::Malformed("bundle without a DSSE envelope".into()))?;
         if envelope.payload_type != IN_TOTO {

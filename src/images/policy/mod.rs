@@ -28,10 +28,12 @@ use super::pull::blocking;
 use super::reference::Reference;
 use super::registry::{Session, read_config};
 use super::stats::PullStats;
+pub(super) use claim::Bundle;
 use identity::Identity;
 use key::PublicKey;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+pub(super) use verify::{Index, Manifest};
 
 /// The node's policy, by its file.
 #[derive(Debug)]

@@ -4,11 +4,13 @@
 use super::claim::{COSIGN_SIGN, Claim, Flaw};
 use super::{Requirement, Rule};
 use crate::images::digest::Digest;
+use crate::images::document::{self, Document, Unread};
 use crate::images::error::ImageError;
 use crate::images::manifest::Descriptor;
+use crate::images::pull::blocking;
 use crate::images::reference::Reference;
 use crate::images::registry::Session;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Media type of a payload of the older format.
@@ -40,20 +42,20 @@ pub(super) enum Met {
     Signed(String),
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Manifest {
+pub(in crate::images) struct Manifest {
     #[serde(default)]
     layers: Vec<Entry>,
 }
 
-#[derive(Deserialize)]
-struct Index {
+#[derive(Serialize, Deserialize)]
+pub(in crate::images) struct Index {
     #[serde(default)]
     manifests: Vec<Entry>,
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Entry {
     #[serde(default)]
@@ -166,7 +168,7 @@ impl Evidence<'_> {
         let tag = signature_tag(self.digest);
         let Some(body) = self.session.attached(&tag).await? else { return Ok(()) };
         let place = format!("{}:{tag}", self.image.name());
-        let Some(manifest) = self.parse::<Manifest>(&place, &body) else { return Ok(()) };
+        let Some(manifest) = self.parse::<Manifest>(&place, body).await? else { return Ok(()) };
         self.take(&place, manifest).await
     }
 
@@ -174,7 +176,7 @@ impl Evidence<'_> {
     async fn find_by_referrers(&mut self) -> Result<(), ImageError> {
         let Some(body) = self.session.referrers(self.digest).await? else { return Ok(()) };
         let place = format!("the referrers of {}", self.image.at_digest(self.digest));
-        let Some(index) = self.parse::<Index>(&place, &body) else { return Ok(()) };
+        let Some(index) = self.parse::<Index>(&place, body).await? else { return Ok(()) };
         let signatures = index.manifests.into_iter().filter(|entry| {
             // Who writes the index does not always fill these in; what is signed decides.
             let kind = entry.artifact_type.as_str();
@@ -188,7 +190,7 @@ impl Evidence<'_> {
             }
             let place = self.image.at_digest(&entry.digest);
             let body = self.session.manifest(&entry.descriptor()).await?;
-            let Some(manifest) = self.parse::<Manifest>(&place, &body) else { continue };
+            let Some(manifest) = self.parse::<Manifest>(&place, body).await? else { continue };
             self.take(&place, manifest).await?;
         }
         Ok(())
@@ -212,7 +214,10 @@ impl Evidence<'_> {
             }
             let body = self.session.small_blob(&layer.descriptor(), limit).await?;
             let claim = match layer.annotations.get(SIGNATURE) {
-                _ if layer.is_bundle() => Claim::bundle(found.clone(), &body),
+                _ if layer.is_bundle() => {
+                    let found = found.clone();
+                    blocking(move || Ok(Claim::bundle(found, &body))).await?
+                }
                 Some(signature) => Claim::simple(found.clone(), body, signature),
                 None => Err(Flaw::Malformed(format!("it has no annotation {SIGNATURE}"))),
             };
@@ -231,9 +236,19 @@ impl Evidence<'_> {
         }
     }
 
-    fn parse<T: for<'de> Deserialize<'de>>(&mut self, place: &str, body: &[u8]) -> Option<T> {
-        let parsed = serde_json::from_slice(body);
-        parsed.map_err(|e| self.flaws.push(format!("{place} is not understood: {e}"))).ok()
+    async fn parse<T: Document + Send + 'static>(
+        &mut self,
+        place: &str,
+        body: Vec<u8>,
+    ) -> Result<Option<T>, ImageError> {
+        match blocking(move || Ok(document::read(&body))).await? {
+            Ok(parsed) => Ok(Some(parsed)),
+            Err(Unread::Malformed(reason)) => {
+                self.flaws.push(format!("{place} is not understood: {reason}"));
+                Ok(None)
+            }
+            Err(Unread::Reader(error)) => Err(error),
+        }
     }
 }
 

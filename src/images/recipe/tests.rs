@@ -244,7 +244,9 @@ fn cost() {
         if recipe {
             unpack(&tar[..], dir.path(), "test", LIMITS).unwrap();
         } else {
-            crate::images::unpack::unrecorded(&tar[..], dir.path(), "test", LIMITS).unwrap();
+            let parser = crate::images::worker::Parser::start().unwrap();
+            let source = std::io::BufReader::new(&tar[..]);
+            crate::images::unpack::unrecorded(source, parser, dir.path(), "test", LIMITS).unwrap();
         }
         (clock() - begin, std::fs::metadata(dir.path().join(RECIPE)).map_or(0, |m| m.len()))
     };

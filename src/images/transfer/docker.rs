@@ -4,6 +4,7 @@
 use super::files::{Files, Part};
 use super::offer::Offer;
 use crate::images::digest::{Digest, is_hex};
+use crate::images::document;
 use crate::images::error::{ImageError, cut};
 use crate::images::manifest::{ConfigFile, Descriptor, MAX_CONFIG, MAX_LAYERS, MAX_MANIFEST};
 use crate::images::reference::Reference;
@@ -24,7 +25,7 @@ pub(super) const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// One image of `manifest.json`.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub(super) struct Saved {
+pub(in crate::images) struct Saved {
     pub(super) config: String,
     #[serde(default)]
     pub(super) repo_tags: Option<Vec<String>>,
@@ -75,7 +76,7 @@ pub(super) fn manifest(config: Descriptor, layers: Vec<Descriptor>) -> Result<Ve
 pub(super) fn offers(files: &Files) -> Result<Vec<Offer>, ImageError> {
     let document = files.document("manifest.json", MAX_MANIFEST)?;
     let saved: Vec<Saved> =
-        serde_json::from_slice(&document).map_err(|e| files.bad("manifest.json", e.to_string()))?;
+        document::read(&document).map_err(|e| e.blame(|reason| files.bad("manifest.json", reason)))?;
     if saved.is_empty() {
         return Err(files.bad("manifest.json", "it names no image"));
     }

@@ -5,6 +5,7 @@ use super::spool::{Cancel, spool};
 use crate::images::error::{ImageError, cut};
 use crate::images::unpack::{Content, Fault, clean, contents};
 use crate::images::windows::Windows;
+use crate::images::worker::{Parser, cannot_start};
 use rustix::fs::OFlags;
 use std::collections::HashMap;
 use std::fs::File;
@@ -87,10 +88,12 @@ impl Files {
             return Ok(Self::Directory { path: path.to_owned(), name });
         }
         let file = File::open(path).map_err(failed)?;
+        let _job = windows.job();
         let file = spool(file, &name, staging, limit, windows, cancel)?;
         let bad =
             |reason: String| ImageError::BadArchive { archive: name.clone(), entry: String::new(), reason };
-        let found = contents(&file, MAX_ENTRIES).map_err(|fault| match fault {
+        let parser = Parser::start().map_err(cannot_start)?;
+        let found = contents(&file, MAX_ENTRIES, parser).map_err(|fault| match fault {
             Fault::Io(e) => ImageError::io("read", path, e),
             fault => bad(format!("not a whole tar: {fault}")),
         })?;

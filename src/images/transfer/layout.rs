@@ -3,6 +3,7 @@
 use super::files::Files;
 use super::offer::Offer;
 use crate::images::digest::Digest;
+use crate::images::document;
 use crate::images::error::ImageError;
 use crate::images::manifest::{Descriptor, Document, MAX_MANIFEST, Node, choose, parse};
 use crate::images::reference::Reference;
@@ -44,16 +45,18 @@ impl LocalSource for Layout {
     }
 }
 
+/// What says that there is a layout.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::images) struct Marker {
+    pub(in crate::images) image_layout_version: String,
+}
+
 /// The images of the layout that this node can use.
 pub(super) fn offers(files: Arc<Files>) -> Result<Vec<Offer>, ImageError> {
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Marker {
-        image_layout_version: String,
-    }
     let marker = files.document("oci-layout", MAX_MANIFEST)?;
     let marker: Marker =
-        serde_json::from_slice(&marker).map_err(|e| files.bad("oci-layout", e.to_string()))?;
+        document::read(&marker).map_err(|e| e.blame(|reason| files.bad("oci-layout", reason)))?;
     if marker.image_layout_version != VERSION {
         return Err(
             files.bad("oci-layout", format!("version {}, known is {VERSION}", marker.image_layout_version))

@@ -28,7 +28,9 @@ mod export_tests;
 mod tests;
 
 pub use archive::Archive;
+pub(super) use docker::Saved;
 pub use export::{ExportOptions, Format};
+pub(super) use layout::Marker;
 pub use peers::{Imported, Peer};
 
 use super::Images;

@@ -5,9 +5,11 @@
 //! data, its attributes and the steps of its path, which `tree` counts.
 
 use super::meta::{self, Meta};
-use super::parsed::Parsed;
+use super::parsed::{Parsed, Parser, Source};
 use super::sparse::Map;
-use super::tar::{Entry, Kind, TarReader};
+#[cfg(any(test, fuzzing))]
+use super::tar::TarReader;
+use super::tar::{Entry, Kind};
 use super::tree::{OpenDir, Tree, is_whiteout};
 use super::{Blame, Limits, MAX_DIR_PATHS, OPAQUE};
 use crate::images::error::ImageError;
@@ -15,7 +17,8 @@ use crate::images::recipe::{RECIPE, Recorder};
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{self, AtFlags, Dev, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
-use std::io::{BufRead, Read};
+#[cfg(any(test, fuzzing))]
+use std::io::BufRead;
 use std::path::Path;
 
 /// Prefix of a whiteout, from the OCI image specification ("Representing Changes").
@@ -67,22 +70,21 @@ pub(super) trait Entries {
     /// Reads what stands behind the end mark, so that the whole stream is hashed.
     fn drain(&mut self) -> Result<(), ImageError>;
     /// The recorder, when the stream was read to its end.
-    fn into_recorder(self) -> Recorder;
+    fn end(self) -> Result<Recorder, ImageError>;
 }
 
-/// Unpacks `source` into `<staging>/fs`, reading it to its end, and writes its recipe. What it means is said by `words`, a
-/// parser's that gets the same bytes. `layer` names it in errors.
+/// Unpacks `source` into `<staging>/fs`, reading it to its end, and writes its recipe. What it means is said by `parser`.
+/// `layer` names it in errors.
 pub(crate) fn unpack_parsed(
-    source: impl BufRead,
-    words: impl Read,
+    source: impl Source,
+    parser: impl Parser,
     staging: &Path,
     layer: &str,
     limits: Limits,
 ) -> Result<Unpacked, ImageError> {
     let blame = Blame::new(layer);
     let recorder = Recorder::create(&staging.join(RECIPE))?;
-    let parsed = Parsed::new(source, words, recorder, blame.clone());
-    apply(parsed, staging, blame, limits, Content::Written)
+    apply(Parsed::new(source, parser, recorder, blame.clone()), staging, blame, limits, Content::Written)
 }
 
 /// As `unpack_parsed`, parsing by itself.
@@ -101,25 +103,27 @@ pub(crate) fn unpack(
 /// Unpacks `source` as `unpack` does, but for the data of its files: holes of their size stand for it. To see what a
 /// layer's files should look like, by the code that made them.
 pub(crate) fn skeleton(
-    source: impl BufRead,
+    source: impl Source,
+    parser: impl Parser,
     staging: &Path,
     layer: &str,
     limits: Limits,
 ) -> Result<Unpacked, ImageError> {
     let blame = Blame::new(layer);
-    let tar = TarReader::new(source, Recorder::off(), blame.clone());
+    let tar = Parsed::new(source, parser, Recorder::off(), blame.clone());
     apply(tar, staging, blame, limits, Content::Left)
 }
 
 /// Unpacks `source` without a recipe: what is never exported nor verified.
 pub(crate) fn unrecorded(
-    source: impl BufRead,
+    source: impl Source,
+    parser: impl Parser,
     staging: &Path,
     layer: &str,
     limits: Limits,
 ) -> Result<Unpacked, ImageError> {
     let blame = Blame::new(layer);
-    let tar = TarReader::new(source, Recorder::off(), blame.clone());
+    let tar = Parsed::new(source, parser, Recorder::off(), blame.clone());
     apply(tar, staging, blame, limits, Content::Written)
 }
 
@@ -146,7 +150,7 @@ fn apply(
         apply.entry(&mut tar, entry)?;
     }
     tar.drain()?;
-    let recipe = tar.into_recorder().finish()?;
+    let recipe = tar.end()?.finish()?;
     let mut unpacked = apply.finish()?;
     unpacked.bytes += recipe.div_ceil(UNIT) * UNIT;
     Ok(unpacked)

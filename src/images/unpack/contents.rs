@@ -1,16 +1,18 @@
-//! The table of contents of a tar that lies in a file: where the data of each entry stands. Reads headers only; decides
-//! nothing about names.
+//! The table of contents of a tar that lies in a file: where the data of each entry stands. What a parser in another process
+//! says of the headers, which alone are read; decides nothing about names.
 //!
 //! Bounds: entries and the headers before them count alike (`max_entries`), a path or target has MAX_PATH bytes, and all
 //! of them together MAX_CONTENTS_PATHS. The time is linear in what is read.
 
-use super::header::{BLOCK, Header};
-use super::pax::Pax;
-use super::{MAX_LONG_NAME, MAX_PATH, MAX_PAX};
+use super::parsed::Parser;
+use super::tar::{Entry, Kind};
+use super::wire;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
+/// Bytes of the tar at a time: most of an archive is data of layers, which is not read.
+const PIECE: usize = 16 << 10;
 /// Paths and targets of all entries are kept in memory: this many bytes.
 const MAX_CONTENTS_PATHS: usize = 64 << 20;
 
@@ -35,117 +37,116 @@ pub(crate) enum Fault {
     Io(#[from] io::Error),
     /// It is not a whole tar.
     #[error("at byte {offset}: {reason}")]
-    Corrupt { offset: u64, reason: &'static str },
+    Corrupt { offset: u64, reason: String },
     /// It has more entries than the caller wants.
     #[error("more than {0} entries")]
     TooMany(usize),
 }
 
-/// Reads the table of contents: paths as they stand, in the order of the tar. Blocking.
-pub(crate) fn contents(file: &File, max_entries: usize) -> Result<Vec<(Vec<u8>, Content)>, Fault> {
+/// Reads the table of contents: paths as they stand, in the order of the tar. `parser` says what is where; where that can be, is
+/// checked here. Blocking.
+pub(crate) fn contents(
+    file: &File,
+    max_entries: usize,
+    mut parser: impl Parser,
+) -> Result<Vec<(Vec<u8>, Content)>, Fault> {
     let length = file.metadata()?.len();
-    let (mut at, mut found) = (0u64, Vec::new());
-    let (mut pax, mut long_path, mut long_link) = (Pax::default(), None, None);
-    let (mut headers, mut kept) = (0usize, 0usize);
+    let (mut at, mut given, mut found) = (0u64, 0u64, Vec::new());
+    let (mut headers, mut kept, mut has_all) = (0u64, 0usize, false);
+    let max = u64::try_from(max_entries).unwrap_or(u64::MAX);
+    let mut piece = vec![0; PIECE];
     loop {
-        let offset = at;
-        let corrupt = move |reason| Fault::Corrupt { offset, reason };
-        if at == length {
-            return Ok(found);
-        }
-        let mut block = [0u8; BLOCK];
-        read_at(file, &mut block, at).map_err(|e| truncated(e, at))?;
-        if block.iter().all(|b| *b == 0) {
-            return Ok(found);
-        }
-        let header = Header::parse(&block).map_err(corrupt)?;
-        let data = at + 512;
-        let is_record = matches!(header.kind, b'x' | b'g' | b'L' | b'K');
-        let size = if is_record { header.size } else { pax.size.unwrap_or(header.size) };
-        // Links and directories have no data, whatever their size says.
-        let stored = if matches!(header.kind, b'1'..=b'6') { 0 } else { size };
-        let end = data
-            .checked_add(stored)
-            .filter(|end| *end <= length)
-            .ok_or_else(|| corrupt("cut off within an entry"))?;
-        at = end.checked_next_multiple_of(512).ok_or_else(|| corrupt("size"))?.min(length);
-        let record = |limit| -> Result<Vec<u8>, Fault> {
-            if size > limit {
-                return Err(corrupt("name or PAX record too long"));
+        let corrupt = |reason: &str| Fault::Corrupt { offset: at, reason: reason.to_owned() };
+        match wire::read(&mut parser) {
+            Ok(wire::Said::Next) if given > 0 || has_all => {
+                return Err(corrupt("its tar parser said nonsense: it has not said all"));
             }
-            let mut bytes = vec![0; usize::try_from(size).unwrap_or_default()];
-            read_at(file, &mut bytes, data)?;
-            Ok(bytes)
-        };
-        if is_record {
-            headers += 1;
-            if found.len() + headers > max_entries {
-                return Err(Fault::TooMany(max_entries));
+            Ok(wire::Said::Next) => {
+                let read = read_some(file, &mut piece, at)?;
+                match piece.get(..read) {
+                    None | Some([]) => {
+                        has_all = true;
+                        parser.no_more();
+                    }
+                    Some(piece) => match parser.give(piece) {
+                        // One that has ended: what it said before tells why.
+                        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
+                        _ => given = u64::try_from(read).unwrap_or_default(),
+                    },
+                }
             }
-        }
-        match header.kind {
-            b'x' => {
-                pax = Pax::parse(&record(MAX_PAX)?).map_err(corrupt)?;
-                continue;
+            Ok(wire::Said::Inline(bytes)) if bytes > given => {
+                return Err(corrupt("its tar parser said nonsense: of bytes that it has not seen"));
             }
-            b'g' => continue,
-            b'L' => {
-                long_path = Some(until_nul(record(MAX_LONG_NAME)?));
-                continue;
+            Ok(wire::Said::Inline(bytes)) => {
+                at += bytes;
+                given -= bytes;
             }
-            b'K' => {
-                long_link = Some(until_nul(record(MAX_LONG_NAME)?));
-                continue;
+            Ok(wire::Said::Entry(entry)) => {
+                headers += entry.headers;
+                if u64::try_from(found.len()).unwrap_or(u64::MAX).saturating_add(headers) >= max {
+                    return Err(Fault::TooMany(max_entries));
+                }
+                let Entry { kind, path, .. } = *entry;
+                let content = match kind {
+                    Kind::File { size, sparse } => {
+                        let offset = at;
+                        at = at
+                            .checked_add(size)
+                            .filter(|end| *end <= length)
+                            .ok_or_else(|| corrupt("cut off within an entry"))?;
+                        given = given.saturating_sub(size);
+                        if sparse.is_none() { Content::File { offset, size } } else { Content::Other }
+                    }
+                    Kind::Symlink(target) => Content::Symlink(target),
+                    Kind::HardLink(target) => Content::HardLink(target),
+                    _ => Content::Other,
+                };
+                kept += path.len();
+                if let Content::Symlink(target) | Content::HardLink(target) = &content {
+                    kept += target.len();
+                }
+                if kept > MAX_CONTENTS_PATHS {
+                    return Err(Fault::Corrupt { offset: at, reason: "paths of more than 64 MiB".into() });
+                }
+                found.push((path, content));
             }
-            _ => {}
+            Ok(wire::Said::End) => break,
+            Ok(wire::Said::Refusal { code, text }) => return Err(corrupt(&wire::reason(code, &text))),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                let end = parser.end().unwrap_or_else(|| "it ended well".into());
+                return Err(corrupt(&format!("its tar parser ended without a word: {end}")));
+            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(corrupt(&format!("its tar parser said nonsense: {error}")));
+            }
+            Err(error) => return Err(error.into()),
         }
-        if found.len() + headers == max_entries {
-            return Err(Fault::TooMany(max_entries));
-        }
-        let Pax { path, link, sparse, .. } = std::mem::take(&mut pax);
-        let (long_path, long_link) = (long_path.take(), long_link.take());
-        let holes = header.sparse.is_some() || sparse.is_any();
-        let path = path.or(long_path).unwrap_or(header.path);
-        let link = link.or(long_link).unwrap_or(header.link);
-        kept += path.len() + link.len();
-        if path.len() > MAX_PATH || link.len() > MAX_PATH {
-            return Err(corrupt("a path longer than 4095 bytes"));
-        }
-        if kept > MAX_CONTENTS_PATHS {
-            return Err(corrupt("paths of more than 64 MiB"));
-        }
-        let content = match header.kind {
-            0 | b'0' | b'7' if !path.ends_with(b"/") && !holes => Content::File { offset: data, size },
-            b'1' => Content::HardLink(link),
-            b'2' => Content::Symlink(link),
-            _ => Content::Other,
-        };
-        found.push((path, content));
+    }
+    match parser.end() {
+        None => Ok(found),
+        Some(reason) => Err(Fault::Corrupt { offset: at, reason }),
     }
 }
 
-fn read_at(file: &File, into: &mut [u8], offset: u64) -> io::Result<()> {
-    file.read_exact_at(into, offset)
-}
-
-fn truncated(error: io::Error, offset: u64) -> Fault {
-    match error.kind() {
-        io::ErrorKind::UnexpectedEof => Fault::Corrupt { offset, reason: "cut off within a header" },
-        _ => Fault::Io(error),
+/// What is there, from `offset` on.
+fn read_some(file: &File, into: &mut [u8], offset: u64) -> io::Result<usize> {
+    loop {
+        match file.read_at(into, offset) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
     }
-}
-
-fn until_nul(mut name: Vec<u8>) -> Vec<u8> {
-    if let Some(end) = name.iter().position(|b| *b == 0) {
-        name.truncate(end);
-    }
-    name
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write as _;
+
+    fn contents(file: &File, max_entries: usize) -> Result<Vec<(Vec<u8>, Content)>, Fault> {
+        super::contents(file, max_entries, crate::images::worker::Parser::start().unwrap())
+    }
 
     fn file(bytes: &[u8]) -> File {
         let mut file = tempfile::tempfile().unwrap();
@@ -201,11 +202,13 @@ mod tests {
     fn headers_and_paths_count() {
         let long =
             |length: usize| crate::images::unpack::tests::pax(&[("path", "p".repeat(length).as_bytes())]);
-        let headers = long(100).repeat(1000);
-        assert!(matches!(contents(&file(&headers), 999), Err(Fault::TooMany(999))));
+        let error = contents(&file(&long(100).repeat(1000)), 999).unwrap_err().to_string();
+        assert!(error.contains("the headers before an entry have more than 8 headers"), "{error}");
         let entry = crate::images::unpack::tests::file("x", "");
+        let headers = [long(100).repeat(4), entry.clone()].concat().repeat(200);
+        assert!(matches!(contents(&file(&headers), 999), Err(Fault::TooMany(999))));
         let error = contents(&file(&[long(5000), entry.clone()].concat()), 10).unwrap_err().to_string();
-        assert!(error.contains("longer than 4095"), "{error}");
+        assert!(error.contains("a path has more than 4095 bytes"), "{error}");
         let many = [long(4000), entry].concat().repeat(17_000);
         let error = contents(&file(&many), 128 << 10).unwrap_err().to_string();
         assert!(error.contains("paths of more than 64 MiB"), "{error}");

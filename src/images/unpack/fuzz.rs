@@ -78,7 +78,8 @@ fn table(dir: &Path, data: &[u8]) {
     let file =
         File::options().create(true).truncate(true).read(true).write(true).open(&path).expect("make a file");
     file.write_all_at(data, 0).expect("write the file");
-    let Ok(found) = contents(&file, ENTRIES) else { return };
+    let Ok(parser) = crate::images::worker::Parser::start() else { return };
+    let Ok(found) = contents(&file, ENTRIES, parser) else { return };
     assert!(found.len() <= ENTRIES);
     for (_, content) in found {
         if let super::Content::File { offset, size } = content {

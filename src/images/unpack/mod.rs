@@ -34,6 +34,7 @@ pub(crate) use apply::{Unpacked, skeleton, unpack_parsed, unrecorded};
 pub(crate) use contents::{Content, Fault, contents};
 pub(crate) use meta::{Meta, OPAQUE, apply_dir, read_dir};
 pub(crate) use parse::parse;
+pub(crate) use parsed::{Parser, Source};
 pub(crate) use tree::is_whiteout;
 pub(crate) use wire::plain;
 

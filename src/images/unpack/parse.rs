@@ -5,14 +5,11 @@ use super::tar::{Kind, Note, TarReader};
 use super::{Blame, wire};
 use crate::host::worker::Ends;
 use crate::images::error::ImageError;
-use rustix::pipe::{SpliceFlags, splice};
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, BufRead, Read, Write as _};
 use std::rc::Rc;
 
-/// Bytes of tar at a time.
-const BUFFER: usize = 64 << 10;
 /// Bytes said before they are written though nothing has to be waited for.
 const SAID: usize = 32 << 10;
 
@@ -30,6 +27,12 @@ impl Out {
         }
     }
 
+    fn ask(&mut self) -> io::Result<()> {
+        self.settle();
+        wire::next(&mut self.said);
+        self.flush()
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         self.settle();
         let written = self.file.write_all(&self.said);
@@ -38,52 +41,49 @@ impl Out {
     }
 }
 
-/// The tar. Before it is waited for, all that is to be said is written: who hears it may wait for just that.
+/// The tar, piece by piece. Before one is waited for, all that is to be said is written: who hears it waits for just that.
 pub(super) struct Feed {
     input: File,
-    nowhere: File,
     buffer: Vec<u8>,
     at: usize,
     out: Rc<RefCell<Out>>,
 }
 
 impl Feed {
-    /// Passes over this many bytes; returns how many there were.
-    pub(super) fn pass(&mut self, wanted: u64) -> io::Result<u64> {
+    /// Passes over bytes of a file: what of them is not in this piece is in none.
+    pub(super) fn pass(&mut self, wanted: u64) {
         let held = self.buffer.len() - self.at;
-        let take = usize::try_from(wanted).unwrap_or(usize::MAX).min(held);
-        self.at += take;
-        let mut left = wanted - u64::try_from(take).unwrap_or_default();
-        if left > 0 {
-            self.out.borrow_mut().flush()?;
-        }
-        while left > 0 {
-            let step = usize::try_from(left).unwrap_or(usize::MAX).min(1 << 30);
-            match splice(&self.input, None, &self.nowhere, None, step, SpliceFlags::MOVE) {
-                Ok(0) => return Ok(wanted - left),
-                Ok(passed) => left -= u64::try_from(passed).unwrap_or_default(),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
+        self.at += usize::try_from(wanted).unwrap_or(usize::MAX).min(held);
+    }
+
+    /// Takes the next piece; none is left where there is no length.
+    fn take(&mut self) -> io::Result<()> {
+        let mut length = [0; 4];
+        let mut read = 0;
+        while read < length.len() {
+            match self.input.read(&mut length[read..]) {
+                Ok(0) if read == 0 => break,
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(more) => read += more,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
             }
         }
-        Ok(wanted)
+        let length = usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX);
+        if length > wire::PIECE {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        self.buffer.resize(length, 0);
+        self.at = 0;
+        self.input.read_exact(&mut self.buffer)
     }
 }
 
 impl BufRead for Feed {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.at == self.buffer.len() {
-            self.out.borrow_mut().flush()?;
-            self.buffer.resize(BUFFER, 0);
-            let read = loop {
-                match self.input.read(&mut self.buffer) {
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    read => break read,
-                }
-            };
-            self.buffer.truncate(*read.as_ref().unwrap_or(&0));
-            self.at = 0;
-            read?;
+            self.out.borrow_mut().ask()?;
+            self.take()?;
         }
         Ok(&self.buffer[self.at..])
     }
@@ -114,25 +114,19 @@ impl Note for Counted {
 
 /// Reads a tar to its end and says what is in it.
 pub(crate) fn parse(ends: Ends) {
-    let Ends { input, output, control: _, nowhere } = ends;
+    let Ends { input, output, control: _ } = ends;
     let out = Rc::new(RefCell::new(Out { file: output, said: Vec::new(), inline: 0 }));
-    let feed = Feed { input, nowhere, buffer: Vec::new(), at: 0, out: Rc::clone(&out) };
+    let feed = Feed { input, buffer: Vec::new(), at: 0, out: Rc::clone(&out) };
     let mut tar = TarReader::new(feed, Counted(Rc::clone(&out)), Blame::new(""));
     let result = entries(&mut tar, &out);
-    {
-        let mut out = out.borrow_mut();
-        out.settle();
-        match result {
-            Ok(()) => wire::end(&mut out.said),
-            Err(error) => wire::refusal(&mut out.said, &error),
-        }
-        // Nobody hears it: the pull has ended.
-        if out.flush().is_err() {
-            return;
-        }
+    let mut out = out.borrow_mut();
+    out.settle();
+    match result {
+        Ok(()) => wire::end(&mut out.said),
+        Err(error) => wire::refusal(&mut out.said, &error),
     }
-    // What stands behind the end mark, so that who writes the tar can go on.
-    let _ = tar.pass_all();
+    // Where nobody hears it, the pull has ended.
+    let _ = out.flush();
 }
 
 fn entries(tar: &mut TarReader<Feed, Counted>, out: &Rc<RefCell<Out>>) -> Result<(), ImageError> {
@@ -152,7 +146,7 @@ fn entries(tar: &mut TarReader<Feed, Counted>, out: &Rc<RefCell<Out>>) -> Result
             }
         }
         if let Kind::File { .. } = entry.kind {
-            tar.pass()?;
+            tar.pass();
         }
     }
     Ok(())

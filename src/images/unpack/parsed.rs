@@ -2,7 +2,8 @@
 //! mean; which bytes there are, and what becomes of them, is decided here.
 //!
 //! A parser that was taken over can say what it likes of its own tar, within what `wire` lets through and `apply` accepts of
-//! any tar. It cannot change the bytes: data of files and recipe are made of what was hashed.
+//! any tar. It cannot change the bytes: data of files and recipe are made of what was hashed. It is given those very bytes,
+//! out of the buffer that is hashed, so that whoever made them cannot show it others.
 
 use super::apply::Entries;
 use super::tar::{Entry, Kind};
@@ -11,21 +12,71 @@ use crate::images::error::ImageError;
 use crate::images::recipe::Recorder;
 use std::io::{self, BufRead, Read};
 
+/// Where the bytes come from: memory that nobody else can write to.
+pub(crate) trait Source: BufRead {
+    /// A parser works on the bytes now: what else there is to do with them is done beside it.
+    fn meanwhile(&mut self) {}
+}
+
+impl<R: Read> Source for io::BufReader<R> {}
+
+impl<S: Source> Source for &mut S {
+    fn meanwhile(&mut self) {
+        (**self).meanwhile();
+    }
+}
+
+/// A parser that answers what it was given.
+pub(crate) trait Parser: Read {
+    /// Gives it one piece.
+    fn give(&mut self, piece: &[u8]) -> io::Result<()>;
+    /// There is no more.
+    fn no_more(&mut self);
+    /// It says no more; what was wrong with its end.
+    fn end(&mut self) -> Option<String>;
+}
+
 /// The bytes and the words.
 #[derive(Debug)]
-pub(crate) struct Parsed<S, W> {
+pub(crate) struct Parsed<S, P> {
     source: S,
-    words: W,
+    parser: P,
     recorder: Recorder,
     blame: Blame,
     /// Unread bytes of the current file.
     left: u64,
+    /// Bytes from here on that the parser was given.
+    given: u64,
+    /// Whether it knows that there are no more.
+    has_all: bool,
 }
 
-impl<S: BufRead, W: Read> Parsed<S, W> {
-    /// `words` are those of a parser that was given the bytes of `source`.
-    pub(super) fn new(source: S, words: W, recorder: Recorder, blame: Blame) -> Self {
-        Self { source, words, recorder, blame, left: 0 }
+impl<S: Source, P: Parser> Parsed<S, P> {
+    pub(super) fn new(source: S, parser: P, recorder: Recorder, blame: Blame) -> Self {
+        Self { source, parser, recorder, blame, left: 0, given: 0, has_all: false }
+    }
+
+    /// Gives the parser the next piece, which it has asked for.
+    fn give(&mut self) -> Result<(), ImageError> {
+        if self.given > 0 || self.has_all {
+            return Err(self.blame.corrupt("its tar parser said nonsense: it has not said all"));
+        }
+        let buffer = self.source.fill_buf().map_err(|e| self.blame.stream(&e))?;
+        let piece = &buffer[..buffer.len().min(wire::PIECE)];
+        if piece.is_empty() {
+            self.has_all = true;
+            self.parser.no_more();
+            return Ok(());
+        }
+        match self.parser.give(piece) {
+            // One that has ended: what it said before tells why.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(error) => return Err(self.blame.stream(&error)),
+            Ok(()) => {}
+        }
+        self.given = u64::try_from(piece.len()).unwrap_or_default();
+        self.source.meanwhile();
+        Ok(())
     }
 
     /// Takes `length` bytes, or all for None.
@@ -44,18 +95,26 @@ impl<S: BufRead, W: Read> Parsed<S, W> {
             let take = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
             sink(&mut self.recorder, &buffer[..take])?;
             self.source.consume(take);
-            left -= u64::try_from(take).unwrap_or_default();
+            let taken = u64::try_from(take).unwrap_or_default();
+            left -= taken;
+            self.given = self.given.saturating_sub(taken);
         }
         Ok(())
     }
 }
 
-impl<S: BufRead, W: Read> Entries for Parsed<S, W> {
+impl<S: Source, P: Parser> Entries for Parsed<S, P> {
     fn next(&mut self) -> Result<Option<Entry>, ImageError> {
         loop {
             let left = std::mem::take(&mut self.left);
             self.take(Some(left), "the tar ends within a file", Recorder::inline)?;
-            match wire::read(&mut self.words) {
+            match wire::read(&mut self.parser) {
+                Ok(wire::Said::Next) => self.give()?,
+                Ok(wire::Said::Inline(length)) if length > self.given => {
+                    return Err(self
+                        .blame
+                        .corrupt("its tar parser said nonsense: of bytes that it has not seen"));
+                }
                 Ok(wire::Said::Inline(length)) => {
                     self.take(Some(length), "the tar ends within a header", Recorder::inline)?;
                 }
@@ -70,7 +129,8 @@ impl<S: BufRead, W: Read> Entries for Parsed<S, W> {
                     return Err(wire::refused(&self.blame, code, &text));
                 }
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
-                    return Err(self.blame.corrupt("its tar parser ended without a word"));
+                    let end = self.parser.end().unwrap_or_else(|| "it ended well".into());
+                    return Err(self.blame.corrupt(format!("its tar parser ended without a word: {end}")));
                 }
                 Err(e) if e.kind() == io::ErrorKind::InvalidData => {
                     return Err(self.blame.corrupt(format!("its tar parser said nonsense: {e}")));
@@ -100,7 +160,98 @@ impl<S: BufRead, W: Read> Entries for Parsed<S, W> {
         self.take(None, "", Recorder::inline)
     }
 
-    fn into_recorder(self) -> Recorder {
-        self.recorder
+    fn end(self) -> Result<Recorder, ImageError> {
+        let Self { mut parser, recorder, blame, .. } = self;
+        match parser.end() {
+            None => Ok(recorder),
+            Some(end) => Err(blame.corrupt(end)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::images::unpack::tests::file;
+
+    /// Says what it was told to say, whatever it is given.
+    struct Liar<'a> {
+        words: &'a [u8],
+        given: &'a mut Vec<usize>,
+    }
+
+    impl Read for Liar<'_> {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            self.words.read(into)
+        }
+    }
+
+    impl Parser for Liar<'_> {
+        fn give(&mut self, piece: &[u8]) -> io::Result<()> {
+            self.given.push(piece.len());
+            Ok(())
+        }
+
+        fn no_more(&mut self) {}
+
+        fn end(&mut self) -> Option<String> {
+            None
+        }
+    }
+
+    fn hear(tar: &[u8], words: &[u8]) -> (Result<u64, ImageError>, Vec<usize>) {
+        let mut given = Vec::new();
+        let source = io::BufReader::with_capacity(1024, tar);
+        let liar = Liar { words, given: &mut given };
+        let mut parsed = Parsed::new(source, liar, Recorder::off(), Blame::new("t"));
+        let mut entries = 0;
+        let result = loop {
+            match parsed.next() {
+                Ok(Some(_)) => entries += 1,
+                Ok(None) => break Ok(entries),
+                Err(error) => break Err(error),
+            }
+        };
+        (result, given)
+    }
+
+    #[test]
+    fn words_about_bytes_that_were_not_given_end_the_reading() {
+        let tar = [file("a", &"x".repeat(5000)), vec![0; 1024]].concat();
+        // Of the piece it says all, then what stands in a file, which it need not see.
+        let mut honest = Vec::new();
+        wire::next(&mut honest);
+        wire::inline(&mut honest, 512);
+        let mut entry = b"Ef".to_vec();
+        entry.extend(5000u64.to_le_bytes());
+        entry.extend([0, 1, 0, b'a']);
+        entry.extend([0; 4 + 4 + 4 + 8 + 4 + 1 + 2]);
+        honest.extend(&entry);
+        let mut whole = honest.clone();
+        wire::next(&mut whole);
+        wire::inline(&mut whole, 632);
+        wire::end(&mut whole);
+        let (result, given) = hear(&tar, &whole);
+        assert_eq!(result.unwrap(), 1);
+        assert!(given.iter().sum::<usize>() < 2500, "not what stands in the file alone: {given:?}");
+        for lie in [1025, u64::MAX, 1 << 40] {
+            let mut words = b"N".to_vec();
+            wire::inline(&mut words, lie);
+            let error = hear(&tar, &words).0.unwrap_err().to_string();
+            assert!(error.contains("has not seen"), "{error}");
+        }
+        for lie in [&b"NN"[..], b"I\x01\0\0\0\0\0\0\0", &[&honest[..10], b"N"].concat()] {
+            assert!(hear(&tar, lie).0.unwrap_err().to_string().contains("nonsense"), "{lie:?}");
+        }
+        // At the end it is told so once.
+        assert!(hear(b"", b"NN").0.unwrap_err().to_string().contains("nonsense"));
+        assert_eq!(hear(b"", b"NZ").0.unwrap(), 0);
+        // A file longer than what there is.
+        let mut words = honest[..10].to_vec();
+        let mut long = entry.clone();
+        long[2..10].copy_from_slice(&u64::MAX.to_le_bytes());
+        words.extend(long);
+        let error = hear(&tar, &words).0.unwrap_err().to_string();
+        assert!(error.contains("ends within a file"), "{error}");
     }
 }

@@ -57,11 +57,6 @@ pub(super) struct PaxSparse {
 }
 
 impl PaxSparse {
-    /// Whether any record declares holes.
-    pub(super) fn is_any(&self) -> bool {
-        self.major.is_some() || self.real_size.is_some() || self.in_records
-    }
-
     pub(super) fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), &'static str> {
         let number = || decimal(value).ok_or("GNU.sparse record");
         match key {

@@ -1,11 +1,16 @@
 //! What a tar parser in a worker says, as bytes: how much of the tar goes by, and the entries in it. Both ends of it.
 //!
 //! ```text
+//! 'N'                    the next piece is wanted: it has said all of those that it has seen
 //! 'I' u64                bytes of the tar that stand in no file
 //! 'E' entry              an entry; of a file, its stored bytes come next in the tar
 //! 'Z'                    the end mark, or a clean end
 //! 'X' u8 u16 bytes       it cannot go on: which refusal, and a text
 //! ```
+//!
+//! A parser is given the tar in pieces, each with its length before it (u32), when it asks for one; at the end there is none.
+//! Of a file's data, only what stands in the piece of its header is given to it: the rest is passed over by both sides, so that
+//! bytes of large files never go to it.
 //!
 //! Integers are little endian. The reader takes nothing for granted: lengths and counts have the caps that the parser has,
 //! and what is longer ends the reading before it is allocated. It has no states but between two messages.
@@ -32,12 +37,15 @@ const HOSTILE: [&str; 3] =
 /// Refusals: the tar is corrupt for the reason in the text; then those of `LIMITS`, then those of `HOSTILE`, of which the
 /// text is the entry.
 const CORRUPT: u8 = 0;
+/// Bytes of a piece of tar.
+pub(super) const PIECE: usize = 256 << 10;
 /// Bytes of a text.
 const MAX_TEXT: usize = 200;
 
 /// One message.
 #[derive(Debug)]
 pub(super) enum Said {
+    Next,
     Inline(u64),
     Entry(Box<Entry>),
     End,
@@ -54,6 +62,11 @@ fn sized(out: &mut Vec<u8>, bytes: &[u8]) {
 pub(super) fn inline(out: &mut Vec<u8>, bytes: u64) {
     out.push(b'I');
     out.extend(bytes.to_le_bytes());
+}
+
+/// There is no more to be said without the next piece.
+pub(super) fn next(out: &mut Vec<u8>) {
+    out.push(b'N');
 }
 
 /// The end.
@@ -165,6 +178,19 @@ pub(super) fn refused(blame: &Blame, code: u8, text: &[u8]) -> ImageError {
     blame.corrupt(plain(text))
 }
 
+/// What a refusal comes to, in words.
+pub(super) fn reason(code: u8, text: &[u8]) -> String {
+    let at = usize::from(code).wrapping_sub(1);
+    if let Some((what, limit, unit)) = LIMITS.get(at) {
+        let have = if what.ends_with("headers before an entry") { "have" } else { "has" };
+        return format!("{what} {have} more than {limit} {unit}");
+    }
+    match HOSTILE.get(at.wrapping_sub(LIMITS.len())) {
+        Some(reason) => format!("entry {:?}: {reason}", plain(text)),
+        None => plain(text),
+    }
+}
+
 /// A stranger's text in characters that do nothing.
 pub(crate) fn plain(text: &[u8]) -> String {
     let shown = |byte: &u8| match byte {
@@ -205,6 +231,7 @@ fn text(from: &mut impl Read, limit: usize) -> io::Result<Vec<u8>> {
 pub(super) fn read(from: &mut impl Read) -> io::Result<Said> {
     let [kind] = array(from)?;
     Ok(match kind {
+        b'N' => Said::Next,
         b'I' => Said::Inline(u64::from_le_bytes(array(from)?)),
         b'E' => Said::Entry(Box::new(read_entry(from)?)),
         b'Z' => Said::End,

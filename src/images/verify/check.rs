@@ -16,6 +16,7 @@ use crate::images::pull::blocking;
 use crate::images::recipe::{self, RECIPE, Recreated};
 use crate::images::staging::Staging;
 use crate::images::unpack::{Blame, Limits, Unpacked, skeleton};
+use crate::images::worker::{Parser, cannot_start};
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::unix::ffi::OsStrExt as _;
@@ -182,7 +183,9 @@ impl Task {
         let staging = Staging::new(&self.staging_dir)?;
         let hashed = Hashed { recreated, hasher: diff_id.hasher(), stop: &self.stop };
         let mut source = BufReader::with_capacity(BUFFER, hashed);
-        let Unpacked { implied, .. } = match skeleton(&mut source, staging.path(), &self.key, NO_LIMITS) {
+        let parser = Parser::start().map_err(cannot_start)?;
+        let made = skeleton(&mut source, parser, staging.path(), &self.key, NO_LIMITS);
+        let Unpacked { implied, .. } = match made {
             Ok(unpacked) => unpacked,
             Err(
                 error @ (ImageError::DamagedLayer { .. }

@@ -20,8 +20,8 @@ use crate::metrics::{self, PullCollector, Registry, Rpcs};
 use crate::model::{Clock, SandboxId};
 use crate::sandbox::spec::HostFacts;
 use crate::sandbox::{
-    self, Announcer, Checkpoints, ExecWaiters, Manager, Node, OutputBudget, PodMetrics, ProcessFiles,
-    Records, UserNamespaces, WritableLayers,
+    self, Announcer, ExecWaiters, Manager, Node, OutputBudget, PodMetrics, ProcessFiles, Records,
+    UserNamespaces, WritableLayers,
 };
 use crate::streaming::{self, StreamingMetrics};
 use anyhow::Context as _;
@@ -65,11 +65,12 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let registry = Registry::new();
     let rpcs = Rpcs::register(&registry)?;
     let node = build(&config, &registry).await?;
+    let announcer = Announcer::register(&registry)?;
     let stream_metrics = StreamingMetrics::register(&registry)?;
     if !config.metrics.address.is_empty() {
         tokio::spawn(metrics::serve(&config.metrics.address, registry).await?);
     }
-    let pods = sandbox::recover(node.clone()).await.context("read the records of earlier pods")?;
+    let pods = sandbox::recover(node.clone(), announcer).await.context("read the records of earlier pods")?;
     let valid: Vec<_> = pods.pods().iter().map(|pod| pod.spec.id.clone()).collect();
     tokio::spawn(look_after_networks(pods.clone(), valid));
     let quiet = Duration::from_secs(config.containers.exec_drain_seconds);
@@ -264,6 +265,8 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
     network.observe_plugins(move |call| calls.plugin_call(call));
     let layers = Arc::new(WritableLayers::open(config)?);
     layers.start(pod_metrics.clone());
+    let user_namespaces =
+        UserNamespaces::new(config, runtimes.clone(), cgroups.clone(), (driver, default_parent.clone()));
     Ok(Arc::new(Node {
         records: Records::open(&config.root, &boot_id)?,
         network,
@@ -283,9 +286,7 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         execs: ExecWaiters::default(),
         process_files: ProcessFiles::default(),
         outputs: OutputBudget::new(config.containers.exec_memory_bytes),
-        announcer: Announcer::register(registry)?,
-        checkpoints: Checkpoints::new(config.runtime.criu),
-        user_namespaces: UserNamespaces::default(),
+        user_namespaces,
         config: config.clone(),
     }))
 }

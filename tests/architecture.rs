@@ -1,11 +1,16 @@
-//! House rules as tests: the direction of imports, where unsafe and program starts may stand, module headers, file
-//! length. Reads text, so a macro can hide an arrow; when that bites, the layer becomes a crate.
+//! House rules as tests: the direction of imports, circles of files, where unsafe and program starts may stand, module
+//! headers, file length. Reads text, so a macro can hide an arrow; when that bites, the layer becomes a crate.
 
 #![allow(
     clippy::unwrap_used,
     reason = "a test fails by panicking; clippy sees only #[test] functions as tests"
 )]
 
+#[path = "architecture/imports.rs"]
+mod imports;
+
+use imports::{Crate, Module, circles};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +29,21 @@ const RANKS: [(&str, u32); 13] = [
     ("daemon", 7),
     ("cli", 8),
     ("main", 9),
+];
+
+/// The storeys of `src/sandbox`, lowest first; an import may only point to a lower one or stay in its own. `checkpoint` is
+/// used by `life` alone. `fuzz` reaches into all of them.
+const STOREYS: [&str; 7] = ["spec", "words", "offload", "acts", "checkpoint", "life", "fuzz"];
+
+/// Files that may reach each other: two that belong together.
+const MOST_IN_A_CIRCLE: usize = 2;
+
+/// Larger circles, by one of their files, with the reason. This list only shrinks.
+const CIRCLES: [(&str, &str); 4] = [
+    ("images::document", "its worker's table names every kind of document, and each kind is read by it"),
+    ("images::registry::client", "clients, hosts and their configuration are one table in six files"),
+    ("images::registry::session", "a blob is fetched in parts, a part by a session"),
+    ("cri::runtime", "its handlers use small judges of requests that belong to decode"),
 ];
 
 /// Non-test lines of a file after which it is too long to read in one sitting.
@@ -98,6 +118,66 @@ fn imports_point_down() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The files of the daemon that are more than unit tests.
+fn daemon() -> Crate {
+    let files = sources("src").into_iter().filter(|path| !is_test(path));
+    Crate::of(files.map(|path| {
+        let text = fs::read_to_string(&path).unwrap();
+        (relative(&path).strip_prefix("src/").unwrap().to_owned(), text)
+    }))
+}
+
+fn shown(module: &Module) -> String {
+    module.join("::")
+}
+
+#[test]
+fn imports_in_sandbox_point_down() {
+    let storey = |module: &Module| match module.as_slice() {
+        [sandbox, storey, ..] if sandbox == "sandbox" => {
+            let found = STOREYS.iter().position(|name| name == storey);
+            Some(found.unwrap_or_else(|| panic!("give sandbox::{storey} a storey")))
+        }
+        [sandbox] if sandbox == "sandbox" => Some(STOREYS.len()),
+        _ => None,
+    };
+    let mut wrong = Vec::new();
+    for (from, to) in daemon().arrows() {
+        let Some(own) = storey(&from).filter(|own| *own < STOREYS.len()) else { continue };
+        for (to, by) in to {
+            if storey(&to).is_some_and(|other| other > own) {
+                wrong.push(format!("{} imports {} ({by})", shown(&from), shown(&to)));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_more_than_two_files_import_each_other() {
+    let arrows = daemon().arrows();
+    let (mut wrong, mut excused) = (Vec::new(), BTreeSet::new());
+    for circle in circles(&arrows).into_iter().filter(|circle| circle.len() > MOST_IN_A_CIRCLE) {
+        let before = excused.len();
+        excused.extend(
+            CIRCLES.iter().map(|(name, _)| *name).filter(|name| circle.iter().any(|m| shown(m) == *name)),
+        );
+        if excused.len() > before {
+            continue;
+        }
+        wrong.push(format!("{} files import each other:", circle.len()));
+        for from in &circle {
+            for (to, by) in arrows[from].iter().filter(|(to, _)| circle.contains(*to)) {
+                wrong.push(format!("    {} -> {} ({by})", shown(from), shown(to)));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    for (name, _) in CIRCLES {
+        assert!(excused.contains(name), "{name} is in no large circle any more: take it off the list");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod node;
 pub mod proto;
 mod pull;
 mod service;
+mod status;
 mod verify;
 
 pub use node::About;

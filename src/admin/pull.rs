@@ -4,7 +4,7 @@
 use super::encode;
 use super::proto as pb;
 use super::proto::pull_event::Event;
-use super::service::status;
+use super::status::status;
 use crate::images::{Credentials, ImageError, Images, PullProgress};
 use crate::model::ImageId;
 use futures_util::stream::{self, Stream};

@@ -2,10 +2,9 @@
 
 use super::proto as pb;
 use super::proto::images_server::{Images as Service, ImagesServer};
+use super::status::status;
 use super::{About, encode, node, pull, verify};
-use crate::cri::image_status;
-use crate::images::{Credentials, ExportOptions, Format, ImageError, Images, LoadOptions, Peer, Repair};
-use crate::model::plain;
+use crate::images::{Credentials, ExportOptions, Format, Images, LoadOptions, Peer, Repair};
 use std::convert::Infallible;
 use std::path::PathBuf;
 use tokio::io::DuplexStream;
@@ -41,11 +40,6 @@ pub async fn serve_one(
 ) -> Result<(), tonic::transport::Error> {
     let streams = tokio_stream::once(Ok::<_, Infallible>(stream));
     tonic::transport::Server::builder().add_service(server(images, limit)).serve_with_incoming(streams).await
-}
-
-/// The CRI code with the plain message, without the kubelet's prefix.
-pub(super) fn status(error: &ImageError) -> Status {
-    Status::new(image_status(error).code(), plain::one_line(&error.to_string()))
 }
 
 /// Credentials for the image's own registry.

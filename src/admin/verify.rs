@@ -2,7 +2,7 @@
 
 use super::encode;
 use super::proto as pb;
-use super::service::status;
+use super::status::status;
 use crate::images::{ImageError, Images, Repair, VerifyEvent, VerifySummary};
 use futures_util::stream::{self, Stream};
 use pb::verify_event::Event;

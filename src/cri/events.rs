@@ -12,7 +12,7 @@ pub(super) type Events = Pin<Box<dyn Stream<Item = Result<pb::ContainerEventResp
 
 /// Events from now on.
 pub(super) fn subscribe(pods: &Manager) -> Result<Events, Status> {
-    let subscription = pods.node().announcer.subscribe().ok_or_else(|| {
+    let subscription = pods.subscribe().ok_or_else(|| {
         Status::resource_exhausted(format!("{MAX_SUBSCRIBERS} clients listen to container events already"))
     })?;
     Ok(Box::pin(stream::unfold((pods.clone(), subscription), async |(pods, mut subscription)| {

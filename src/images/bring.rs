@@ -13,9 +13,9 @@ use super::manifest::{
     ConfigFile, Descriptor, Document, MAX_CONFIG, MAX_INDEX_DEPTH, Node, choose, is_artifact,
     parse as parse_manifest,
 };
+use super::offload::blocking;
 use super::progress::{LayerProgress, LayerState, PullProgress};
 use super::proof::Caller;
-use super::pull::blocking;
 use super::slots::Slot;
 use super::source::{Source, Stream};
 use super::staging::Staging;

@@ -3,7 +3,7 @@
 
 use super::error::ImageError;
 use super::index::{Change, Presence};
-use super::pull::blocking;
+use super::offload::blocking;
 use super::state::{State, keys};
 use super::store::{Store, lock};
 use super::{Images, LayerUse};

@@ -5,7 +5,7 @@ use super::Images;
 use super::error::ImageError;
 use super::image::Image;
 use super::index::{LayerRecord, Presence};
-use super::pull::blocking;
+use super::offload::blocking;
 use super::reference::{Reference, Target};
 use super::state::{Entry, State, keys};
 use super::store::Store;

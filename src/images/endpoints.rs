@@ -2,7 +2,7 @@
 
 use super::Images;
 use super::error::ImageError;
-use super::pull::blocking;
+use super::offload::blocking;
 use super::reference::Reference;
 use super::registry::{Endpoint, LookedAt, Probe, looked_at};
 use futures_util::future::join_all;

@@ -29,6 +29,7 @@ mod index;
 mod layer;
 mod manifest;
 mod mend;
+mod offload;
 mod policy;
 mod progress;
 mod proof;
@@ -240,7 +241,7 @@ impl Images {
             Err(_) => return Ok(()),
         };
         let store = Arc::clone(&self.inner.store);
-        pull::blocking(move || store.remove_image(&id).map(drop)).await
+        offload::blocking(move || store.remove_image(&id).map(drop)).await
     }
 
     /// Takes a hold on an image for a container.

@@ -4,6 +4,7 @@
 use super::bring::{Wanted, bring_watched};
 use super::digest::Digest;
 use super::error::ImageError;
+use super::offload::blocking;
 use super::progress::PullProgress;
 use super::reference::{Reference, Target};
 use super::registry::{Credentials, Session};
@@ -99,15 +100,6 @@ async fn known(inner: &Shared, top: &Digest, names: &[String]) -> Result<Option<
     let (store, names, target) = (Arc::clone(&inner.store), names.to_vec(), id.clone());
     let there = blocking(move || store.add_names(&target, &names, Giver::Pull)).await?;
     Ok(there.then(|| ImageId::from_digest(&id)))
-}
-
-/// Runs blocking work on tokio's blocking pool.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
-) -> Result<T, ImageError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|_| Err(ImageError::Interrupted { what: "work on the image store".into() }))
 }
 
 /// Keeps the type of the shared part in one place.

@@ -5,7 +5,7 @@ use super::digest::Digest;
 use super::error::ImageError;
 use super::index::Served;
 use super::manifest::{Descriptor, MAX_MANIFEST};
-use super::pull::blocking;
+use super::offload::blocking;
 use super::registry::{Blob, Session};
 use bytes::Bytes;
 use std::fmt;

@@ -2,7 +2,8 @@
 //! layer. Built with `--cfg fuzzing`, and for tests that use every entry point. A panic, a standstill or a failed
 //! assertion here is a finding.
 
-use super::acts::records::{self, ContainerRecord, PodState};
+use super::acts::records;
+use super::words::record::{ContainerRecord, PodState};
 use crate::host::monitor::{ExitRecord, MonitorInfo};
 use crate::model::{ContainerSpec, SandboxSpec};
 use serde::Serialize;

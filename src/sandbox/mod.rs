@@ -10,6 +10,7 @@ mod checkpoint;
 #[doc(hidden)]
 pub mod fuzz;
 mod life;
+mod offload;
 pub mod spec;
 mod words;
 
@@ -18,17 +19,17 @@ pub use acts::metrics::PodMetrics;
 pub use acts::node::{ExecWaiters, Node};
 pub use acts::output::{OutputBudget, OutputHold};
 pub use acts::process_file::ProcessFiles;
-pub use acts::records::{PodLimits, RecordError, Records};
+pub use acts::records::Records;
 pub use acts::session::{AttachEnd, AttachSession, AttachStream, ExecSession, ExecStream, ExitStatus};
 pub use acts::trials::{TrialNamespace, UserNamespaces};
-pub use acts::volumes::VolumeError;
 pub use acts::writable::{Measured, WritableLayers};
-pub use checkpoint::Checkpoints;
 pub use life::announce::{Announcement, Announcer, Happening, MAX_SUBSCRIBERS, Overrun, Subscription};
 pub use life::conditions::{Condition, conditions};
 pub use life::manager::Manager;
 pub use life::recover::recover;
 pub use words::checkpoint_error::CheckpointError;
 pub use words::error::SandboxError;
+pub use words::record::{PodLimits, RecordError};
 pub use words::snapshot::{ContainerSnapshot, PodSnapshot};
 pub use words::state::{ContainerState, Exit, ExitReason, SandboxState};
+pub use words::volumes::VolumeError;

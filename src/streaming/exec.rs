@@ -1,9 +1,9 @@
 //! Exec and attach over their two carriers: the role of each stream or channel, and how the end is reported.
 
 use super::backend::{Backend, Stdio};
+use super::context::{Context, LINGER};
 use super::protocol::Channels;
 use super::registry::Meter;
-use super::server::{Context, LINGER};
 use super::session::{Ends, Outputs, Wanted, Wires, run};
 use super::socket::Socket;
 use super::spdy::{self, Connection, Limits, Stream, StreamWriter};

@@ -2,8 +2,8 @@
 //! the pair; a connection may have thousands in succession.
 
 use super::backend::Backend;
+use super::context::{Context, LINGER};
 use super::registry::Meter;
-use super::server::{Context, LINGER};
 use super::socket::Socket;
 use super::spdy::{self, Headers, Limits, Reading, SpdyError, Stream, StreamReader, StreamWriter, Writing};
 use super::tunnel::Tunnel;

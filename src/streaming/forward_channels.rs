@@ -1,9 +1,9 @@
 //! Port-forward over WebSocket channels: two per port of the CRI call, one TCP connection each. For old clients.
 
 use super::backend::{Backend, PortForwardRequest};
+use super::context::{Context, LINGER};
 use super::protocol::Channels;
 use super::registry::Meter;
-use super::server::{Context, LINGER};
 use super::socket::Socket;
 use super::spdy::InboxReader;
 use super::websocket::{self, Channel, Incoming, Multiplex};

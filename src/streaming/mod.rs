@@ -12,6 +12,7 @@
 //! passed on in pieces.
 
 pub mod backend;
+mod context;
 mod exec;
 mod forward;
 mod forward_channels;

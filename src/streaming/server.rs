@@ -2,13 +2,14 @@
 //! task per connection owns everything of it.
 
 use super::backend::{AttachRequest, Backend, ExecRequest, PortForwardRequest};
+use super::context::{Context, Settings};
 use super::metrics::StreamingMetrics;
 use super::protocol::{self, Channels, Mismatch};
 use super::registry::{OpenSession, Sessions};
 use super::session::Wanted;
 use super::socket::Socket;
-use super::tls::{self, Certificates, TlsError};
-use super::tokens::{self, Ticket, TokenError, Tokens};
+use super::tls::{Certificates, TlsError};
+use super::tokens::{Ticket, TokenError, Tokens};
 use super::{exec, forward, forward_channels};
 use crate::config;
 use crate::host::doorway::{Doorway, Place, Pushed};
@@ -33,8 +34,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-/// Time for a client to close after everything was sent.
-pub(super) const LINGER: Duration = Duration::from_secs(5);
 /// Handshakes at once; beyond that the oldest without a valid token is closed.
 const MAX_HANDSHAKES: usize = 256;
 /// Head of a request, bytes: the smallest that hyper takes; clients send below 1 KiB.
@@ -61,55 +60,6 @@ pub enum StreamingError {
     /// No token.
     #[error(transparent)]
     Token(#[from] TokenError),
-}
-
-/// Durations of one server.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Settings {
-    pub(super) idle: Duration,
-    pub(super) handshake: Duration,
-    pub(super) creation: Duration,
-    pub(super) quiet: Duration,
-    /// Of a token.
-    pub(super) lifetime: Duration,
-    /// Interval between checks of the certificate's files.
-    pub(super) look: Duration,
-}
-
-impl Settings {
-    /// As configured.
-    pub(super) fn of(config: &config::Streaming, quiet: Duration) -> Self {
-        Self {
-            idle: Duration::from_secs(config.idle_timeout_seconds),
-            handshake: Duration::from_secs(config.handshake_timeout_seconds),
-            creation: Duration::from_secs(config.creation_timeout_seconds),
-            quiet,
-            lifetime: tokens::LIFETIME,
-            look: tls::LOOK_INTERVAL,
-        }
-    }
-}
-
-/// State shared by every connection.
-pub(super) struct Context<B> {
-    pub(super) backend: Arc<B>,
-    metrics: StreamingMetrics,
-    sessions: Sessions,
-    pub(super) settings: Settings,
-    tokens: Tokens,
-    places: Arc<Semaphore>,
-    ending: watch::Receiver<bool>,
-}
-
-impl<B> Context<B> {
-    /// Returns when the daemon ends.
-    pub(super) fn ending(&self) -> impl Future<Output = ()> + use<B> {
-        let mut ending = self.ending.clone();
-        async move {
-            // Dropping the owner ends the sessions too.
-            let _ = ending.wait_for(|ending| *ending).await;
-        }
-    }
 }
 
 /// Gives out URLs. Cheap to clone.

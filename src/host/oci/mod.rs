@@ -10,14 +10,16 @@ mod keyring;
 mod probe;
 mod runtimes;
 mod signals;
+mod surroundings;
 
 pub use checkpoint::criu_words;
 pub use error::OciError;
 pub use features::Features;
 pub use keyring::lacks_room_for_keyring;
 pub use probe::UserNamespace;
-pub use runtimes::{PREFERENCE, Runtimes, Surroundings, Trial, try_all};
+pub use runtimes::{PREFERENCE, Runtimes, Trial, try_all};
 pub use signals::{signal_name, signal_number};
+pub use surroundings::Surroundings;
 
 use super::command::{Command, CommandError};
 use std::path::{Path, PathBuf};

@@ -2,7 +2,8 @@
 //! capabilities that it has shown. A version string proves nothing; crun may refuse the host's cgroup mounts.
 
 use super::keyring::{NO_NEW_KEYRING, lacks_room_for_keyring};
-use super::{OciError, Runtime, Surroundings};
+use super::surroundings::Surroundings;
+use super::{OciError, Runtime};
 use crate::host::remove;
 use serde_json::{Value, json};
 use std::io::Write as _;

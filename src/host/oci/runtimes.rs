@@ -1,5 +1,6 @@
 //! The configured handlers and the default among them.
 
+use super::surroundings::Surroundings;
 use super::{OciError, Runtime, UserNamespace, features, probe};
 use crate::config;
 use std::collections::BTreeMap;
@@ -10,29 +11,8 @@ use std::time::Duration;
 /// Handlers tried as the default, in this order: crun is the faster.
 pub const PREFERENCE: [&str; 2] = ["crun", "runc"];
 
-/// Gives the `cgroupsPath` of a container by its name.
-pub(super) type CgroupPath<'a> = &'a (dyn Fn(&str) -> PathBuf + Sync);
 /// Makes an OCI runtime use systemd for cgroups: a global argument of runc, crun, youki and runsc alike.
 const SYSTEMD_CGROUP: &str = "--systemd-cgroup";
-
-/// Directories for the runtimes.
-#[derive(Clone, Copy)]
-pub struct Surroundings<'a> {
-    /// Parent of the runtimes' state directories.
-    pub state: &'a Path,
-    /// Whether systemd creates cgroups.
-    pub systemd: bool,
-    /// The `cgroupsPath` of the container that the start-up probe runs, by its name.
-    pub probe_cgroup: CgroupPath<'a>,
-    /// Kills and removes what is left in that cgroup after a probe that failed. Blocking.
-    pub clear_cgroup: &'a (dyn Fn(&str) + Sync),
-}
-
-impl std::fmt::Debug for Surroundings<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Surroundings").field("state", &self.state).finish_non_exhaustive()
-    }
-}
 
 /// All OCI runtimes of the node.
 #[derive(Debug, Clone)]

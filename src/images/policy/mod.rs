@@ -24,7 +24,7 @@ mod tests;
 
 use super::digest::Digest;
 use super::error::ImageError;
-use super::pull::blocking;
+use super::offload::blocking;
 use super::reference::Reference;
 use super::registry::{Session, read_config};
 use super::stats::PullStats;

@@ -7,7 +7,7 @@ use crate::images::digest::Digest;
 use crate::images::document::{self, Document, Unread};
 use crate::images::error::ImageError;
 use crate::images::manifest::Descriptor;
-use crate::images::pull::blocking;
+use crate::images::offload::blocking;
 use crate::images::reference::Reference;
 use crate::images::registry::Session;
 use serde::{Deserialize, Serialize};

@@ -9,7 +9,7 @@ use super::target::Target;
 use crate::images::digest::Digest;
 use crate::images::error::ImageError;
 use crate::images::manifest::Descriptor;
-use crate::images::pull::blocking;
+use crate::images::offload::blocking;
 use crate::images::reference::{Reference, Target as Named};
 use crate::images::store::Store;
 use crate::images::{Hold, ImageKind, Images, recipe};

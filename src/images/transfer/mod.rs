@@ -35,7 +35,7 @@ pub use peers::{Imported, Peer};
 
 use super::Images;
 use super::error::ImageError;
-use super::pull::blocking;
+use super::offload::blocking;
 use super::reference::Reference;
 use super::windows::Windows;
 use crate::model::ImageId;

@@ -4,6 +4,7 @@
 //! paths of directories whose times wait for the end. An entry costs a fixed number of system calls, beside those for its
 //! data, its attributes and the steps of its path, which `tree` counts.
 
+use super::entries::Entries;
 use super::meta::{self, Meta};
 use super::parsed::{Parsed, Parser, Source};
 use super::sparse::Map;
@@ -52,25 +53,6 @@ enum Content {
     Written,
     /// Files get their size only.
     Left,
-}
-
-/// The entries of a tar, one after the other, with its bytes.
-pub(super) trait Entries {
-    /// The next entry, after what is left of the last one. None at the end mark or a clean end.
-    fn next(&mut self) -> Result<Option<Entry>, ImageError>;
-    /// The data of the current entry goes into a file: its path without symlinks.
-    fn goes_into(&mut self, path: &[u8]);
-    /// Hands the entry's data over in pieces as they lie in the buffer, with the recorder to be told their places.
-    fn data(
-        &mut self,
-        sink: impl FnMut(&mut Recorder, &[u8]) -> Result<(), ImageError>,
-    ) -> Result<(), ImageError>;
-    /// All of the file's data was handed over.
-    fn end_file(&mut self) -> Result<(), ImageError>;
-    /// Reads what stands behind the end mark, so that the whole stream is hashed.
-    fn drain(&mut self) -> Result<(), ImageError>;
-    /// The recorder, when the stream was read to its end.
-    fn end(self) -> Result<Recorder, ImageError>;
 }
 
 /// Unpacks `source` into `<staging>/fs`, reading it to its end, and writes its recipe. What it means is said by `parser`.

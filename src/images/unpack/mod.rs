@@ -13,6 +13,7 @@
 
 mod apply;
 mod contents;
+mod entries;
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzz;
 mod header;

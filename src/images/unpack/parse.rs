@@ -103,6 +103,14 @@ impl Read for Feed {
     }
 }
 
+impl<N: Note> TarReader<Feed, N> {
+    /// Passes over the data of the current entry.
+    pub(super) fn pass(&mut self) {
+        let left = std::mem::take(&mut self.left);
+        self.source.pass(left);
+    }
+}
+
 struct Counted(Rc<RefCell<Out>>);
 
 impl Note for Counted {

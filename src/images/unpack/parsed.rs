@@ -5,7 +5,7 @@
 //! any tar. It cannot change the bytes: data of files and recipe are made of what was hashed. It is given those very bytes,
 //! out of the buffer that is hashed, so that whoever made them cannot show it others.
 
-use super::apply::Entries;
+use super::entries::Entries;
 use super::tar::{Entry, Kind};
 use super::{Blame, wire};
 use crate::images::error::ImageError;

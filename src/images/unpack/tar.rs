@@ -6,9 +6,7 @@
 //!
 //! The `tar` crate is not used here: it reads PAX and GNU name records into memory whatever their size.
 
-use super::apply::Entries;
 use super::header::{BLOCK, Header, OldSparse, ranges};
-use super::parse::Feed;
 use super::pax::{Pax, decimal};
 use super::sparse::Map;
 use super::{Blame, MAX_HEADERS, MAX_LONG_NAME, MAX_PAX, MAX_SPARSE};
@@ -62,50 +60,13 @@ impl Note for Recorder {
 /// A tar stream.
 #[derive(Debug)]
 pub(super) struct TarReader<R, N> {
-    source: R,
-    blame: Blame,
+    pub(super) source: R,
+    pub(super) blame: Blame,
     /// Told of every byte that passes: by the reader, but for file data, which only its writer knows the place of.
-    recorder: N,
+    pub(super) recorder: N,
     /// Unread bytes of the current entry's data, and of its padding.
-    left: u64,
+    pub(super) left: u64,
     padding: u64,
-}
-
-impl<R: BufRead> Entries for TarReader<R, Recorder> {
-    fn next(&mut self) -> Result<Option<Entry>, ImageError> {
-        self.next()
-    }
-
-    fn goes_into(&mut self, path: &[u8]) {
-        self.recorder.file(path);
-    }
-
-    fn data(
-        &mut self,
-        sink: impl FnMut(&mut Recorder, &[u8]) -> Result<(), ImageError>,
-    ) -> Result<(), ImageError> {
-        self.data(sink)
-    }
-
-    fn end_file(&mut self) -> Result<(), ImageError> {
-        self.recorder.end_file()
-    }
-
-    fn drain(&mut self) -> Result<(), ImageError> {
-        self.drain()
-    }
-
-    fn end(self) -> Result<Recorder, ImageError> {
-        Ok(self.recorder)
-    }
-}
-
-impl<N: Note> TarReader<Feed, N> {
-    /// Passes over the data of the current entry.
-    pub(super) fn pass(&mut self) {
-        let left = std::mem::take(&mut self.left);
-        self.source.pass(left);
-    }
 }
 
 impl<R: BufRead, N: Note> TarReader<R, N> {

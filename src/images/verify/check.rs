@@ -12,7 +12,7 @@ use crate::images::digest::{Digest, Hasher};
 use crate::images::directories;
 use crate::images::error::{ImageError, cut};
 use crate::images::manifest::Descriptor;
-use crate::images::pull::blocking;
+use crate::images::offload::blocking;
 use crate::images::recipe::{self, RECIPE, Recreated};
 use crate::images::staging::Staging;
 use crate::images::unpack::{Blame, Limits, Unpacked, skeleton};

@@ -13,7 +13,7 @@ pub use found::{Damage, Depth, Finding, Subject, VerifyEvent, VerifySummary};
 use super::artifact::Form;
 use super::digest::Digest;
 use super::error::ImageError;
-use super::pull::blocking;
+use super::offload::blocking;
 use super::state::{Entry, State};
 use super::store::KEEP_UNREFERENCED;
 use super::{Images, Shared};

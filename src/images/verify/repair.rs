@@ -7,7 +7,7 @@ use crate::images::digest::Digest;
 use crate::images::directories as made;
 use crate::images::error::ImageError;
 use crate::images::manifest::{Descriptor, MAX_CONFIG};
-use crate::images::pull::blocking;
+use crate::images::offload::blocking;
 use crate::images::reference::Reference;
 use crate::images::registry::Session;
 use crate::images::source::Source;

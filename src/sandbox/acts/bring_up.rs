@@ -3,8 +3,8 @@
 
 use super::files::PodFiles;
 use super::idmap;
-use super::node::{Node, make_private_dir};
-use super::records::in_place;
+use super::node::Node;
+use super::private::make_private_dir;
 use super::room;
 use super::selinux;
 use crate::config::{annotation_fits, bytes};
@@ -12,8 +12,10 @@ use crate::host::monitor::{self, Events, LaunchRequest, Monitor, MonitorError, N
 use crate::host::network::{Attachment, PodNetwork};
 use crate::host::rootfs;
 use crate::model::{ContainerId, NamespaceMode, SandboxSpec, UserNamespace};
-use crate::sandbox::life::pod::Dying;
+use crate::sandbox::offload::blocking;
+use crate::sandbox::offload::in_place;
 use crate::sandbox::words::error::SandboxError;
+use crate::sandbox::words::phase::Dying;
 use podwright_monitor_proto::ProcessId;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -302,15 +304,4 @@ fn processes(node: &Node, pod: &SandboxSpec, id: &ContainerId) -> String {
 
 fn text(path: &std::path::Path) -> String {
     path.to_string_lossy().into_owned()
-}
-
-/// Runs file-system work off the async threads.
-pub(in crate::sandbox) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, SandboxError> + Send + 'static,
-) -> Result<T, SandboxError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) if error.is_panic() => Err(SandboxError::Panicked("work on the file system")),
-        Err(_) => Err(SandboxError::ShuttingDown),
-    }
 }

@@ -5,9 +5,9 @@
 use super::node::Node;
 use super::output::{OutputHold, collect};
 use super::process_file::Terminal;
-use super::records::in_place;
 use crate::host::monitor::{ErrorKind, ExecRequest, ExecStdio, Monitor, MonitorError, Target};
 use crate::model::{ContainerId, UserNamespace};
+use crate::sandbox::offload::in_place;
 use crate::sandbox::words::error::SandboxError;
 use crate::sandbox::words::snapshot::{ContainerSnapshot, PodSnapshot};
 use crate::sandbox::words::state::{ContainerState, Init};

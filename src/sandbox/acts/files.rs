@@ -1,7 +1,7 @@
 //! The files that a pod's containers share: hostname, hosts, resolv.conf. Owns their text, and the small tmpfs of the
 //! pod that holds them: containers can write to them, but fill nothing else.
 
-use super::node::make_private_dir;
+use super::private::make_private_dir;
 use crate::host::rootfs;
 use crate::model::{DnsConfig, SandboxSpec, UserNamespace};
 use crate::sandbox::words::error::SandboxError;

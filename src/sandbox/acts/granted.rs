@@ -1,7 +1,6 @@
 //! What a container is given from the host besides its image: profiles, devices, what CDI adds. Looked up, and refused,
 //! before anything of the container is made. Keeps nothing: a container's specification comes from the live request.
 
-use super::bring_up::blocking;
 use super::node::Node;
 use super::selinux;
 use super::sources::look_apart;
@@ -13,6 +12,7 @@ use crate::host::foreign::Progress;
 use crate::host::kernel;
 use crate::host::security::seccomp::{self, Machine};
 use crate::model::{ContainerSpec, Device, Profile, SandboxSpec};
+use crate::sandbox::offload::blocking;
 use crate::sandbox::spec::{self, Seccomp};
 use crate::sandbox::words::error::SandboxError;
 use oci_spec::runtime::LinuxBlockIo;

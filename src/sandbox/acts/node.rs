@@ -16,12 +16,10 @@ use crate::host::security::apparmor::AppArmor;
 use crate::host::security::selinux::Selinux;
 use crate::images::Images;
 use crate::model::{Clock, ContainerId, NamespaceMode, SandboxId, SandboxSpec};
-use crate::sandbox::checkpoint::Checkpoints;
-use crate::sandbox::life::announce::Announcer;
 use crate::sandbox::spec::HostFacts;
 use crate::sandbox::words::error::SandboxError;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use tokio::sync::oneshot;
 
@@ -70,10 +68,6 @@ pub struct Node {
     pub process_files: ProcessFiles,
     /// Memory for the output of ExecSync.
     pub outputs: OutputBudget,
-    /// The subscribers of container events.
-    pub announcer: Announcer,
-    /// Whether and which containers it is checkpointing.
-    pub checkpoints: Checkpoints,
     /// Whether pods can have user namespaces.
     pub user_namespaces: UserNamespaces,
 }
@@ -182,8 +176,8 @@ impl Node {
     }
 
     /// Whether pods of a handler can have user namespaces of their own. The first call waits for a trial.
-    pub async fn has_user_namespaces(self: &Arc<Self>, handler: &str) -> bool {
-        UserNamespaces::have(self, handler).await
+    pub async fn has_user_namespaces(&self, handler: &str) -> bool {
+        self.user_namespaces.have(handler).await
     }
 
     /// Whether this pod can have the user namespaces that it requests.
@@ -191,11 +185,11 @@ impl Node {
     /// # Errors
     /// When its handler has none, with the reason.
     pub(in crate::sandbox) async fn check_user_namespace(
-        self: &Arc<Self>,
+        &self,
         pod: &SandboxSpec,
     ) -> Result<(), SandboxError> {
         match &pod.namespaces.user {
-            Some(_) => UserNamespaces::require(self, &pod.runtime_handler).await,
+            Some(_) => self.user_namespaces.require(&pod.runtime_handler).await,
             None => Ok(()),
         }
     }
@@ -218,26 +212,6 @@ impl Node {
         runtime.present()?;
         Ok(runtime)
     }
-}
-
-/// Creates a directory and its parents with mode 0700: only root may see our state.
-pub(in crate::sandbox) fn make_private_dir(path: &Path) -> Result<(), SandboxError> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(SandboxError::io("make directory", path))
-}
-
-/// Writes a file that only root may read: a bundle with a user namespace lets its root through, and such files contain
-/// a container's environment. The OCI runtimes read them as root.
-pub(in crate::sandbox) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), SandboxError> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let mut options = std::fs::OpenOptions::new();
-    let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
-    file.and_then(|mut file| file.write_all(bytes)).map_err(SandboxError::io("write", path))
 }
 
 /// Waiters for an exec's end, by exec id. Locked briefly, never over an await.

@@ -2,7 +2,7 @@
 //! `state` only until the OCI runtime has started the command; large ones of all pods have a budget, so that they fit what
 //! is kept free for them ([`super::room`]).
 
-use super::node::write_private;
+use super::private::write_private;
 use crate::model::{SandboxId, TerminalSize};
 use crate::sandbox::spec;
 use crate::sandbox::words::error::SandboxError;

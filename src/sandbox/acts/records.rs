@@ -9,11 +9,12 @@
 //! <root>/pods/<sandbox>/containers/<container>/state.json
 //! ```
 
-use super::volumes;
-use crate::host::users::User;
-use crate::model::{ContainerId, ContainerSpec, ImageId, Resources, SandboxId, SandboxSpec};
-use crate::sandbox::words::state::{ContainerState, SandboxState};
-use podwright_monitor_proto::ProcessId;
+use crate::model::{ContainerId, ContainerSpec, ImageId, SandboxId, SandboxSpec};
+use crate::sandbox::offload::in_place;
+use crate::sandbox::words::record::{
+    ContainerRecord, Loaded, PodState, RecordError, StoredContainer, StoredPod, VERSION,
+};
+use crate::sandbox::words::volumes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -21,40 +22,6 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-
-/// Version of every record; raised when a reader of the old one would misread the new one.
-const VERSION: u32 = 1;
-
-/// A record that cannot be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum RecordError {
-    /// The file system refused.
-    #[error("{operation} record {path}: {source}")]
-    Io {
-        /// write, read, remove.
-        operation: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: std::io::Error,
-    },
-    /// The text is not a record.
-    #[error("record {path} is not readable: {source}")]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: serde_json::Error,
-    },
-    /// A newer daemon wrote it.
-    #[error("record {path} has version {found}, this daemon reads up to {VERSION}")]
-    Version {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        found: u32,
-    },
-}
 
 #[derive(Serialize, Deserialize)]
 struct Versioned<T> {
@@ -64,88 +31,9 @@ struct Versioned<T> {
     body: T,
 }
 
-/// A pod's state record.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PodState {
-    /// The sandbox's state.
-    pub sandbox: SandboxState,
-    /// Its limits after a change; None: the requested ones.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limits: Option<PodLimits>,
-    /// Its monitor, for when the monitor's own directory is lost: what this process is or is not proves more than files do.
-    /// None: there is none yet, or the record is from before this was noted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub monitor: Option<ProcessId>,
-}
-
-/// The limits of a pod's own cgroup, and the part of them for the runtime itself. For people and for OCI runtimes with
-/// virtual machines: we write no pod's cgroup.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PodLimits {
-    /// Of the pod's RuntimeClass.
-    #[serde(default)]
-    pub overhead: Option<Resources>,
-    /// The sum over its containers.
-    #[serde(default)]
-    pub resources: Option<Resources>,
-}
-
-/// A container's state record.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ContainerRecord {
-    /// Its state.
-    pub container: ContainerState,
-    /// The limits in force.
-    pub resources: Resources,
-    /// The user that its image and request resolved to; None before the bundle was made.
-    pub user: Option<User>,
-}
-
-impl ContainerRecord {
-    /// For a container whose state cannot be read: it may run, and the reader must find out.
-    fn unknown(spec: &ContainerSpec) -> Self {
-        Self { container: ContainerState::Starting, resources: spec.resources.clone(), user: None }
-    }
-}
-
 /// A record that could not be read was moved aside.
 #[derive(Debug)]
 struct Aside;
-
-/// Everything known of a pod from disk.
-#[derive(Debug)]
-pub struct StoredPod {
-    /// Its spec.
-    pub spec: SandboxSpec,
-    /// Its state; None: the daemon died before it was written.
-    pub state: Option<PodState>,
-    /// Whether the state is of this boot.
-    pub this_boot: bool,
-    /// Its containers.
-    pub containers: Vec<StoredContainer>,
-    /// Ids of its containers whose records cannot be read.
-    pub unread: HashSet<String>,
-}
-
-/// What was found on disk.
-#[derive(Debug, Default)]
-pub struct Loaded {
-    /// Those that can be read.
-    pub pods: Vec<StoredPod>,
-    /// Ids of pods that cannot, and of their containers.
-    pub unread: HashSet<String>,
-    /// What is wrong with them.
-    pub broken: Vec<RecordError>,
-}
-
-/// Everything known of a container from disk.
-#[derive(Debug)]
-pub struct StoredContainer {
-    /// Its spec.
-    pub spec: ContainerSpec,
-    /// Its state; None: the daemon died before it was written.
-    pub state: Option<ContainerRecord>,
-}
 
 /// The records of one root directory. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -373,16 +261,6 @@ impl Records {
         let text = serde_json::to_vec(&Versioned { version: VERSION, boot_id: self.boot_id.clone(), body })
             .map_err(|source| RecordError::Malformed { path: path.to_owned(), source })?;
         write_atomic(path, &text, durability).map_err(io("write", path))
-    }
-}
-
-/// Runs short work on our own file systems on the caller's thread. A disk can be frozen for a snapshot, or stall: then
-/// only the caller waits, and its thread's other work moves elsewhere.
-pub(in crate::sandbox) fn in_place<T>(work: impl FnOnce() -> T) -> T {
-    use tokio::runtime::{Handle, RuntimeFlavor};
-    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
-        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
-        _ => work(),
     }
 }
 

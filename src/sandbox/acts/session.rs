@@ -8,11 +8,11 @@
 use super::exec::is_alive;
 use super::node::Node;
 use super::process_file::Terminal;
-use super::records::in_place;
 use crate::host::monitor::{
     ExecRequest, Leash, Monitor, MonitorError, Session, SessionEnd, StdioFlags, Target,
 };
 use crate::model::{ContainerId, SandboxId, TerminalSize};
+use crate::sandbox::offload::in_place;
 use crate::sandbox::words::error::SandboxError;
 use crate::sandbox::words::snapshot::{ContainerSnapshot, PodSnapshot};
 use crate::sandbox::words::state::ContainerState;

@@ -2,7 +2,6 @@
 //! request names may hang. Keeps to values and descriptors; makes nothing of the container's, so that a look which comes
 //! back after its call was answered changes nothing.
 
-use super::bring_up::blocking;
 use super::idmap;
 use super::node::Node;
 use super::selinux;
@@ -10,6 +9,7 @@ use crate::host::foreign::{self, Asked, Found, Missing, Progress};
 use crate::host::monitor::NamespacePaths;
 use crate::host::rootfs::Detached;
 use crate::model::{ContainerSpec, Mount, MountSource, SandboxSpec};
+use crate::sandbox::offload::blocking;
 use crate::sandbox::words::error::SandboxError;
 use podwright_sys::apart::Outbox;
 use std::os::fd::{AsFd as _, OwnedFd};

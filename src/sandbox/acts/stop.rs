@@ -2,10 +2,11 @@
 //! caller that goes away does not end this; a later stop may only bring SIGKILL forward.
 
 use super::node::Node;
-use super::records::in_place;
 use crate::host::monitor::{self, Monitor, Target};
+use crate::images::Hold;
 use crate::model::{ContainerSpec, NamespaceMode, SandboxSpec};
-use crate::sandbox::life::pod::Phase;
+use crate::sandbox::offload::in_place;
+use crate::sandbox::words::phase::Phase;
 use crate::sandbox::words::state::Init;
 use podwright_sys::pidfd::SIGKILL;
 use std::sync::Arc;
@@ -17,6 +18,8 @@ use tokio::time::Instant;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Longest pause between two SIGKILLs of a process in an uninterruptible sleep.
 const LAST_RETRY: Duration = Duration::from_secs(30);
+/// Linux's SIGTERM, where neither CRI nor the image names a stop signal.
+const SIGTERM: i32 = 15;
 
 /// Inputs of a stop.
 #[derive(Debug)]
@@ -113,4 +116,11 @@ pub(in crate::sandbox) fn kill_cgroup(node: &Node, pod: &SandboxSpec, spec: &Con
 /// Whether killing the container's init leaves its other processes alive.
 pub(in crate::sandbox) fn shares_pid_namespace(spec: &ContainerSpec) -> bool {
     spec.security.namespaces.pid != NamespaceMode::Container
+}
+
+/// The stop signal: CRI's, else the image's, else SIGTERM.
+pub(in crate::sandbox) fn stop_signal(spec: &ContainerSpec, hold: Option<&Hold>) -> i32 {
+    spec.stop_signal
+        .or_else(|| hold.and_then(|h| crate::host::oci::signal_number(&h.image().config.stop_signal)))
+        .unwrap_or(SIGTERM)
 }

@@ -1,15 +1,15 @@
 //! Whether pods can have user namespaces of their own: tested at start, and again for what failed, since a runtime may
 //! have lacked memory or descriptors for a moment. Knows no pod.
 
-use super::node::Node;
-use crate::host::cgroups::Driver;
-use crate::host::oci::{self, Surroundings};
+use crate::config::Config;
+use crate::host::cgroups::{Cgroups, Driver};
+use crate::host::oci::{self, Runtimes, Surroundings};
 use crate::host::rootfs::{self, IdMap, IdRange, RootfsError};
 use crate::sandbox::words::error::SandboxError;
 use podwright_sys::namespace;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::OnceCell;
@@ -52,12 +52,22 @@ const AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// The longest one. A node that can never have user namespaces runs a container of each handler that often.
 const AGAIN_AT_MOST: Duration = Duration::from_hours(1);
 
-/// The result.
-#[derive(Debug, Default)]
-pub struct UserNamespaces {
+/// The result. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct UserNamespaces(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
     /// Filled by the first trial.
     first: OnceCell<()>,
     known: Mutex<Known>,
+    runtimes: Runtimes,
+    cgroups: Cgroups,
+    driver: Driver,
+    default_parent: String,
+    /// The configured directories.
+    root: PathBuf,
+    state: PathBuf,
 }
 
 /// Why a handler cannot, or None.
@@ -104,113 +114,134 @@ impl Again {
 }
 
 impl UserNamespaces {
+    /// Tries nothing yet.
+    #[must_use]
+    pub fn new(
+        config: &Config,
+        runtimes: Runtimes,
+        cgroups: Cgroups,
+        (driver, default_parent): (Driver, String),
+    ) -> Self {
+        Self(Arc::new(Inner {
+            first: OnceCell::new(),
+            known: Mutex::default(),
+            runtimes,
+            cgroups,
+            driver,
+            default_parent,
+            root: config.root.clone(),
+            state: config.state.clone(),
+        }))
+    }
+
     /// Whether pods of a handler can have them; the name of the default is empty. Waits for the first trial.
-    pub(in crate::sandbox) async fn have(node: &Arc<Node>, handler: &str) -> bool {
-        found(node).await.is_some_and(|found| found.get(handler).is_some_and(Option::is_none))
+    pub async fn have(&self, handler: &str) -> bool {
+        self.found().await.is_some_and(|found| found.get(handler).is_some_and(Option::is_none))
     }
 
     /// As [`Self::have`], with the reason.
-    pub(in crate::sandbox) async fn require(node: &Arc<Node>, handler: &str) -> Result<(), SandboxError> {
-        let found = found(node).await.ok_or(SandboxError::ShuttingDown)?;
+    pub(in crate::sandbox) async fn require(&self, handler: &str) -> Result<(), SandboxError> {
+        let found = self.found().await.ok_or(SandboxError::ShuttingDown)?;
         match found.get(handler) {
             Some(None) => Ok(()),
             Some(Some(why)) => Err(SandboxError::NoUserNamespaces { why: why.clone() }),
             None => Err(SandboxError::UnknownHandler {
                 handler: handler.to_owned(),
-                known: node.runtimes.names().join(", "),
+                known: self.0.runtimes.names().join(", "),
             }),
         }
     }
 
+    /// Trials run on tasks of their own: a caller who goes away must not leave half a trial.
+    async fn found(&self) -> Option<Arc<Found>> {
+        if !self.0.first.initialized() {
+            let inner = self.0.clone();
+            let trial = tokio::spawn(async move {
+                inner.first.get_or_init(|| inner.run(None)).await;
+            });
+            trial.await.ok()?;
+        }
+        let (found, due) = {
+            let mut known = self.0.known();
+            (known.found.clone(), known.again.take_due(Instant::now()))
+        };
+        if let Some(pause) = due {
+            // What was found stands until this one ends.
+            let inner = self.0.clone();
+            tokio::spawn(async move { inner.run(Some(pause)).await });
+        }
+        Some(found)
+    }
+}
+
+impl Inner {
     fn known(&self) -> MutexGuard<'_, Known> {
         // Every section leaves it whole.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tries what is not known to work. `pause`: since the trial before; None: it is the first.
-    async fn run(node: &Arc<Node>, pause: Option<Duration>) {
-        let before = node.user_namespaces.known().found.clone();
-        let found = try_all(node, &before).await;
+    async fn run(&self, pause: Option<Duration>) {
+        let before = self.known().found.clone();
+        let found = self.try_all(&before).await;
         let again = Again::after(&found, pause, Instant::now());
-        *node.user_namespaces.known() = Known { found: Arc::new(found), again };
+        *self.known() = Known { found: Arc::new(found), again };
     }
-}
 
-/// Trials run on tasks of their own: a caller who goes away must not leave half a trial.
-async fn found(node: &Arc<Node>) -> Option<Arc<Found>> {
-    let user_namespaces = &node.user_namespaces;
-    if !user_namespaces.first.initialized() {
-        let node = node.clone();
-        let trial = tokio::spawn(async move {
-            node.user_namespaces.first.get_or_init(|| UserNamespaces::run(&node, None)).await;
-        });
-        trial.await.ok()?;
-    }
-    let (found, due) = {
-        let mut known = user_namespaces.known();
-        (known.found.clone(), known.again.take_due(Instant::now()))
-    };
-    if let Some(pause) = due {
-        // What was found stands until this one ends.
-        let node = node.clone();
-        tokio::spawn(async move { UserNamespaces::run(&node, Some(pause)).await });
-    }
-    Some(found)
-}
-
-/// `before`: what earlier trials found.
-async fn try_all(node: &Node, before: &Found) -> Found {
-    let root = node.config.root.clone();
-    let kernel = tokio::task::spawn_blocking(move || try_kernel(&root)).await;
-    let namespace = match kernel {
-        Ok(Ok(namespace)) => Ok(namespace),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("the trial was ended".to_owned()),
-    };
-    let mut found = Found::new();
-    for name in node.runtimes.names() {
-        let earlier = before.get(&name);
-        let why = match (earlier, &namespace) {
-            (Some(None), _) => None,
-            (_, Ok(namespace)) => try_runtime(node, &name, namespace).await.err(),
-            (_, Err(why)) => Some(why.clone()),
+    /// `before`: what earlier trials found.
+    async fn try_all(&self, before: &Found) -> Found {
+        let root = self.root.clone();
+        let kernel = tokio::task::spawn_blocking(move || try_kernel(&root)).await;
+        let namespace = match kernel {
+            Ok(Ok(namespace)) => Ok(namespace),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("the trial was ended".to_owned()),
         };
-        match &why {
-            _ if earlier == Some(&why) => {}
-            // Log: At start, for each handler; later for one of which a trial failed before.
-            None => tracing::info!(handler = name, "pods can have user namespaces"),
-            // Log: At start, for each handler, with the reason. It is tried again, at first after 5 seconds.
-            Some(why) => tracing::info!(handler = name, why, "pods cannot have user namespaces"),
+        let mut found = Found::new();
+        for name in self.runtimes.names() {
+            let earlier = before.get(&name);
+            let why = match (earlier, &namespace) {
+                (Some(None), _) => None,
+                (_, Ok(namespace)) => self.try_runtime(&name, namespace).await.err(),
+                (_, Err(why)) => Some(why.clone()),
+            };
+            match &why {
+                _ if earlier == Some(&why) => {}
+                // Log: At start, for each handler; later for one of which a trial failed before.
+                None => tracing::info!(handler = name, "pods can have user namespaces"),
+                // Log: At start, for each handler, with the reason. It is tried again, at first after 5 seconds.
+                Some(why) => tracing::info!(handler = name, why, "pods cannot have user namespaces"),
+            }
+            found.insert(name, why);
         }
-        found.insert(name, why);
+        if let Some(default) = self.runtimes.get("") {
+            let of_default = found.get(default.name()).cloned().flatten();
+            found.insert(String::new(), of_default);
+        }
+        found
     }
-    if let Some(default) = node.runtimes.get("") {
-        let of_default = found.get(default.name()).cloned().flatten();
-        found.insert(String::new(), of_default);
+
+    async fn try_runtime(&self, name: &str, namespace: &TrialNamespace) -> Result<(), String> {
+        let runtime = self.runtimes.get(name).ok_or("it is not configured")?;
+        runtime.present().map_err(|error| error.to_string())?;
+        let around = Surroundings {
+            state: &self.state,
+            systemd: self.driver == Driver::Systemd,
+            probe_cgroup: &|name| self.driver.oci_path(&self.default_parent, name),
+            clear_cgroup: &|name| self.cgroups.clear_probe(&self.default_parent, name),
+        };
+        let trial = runtime.try_user_namespace(around, namespace.user());
+        match tokio::time::timeout(TRIAL_LIMIT, trial).await {
+            Ok(result) => result.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("its trial took more than {TRIAL_LIMIT:?}")),
+        }
     }
-    found
 }
 
 /// Blocking.
 fn try_kernel(root: &Path) -> Result<TrialNamespace, RootfsError> {
     rootfs::supports_idmap(root)?;
     TrialNamespace::make()
-}
-
-async fn try_runtime(node: &Node, name: &str, namespace: &TrialNamespace) -> Result<(), String> {
-    let runtime = node.runtimes.get(name).ok_or("it is not configured")?;
-    runtime.present().map_err(|error| error.to_string())?;
-    let around = Surroundings {
-        state: &node.config.state,
-        systemd: node.driver == Driver::Systemd,
-        probe_cgroup: &|name| node.driver.oci_path(&node.default_parent, name),
-        clear_cgroup: &|name| node.cgroups.clear_probe(&node.default_parent, name),
-    };
-    let trial = runtime.try_user_namespace(around, namespace.user());
-    match tokio::time::timeout(TRIAL_LIMIT, trial).await {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("its trial took more than {TRIAL_LIMIT:?}")),
-    }
 }
 
 #[cfg(test)]

@@ -9,10 +9,11 @@
 //! ```
 
 use crate::host::rootfs;
-use crate::host::rootfs::{IdMap, RootfsError};
-use crate::images::{Hold, ImageError, Images};
-use crate::model::{ContainerSpec, ImageId, ImageVolume, MountSource, ResolvedImage};
+use crate::host::rootfs::IdMap;
+use crate::images::{Hold, Images};
+use crate::model::{ContainerSpec, ImageVolume, MountSource, ResolvedImage};
 use crate::sandbox::words::error::SandboxError;
+use crate::sandbox::words::volumes::{VolumeError, image_ids};
 use podwright_sys::path::{open_in_root, open_root};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -21,47 +22,6 @@ use std::sync::Arc;
 
 /// The holds on a container's image volumes, one an image.
 pub(in crate::sandbox) type Holds = Arc<[Hold]>;
-
-/// Why an image cannot be a volume.
-#[derive(Debug, thiserror::Error)]
-pub enum VolumeError {
-    /// It was to be written to.
-    #[error("readonly is not set, and an image can only be mounted read-only")]
-    Writable,
-    /// It is not there, or its name cannot be read.
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    /// Its layers were lost.
-    #[error("the image is not held any more")]
-    NotHeld,
-    /// It could not be mounted.
-    #[error(transparent)]
-    Mount(#[from] RootfsError),
-    /// Nothing is there in the image.
-    #[error("sub path {sub_path:?} is not in the image: {source}")]
-    SubPath {
-        /// As asked.
-        sub_path: String,
-        /// The kernel's answer.
-        source: std::io::Error,
-    },
-    /// A file, which Kubernetes does not define as a volume and both peers refuse.
-    #[error("sub path {sub_path:?} is not a directory of the image")]
-    NotDirectory {
-        /// As asked.
-        sub_path: String,
-    },
-    /// A directory of the bundle.
-    #[error("{operation} {}: {source}", path.display())]
-    Io {
-        /// The operation.
-        operation: &'static str,
-        /// The path.
-        path: PathBuf,
-        /// The cause.
-        source: std::io::Error,
-    },
-}
 
 fn io(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> VolumeError {
     let path = path.to_owned();
@@ -94,20 +54,6 @@ pub(in crate::sandbox) fn hold(images: &Images, spec: &mut ContainerSpec) -> Res
         volume.resolved = Some(ResolvedImage { id, reference });
     }
     Ok(holds.into())
-}
-
-/// The images that a container's volumes are, each once.
-pub(in crate::sandbox) fn image_ids(spec: &ContainerSpec) -> Vec<&ImageId> {
-    let mut ids: Vec<&ImageId> = Vec::new();
-    for mount in &spec.mounts {
-        if let MountSource::Image(volume) = &mount.source
-            && let Some(resolved) = &volume.resolved
-            && !ids.contains(&&resolved.id)
-        {
-            ids.push(&resolved.id);
-        }
-    }
-    ids
 }
 
 /// Takes the holds of a container that lived before this process.

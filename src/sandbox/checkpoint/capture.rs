@@ -1,15 +1,15 @@
 //! The moment itself: note, freeze, capture, set free. Whatever fails or panics between, the containers are set free
 //! before this returns, and where even that fails a note on disk is left.
 
-use super::frozen::Note;
-use super::{IMAGES, changes};
+use super::changes;
+use super::frozen::{Note, set_free};
 use crate::host::foreign::Progress;
 use crate::host::oci::Runtime;
 use crate::model::{ContainerId, ContainerSpec};
 use crate::sandbox::acts::node::Node;
 use crate::sandbox::acts::sources::look_at;
-use crate::sandbox::words::checkpoint_error::CheckpointError;
 use crate::sandbox::words::error::SandboxError;
+use crate::sandbox::words::layout::IMAGES;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use std::path::PathBuf;
@@ -19,11 +19,6 @@ use tokio::time::Instant;
 
 /// Most of a caller's time that is kept back for letting go of containers in order.
 const RESERVE: Duration = Duration::from_secs(12);
-/// Tries to set a container free, with [`RESUME_PAUSE`] between: it fails only where the runtime cannot be run at all.
-const RESUME_TRIES: u32 = 5;
-/// See [`RESUME_TRIES`].
-const RESUME_PAUSE: Duration = Duration::from_millis(200);
-
 /// How long the capture may take.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Budget {
@@ -113,21 +108,4 @@ async fn one(node: &Node, runtime: &Runtime, subject: &Subject, budget: Budget) 
 fn first_error(results: Vec<Result<(), SandboxError>>) -> Result<(), SandboxError> {
     let errors = results.into_iter().filter_map(Result::err).collect();
     SandboxError::all(errors).map_or(Ok(()), Err)
-}
-
-/// Lets a container run again.
-pub(super) async fn set_free(runtime: &Runtime, id: &ContainerId) -> Result<(), SandboxError> {
-    let mut last = String::new();
-    for _ in 0..RESUME_TRIES {
-        match runtime.resume(id.as_str()).await {
-            Ok(()) => return Ok(()),
-            Err(error) => last = error.to_string(),
-        }
-        tokio::time::sleep(RESUME_PAUSE).await;
-    }
-    let error = CheckpointError::StillFrozen { id: id.clone(), why: last };
-    // Log: A container could not be resumed and stays frozen.
-    // Do: Restart the daemon, or run the OCI runtime's `resume`.
-    tracing::error!(container = %id, %error, "after a checkpoint");
-    Err(error.into())
 }

@@ -1,10 +1,10 @@
 //! What a container changed in its root file system, from the upper directory of its overlay: a tar of what is new or
 //! changed, and the paths that it removed. Its processes are frozen meanwhile. Never follows a link.
 
-use super::{CHANGES, DELETED};
 use crate::host::foreign::{Moving, Progress};
 use crate::host::walk::{self, Failed, Visitor};
 use crate::sandbox::words::error::SandboxError;
+use crate::sandbox::words::layout::{CHANGES, DELETED};
 use podwright_sys::path::reopen_regular;
 use rustix::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use rustix::fs::{

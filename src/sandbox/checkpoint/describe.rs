@@ -2,10 +2,10 @@
 //! checkpoints. For people and tools: nothing here is believed when a checkpoint is restored, but names and images, which
 //! have to agree with the request.
 
-use super::{CONFIG_DUMP, LOG, POD_DUMP, POD_OPTIONS, SPEC_DUMP, STATUS_DUMP};
 use crate::model::{SandboxSpec, Timestamp};
 use crate::sandbox::acts::node::Node;
 use crate::sandbox::words::error::SandboxError;
+use crate::sandbox::words::layout::{CONFIG_DUMP, LOG, POD_DUMP, POD_OPTIONS, SPEC_DUMP, STATUS_DUMP};
 use crate::sandbox::words::snapshot::{ContainerSnapshot, PodSnapshot};
 use crate::sandbox::words::state::ContainerState;
 use podwright_sys::path::{open_directory_without_links, reopen_regular};

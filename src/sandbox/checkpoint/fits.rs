@@ -2,12 +2,12 @@
 //! that the processes had, and anything else in a request would be silently missing.
 
 use super::describe::{ConfigDump, POD_VERSION, PodOptions};
-use super::{CHANGES, CONFIG_DUMP, IMAGES, POD_OPTIONS, SPEC_DUMP};
 use crate::images::Images;
 use crate::model::{ContainerSpec, Mount, Restore};
 use crate::sandbox::acts::restore::source::Source;
 use crate::sandbox::words::checkpoint_error::CheckpointError;
 use crate::sandbox::words::error::SandboxError;
+use crate::sandbox::words::layout::{CHANGES, CONFIG_DUMP, IMAGES, POD_OPTIONS, SPEC_DUMP};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -1,11 +1,13 @@
 //! State that outlives a daemon that dies while containers are frozen: a note of them, and half-made files. Owns
 //! `<state>/checkpoints` and `<root>/checkpoints`.
 
-use super::capture::set_free;
+use crate::host::oci::Runtime;
 use crate::model::ContainerId;
-use crate::sandbox::acts::bring_up::blocking;
-use crate::sandbox::acts::container::remove_tree;
-use crate::sandbox::acts::node::{Node, make_private_dir};
+use crate::sandbox::acts::node::Node;
+use crate::sandbox::acts::private::make_private_dir;
+use crate::sandbox::acts::private::remove_tree;
+use crate::sandbox::offload::blocking;
+use crate::sandbox::words::checkpoint_error::CheckpointError;
 use crate::sandbox::words::error::SandboxError;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -18,6 +20,11 @@ const VERSION: u32 = 1;
 const ORPHAN_WAIT: Duration = Duration::from_secs(10);
 /// How often it is looked for.
 const ORPHAN_POLL: Duration = Duration::from_millis(50);
+
+/// Tries to set a container free, with [`RESUME_PAUSE`] between: it fails only where the runtime cannot be run at all.
+const RESUME_TRIES: u32 = 5;
+/// See [`RESUME_TRIES`].
+const RESUME_PAUSE: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Content {
@@ -216,6 +223,23 @@ fn holders(made: &[PathBuf]) -> std::io::Result<Vec<u32>> {
         }
     }
     Ok(holders)
+}
+
+/// Lets a container run again.
+pub(super) async fn set_free(runtime: &Runtime, id: &ContainerId) -> Result<(), SandboxError> {
+    let mut last = String::new();
+    for _ in 0..RESUME_TRIES {
+        match runtime.resume(id.as_str()).await {
+            Ok(()) => return Ok(()),
+            Err(error) => last = error.to_string(),
+        }
+        tokio::time::sleep(RESUME_PAUSE).await;
+    }
+    let error = CheckpointError::StillFrozen { id: id.clone(), why: last };
+    // Log: A container could not be resumed and stays frozen.
+    // Do: Restart the daemon, or run the OCI runtime's `resume`.
+    tracing::error!(container = %id, %error, "after a checkpoint");
+    Err(error.into())
 }
 
 #[cfg(test)]

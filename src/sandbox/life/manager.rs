@@ -1,31 +1,34 @@
 //! The index of pods and containers: create, find, list. Holds handles and names, no state; every answer about
 //! state comes from a pod's snapshot.
 
-use super::pod::{Command, NewContainer, Outcome, Pod, PodHandle};
+use super::announce::Subscription;
+use super::mailbox::{Command, NewContainer, Outcome, PodHandle};
+use super::pod::Pod;
+use super::shared::Shared;
 use crate::host::netns;
 use crate::host::network::PodRanges;
 use crate::images::{Image, ImageError, ImageKind};
 use crate::model::{
     ContainerId, ContainerSpec, NamespaceMode, PodName, Resources, Restore, SandboxId, SandboxSpec, Timestamp,
 };
-use crate::sandbox::acts::bring_up::{blocking, shm_bytes};
-use crate::sandbox::acts::container::CREATION_LIMIT;
+use crate::sandbox::acts::bring_up::shm_bytes;
+use crate::sandbox::acts::bundle::CREATION_LIMIT;
 use crate::sandbox::acts::exec;
 use crate::sandbox::acts::granted;
 use crate::sandbox::acts::node::Node;
-use crate::sandbox::acts::records::PodLimits;
 use crate::sandbox::acts::selinux;
 use crate::sandbox::acts::session::{self, AttachSession, AttachStream, ExecSession, ExecStream};
 use crate::sandbox::acts::volumes;
-use crate::sandbox::checkpoint;
+use crate::sandbox::checkpoint::Checkpoints;
+use crate::sandbox::offload::blocking;
 use crate::sandbox::spec::check_resources;
 use crate::sandbox::words::error::SandboxError;
+use crate::sandbox::words::record::PodLimits;
 use crate::sandbox::words::snapshot::{ContainerSnapshot, PodSnapshot};
 use crate::sandbox::words::state::SandboxState;
 use crate::sandbox::words::tally;
-use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -34,49 +37,8 @@ use tokio::time::Instant;
 /// The pods of this node. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Manager {
-    node: Arc<Node>,
-    index: Index,
-}
-
-/// Names and ids to handles. Sections are short and never held over an await.
-#[derive(Debug, Clone, Default)]
-pub(in crate::sandbox) struct Index(Arc<Mutex<Tables>>);
-
-#[derive(Debug, Default)]
-struct Tables {
-    pods: HashMap<SandboxId, PodHandle>,
-    names: HashMap<PodName, SandboxId>,
-    containers: HashMap<ContainerId, SandboxId>,
-}
-
-impl Index {
-    fn lock(&self) -> MutexGuard<'_, Tables> {
-        // Every section leaves the tables whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(in crate::sandbox) fn add_pod(&self, spec: &SandboxSpec, handle: PodHandle) {
-        let mut tables = self.lock();
-        tables.names.insert(spec.name.clone(), spec.id.clone());
-        tables.pods.insert(spec.id.clone(), handle);
-    }
-
-    pub(in crate::sandbox) fn remove_pod(&self, spec: &SandboxSpec) {
-        let mut tables = self.lock();
-        tables.pods.remove(&spec.id);
-        tables.containers.retain(|_, pod| *pod != spec.id);
-        if tables.names.get(&spec.name) == Some(&spec.id) {
-            tables.names.remove(&spec.name);
-        }
-    }
-
-    pub(in crate::sandbox) fn add_container(&self, id: &ContainerId, pod: &SandboxId) {
-        self.lock().containers.insert(id.clone(), pod.clone());
-    }
-
-    pub(in crate::sandbox) fn remove_container(&self, id: &ContainerId) {
-        self.lock().containers.remove(id);
-    }
+    shared: Shared,
+    checkpoints: Arc<Checkpoints>,
 }
 
 /// What a pod and its containers take in lists.
@@ -85,14 +47,21 @@ fn weights(pod: &PodSnapshot) -> impl Iterator<Item = tally::Weight> {
 }
 
 impl Manager {
-    pub(in crate::sandbox) fn new(node: Arc<Node>, index: Index) -> Self {
-        Self { node, index }
+    pub(super) fn new(shared: Shared) -> Self {
+        let checkpoints = Arc::new(Checkpoints::new(shared.node.clone()));
+        Self { shared, checkpoints }
+    }
+
+    /// Subscribes to container events; None: there are as many subscribers as there may be.
+    #[must_use]
+    pub fn subscribe(&self) -> Option<Subscription> {
+        self.shared.announcer.subscribe()
     }
 
     /// The mechanisms below.
     #[must_use]
     pub fn node(&self) -> &Arc<Node> {
-        &self.node
+        &self.shared.node
     }
 
     /// Brings a sandbox up. The same request again joins the first, or gets what it made.
@@ -100,17 +69,17 @@ impl Manager {
     /// # Errors
     /// When the name is taken by a different sandbox, or a step fails; then everything was undone.
     pub async fn run(&self, mut spec: SandboxSpec) -> Outcome<SandboxId> {
-        let runtime = self.node.runtime(&spec.runtime_handler).map_err(Arc::new)?;
-        shm_bytes(&self.node, &spec).map_err(Arc::new)?;
+        let runtime = self.shared.node.runtime(&spec.runtime_handler).map_err(Arc::new)?;
+        shm_bytes(&self.shared.node, &spec).map_err(Arc::new)?;
         if spec.cgroup_parent.is_empty() {
             // Recorded, since another configuration would have another default.
-            spec.cgroup_parent.clone_from(&self.node.default_parent);
+            spec.cgroup_parent.clone_from(&self.shared.node.default_parent);
         }
-        self.node.driver.check(&spec.cgroup_parent).map_err(|e| Arc::new(e.into()))?;
-        self.node.check_user_namespace(&spec).await.map_err(Arc::new)?;
-        selinux::check(&self.node, &spec, None).map_err(Arc::new)?;
+        self.shared.node.driver.check(&spec.cgroup_parent).map_err(|e| Arc::new(e.into()))?;
+        self.shared.node.check_user_namespace(&spec).await.map_err(Arc::new)?;
+        selinux::check(&self.shared.node, &spec, None).map_err(Arc::new)?;
         let (id, mut up) = {
-            let mut tables = self.index.lock();
+            let mut tables = self.shared.index.lock();
             match tables.names.get(&spec.name).and_then(|id| tables.pods.get(id)) {
                 Some(existing) => {
                     let snapshot = existing.snapshots.borrow().clone();
@@ -121,20 +90,15 @@ impl Manager {
                     let others: Vec<_> =
                         tables.pods.values().map(|pod| pod.snapshots.borrow().clone()).collect();
                     let tallies = others.iter().flat_map(|pod| weights(pod));
-                    let limit = self.node.config.grpc.max_message_bytes;
+                    let limit = self.shared.node.config.grpc.max_message_bytes;
                     let new = tally::pod(&spec);
                     tally::check("pods", new, std::iter::empty(), tallies, limit).map_err(Arc::new)?;
                     spec.created_at = spec.created_at.after(attempts_of(&spec.name, &others));
                     let others = others.iter().map(AsRef::as_ref);
-                    spec.selinux_level = selinux::level(&self.node, &spec, others).map_err(Arc::new)?;
+                    spec.selinux_level =
+                        selinux::level(&self.shared.node, &spec, others).map_err(Arc::new)?;
                     let spec = Arc::new(spec);
-                    let pod = Pod::new(
-                        self.node.clone(),
-                        self.index.clone(),
-                        spec.clone(),
-                        runtime,
-                        SandboxState::Preparing,
-                    );
+                    let pod = Pod::new(&self.shared, spec.clone(), runtime, SandboxState::Preparing);
                     let handle = pod.spawn_new();
                     let up = handle.up.clone();
                     tables.names.insert(spec.name.clone(), spec.id.clone());
@@ -172,7 +136,7 @@ impl Manager {
         id: &str,
         command: impl FnOnce(oneshot::Sender<Outcome<()>>) -> Command,
     ) -> Outcome<()> {
-        match self.find_pod(id) {
+        match self.shared.index.find_pod(id) {
             Ok(handle) => ask(&handle, command, Ok(())).await,
             Err(error) => absent_is_fine(error),
         }
@@ -184,21 +148,21 @@ impl Manager {
     /// When the sandbox is not ready, the image is absent, or a step fails; then everything was undone.
     pub async fn create_container(&self, mut spec: ContainerSpec) -> Outcome<ContainerId> {
         let until = Instant::now() + CREATION_LIMIT;
-        let handle = self.find_pod(spec.sandbox_id.as_str()).map_err(Arc::new)?;
-        check_resources(&spec.resources, &self.node.facts).map_err(|e| Arc::new(e.into()))?;
+        let handle = self.shared.index.find_pod(spec.sandbox_id.as_str()).map_err(Arc::new)?;
+        check_resources(&spec.resources, &self.shared.node.facts).map_err(|e| Arc::new(e.into()))?;
         self.check_listed(&spec).map_err(Arc::new)?;
-        let hold = self.node.images.hold(spec.image.id.as_str()).map_err(|e| Arc::new(e.into()))?;
+        let hold = self.shared.node.images.hold(spec.image.id.as_str()).map_err(|e| Arc::new(e.into()))?;
         if let ImageKind::Artifact { .. } = hold.image().kind {
             let reason = "an artifact, which can only be mounted as a volume".to_owned();
             let error = ImageError::Unsupported { what: spec.image.display, reason };
             return Err(Arc::new(error.into()));
         }
         let hold = Arc::new(hold);
-        let volumes = volumes::hold(&self.node.images, &mut spec).map_err(Arc::new)?;
+        let volumes = volumes::hold(&self.shared.node.images, &mut spec).map_err(Arc::new)?;
         let pod = handle.snapshots.borrow().spec.clone();
-        checkpoint::check_container(&self.node, &pod, &spec, until).await.map_err(Arc::new)?;
+        self.checkpoints.check_container(&pod, &spec, until).await.map_err(Arc::new)?;
         let gone = Err(Arc::new(SandboxError::SandboxNotFound(spec.sandbox_id.to_string())));
-        let granted = granted::grant(&self.node, &pod, &spec, until).await.map_err(Arc::new)?;
+        let granted = granted::grant(&self.shared.node, &pod, &spec, until).await.map_err(Arc::new)?;
         let new = Box::new(NewContainer { spec, hold, volumes, granted, until });
         ask(&handle, |reply| Command::Create { new, reply }, gone).await
     }
@@ -214,7 +178,7 @@ impl Manager {
         let containers = pods.iter().flat_map(|pod| &pod.containers).filter(is_other);
         let all = containers.map(|other| tally::container(&other.spec));
         let all = all.chain(pods.iter().map(|pod| tally::pod(&pod.spec)));
-        let limit = self.node.config.grpc.max_message_bytes;
+        let limit = self.shared.node.config.grpc.max_message_bytes;
         tally::check("containers", tally::container(spec), of_pod, all, limit)
     }
 
@@ -223,7 +187,7 @@ impl Manager {
     /// # Errors
     /// When the checkpoint cannot be read or restored here, or its image is absent and cannot be pulled.
     pub async fn base_image(&self, from: &Restore) -> Result<Arc<Image>, SandboxError> {
-        checkpoint::base(&self.node, from).await
+        self.checkpoints.base(from).await
     }
 
     /// Starts a created container.
@@ -231,7 +195,7 @@ impl Manager {
     /// # Errors
     /// When it is not in the created state, or the OCI runtime fails.
     pub async fn start_container(&self, id: &str) -> Outcome<()> {
-        let (handle, id) = self.find_container(id).map_err(Arc::new)?;
+        let (handle, id) = self.shared.index.find_container(id).map_err(Arc::new)?;
         let gone = Err(Arc::new(SandboxError::ContainerNotFound(id.to_string())));
         ask(&handle, |reply| Command::Start { id, reply }, gone).await
     }
@@ -241,7 +205,7 @@ impl Manager {
     /// # Errors
     /// When the id is ambiguous.
     pub async fn stop_container(&self, id: &str, grace: Duration) -> Outcome<()> {
-        match self.find_container(id) {
+        match self.shared.index.find_container(id) {
             Ok((handle, id)) => ask(&handle, |reply| Command::Stop { id, grace, reply }, Ok(())).await,
             Err(error) => absent_is_fine(error),
         }
@@ -252,7 +216,7 @@ impl Manager {
     /// # Errors
     /// When what it left behind could not be removed; to be called again.
     pub async fn remove_container(&self, id: &str) -> Outcome<()> {
-        match self.find_container(id) {
+        match self.shared.index.find_container(id) {
             Ok((handle, id)) => ask(&handle, |reply| Command::Remove { id, reply }, Ok(())).await,
             Err(error) => absent_is_fine(error),
         }
@@ -263,7 +227,7 @@ impl Manager {
     /// # Errors
     /// When it is unknown or the OCI runtime refuses; then nothing changed.
     pub async fn update_container(&self, id: &str, resources: Resources) -> Outcome<()> {
-        let (handle, id) = self.find_container(id).map_err(Arc::new)?;
+        let (handle, id) = self.shared.index.find_container(id).map_err(Arc::new)?;
         let gone = Err(Arc::new(SandboxError::ContainerNotFound(id.to_string())));
         ask(&handle, |reply| Command::Update { id, resources: Box::new(resources), reply }, gone).await
     }
@@ -273,7 +237,7 @@ impl Manager {
     /// # Errors
     /// When it is unknown, or the note cannot be written; then nothing changed.
     pub async fn update_pod(&self, id: &str, limits: PodLimits) -> Outcome<()> {
-        let handle = self.find_pod(id).map_err(Arc::new)?;
+        let handle = self.shared.index.find_pod(id).map_err(Arc::new)?;
         let gone = Err(Arc::new(SandboxError::SandboxNotFound(id.to_owned())));
         ask(&handle, |reply| Command::UpdatePod { limits: Box::new(limits), reply }, gone).await
     }
@@ -307,7 +271,7 @@ impl Manager {
         timeout: Option<Duration>,
     ) -> Result<exec::Output, SandboxError> {
         let (pod, container) = self.container(id)?;
-        exec::exec_sync(&self.node, &pod, &container, command, timeout).await
+        exec::exec_sync(&self.shared.node, &pod, &container, command, timeout).await
     }
 
     /// Runs a command in a running container with streams; see [`ExecSession`] for what the caller owes it.
@@ -316,7 +280,7 @@ impl Manager {
     /// When the container does not run, the command cannot start, or the pod has as many sessions as it may.
     pub async fn exec_stream(&self, id: &str, ask: ExecStream) -> Result<ExecSession, SandboxError> {
         let (pod, container) = self.container(id)?;
-        session::exec(&self.node, &pod, &container, ask).await
+        session::exec(&self.shared.node, &pod, &container, ask).await
     }
 
     /// Connects to the streams of a running container.
@@ -336,7 +300,7 @@ impl Manager {
         let sandbox = self.ready_pod("forward a port", id)?;
         let pod = self.pod(sandbox.as_str())?;
         let own = pod.spec.namespaces.network != NamespaceMode::Node;
-        let netns = own.then(|| self.node.netns(&sandbox));
+        let netns = own.then(|| self.shared.node.netns(&sandbox));
         netns::connect_loopback(netns.as_deref(), port).await.map_err(|source| SandboxError::Connect {
             sandbox,
             port,
@@ -355,7 +319,7 @@ impl Manager {
         limit: Duration,
     ) -> Result<(), SandboxError> {
         let (pod, container) = self.container(id)?;
-        checkpoint::container(&self.node, &pod, &container, location, limit).await
+        self.checkpoints.container(&pod, &container, location, limit).await
     }
 
     /// Writes the checkpoints of running containers of one pod, taken at one moment, into the empty directory `output`.
@@ -371,7 +335,7 @@ impl Manager {
     ) -> Result<(), SandboxError> {
         self.ready_pod("checkpoint containers", id)?;
         let pod = self.pod(id)?;
-        checkpoint::pod(&self.node, &pod, containers, output, limit).await
+        self.checkpoints.pod(&pod, containers, output, limit).await
     }
 
     /// Makes a sandbox and containers from what [`Self::checkpoint_pod`] wrote; StartContainer lets them continue.
@@ -384,7 +348,7 @@ impl Manager {
         containers: Vec<ContainerSpec>,
         from: &Path,
     ) -> Outcome<(SandboxId, Vec<ContainerId>)> {
-        checkpoint::check_pod(&self.node, from, &spec, &containers).await.map_err(Arc::new)?;
+        self.checkpoints.check_pod(from, &spec, &containers).await.map_err(Arc::new)?;
         let ours = spec.id.clone();
         let id = self.run(spec).await?;
         let mut made = Vec::new();
@@ -416,9 +380,9 @@ impl Manager {
     /// # Errors
     /// When the template gives no configuration, or that cannot be written.
     pub async fn configure_network(&self, ranges: Option<PodRanges>) -> Result<(), SandboxError> {
-        let template = self.node.config.network.conf_template.clone();
+        let template = self.shared.node.config.network.conf_template.clone();
         let (Some(ranges), false) = (ranges, template.as_os_str().is_empty()) else { return Ok(()) };
-        let network = self.node.network.clone();
+        let network = self.shared.node.network.clone();
         blocking(move || Ok(network.configure(&template, &ranges).map(|_| ())?)).await
     }
 
@@ -456,7 +420,7 @@ impl Manager {
                 continue;
             }
             let id = &pod.spec.id;
-            if let Err(error) = self.node.network.check(id, &self.node.netns(id)).await {
+            if let Err(error) = self.shared.node.network.check(id, &self.shared.node.netns(id)).await {
                 // Log: At start, a plugin's CHECK found that an interface, address or rule of the pod is gone. The
                 // pod is left alone.
                 // Do: Find out who removed it; delete the pod if its probes do not.
@@ -468,7 +432,7 @@ impl Manager {
     /// Every listed pod.
     #[must_use]
     pub fn pods(&self) -> Vec<Arc<PodSnapshot>> {
-        let tables = self.index.lock();
+        let tables = self.shared.index.lock();
         tables
             .pods
             .values()
@@ -482,7 +446,7 @@ impl Manager {
     /// # Errors
     /// When there is none, or several.
     pub fn pod(&self, id: &str) -> Result<Arc<PodSnapshot>, SandboxError> {
-        Ok(self.find_pod(id)?.snapshots.borrow().clone())
+        Ok(self.shared.index.find_pod(id)?.snapshots.borrow().clone())
     }
 
     /// A container by id or unique prefix, with its pod.
@@ -490,53 +454,11 @@ impl Manager {
     /// # Errors
     /// When there is none, or several.
     pub fn container(&self, id: &str) -> Result<(Arc<PodSnapshot>, Arc<ContainerSnapshot>), SandboxError> {
-        let (handle, id) = self.find_container(id)?;
+        let (handle, id) = self.shared.index.find_container(id)?;
         let pod = handle.snapshots.borrow().clone();
         let container =
             pod.container(&id).cloned().ok_or_else(|| SandboxError::ContainerNotFound(id.to_string()))?;
         Ok((pod, container))
-    }
-
-    fn find_pod(&self, id: &str) -> Result<PodHandle, SandboxError> {
-        let tables = self.index.lock();
-        let id = by_prefix("pod sandbox", &tables.pods, id)?
-            .ok_or_else(|| SandboxError::SandboxNotFound(shown(id)))?;
-        tables.pods.get(&id).cloned().ok_or_else(|| SandboxError::SandboxNotFound(id.to_string()))
-    }
-
-    fn find_container(&self, id: &str) -> Result<(PodHandle, ContainerId), SandboxError> {
-        let tables = self.index.lock();
-        let not_found = || SandboxError::ContainerNotFound(shown(id));
-        let full = by_prefix("container", &tables.containers, id)?.ok_or_else(not_found)?;
-        let pod = tables.containers.get(&full).ok_or_else(not_found)?;
-        Ok((tables.pods.get(pod).cloned().ok_or_else(not_found)?, full))
-    }
-}
-
-/// An id from a request for an error's text: it may be megabytes.
-fn shown(id: &str) -> String {
-    crate::model::plain::ends(id, MAX_SHOWN).into_owned()
-}
-
-/// Bytes of an id that are shown; ours have 64.
-const MAX_SHOWN: usize = 128;
-
-/// Finds the one id that `prefix` is or begins. An empty prefix fits nothing.
-fn by_prefix<K, V>(kind: &'static str, map: &HashMap<K, V>, prefix: &str) -> Result<Option<K>, SandboxError>
-where
-    K: std::borrow::Borrow<str> + Clone + Eq + std::hash::Hash,
-{
-    if prefix.is_empty() {
-        return Ok(None);
-    }
-    if let Some((id, _)) = map.get_key_value(prefix) {
-        return Ok(Some(id.clone()));
-    }
-    let mut fitting = map.keys().filter(|id| (*id).borrow().starts_with(prefix));
-    let first = fitting.next().cloned();
-    match fitting.count() {
-        0 => Ok(first),
-        more => Err(SandboxError::AmbiguousId { kind, prefix: prefix.to_owned(), count: more + 1 }),
     }
 }
 
@@ -589,24 +511,4 @@ async fn ask<T>(
         return gone;
     }
     answer.await.unwrap_or(gone)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ids(names: &[&str]) -> HashMap<SandboxId, ()> {
-        names.iter().map(|n| (SandboxId::parse(&format!("{n:0<64}")).unwrap(), ())).collect()
-    }
-
-    #[test]
-    fn a_prefix_finds_one_or_says_why_not() {
-        let map = ids(&["abc1", "abc2", "def"]);
-        assert_eq!(by_prefix("x", &map, "").unwrap(), None);
-        assert_eq!(by_prefix("x", &map, "9").unwrap(), None);
-        assert!(by_prefix("x", &map, "d").unwrap().is_some());
-        assert!(matches!(by_prefix("x", &map, "abc"), Err(SandboxError::AmbiguousId { count: 2, .. })));
-        let full = format!("{:0<64}", "abc1");
-        assert_eq!(by_prefix("x", &map, &full).unwrap().unwrap().as_str(), full);
-    }
 }

@@ -2,6 +2,9 @@
 
 pub(super) mod announce;
 pub(super) mod conditions;
+pub(super) mod index;
+pub(super) mod mailbox;
 pub(super) mod manager;
 pub(super) mod pod;
 pub(super) mod recover;
+pub(super) mod shared;

@@ -2,7 +2,9 @@
 //! code stands in `cri::status`.
 
 use super::checkpoint_error::CheckpointError;
+use super::record::RecordError;
 use super::state::SandboxState;
+use super::volumes::VolumeError;
 use crate::host::blockio::BlockIoError;
 use crate::host::cdi::CdiError;
 use crate::host::cgroups::CgroupError;
@@ -20,8 +22,6 @@ use crate::host::security::selinux::SelinuxError;
 use crate::host::users::UserError;
 use crate::images::ImageError;
 use crate::model::{IdError, PodName, SandboxId};
-use crate::sandbox::acts::records::RecordError;
-use crate::sandbox::acts::volumes::VolumeError;
 use crate::sandbox::spec::SpecError;
 use std::path::PathBuf;
 use std::time::Duration;

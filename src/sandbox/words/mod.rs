@@ -2,7 +2,12 @@
 
 pub(super) mod checkpoint_error;
 pub(super) mod error;
+pub(super) mod layout;
 pub(super) mod machine;
+pub(super) mod phase;
+pub(super) mod reconcile;
+pub(super) mod record;
 pub(super) mod snapshot;
 pub(super) mod state;
 pub(super) mod tally;
+pub(super) mod volumes;

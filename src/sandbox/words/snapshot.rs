@@ -1,12 +1,12 @@
 //! What readers see of a pod: immutable snapshots, published after each step, so that List and Status never wait for a
 //! stop or a plugin.
 
+use super::record::PodLimits;
 use super::state::{ContainerState, SandboxState};
 use crate::host::monitor::Monitor;
 use crate::host::oci::Runtime;
 use crate::host::users::User;
 use crate::model::{ContainerId, ContainerSpec, Resources, SandboxSpec};
-use crate::sandbox::acts::records::PodLimits;
 use std::sync::{Arc, OnceLock};
 
 /// A pod at one moment.

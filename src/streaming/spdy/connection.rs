@@ -2,30 +2,16 @@
 
 use super::frame::{self, Away};
 use super::headers::Headers;
-use super::inbox::{Budget, End, Inbox};
-use super::outbound::{Outbound, Writing};
+use super::inbox::End;
+use super::outbound::Writing;
 use super::reader::{Reader, Reading};
+use super::shared::{Hangup, Limits, Shared};
 use super::{SpdyError, Stream};
 use bytes::Bytes;
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-
-/// Limits of one connection.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Streams at once; further ones are refused.
-    pub streams: usize,
-    /// Bytes held for one stream whose owner does not take them.
-    pub stream_bytes: usize,
-    /// The same for all streams together.
-    pub held_bytes: usize,
-    /// Silence in both directions after which the connection ends.
-    pub idle: Duration,
-}
 
 /// A client's connection, read by a task of its own that ends with this.
 #[derive(Debug)]
@@ -34,9 +20,6 @@ pub struct Connection {
     streams: mpsc::Receiver<Stream>,
     task: JoinHandle<Result<(), SpdyError>>,
 }
-
-/// Detects whether the client is gone while nothing is read from it.
-pub type Hangup = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// Serves a connection. `early` are client bytes already read. A stream whose headers `accept` refuses is reset at once
 /// and never returned.
@@ -49,12 +32,7 @@ pub fn open(
     hangup: Option<Hangup>,
     accept: fn(&Headers) -> bool,
 ) -> Connection {
-    let shared = Arc::new(Shared {
-        outbound: Outbound::new(writing.into()),
-        budget: Budget::new(limits.held_bytes),
-        streams: Mutex::default(),
-        last: AtomicU32::new(0),
-    });
+    let shared = Arc::new(Shared::new(writing.into(), limits));
     let (tell, streams) = mpsc::channel(limits.streams.max(1));
     let reader = Reader::new(reading, early, shared.clone(), limits, tell, hangup, accept);
     let task = tokio::spawn(drive(reader, shared.clone(), limits.idle));
@@ -124,37 +102,5 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) outbound: Outbound,
-    pub(super) budget: Arc<Budget>,
-    streams: Mutex<HashMap<u32, Arc<Inbox>>>,
-    last: AtomicU32,
-}
-
-impl Shared {
-    pub(super) fn table(&self) -> MutexGuard<'_, HashMap<u32, Arc<Inbox>>> {
-        // Every section leaves it whole.
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn inbox(&self, id: u32) -> Option<Arc<Inbox>> {
-        self.table().get(&id).cloned()
-    }
-
-    pub(super) fn forget(&self, id: u32) {
-        self.table().remove(&id);
-    }
-
-    /// The greatest id that the client used.
-    pub(super) fn last(&self) -> u32 {
-        self.last.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn set_last(&self, id: u32) {
-        self.last.store(id, Ordering::Relaxed);
     }
 }

@@ -15,16 +15,18 @@ mod headers;
 mod inbox;
 mod outbound;
 mod reader;
+mod shared;
 mod splice;
 mod stream;
 
 pub(crate) use activity::Activity;
-pub use connection::{Connection, Hangup, Limits, open};
+pub use connection::{Connection, open};
 pub use headers::Headers;
 pub use inbox::End;
 pub(crate) use inbox::{Budget, Inbox, InboxReader};
 pub use outbound::Writing;
 pub use reader::Reading;
+pub use shared::{Hangup, Limits};
 pub use stream::{Stream, StreamReader, StreamWriter};
 
 use std::time::Duration;

@@ -1,9 +1,9 @@
 //! The reading side of a connection: frame by frame, each answered or passed to its stream before the next.
 
-use super::connection::{Hangup, Limits, Shared};
 use super::frame::{self, HEADER_BYTES, Header, Kind, Reset};
 use super::headers::{Headers, Inflater};
 use super::inbox::{End, Inbox};
+use super::shared::{Hangup, Limits, Shared};
 use super::{READ_BYTES, SpdyError, Stream};
 use bytes::{Buf as _, Bytes, BytesMut};
 use std::io;

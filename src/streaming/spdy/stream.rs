@@ -1,10 +1,10 @@
 //! One stream: its headers, input and output. Dropping both halves forgets it, and resets it if it had not ended.
 
 use super::SpdyError;
-use super::connection::Shared;
 use super::frame::{self, Reset};
 use super::headers::Headers;
 use super::inbox::{End, Inbox, InboxReader};
+use super::shared::Shared;
 use bytes::Bytes;
 use std::io;
 use std::sync::Arc;

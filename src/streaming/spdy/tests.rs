@@ -160,7 +160,7 @@ async fn a_client_is_read_no_further_than_the_limit_until_its_data_is_taken() {
 async fn a_client_that_is_gone_is_noticed_while_its_data_is_stuck() {
     let (ours, theirs) = tokio::io::duplex(16 << 10);
     let (reading, writing) = tokio::io::split(ours);
-    let hangup: connection::Hangup = Box::new(|| true);
+    let hangup: shared::Hangup = Box::new(|| true);
     let mut server = open(Box::new(reading), Box::new(writing), Bytes::new(), LIMITS, Some(hangup), |_| true);
     let mut client = Client::new(theirs);
     client.syn(1, &[("a", "b")]).await;

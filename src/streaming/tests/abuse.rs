@@ -1,5 +1,5 @@
 use super::support::*;
-use crate::streaming::server::Settings;
+use crate::streaming::context::Settings;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::SinkExt as _;

@@ -1,6 +1,6 @@
 use super::support::*;
 use crate::streaming::Stdio;
-use crate::streaming::server::Settings;
+use crate::streaming::context::Settings;
 use futures_util::SinkExt as _;
 use std::time::Duration;
 use tokio_tungstenite::tungstenite::Message;

@@ -1,5 +1,5 @@
 use super::support::*;
-use crate::streaming::server::Settings;
+use crate::streaming::context::Settings;
 use futures_util::{SinkExt as _, StreamExt as _};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -2,7 +2,7 @@
 
 use super::stand_in::StandIn;
 use crate::config;
-use crate::streaming::server::Settings;
+use crate::streaming::context::Settings;
 pub(super) use crate::streaming::spdy::client::{Client, Got};
 use crate::streaming::{AttachRequest, ExecRequest, PortForwardRequest, Server, Stdio, StreamingMetrics};
 use futures_util::{SinkExt as _, StreamExt as _};

@@ -15,7 +15,7 @@ use super::Loaded;
 use super::offer::Offer;
 use crate::images::Images;
 use crate::images::error::{ImageError, cut};
-use crate::images::pull::blocking;
+use crate::images::offload::blocking;
 use crate::images::reference::Reference;
 use std::path::PathBuf;
 

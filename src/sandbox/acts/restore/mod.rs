@@ -12,8 +12,8 @@ use crate::host::monitor::NamespacePaths;
 use crate::host::{remove, settings};
 use crate::images::Images;
 use crate::model::Restore;
-use crate::sandbox::checkpoint::{CHANGES, DELETED, IMAGES};
 use crate::sandbox::words::error::SandboxError;
+use crate::sandbox::words::layout::{CHANGES, DELETED, IMAGES};
 use oci_spec::runtime::Spec;
 use std::fs::File;
 use std::io::Read;
@@ -134,7 +134,7 @@ fn copy_images(source: &Source, to: &Path, progress: Option<&Progress>) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::checkpoint::CONFIG_DUMP;
+    use crate::sandbox::words::layout::CONFIG_DUMP;
     use rustix::fs::Mode;
 
     #[test]

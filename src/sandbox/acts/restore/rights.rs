@@ -4,8 +4,8 @@
 use super::source::Source;
 use crate::images::Images;
 use crate::model::Restore;
-use crate::sandbox::checkpoint::SPEC_DUMP;
 use crate::sandbox::words::error::SandboxError;
+use crate::sandbox::words::layout::SPEC_DUMP;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;

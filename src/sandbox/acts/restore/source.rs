@@ -3,9 +3,9 @@
 
 use crate::images::{Archive, Hold, ImageError, Images};
 use crate::model::Restore;
-use crate::sandbox::checkpoint::{DELETED, IMAGES};
 use crate::sandbox::words::checkpoint_error::CheckpointError;
 use crate::sandbox::words::error::SandboxError;
+use crate::sandbox::words::layout::{DELETED, IMAGES};
 use podwright_sys::path::{open_beneath, open_root, reopen_regular};
 use rustix::fs::{Dir, Mode, OFlags};
 use serde::de::DeserializeOwned;
@@ -201,7 +201,7 @@ mod tests {
     use super::*;
     use crate::host::monitor::NamespacePaths;
     use crate::sandbox::acts::restore;
-    use crate::sandbox::checkpoint::{CHANGES, CONFIG_DUMP, SPEC_DUMP};
+    use crate::sandbox::words::layout::{CHANGES, CONFIG_DUMP, SPEC_DUMP};
     use std::io::Write as _;
 
     fn store(dir: &Path) -> Images {

@@ -1,17 +1,19 @@
 //! What happens to the containers at somebody's request: created, started, stopped, updated, removed.
 
-use super::{
-    Command, Container, Finished, NewContainer, Phase, Pod, Reply, answer_all, not_updatable, refuse, send,
-    shorten,
-};
+use super::{Container, Finished, Pod, not_updatable, shorten};
 use crate::model::{ContainerId, Resources, Timestamp};
-use crate::sandbox::acts::container::{self, Prepared};
+use crate::sandbox::acts::bundle::{self, Prepared};
+use crate::sandbox::acts::clean;
+use crate::sandbox::acts::run;
+
 use crate::sandbox::acts::launch;
 use crate::sandbox::acts::stop;
+use crate::sandbox::life::mailbox::{Command, NewContainer, Reply, answer_all, refuse, send};
 use crate::sandbox::words::error::SandboxError;
 use crate::sandbox::words::machine::{
     Activity, Admission, ContainerRequest, SandboxActivity, SandboxRequest, admit_container, admit_sandbox,
 };
+use crate::sandbox::words::phase::Phase;
 use crate::sandbox::words::state::{ContainerState, Exit, Init};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +34,7 @@ impl Pod {
         let twin =
             self.containers.values_mut().find(|c| c.spec.name == spec.name && c.spec.attempt == spec.attempt);
         if let Some(twin) = twin {
-            return match container::retry_of(&twin.spec, &spec) {
+            return match bundle::retry_of(&twin.spec, &spec) {
                 true if twin.activity == Activity::Creating => twin.create_waiters.push(reply),
                 true if twin.state == ContainerState::Created => send(reply, Ok(twin.spec.id.clone())),
                 same => {
@@ -47,7 +49,7 @@ impl Pod {
         let Some(monitor) = self.monitor.clone() else {
             return send(reply, refuse(SandboxError::no_monitor(&self.spec.id, &self.state)));
         };
-        let target = match container::target(&spec, |id| self.containers.get(id).map(|c| c.state.clone())) {
+        let target = match run::target(&spec, |id| self.containers.get(id).map(|c| c.state.clone())) {
             Ok(target) => target,
             Err(error) => return send(reply, refuse(error)),
         };
@@ -77,7 +79,7 @@ impl Pod {
         let siblings = self.containers.keys().cloned().collect();
         self.index.add_container(&id, &self.spec.id);
         self.containers.insert(id.clone(), container);
-        let request = container::Request {
+        let request = bundle::Request {
             node: self.node.clone(),
             pod: self.spec.clone(),
             spec,
@@ -91,7 +93,7 @@ impl Pod {
         };
         let failed = Finished::Created(id.clone(), Box::new(Err(SandboxError::Panicked("creation"))));
         self.work(failed, async move {
-            let result = container::prepare_or_undo(request).await;
+            let result = bundle::prepare_or_undo(request).await;
             Finished::Created(id, Box::new(result))
         });
     }
@@ -127,7 +129,7 @@ impl Pod {
         let (node, spec, id) = (self.node.clone(), container.spec.clone(), id.clone());
         let failed = Finished::Created(id.clone(), Box::new(Err(SandboxError::Panicked("creation"))));
         self.work(failed, async move {
-            let error = match container::remove(&node, &spec).await {
+            let error = match bundle::remove(&node, &spec).await {
                 Ok(()) => cause,
                 Err(error) => SandboxError::Several(vec![cause, error]),
             };
@@ -165,7 +167,7 @@ impl Pod {
                 self.node.expect_cgroup_moves();
                 let failed = Finished::Started(id.clone(), Err(SandboxError::Panicked("start")));
                 self.work(failed, async move {
-                    let result = container::start(&node, &monitor, &pod, &spec, &runtime).await;
+                    let result = run::start(&node, &monitor, &pod, &spec, &runtime).await;
                     Finished::Started(id, result)
                 });
             }
@@ -257,7 +259,7 @@ impl Pod {
                 ContainerState::Running { init, .. } => Some(init),
                 _ => None,
             },
-            signal: container::stop_signal(&container.spec, container.hold.as_deref()),
+            signal: stop::stop_signal(&container.spec, container.hold.as_deref()),
             kill_at: kill_at.subscribe(),
             phase: container.phase.subscribe(),
         };
@@ -303,12 +305,12 @@ impl Pod {
                 let failed = Finished::Removed(id.clone(), Err(SandboxError::Panicked("removal")));
                 self.work(failed, async move {
                     // The clean-up after its end runs by itself; two at once would step on each other.
-                    let result = match dying.gone_by(Instant::now() + container::CLEAN_WAIT).await {
-                        Ok(()) => container::remove(&node, &spec).await,
-                        Err(why) => Err(container::unclean(&spec.id, why)),
+                    let result = match dying.gone_by(Instant::now() + clean::CLEAN_WAIT).await {
+                        Ok(()) => bundle::remove(&node, &spec).await,
+                        Err(why) => Err(clean::unclean(&spec.id, why)),
                     };
                     if let (Ok(()), Some(monitor)) = (&result, monitor) {
-                        container::forget(&monitor, &spec.id).await;
+                        run::forget(&monitor, &spec.id).await;
                     }
                     Finished::Removed(id, result)
                 });
@@ -372,12 +374,12 @@ impl Pod {
         };
         container.updating = Some(reply);
         let old = container.resources.clone();
-        let wanted = container::updated(&old, &resources);
+        let wanted = run::updated(&old, &resources);
         let (node, pod, runtime) = (self.node.clone(), self.spec.clone(), self.runtime.clone());
         let failed =
             Finished::Updated(id.clone(), Box::default(), Err(SandboxError::Panicked("an update of limits")));
         self.work(failed, async move {
-            let result = container::update(&node, &pod, &id, &runtime, (&old, &wanted), live).await;
+            let result = run::update(&node, &pod, &id, &runtime, (&old, &wanted), live).await;
             Finished::Updated(id, Box::new(wanted), result)
         });
     }

@@ -1,12 +1,14 @@
 //! Events without a request: containers end; the monitor reports, falls silent or dies.
 
-use super::{Container, Finished, Phase, Pod};
+use super::{Container, Finished, Pod};
 use crate::host::monitor::{Events, MonitorEvent};
 use crate::model::{ContainerId, Timestamp};
-use crate::sandbox::acts::container;
-use crate::sandbox::life::recover::{self, Late};
+use crate::sandbox::acts::adopt::{self, Late};
+use crate::sandbox::acts::clean;
+use crate::sandbox::acts::sweep;
 use crate::sandbox::words::error::SandboxError;
 use crate::sandbox::words::machine::{Activity, SandboxActivity};
+use crate::sandbox::words::phase::Phase;
 use crate::sandbox::words::state::{ContainerState, Exit, ExitSource, Holdings, NotReadyCause, SandboxState};
 use podwright_monitor_proto::{ContainerState as MonitorContainer, ExitRecord};
 use std::time::{Duration, Instant};
@@ -60,7 +62,7 @@ impl Pod {
         let (id, trouble, phase) = (id.clone(), container.trouble.clone(), container.phase.clone());
         self.work(Finished::Cleaned(id.clone()), async move {
             let (begun, mut pause, mut counted) = (Instant::now(), FIRST_PAUSE, None);
-            while let Err(error) = container::clean(&node, &pod, &spec, &runtime, all).await {
+            while let Err(error) = clean::clean(&node, &pod, &spec, &runtime, all).await {
                 // Log: Processes, runtime state, cgroup or mount of an ended container remain; tried again until they are gone.
                 // Do: If it lasts: look for processes in state D.
                 tracing::warn!(container = %spec.id, %error, "cannot clean up after a container yet");
@@ -82,13 +84,14 @@ impl Pod {
         let Some(monitor) = &self.monitor else { return };
         let known = Some(monitor.info().process);
         let dir = self.node.pod_dir(&self.spec.id);
-        self.work(Finished::Adopted(None), async move {
-            Finished::Adopted(recover::seek(dir, known, None).await)
-        });
+        self.work(
+            Finished::Adopted(None),
+            async move { Finished::Adopted(adopt::seek(dir, known, None).await) },
+        );
     }
 
     /// Applies the monitor's current report, including what was missed.
-    pub(super) fn adopted(&mut self, adopted: Option<recover::Adopted>) -> Option<Events> {
+    pub(super) fn adopted(&mut self, adopted: Option<adopt::Adopted>) -> Option<Events> {
         let Some((monitor, events, reports)) = adopted else {
             self.monitor_lost();
             return None;
@@ -118,7 +121,7 @@ impl Pod {
     }
 
     /// Takes up what a monitor says that could not be asked when the daemon started.
-    pub(super) fn answered(&mut self, adopted: Option<recover::Adopted>) -> Option<Events> {
+    pub(super) fn answered(&mut self, adopted: Option<adopt::Adopted>) -> Option<Events> {
         // Not: the tear-down was through first.
         if !std::mem::take(&mut self.seeking) {
             return None;
@@ -137,7 +140,7 @@ impl Pod {
             let (node, pod, runtime) = (self.node.clone(), self.spec.clone(), self.runtime.clone());
             let monitor = monitor.clone();
             self.jobs.spawn(async move {
-                recover::end_stranger(&node, &pod, &runtime, Some(&monitor), &id).await;
+                sweep::end_stranger(&node, &pod, &runtime, Some(&monitor), &id).await;
                 Finished::StrangerEnded
             });
         }
@@ -151,7 +154,9 @@ impl Pod {
             .containers
             .iter()
             .filter(|(_, c)| due(c))
-            .filter_map(|(id, c)| Some((id.clone(), recover::late(&self.node, &self.spec.id, c, &reports)?)))
+            .filter_map(|(id, c)| {
+                Some((id.clone(), adopt::late(&self.node, &self.spec.id, (id, &c.state), &reports)?))
+            })
             .collect();
         for (id, late) in changed {
             let state = match late {

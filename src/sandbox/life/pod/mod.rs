@@ -7,21 +7,24 @@ mod events;
 mod recording;
 mod sandbox;
 
-use super::manager::Index;
-use super::recover;
+use super::announce::Announcer;
+use super::index::Index;
+use super::mailbox::{Command, MAILBOX, Outcome, PodHandle, Reply, answer_all};
+use super::shared::Shared;
 use crate::host::monitor::{Events, Monitor, MonitorEvent};
 use crate::host::oci::Runtime;
 use crate::host::users::User;
 use crate::images::Hold;
 use crate::model::{ContainerId, ContainerSpec, Resources, SandboxSpec};
+use crate::sandbox::acts::adopt;
 use crate::sandbox::acts::bring_up::{self, BroughtUp};
-use crate::sandbox::acts::container::Prepared;
-use crate::sandbox::acts::granted::Granted;
+use crate::sandbox::acts::bundle::Prepared;
 use crate::sandbox::acts::node::Node;
-use crate::sandbox::acts::records::{ContainerRecord, PodLimits};
 use crate::sandbox::acts::volumes;
 use crate::sandbox::words::error::SandboxError;
 use crate::sandbox::words::machine::{Activity, SandboxActivity};
+use crate::sandbox::words::phase::{Dying, Phase};
+use crate::sandbox::words::record::{ContainerRecord, PodLimits};
 use crate::sandbox::words::snapshot::{ContainerSnapshot, Encoded, PodSnapshot};
 use crate::sandbox::words::state::{ContainerState, Init, SandboxState};
 use futures_util::FutureExt as _;
@@ -29,80 +32,19 @@ use podwright_monitor_proto::ProcessId;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-/// A result that several callers may get.
-pub(in crate::sandbox) type Outcome<T> = Result<T, Arc<SandboxError>>;
-type Reply<T> = oneshot::Sender<Outcome<T>>;
-
-/// A container to be made, with what was found for it.
-#[derive(Debug)]
-pub(in crate::sandbox) struct NewContainer {
-    pub(in crate::sandbox) spec: ContainerSpec,
-    pub(in crate::sandbox) hold: Arc<Hold>,
-    pub(in crate::sandbox) volumes: volumes::Holds,
-    pub(in crate::sandbox) granted: Granted,
-    /// When its call has to be answered.
-    pub(in crate::sandbox) until: Instant,
-}
-
-/// What may be asked of a pod.
-#[derive(Debug)]
-pub(in crate::sandbox) enum Command {
-    Create { new: Box<NewContainer>, reply: Reply<ContainerId> },
-    Start { id: ContainerId, reply: Reply<()> },
-    Stop { id: ContainerId, grace: Duration, reply: Reply<()> },
-    Remove { id: ContainerId, reply: Reply<()> },
-    Update { id: ContainerId, resources: Box<Resources>, reply: Reply<()> },
-    UpdatePod { limits: Box<PodLimits>, reply: Reply<()> },
-    StopPod { reply: Reply<()> },
-    RemovePod { reply: Reply<()> },
-}
-
-/// How far a container's end has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::sandbox) enum Phase {
-    /// Not ended.
-    Alive,
-    /// Its init is gone.
-    Exited,
-    /// The runtime's state, cgroup and mounts are gone too.
-    Cleaned,
-}
-
-/// A container whose end is waited for.
-#[derive(Debug)]
-pub(in crate::sandbox) struct Dying {
-    pub(in crate::sandbox) spec: Arc<ContainerSpec>,
-    phase: watch::Receiver<Phase>,
-    trouble: watch::Receiver<Option<String>>,
-}
-
-impl Dying {
-    /// Waits until nothing is left of its processes, or until the deadline.
-    ///
-    /// # Errors
-    /// Why something is left; empty where nobody knows.
-    pub(in crate::sandbox) async fn gone_by(&mut self, deadline: Instant) -> Result<(), String> {
-        let gone = self.phase.wait_for(|phase| *phase == Phase::Cleaned);
-        match tokio::time::timeout_at(deadline, gone).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(self.trouble.borrow().clone().unwrap_or_default()),
-        }
-    }
-}
-
 /// A container inside its pod's task.
 #[derive(Debug)]
-pub(in crate::sandbox) struct Container {
-    pub(in crate::sandbox) spec: Arc<ContainerSpec>,
-    pub(in crate::sandbox) state: ContainerState,
-    pub(in crate::sandbox) resources: Resources,
-    pub(in crate::sandbox) user: Option<User>,
-    pub(in crate::sandbox) hold: Option<Arc<Hold>>,
-    pub(in crate::sandbox) volumes: volumes::Holds,
+pub(super) struct Container {
+    pub(super) spec: Arc<ContainerSpec>,
+    pub(super) state: ContainerState,
+    pub(super) resources: Resources,
+    pub(super) user: Option<User>,
+    pub(super) hold: Option<Arc<Hold>>,
+    pub(super) volumes: volumes::Holds,
     activity: Activity,
     waiters: Vec<Reply<()>>,
     create_waiters: Vec<Reply<ContainerId>>,
@@ -116,11 +58,7 @@ pub(in crate::sandbox) struct Container {
 }
 
 impl Container {
-    pub(in crate::sandbox) fn new(
-        spec: Arc<ContainerSpec>,
-        state: ContainerState,
-        resources: Resources,
-    ) -> Self {
+    pub(super) fn new(spec: Arc<ContainerSpec>, state: ContainerState, resources: Resources) -> Self {
         let phase = match state {
             ContainerState::Starting | ContainerState::Running { .. } => Phase::Alive,
             ContainerState::Creating | ContainerState::Created | ContainerState::Exited { .. } => {
@@ -144,7 +82,7 @@ impl Container {
         }
     }
 
-    pub(in crate::sandbox) fn record(&self) -> ContainerRecord {
+    pub(super) fn record(&self) -> ContainerRecord {
         ContainerRecord {
             container: self.state.clone(),
             resources: self.resources.clone(),
@@ -153,7 +91,7 @@ impl Container {
     }
 
     /// For those who wait for its end.
-    pub(in crate::sandbox) fn dying(&self) -> Dying {
+    pub(super) fn dying(&self) -> Dying {
         let (phase, trouble) = (self.phase.subscribe(), self.trouble.subscribe());
         Dying { spec: self.spec.clone(), phase, trouble }
     }
@@ -168,9 +106,9 @@ impl Container {
 #[derive(Debug)]
 enum Finished {
     Up(Box<Result<BroughtUp, SandboxError>>),
-    Adopted(Option<recover::Adopted>),
+    Adopted(Option<adopt::Adopted>),
     /// The monitor that was looked for since the start has answered; None: it is proved dead.
-    Answered(Option<recover::Adopted>),
+    Answered(Option<adopt::Adopted>),
     StrangerEnded,
     /// Records that could not be written are due again.
     RecordDue,
@@ -190,22 +128,23 @@ enum Finished {
 
 /// The task's own data.
 #[derive(Debug)]
-pub(in crate::sandbox) struct Pod {
-    pub(in crate::sandbox) node: Arc<Node>,
-    pub(in crate::sandbox) spec: Arc<SandboxSpec>,
-    pub(in crate::sandbox) runtime: Arc<Runtime>,
-    pub(in crate::sandbox) state: SandboxState,
+pub(super) struct Pod {
+    pub(super) node: Arc<Node>,
+    pub(super) spec: Arc<SandboxSpec>,
+    pub(super) runtime: Arc<Runtime>,
+    pub(super) state: SandboxState,
     /// Once they have been changed.
-    pub(in crate::sandbox) limits: Option<PodLimits>,
-    pub(in crate::sandbox) monitor: Option<Monitor>,
+    pub(super) limits: Option<PodLimits>,
+    pub(super) monitor: Option<Monitor>,
     /// Its monitor's process as recorded, whether or not it can be reached.
-    pub(in crate::sandbox) process: Option<ProcessId>,
+    pub(super) process: Option<ProcessId>,
     /// Its containers whose records cannot be read: they are nobody's to end.
-    pub(in crate::sandbox) unread: HashSet<String>,
+    pub(super) unread: HashSet<String>,
     /// It is not known whether its monitor lives.
-    pub(in crate::sandbox) seeking: bool,
-    pub(in crate::sandbox) containers: BTreeMap<ContainerId, Container>,
+    pub(super) seeking: bool,
+    pub(super) containers: BTreeMap<ContainerId, Container>,
     index: Index,
+    announcer: Arc<Announcer>,
     activity: SandboxActivity,
     jobs: JoinSet<Finished>,
     deferred: Vec<Command>,
@@ -216,22 +155,9 @@ pub(in crate::sandbox) struct Pod {
     gone: bool,
 }
 
-/// What others hold of a pod.
-#[derive(Debug, Clone)]
-pub(in crate::sandbox) struct PodHandle {
-    pub(in crate::sandbox) mailbox: mpsc::Sender<Command>,
-    pub(in crate::sandbox) snapshots: watch::Receiver<Arc<PodSnapshot>>,
-    /// The outcome of the bring-up; None while it runs.
-    pub(in crate::sandbox) up: watch::Receiver<Option<Outcome<()>>>,
-}
-
-/// Commands that may wait in a mailbox: far more than a kubelet ever has in flight for one pod.
-const MAILBOX: usize = 32;
-
 impl Pod {
-    pub(in crate::sandbox) fn new(
-        node: Arc<Node>,
-        index: Index,
+    pub(super) fn new(
+        shared: &Shared,
         spec: Arc<SandboxSpec>,
         runtime: Arc<Runtime>,
         state: SandboxState,
@@ -245,6 +171,7 @@ impl Pod {
             containers: Vec::new(),
             list_entry: Encoded::default(),
         };
+        let Shared { node, index, announcer } = shared.clone();
         Self {
             node,
             spec,
@@ -257,6 +184,7 @@ impl Pod {
             seeking: false,
             containers: BTreeMap::new(),
             index,
+            announcer,
             activity: SandboxActivity::Idle,
             jobs: JoinSet::new(),
             deferred: Vec::new(),
@@ -269,7 +197,7 @@ impl Pod {
     }
 
     /// Starts the task of a sandbox that is to be brought up.
-    pub(in crate::sandbox) fn spawn_new(mut self) -> PodHandle {
+    pub(super) fn spawn_new(mut self) -> PodHandle {
         self.activity = SandboxActivity::Preparing;
         let (node, spec) = (self.node.clone(), self.spec.clone());
         let failed = Finished::Up(Box::new(Err(SandboxError::Panicked("bring-up"))));
@@ -278,10 +206,10 @@ impl Pod {
     }
 
     /// Starts the task of a sandbox found at start-up. `answer` is what its monitor still owes.
-    pub(in crate::sandbox) fn spawn_recovered(
+    pub(super) fn spawn_recovered(
         mut self,
         events: Option<Events>,
-        answer: Option<recover::Answer>,
+        answer: Option<adopt::Answer>,
     ) -> PodHandle {
         self.up.send_replace(Some(Ok(())));
         // What ended while no daemon watched has not been cleaned up after.
@@ -383,7 +311,7 @@ impl Pod {
         }
     }
 
-    pub(in crate::sandbox) fn publish(&self) {
+    pub(super) fn publish(&self) {
         let containers = self
             .containers
             .values()
@@ -408,7 +336,7 @@ impl Pod {
             list_entry: Encoded::default(),
         });
         let before = self.snapshots.send_replace(after.clone());
-        self.node.announcer.compare(&self.node.clock, &before, &after);
+        self.announcer.compare(&self.node.clock, &before, &after);
     }
 }
 
@@ -446,21 +374,6 @@ async fn next(events: &mut Option<Events>) -> Option<MonitorEvent> {
 
 fn not_updatable(id: &ContainerId, state: &'static str) -> SandboxError {
     SandboxError::ContainerState { operation: "update", id: id.to_string(), state }
-}
-
-fn refuse<T>(error: SandboxError) -> Outcome<T> {
-    Err(Arc::new(error))
-}
-
-/// Answers; a caller that went away needs none.
-fn send<T>(reply: Reply<T>, outcome: Outcome<T>) {
-    let _ = reply.send(outcome);
-}
-
-fn answer_all<T: Clone>(waiters: &mut Vec<Reply<T>>, outcome: &Outcome<T>) {
-    for waiter in waiters.drain(..) {
-        send(waiter, outcome.clone());
-    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 
 use super::{Finished, Pod};
 use crate::model::ContainerId;
-use crate::sandbox::acts::records::{PodState, RecordError};
+use crate::sandbox::words::record::{PodState, RecordError};
 use crate::sandbox::words::state::{ContainerState, SandboxState};
 use std::collections::BTreeSet;
 use std::time::Duration;

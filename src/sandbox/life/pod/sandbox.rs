@@ -1,13 +1,16 @@
 //! Requests on the sandbox itself: brought up or undone, torn down, removed.
 
-use super::{Command, Container, Finished, Pod, Reply, answer_all, send};
+use super::{Container, Finished, Pod};
 use crate::host::monitor::Events;
 use crate::model::ContainerId;
 use crate::sandbox::acts::bring_up::{self, BroughtUp};
-use crate::sandbox::acts::container;
-use crate::sandbox::acts::records::{PodLimits, in_place};
+use crate::sandbox::acts::bundle;
+use crate::sandbox::acts::clean;
+use crate::sandbox::life::mailbox::{Command, Reply, answer_all, send};
+use crate::sandbox::offload::in_place;
 use crate::sandbox::words::error::SandboxError;
 use crate::sandbox::words::machine::{Activity, Admission, SandboxActivity, SandboxRequest, admit_sandbox};
+use crate::sandbox::words::record::PodLimits;
 use crate::sandbox::words::state::{Holdings, NotReadyCause, SandboxState};
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -148,12 +151,12 @@ impl Pod {
                 let failed = Finished::PodRemoved(Err(SandboxError::Panicked("removal")));
                 self.work(failed, async move {
                     let mut errors = Vec::new();
-                    let deadline = Instant::now() + container::CLEAN_WAIT;
+                    let deadline = Instant::now() + clean::CLEAN_WAIT;
                     for mut dying in containers {
                         // The clean-up after its end runs by itself, and would be cut off when the pod is gone.
                         match dying.gone_by(deadline).await {
-                            Ok(()) => errors.extend(container::remove(&node, &dying.spec).await.err()),
-                            Err(why) => errors.push(container::unclean(&dying.spec.id, why)),
+                            Ok(()) => errors.extend(bundle::remove(&node, &dying.spec).await.err()),
+                            Err(why) => errors.push(clean::unclean(&dying.spec.id, why)),
                         }
                     }
                     Finished::PodRemoved(SandboxError::all(errors).map_or(Ok(()), Err))
@@ -176,7 +179,7 @@ impl Pod {
             self.index.remove_pod(&self.spec);
             self.gone = true;
             let last = self.snapshots.borrow().clone();
-            self.node.announcer.removed(&self.node.clock, &last);
+            self.announcer.removed(&self.node.clock, &last);
         }
         answer_all(&mut self.waiters, &outcome);
     }

@@ -1,33 +1,29 @@
-//! A container's bundle: made at create, run at start, cleaned at its end, removed at remove. Each step is
-//! idempotent or undone. Decides nothing about states: that is `pod`.
-
-use super::bring_up::blocking;
+//! A container's bundle: made at create, removed at remove. Each step is idempotent or undone. Decides nothing about
+//! states: that is `life::pod`.
 
 use super::files::PodFiles;
 use super::granted::Granted;
 use super::idmap;
-use super::launch;
-use super::node::{Node, make_private_dir, write_private};
-use super::records::in_place;
+use super::node::Node;
+use super::private::{make_private_dir, remove_tree, write_private};
 use super::restore;
 use super::room;
 use super::root_dirs;
+use super::run;
 use super::selinux;
 use super::sources::{Look, Source, look_apart};
-use super::stop::{kill_cgroup, shares_pid_namespace};
 use super::volumes;
 use crate::host::foreign::{Asked, Progress};
-use crate::host::monitor::{CreateRequest, Monitor, NamespacePaths, RestoreRequest};
-use crate::host::oci::{OciError, Runtime, criu_words};
+use crate::host::monitor::NamespacePaths;
 use crate::host::rootfs::IdMap;
 use crate::host::users::{self, User};
 use crate::host::{devices, mountinfo, pidns, remove, rootfs};
 use crate::images::Hold;
-use crate::model::{ContainerId, ContainerSpec, Mount, MountSource, NamespaceMode, Resources, SandboxSpec};
+use crate::model::{ContainerId, ContainerSpec, Mount, MountSource, NamespaceMode, SandboxSpec};
+use crate::sandbox::offload::blocking;
 use crate::sandbox::spec::{self, ImageProcess, Inputs, PodNamespaces};
-use crate::sandbox::words::checkpoint_error::CheckpointError;
 use crate::sandbox::words::error::SandboxError;
-use crate::sandbox::words::state::{ContainerState, Init};
+use crate::sandbox::words::state::Init;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,16 +36,10 @@ pub(in crate::sandbox) const CREATION_LIMIT: Duration = Duration::from_secs(110)
 const REMOVAL_WAIT: Duration = Duration::from_secs(12);
 /// How long unmounting a volume of the host's is waited for: a server that answers takes some milliseconds.
 const UNMOUNT_WAIT: Duration = Duration::from_secs(5);
-/// How long RemoveContainer and RemovePodSandbox wait for what an ended container left, before they tell that it is still
-/// there: less than the kubelet's two minutes, and longer than a runtime that hangs once.
-pub(in crate::sandbox) const CLEAN_WAIT: Duration = Duration::from_secs(30);
 /// Nothing reads a writable layer after a reboot (records of containers do not survive one either), so nothing in it
 /// need be synced. Without this (Linux 5.10), the end of each container syncs the whole file system that the layer is
 /// on, other people's data included.
 const WRITABLE_LAYER: &[&str] = &["volatile"];
-/// Linux's SIGTERM, where neither CRI nor the image names a stop signal.
-const SIGTERM: i32 = 15;
-
 /// What making a bundle needs.
 #[derive(Debug)]
 pub(in crate::sandbox) struct Request {
@@ -80,22 +70,6 @@ pub(in crate::sandbox) fn retry_of(existing: &ContainerSpec, again: &ContainerSp
     same == *existing
 }
 
-/// The process whose pid namespace a TARGET container joins.
-pub(in crate::sandbox) fn target(
-    spec: &ContainerSpec,
-    state_of: impl Fn(&ContainerId) -> Option<ContainerState>,
-) -> Result<Option<Init>, SandboxError> {
-    let NamespaceMode::Target(target) = &spec.security.namespaces.pid else { return Ok(None) };
-    let refuse = |why| SandboxError::Target { target: target.to_string(), why };
-    match state_of(target) {
-        None => Err(refuse("it is not a container of this pod sandbox")),
-        Some(ContainerState::Running { init, .. }) => Ok(Some(init)),
-        Some(_) => Err(refuse(NOT_RUNNING)),
-    }
-}
-
-const NOT_RUNNING: &str = "it is not running";
-
 /// Holds the target's PID namespace in the bundle from now on, which unmounts it with its volumes: between create and
 /// start the target may end, and its pid become another's.
 fn pin_target(bundle: &Path, spec: &ContainerSpec, target: Init) -> Result<PathBuf, SandboxError> {
@@ -104,18 +78,11 @@ fn pin_target(bundle: &Path, spec: &ContainerSpec, target: Init) -> Result<PathB
     let at = dir.join("target-pid");
     pidns::pin(target.pid, target.start_time, &at).map_err(|error| match &spec.security.namespaces.pid {
         NamespaceMode::Target(id) if error.kind() == std::io::ErrorKind::NotFound => {
-            SandboxError::Target { target: id.to_string(), why: NOT_RUNNING }
+            SandboxError::Target { target: id.to_string(), why: run::NOT_RUNNING }
         }
         _ => SandboxError::io("pin a PID namespace at", &at)(error),
     })?;
     Ok(at)
-}
-
-/// The stop signal: CRI's, else the image's, else SIGTERM.
-pub(in crate::sandbox) fn stop_signal(spec: &ContainerSpec, hold: Option<&Hold>) -> i32 {
-    spec.stop_signal
-        .or_else(|| hold.and_then(|h| crate::host::oci::signal_number(&h.image().config.stop_signal)))
-        .unwrap_or(SIGTERM)
 }
 
 /// Makes the bundle; leaves nothing behind when it cannot.
@@ -354,175 +321,6 @@ fn bound_sources(
     spec.mounts.iter().zip(sources).enumerate().map(bound).collect()
 }
 
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
-}
-
-/// Has the monitor run the container.
-pub(in crate::sandbox) async fn start(
-    node: &Node,
-    monitor: &Monitor,
-    pod: &SandboxSpec,
-    spec: &ContainerSpec,
-    runtime: &Runtime,
-) -> Result<Init, SandboxError> {
-    in_place(|| room::check(&node.config, room::For::Start, room::config_bytes(&node.bundle(&spec.id))))?;
-    let request = CreateRequest {
-        container_id: spec.id.to_string(),
-        runtime: runtime.command(),
-        start: true,
-        bundle: text(&node.bundle(&spec.id)),
-        pid_file: None,
-        log_path: spec.log_path.as_deref().map(text),
-        log_directory: pod.log_directory.as_deref().map(text),
-        log_max_line: None,
-        terminal: spec.tty,
-        stdin: spec.stdin,
-        stdin_once: spec.stdin_once,
-        deadline_ms: u64::try_from(node.config.runtime_timeout().as_millis()).ok(),
-        cgroup: Some(text(node.leaf(pod, &spec.id)?.path())),
-        restore: spec.restore.as_ref().map(|_| RestoreRequest {
-            images: text(&restore::images(&node.writable(&spec.id))),
-            work: text(&restore::work(&node.writable(&spec.id))),
-        }),
-        no_new_keyring: false,
-    };
-    let created = node.metrics.step("start_container", "runtime", launch::run(monitor, request)).await;
-    if spec.restore.is_some() {
-        let writable = node.writable(&spec.id);
-        drop(tokio::task::spawn_blocking(move || restore::forget_images(&writable)));
-    }
-    match created {
-        Ok(created) => Ok(Init { pid: created.pid, start_time: created.start_time }),
-        Err(error) => {
-            if spec.restore.is_none() {
-                return Err(error.into());
-            }
-            let log = restore::work(&node.writable(&spec.id)).join("restore.log");
-            match blocking(move || Ok(criu_words(&log))).await? {
-                Some(said) => Err(CheckpointError::Start { error: Box::new(error), said }.into()),
-                None => Err(error.into()),
-            }
-        }
-    }
-}
-
-/// The limits after an update. The score of the OOM killer is that of a process, which an update does not reach.
-pub(in crate::sandbox) fn updated(old: &Resources, update: &Resources) -> Resources {
-    let mut new = Resources { oom_score_adj: old.oom_score_adj, ..old.updated_by(update) };
-    if update.memory_limit != 0 && update.memory_swap_limit == 0 && old.memory_swap_limit == old.memory_limit
-    {
-        // No swap before, none afterwards.
-        new.memory_swap_limit = 0;
-    }
-    new
-}
-
-/// Applies limits: `live` to the processes, else to the bundle from which they will start. On an error the `old` ones
-/// are in force again.
-pub(in crate::sandbox) async fn update(
-    node: &Arc<Node>,
-    pod: &SandboxSpec,
-    id: &ContainerId,
-    runtime: &Runtime,
-    (old, asked): (&Resources, &Resources),
-    live: bool,
-) -> Result<(), SandboxError> {
-    let in_oci_terms = |limits| spec::linux_resources(limits, node.config.containers.pids_limit, &node.facts);
-    let limits = in_oci_terms(asked)?;
-    let config = node.bundle(id).join("config.json");
-    let malformed = |e: serde_json::Error| SandboxError::io("change", &config)(std::io::Error::from(e));
-    let limits = serde_json::to_value(limits).map_err(malformed)?;
-    if live {
-        spare(node, pod, id, asked)?;
-        let Err(cause) = runtime.update(id.as_str(), &limits).await else { return Ok(()) };
-        // It may have written some of them before one was refused.
-        let old = serde_json::to_value(in_oci_terms(old)?).map_err(malformed)?;
-        return match runtime.update(id.as_str(), &old).await {
-            Ok(()) => Err(cause.into()),
-            Err(undo) => Err(SandboxError::Several(vec![cause.into(), undo.into()])),
-        };
-    }
-    let config = config.clone();
-    blocking(move || {
-        let text = std::fs::read(&config).map_err(SandboxError::io("read", &config))?;
-        let text = with_limits(&text, limits)
-            .map_err(|e| SandboxError::io("change", &config)(std::io::Error::from(e)))?;
-        let new = config.with_extension("json.new");
-        // Half of one would stay for as long as the container does.
-        write_private(&new, &text).inspect_err(|_| drop(std::fs::remove_file(&new)))?;
-        std::fs::rename(&new, &config).map_err(SandboxError::io("replace", &config))
-    })
-    .await
-}
-
-/// Refuses a memory limit that could only be kept by killing: of v1 the kernel does so, of v2 runc does, but not where
-/// systemd writes it.
-fn spare(node: &Node, pod: &SandboxSpec, id: &ContainerId, asked: &Resources) -> Result<(), SandboxError> {
-    let used = node.cgroups.stats(node.leaf(pod, id)?.path())?.memory.map_or(0, |memory| memory.working_set);
-    let limit = u64::try_from(asked.memory_limit).unwrap_or(0);
-    if limit == 0 || limit >= used {
-        return Ok(());
-    }
-    let (field, value) = ("memory_limit_in_bytes", format!("{limit} (in use: {used})"));
-    let reason = "is below what the container uses now, and would have it killed";
-    Err(spec::SpecError::Resource { field, value, reason }.into())
-}
-
-/// An OCI configuration with other limits; what they do not name (the device rules) stays.
-fn with_limits(config: &[u8], limits: serde_json::Value) -> serde_json::Result<Vec<u8>> {
-    let mut config: serde_json::Value = serde_json::from_slice(config)?;
-    if let serde_json::Value::Object(limits) = limits {
-        for (name, limit) in limits {
-            config["linux"]["resources"][name.as_str()] = limit;
-        }
-    }
-    serde_json::to_vec(&config)
-}
-
-/// An ended container of which something is left.
-pub(in crate::sandbox) fn unclean(id: &ContainerId, why: String) -> SandboxError {
-    SandboxError::Unclean { id: id.to_string(), why, waited: CLEAN_WAIT }
-}
-
-/// Removes what the runtime, the kernel and the mount table keep of an ended container; to be repeated until it succeeds.
-/// Its record, log and writable layer stay. `all`: kills whatever is left in its cgroup, since nobody saw its end.
-pub(in crate::sandbox) async fn clean(
-    node: &Arc<Node>,
-    pod: &SandboxSpec,
-    spec: &ContainerSpec,
-    runtime: &Runtime,
-    all: bool,
-) -> Result<(), SandboxError> {
-    if all || shares_pid_namespace(spec) {
-        kill_cgroup(node, pod, spec);
-    }
-    let (cgroups, leaf) = (node.cgroups.clone(), node.leaf(pod, &spec.id)?);
-    // The runtime would look for nested cgroups by path. What stays is reported below.
-    let _ = blocking(move || Ok(cgroups.remove_below(&leaf)?)).await;
-    let deleted = node.metrics.step("clean_container", "runtime", runtime.delete(spec.id.as_str())).await;
-    let (cgroups, leaf) = (node.cgroups.clone(), node.leaf(pod, &spec.id)?);
-    let removed = blocking(move || {
-        let removed = cgroups.remove(&leaf);
-        if removed.is_err() {
-            // What the runtime did not reach. It is gone at the next try, if the kernel lets it.
-            cgroups.kill_all(&leaf)?;
-        }
-        Ok(removed?)
-    })
-    .await;
-    let unmounted = unmount(node, spec.sandbox_id.as_str(), node.bundle(&spec.id)).await;
-    let removed = removed.and(unmounted);
-    node.layers.ended(&spec.id);
-    match deleted {
-        // Nothing can ask it any more, and no process is left.
-        Ok(()) | Err(OciError::Missing { .. }) => removed?,
-        Err(error) => return Err(error.into()),
-    }
-    let bundle = node.bundle(&spec.id);
-    blocking(move || room::end_config(&bundle)).await
-}
-
 /// Removes everything of a container but its record and log.
 pub(in crate::sandbox) async fn remove(node: &Arc<Node>, spec: &ContainerSpec) -> Result<(), SandboxError> {
     let (bundle, writable, trash) = (node.bundle(&spec.id), node.writable(&spec.id), node.trash());
@@ -570,15 +368,4 @@ pub(in crate::sandbox) async fn unmount(node: &Node, pod: &str, bundle: PathBuf)
 fn is_mounted(target: &Path) -> Result<bool, SandboxError> {
     let mounts = mountinfo::read().map_err(SandboxError::io("read", Path::new("/proc/self/mountinfo")))?;
     Ok(mounts.iter().any(|mount| mount.mount_point == target))
-}
-
-pub(in crate::sandbox) fn remove_tree(dir: &Path) -> Result<(), SandboxError> {
-    Ok(remove::tree(dir)?)
-}
-
-/// Has the monitor drop an ended container and its exit record.
-pub(in crate::sandbox) async fn forget(monitor: &Monitor, id: &ContainerId) {
-    if let Err(error) = monitor.forget(id.to_string()).await {
-        tracing::debug!(container = %id, %error, "the monitor did not know the container");
-    }
 }

@@ -15,6 +15,7 @@ mod files;
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzz;
 mod hosts;
+mod names;
 mod pace;
 mod parts;
 mod proxy;

@@ -6,6 +6,7 @@
 //! connected to, so a name that means another address the next time gains nothing. What goes through a proxy is resolved
 //! there; of that only literals and `localhost` are seen.
 
+use super::names;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use url::Url;
@@ -124,8 +125,8 @@ impl Reach {
         self,
         name: &str,
     ) -> Result<Vec<SocketAddr>, Box<dyn std::error::Error + Send + Sync>> {
-        let found = tokio::net::lookup_host((name, 0)).await?;
-        let kept = self.filter(found).inspect_err(|error| {
+        let found = names::lookup(name).await?;
+        let kept = self.filter(found.into_iter()).inspect_err(|error| {
             tracing::debug!(name, %error, "a name is not connected to");
         })?;
         Ok(kept)

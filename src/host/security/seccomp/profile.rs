@@ -15,6 +15,36 @@ use std::path::PathBuf;
 /// Arguments of a system call.
 const ARGUMENTS: usize = 6;
 
+/// What conditions call architectures: Go's names, and those of Docker's and Podman's profiles for their 32-bit halves.
+const ARCHES: [&str; 26] = [
+    "386",
+    "amd64",
+    "arm",
+    "arm64",
+    "loong64",
+    "m68k",
+    "mips",
+    "mips64",
+    "mips64le",
+    "mips64n32",
+    "mips64p32",
+    "mipsel",
+    "mipsel64",
+    "mipsel64n32",
+    "mipsle",
+    "parisc",
+    "parisc64",
+    "ppc",
+    "ppc64",
+    "ppc64le",
+    "riscv64",
+    "s390",
+    "s390x",
+    "sh",
+    "x32",
+    "x86",
+];
+
 /// Subjects of conditions, apart from capabilities.
 #[derive(Debug, Clone, Copy)]
 pub struct Machine {
@@ -209,10 +239,11 @@ fn rule(field: &str, call: Call, machine: Machine) -> Result<Option<Rule>, Profi
     let too_old = oldest.is_some_and(|version| machine.kernel < version);
     let newest = min_kernel(&exclude, excludes.min_kernel.as_deref())?;
     let too_new = newest.is_some_and(|version| machine.kernel >= version);
-    let here =
-        |arches: &[String]| machine.names().is_some_and(|(name, _)| arches.iter().any(|arch| arch == name));
-    let included = includes.arches.filter(|arches| !arches.is_empty()).is_none_or(|arches| here(&arches));
-    let excluded = here(&excludes.arches.unwrap_or_default());
+    let here = |arches: &[&str]| machine.names().is_some_and(|(name, _)| arches.contains(&name));
+    let included = includes.arches.filter(|arches| !arches.is_empty());
+    let included = included.map(|arches| arches_of(&include, &arches).map(|arches| here(&arches)));
+    let included = included.transpose()?.unwrap_or(true);
+    let excluded = here(&arches_of(&exclude, &excludes.arches.unwrap_or_default())?);
     if !included || excluded || too_old || too_new {
         return Ok(None);
     }
@@ -239,6 +270,23 @@ fn capabilities(field: &str, names: Vec<String>) -> Result<Vec<Cap>, ProfileErro
         None => refuse(format!("{field}.caps"), format!("{name:?} is no capability of Linux")),
     };
     names.into_iter().map(known).collect()
+}
+
+/// Go's names of architectures in a condition. A name that nobody has would make a rule that never applies.
+fn arches_of<'a>(field: &str, names: &'a [String]) -> Result<Vec<&'a str>, ProfileError> {
+    let known = |name: &'a String| match name.as_str() {
+        // As `uname -m` has it.
+        "x86_64" => Ok("amd64"),
+        "aarch64" => Ok("arm64"),
+        "i386" | "i686" => Ok("386"),
+        "loongarch64" => Ok("loong64"),
+        name if ARCHES.contains(&name) => Ok(name),
+        name => refuse(
+            format!("{field}.arches"),
+            format!("{name:?} is no architecture: Go's names are meant, such as \"amd64\""),
+        ),
+    };
+    names.iter().map(known).collect()
 }
 
 /// `4.8`; None: no condition.
@@ -290,15 +338,17 @@ mod tests {
                 allow("s390_runtime_instr", json!({"arches": ["s390x"]}), json!({})),
                 allow("arch_prctl", json!({"arches": ["amd64", "x32"]}), json!({})),
                 allow("not_here", json!({}), json!({"arches": ["amd64"]})),
+                allow("nor_here", json!({}), json!({"arches": ["x86_64"]})),
+                allow("spelled", json!({"arches": ["x86_64"]}), json!({"arches": ["aarch64", "riscv64"]})),
                 allow("ptrace", json!({"minKernel": "4.8"}), json!({})),
                 allow("later", json!({"minKernel": "5.11"}), json!({})),
                 allow("replaced", json!({}), json!({"minKernel": "5.10"})),
             ],
         }));
-        let always = ["read", "clone", "arch_prctl", "ptrace"];
+        let always = ["read", "clone", "arch_prctl", "spelled", "ptrace"];
         assert_eq!(allowed(&profile, CapSet::EMPTY), always);
         let admin = CapSet::EMPTY.with(Cap::SYS_ADMIN);
-        assert_eq!(allowed(&profile, admin), ["read", "mount", "arch_prctl", "ptrace"]);
+        assert_eq!(allowed(&profile, admin), ["read", "mount", "arch_prctl", "spelled", "ptrace"]);
         let found = profile.for_container(CapSet::EMPTY);
         let arches = [Arch::ScmpArchX86_64, Arch::ScmpArchX86];
         assert_eq!(found.architectures().as_deref(), Some(&arches[..]));
@@ -341,6 +391,8 @@ mod tests {
             (call(json!({"excludes": {"caps": ["CAP_NOTHING"]}})), "syscalls[0].excludes.caps"),
             (call(json!({"includes": {"minKernel": "new"}})), "syscalls[0].includes.minKernel"),
             (call(json!({"includes": {"maxKernel": "4.8"}})), "maxKernel"),
+            (call(json!({"includes": {"arches": ["amd65"]}})), "syscalls[0].includes.arches"),
+            (call(json!({"excludes": {"arches": ["SCMP_ARCH_X86"]}})), "syscalls[0].excludes.arches"),
             (call(json!({"name": "write"})), "syscalls[0].name"),
             (call(json!({"names": []})), "syscalls[0].names"),
             (call(json!({"args": [{"index": 6, "value": 0, "op": "SCMP_CMP_EQ"}]})), "syscalls[0].args"),

@@ -17,14 +17,24 @@ pub(super) fn all(selinux: SelinuxMode) -> Vec<Finding> {
         release(&kernel::release(), kernel::at_least(OLDEST.0, OLDEST.1)),
         overlay(),
         namespaces(),
-        user_namespaces(kernel::setting("user.max_user_namespaces").as_deref()),
-        seccomp(kernel::setting("kernel.seccomp.actions_avail").as_deref()),
-        forwarding(kernel::setting("net.ipv4.ip_forward").as_deref()),
-        bridges(kernel::setting("net.bridge.bridge-nf-call-iptables").as_deref()),
-        conntrack(kernel::setting("net.netfilter.nf_conntrack_max").is_some()),
+        of_setting("user namespaces", "user.max_user_namespaces", user_namespaces),
+        of_setting("seccomp", "kernel.seccomp.actions_avail", seccomp),
+        of_setting("IP forwarding", "net.ipv4.ip_forward", forwarding),
+        of_setting("bridge filtering", "net.bridge.bridge-nf-call-iptables", bridges),
+        of_setting("connection tracking", "net.netfilter.nf_conntrack_max", |value| {
+            conntrack(value.is_some())
+        }),
         rights(HostSecurity::detect()),
         labels(selinux, Selinux::detect().as_ref().map(Labels::of)),
     ]
+}
+
+/// Judges a setting, which is None where the kernel has none of that name.
+fn of_setting(name: &str, key: &str, judge: impl FnOnce(Option<&str>) -> Finding) -> Finding {
+    match kernel::setting(key) {
+        Ok(value) => judge(value.as_deref()),
+        Err(error) => Finding::unknown(name, key, error),
+    }
 }
 
 fn release(release: &str, new_enough: bool) -> Finding {

@@ -59,6 +59,15 @@ impl Finding {
         Self { name: name.into(), found: found.into(), verdict: Verdict::Warn { remedy: remedy.into() } }
     }
 
+    /// It could not be found out: nobody knows whether pods run as they should.
+    pub fn unknown(name: impl Into<String>, what: &str, cause: impl std::fmt::Display) -> Self {
+        Self::warn(
+            name,
+            format!("unknown: {what}: {cause}"),
+            "run this as root on the node itself, with /proc and /sys mounted",
+        )
+    }
+
     /// Pods do not run.
     pub fn fail(name: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { name: name.into(), found: found.into(), verdict: Verdict::Fail { remedy: remedy.into() } }

@@ -70,7 +70,12 @@ fn unwritable(key: &str, path: &Path, error: &io::Error) -> Finding {
 /// A directory that exists with a mode which lets others read what containers have in their environments.
 fn open_to_others(key: &'static str, path: &Path, most: u32) -> Option<Finding> {
     use std::os::unix::fs::PermissionsExt as _;
-    let mode = std::fs::metadata(path).ok()?.permissions().mode() & 0o777;
+    let mode = match std::fs::metadata(path) {
+        Ok(metadata) => metadata.permissions().mode() & 0o777,
+        // The daemon makes it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => return Some(Finding::unknown(key, &format!("the mode of {}", path.display()), error)),
+    };
     let remedy = format!("chmod {most:o} {}\nor start the daemon, which does so", path.display());
     let found = format!("{} has mode {mode:o}: others than root can look into it", path.display());
     (mode & !most != 0).then(|| Finding::warn(key, found, remedy))
@@ -168,10 +173,11 @@ fn judge_room(root: &Path, free: u64, all: u64, free_inodes: u64, inodes: u64) -
 }
 
 fn state(path: &Path) -> Finding {
-    let fstype = mountinfo::read()
-        .ok()
-        .and_then(|mounts| mountinfo::holding(&mounts, path).map(|mount| mount.fstype.clone()));
-    match fstype.as_deref() {
+    let mounts = match mountinfo::read() {
+        Ok(mounts) => mounts,
+        Err(error) => return Finding::unknown("state", "which file system it is on", error),
+    };
+    match mountinfo::holding(&mounts, path).map(|mount| mount.fstype.as_str()) {
         Some("tmpfs") | None => Finding::ok("state", place(path)),
         Some(_) => Finding::warn(
             "state",
@@ -212,6 +218,9 @@ mod tests {
         }
         // The daemon makes it.
         assert!(open_to_others("root", &dir.path().join("absent"), 0o700).is_none());
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let finding = open_to_others("root", &dir.path().join("file/below"), 0o700).unwrap();
+        assert!(finding.found.starts_with("unknown"), "{finding:?}");
     }
 
     #[test]

@@ -39,10 +39,15 @@ pub fn knows_file_system(name: &str) -> io::Result<bool> {
 }
 
 /// A setting by its dotted name; None where this kernel has none of that name.
-#[must_use]
-pub fn setting(name: &str) -> Option<String> {
-    let path = Path::new("/proc/sys").join(name.replace('.', "/"));
-    std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+///
+/// # Errors
+/// When it is there and cannot be read.
+pub fn setting(name: &str) -> io::Result<Option<String>> {
+    match std::fs::read_to_string(Path::new("/proc/sys").join(name.replace('.', "/"))) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// Whether modules of the running kernel are installed. They are gone after an upgrade without a reboot.
@@ -71,7 +76,7 @@ fn swaps_of(text: &str) -> Vec<PathBuf> {
 /// The largest number of open files of a process: ours, or another's.
 ///
 /// # Errors
-/// When the process is gone.
+/// When the process is gone, or the kernel's table has another form.
 pub fn open_files_limit(pid: Option<u32>) -> io::Result<u64> {
     let process = pid.map_or_else(|| "self".to_owned(), |pid| pid.to_string());
     let text = std::fs::read_to_string(format!("/proc/{process}/limits"))?;
@@ -80,7 +85,11 @@ pub fn open_files_limit(pid: Option<u32>) -> io::Result<u64> {
         .lines()
         .find_map(|line| line.strip_prefix("Max open files"))
         .and_then(|rest| rest.split_whitespace().next());
-    Ok(value.and_then(|value| value.parse().ok()).unwrap_or(u64::MAX))
+    match value {
+        Some("unlimited") => Ok(u64::MAX),
+        Some(value) => value.parse().map_err(io::Error::other),
+        None => Err(io::Error::other(format!("/proc/{process}/limits has no \"Max open files\""))),
+    }
 }
 
 #[cfg(test)]
@@ -106,7 +115,9 @@ mod tests {
     #[test]
     fn the_running_kernel_has_facts() {
         assert!(knows_file_system("proc").unwrap() && !knows_file_system("nonesuch").unwrap());
-        assert!(setting("kernel.pid_max").is_some() && setting("kernel.nonesuch").is_none());
+        assert!(
+            setting("kernel.pid_max").unwrap().is_some() && setting("kernel.nonesuch").unwrap().is_none()
+        );
         assert!(open_files_limit(None).unwrap() > 0);
     }
 }

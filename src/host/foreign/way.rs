@@ -1,7 +1,7 @@
 //! The way of the host to a path that a request names, step by step: each name is looked up in the directory that was
 //! found before, links are followed by their text, and before another file system is entered the table of what hangs is
-//! asked. Follows no link of procfs: those lead to the files, the root and the descriptors of processes, the daemon's own
-//! among them. Makes nothing but missing directories.
+//! asked. Follows no link below a process in procfs: those lead to the files, the root and the descriptors of processes, the
+//! daemon's own among them; `/proc/self` is process 1 of the host here. Makes nothing but missing directories.
 
 use super::{ForeignError, Progress};
 use rustix::fd::OwnedFd;
@@ -15,6 +15,9 @@ use std::path::{Component, Path, PathBuf};
 const MAX_LINKS: usize = 40;
 /// Names on one way that are still to go: the longest path has no more, and each link may add a path.
 const MAX_NAMES: usize = 4096;
+
+/// Inode of the top directory of each procfs (`PROC_ROOT_INO` in linux/proc_ns.h, procfs's number since its beginning).
+const PROC_ROOT_INO: u64 = 1;
 
 /// What a path names.
 #[derive(Debug)]
@@ -148,13 +151,18 @@ impl Way<'_> {
         };
         // Asks for nothing that a file system may refuse to root, as FUSE does with attributes.
         match fs::readlinkat(&file, "", Vec::new()) {
-            Ok(_) if self.is_of_procfs(&file) => Err(ForeignError::Procfs { link: next }.into()),
+            Ok(text) if self.is_of_procfs(&file) => match self.top_of_procfs(&name, text.to_bytes())? {
+                Some(target) => self.follow(&target),
+                None => Err(ForeignError::Procfs { link: next }.into()),
+            },
             Ok(text) => self.follow(Path::new(OsStr::from_bytes(text.to_bytes()))),
             Err(Errno::NOENT | Errno::INVAL) => {
                 self.here = self.within(&name, file)?;
                 self.path = next;
                 Ok(())
             }
+            // Even the text of another process's link may be kept from root, in a container.
+            Err(Errno::ACCESS) if self.is_of_procfs(&file) => Err(ForeignError::Procfs { link: next }.into()),
             Err(error) => Err(error.into()),
         }
     }
@@ -186,7 +194,20 @@ impl Way<'_> {
         }
     }
 
-    /// Magic links, and `self`, which means another process to each that reads it. Nothing of procfs is asked by a server.
+    /// Where a link in the top directory of a procfs leads: there, links are text (`mounts` is `self/mounts`). `self` means
+    /// another process to each that reads it: to people who name `/etc/mtab`, the host, whose process 1 has its mounts.
+    fn top_of_procfs(&self, name: &OsStr, text: &[u8]) -> Result<Option<PathBuf>, Errno> {
+        if fs::fstat(&self.here)?.st_ino != PROC_ROOT_INO {
+            return Ok(None);
+        }
+        Ok(Some(match name.as_bytes() {
+            b"self" => "1".into(),
+            b"thread-self" => "1/task/1".into(),
+            _ => OsStr::from_bytes(text).into(),
+        }))
+    }
+
+    /// Nothing of procfs is asked by a server.
     fn is_of_procfs(&self, link: &OwnedFd) -> bool {
         // The root's own file system is no procfs.
         self.crossed && fs::fstatfs(link).is_ok_and(|found| found.f_type == fs::PROC_SUPER_MAGIC)
@@ -290,9 +311,8 @@ mod tests {
         for name in [
             "self/exe".to_owned(),
             "self/cwd".to_owned(),
-            "self".to_owned(),
             "thread-self/root/etc".to_owned(),
-            "mounts".to_owned(),
+            "1/cwd".to_owned(),
             format!("{own}/ns/net"),
             format!("{own}/fd/{fd}"),
             format!("{own}/task/{own}/fd/{fd}/made"),
@@ -312,5 +332,16 @@ mod tests {
             }
         }
         assert_eq!(std_fs::read_dir(dir.path()).unwrap().count(), 1);
+        // What /etc/mtab leads to, and its like.
+        for (path, expected) in [
+            ("/proc/mounts", "/proc/1/mounts"),
+            ("/proc/self/mountinfo", "/proc/1/mountinfo"),
+            ("/proc/net/dev", "/proc/1/net/dev"),
+            ("/proc/self", "/proc/1"),
+            ("/proc/thread-self/stat", "/proc/1/task/1/stat"),
+        ] {
+            let found = find_in(Path::new(path), Missing::Refused).await.unwrap();
+            assert_eq!(found, Path::new(expected), "{path}");
+        }
     }
 }

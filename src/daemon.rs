@@ -12,6 +12,7 @@ use crate::host::lock::{self, LockError};
 use crate::host::monitor;
 use crate::host::network::Network;
 use crate::host::oci::{Runtimes, Surroundings};
+use crate::host::offload::in_place;
 use crate::host::security::HostSecurity;
 use crate::host::security::apparmor::{AppArmor, DEFAULT_PROFILE};
 use crate::host::security::selinux::Selinux;
@@ -256,7 +257,7 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         state: &config.state,
         systemd: driver == Driver::Systemd,
         probe_cgroup: &|name| driver.oci_path(&default_parent, name),
-        clear_cgroup: &|name| cgroups.clear_probe(&default_parent, name),
+        clear_cgroup: &|name| in_place(|off| cgroups.clear_probe(off, &default_parent, name)),
     };
     let runtimes = Runtimes::find(&config.runtime, around).await?;
     let pod_metrics = PodMetrics::register(registry)?;

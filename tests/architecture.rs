@@ -180,6 +180,22 @@ fn no_more_than_two_files_import_each_other() {
     }
 }
 
+/// A pod's task or a call that blocked its thread would hold up others: what waits takes an `OffThread` of `host/offload.rs`.
+#[test]
+fn pods_block_no_thread_but_by_offload() {
+    // Drops, and what a closure of another module is called for.
+    let in_place =
+        ["offload.rs", "acts/trials.rs", "checkpoint/frozen.rs"].map(|name| format!("src/sandbox/{name}"));
+    for path in sources("src/sandbox").into_iter().filter(|path| !is_test(path)) {
+        let (name, text) = (relative(&path), fs::read_to_string(&path).unwrap());
+        let text = without_tests(&text);
+        for word in ["spawn_blocking", "block_in_place", "thread::sleep"] {
+            assert!(!text.contains(word), "{name} uses {word}: see src/host/offload.rs");
+        }
+        assert!(!text.contains("in_place") || in_place.contains(&name), "{name} blocks in place");
+    }
+}
+
 #[test]
 fn grpc_types_stop_at_the_front_door() {
     for path in sources("src") {

@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::host::cgroups::{Cgroups, Driver};
 use crate::host::monitor;
 use crate::host::oci::{self, OciError, Surroundings, Trial};
+use crate::host::offload::in_place;
 use crate::sandbox::TrialNamespace;
 
 pub(super) async fn all(config: &Config) -> Vec<Finding> {
@@ -23,7 +24,7 @@ pub(super) async fn all(config: &Config) -> Vec<Finding> {
                         probe_cgroup: &|name| driver.oci_path(&parent, name),
                         clear_cgroup: &|name| {
                             if let Some(cgroups) = &cgroups {
-                                cgroups.clear_probe(&parent, name);
+                                in_place(|off| cgroups.clear_probe(off, &parent, name));
                             }
                         },
                     };

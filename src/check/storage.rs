@@ -4,6 +4,7 @@ use super::Finding;
 use super::scratch::{Scratch, existing};
 use crate::config::Config;
 use crate::host::mountinfo;
+use crate::host::offload::in_place;
 use crate::host::quota::{Limits, Projects};
 use crate::host::rootfs::{self, Overlay};
 use std::io;
@@ -22,7 +23,7 @@ pub(super) fn all(config: &Config) -> Vec<Finding> {
             found.push(Finding::ok("root", place(&config.root)));
             found.extend(open_to_others("mode of root", &config.root, 0o700));
             found.push(overlay(&config.root, try_overlay(&scratch)));
-            found.push(idmap(rootfs::supports_idmap(scratch.path())));
+            found.push(idmap(in_place(|off| rootfs::supports_idmap(off, scratch.path()))));
             found.push(quota(config, &scratch));
             found.push(room(&config.root));
         }
@@ -94,11 +95,11 @@ fn try_overlay(scratch: &Scratch) -> Result<(), String> {
         idmap: None,
         within_quota: false,
     };
-    rootfs::mount(&overlay).map_err(|e| e.to_string())?;
+    in_place(|off| rootfs::mount(off, &overlay)).map_err(|e| e.to_string())?;
     // File systems that overlayfs only half supports cannot store whiteouts.
     let used =
         std::fs::write(target.join("file"), "above").and_then(|()| std::fs::remove_file(target.join("file")));
-    let unmounted = rootfs::unmount(&target).map_err(|e| e.to_string());
+    let unmounted = in_place(|off| rootfs::unmount(off, &target)).map_err(|e| e.to_string());
     used.map_err(|e| e.to_string()).and(unmounted)
 }
 

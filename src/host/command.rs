@@ -3,6 +3,7 @@
 //! Owns the child from start to reaping: bytes on stdin, bounded output, a deadline, its own process group that is
 //! killed whole at the deadline or when the caller's future is dropped. Never interprets a program's output.
 
+use super::offload;
 use podwright_sys::proc;
 use rustix::process::{
     Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open, pidfd_send_signal,
@@ -10,6 +11,7 @@ use rustix::process::{
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -25,8 +27,6 @@ const STDERR_SHOWN: usize = 2 << 10;
 const DRAIN_AFTER_EXIT: Duration = Duration::from_secs(1);
 /// How long to wait for a killed program. One in uninterruptible sleep ends later; the tokio runtime then reaps it.
 const REAP_AFTER_KILL: Duration = Duration::from_secs(1);
-/// Interval of checking a group that is to end by itself.
-const GROUP_POLL: Duration = Duration::from_millis(20);
 /// Variables of the service manager's protocol with the daemon, which no child may speak.
 const SERVICE_MANAGER_ENV: [&str; 6] =
     ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC"];
@@ -420,23 +420,36 @@ impl Group {
     async fn end_within(&self, grace: Duration) {
         let Some(pid) = self.pid() else { return };
         let _ = kill_process(pid, Signal::KILL);
-        let until = Instant::now() + grace;
-        while others_of(pid) && Instant::now() < until {
-            tokio::time::sleep(GROUP_POLL).await;
-        }
+        let ended = async {
+            // Again, since they may have had children meanwhile.
+            while let Ok(others) = offload::run(move |_| others_of(pid)).await
+                && !others.is_empty()
+            {
+                for process in others {
+                    if offload::ended(process).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        };
+        let _ = tokio::time::timeout(grace, ended).await;
     }
 }
 
-/// Whether a living process other than `leader` is in its group.
-fn others_of(leader: Pid) -> bool {
-    let Ok(leader) = u32::try_from(leader.as_raw_nonzero().get()) else { return false };
+/// The living processes of a group without its leader, as handles that become readable when they end.
+fn others_of(leader: Pid) -> Vec<OwnedFd> {
+    let Ok(leader) = u32::try_from(leader.as_raw_nonzero().get()) else { return Vec::new() };
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.any(|pid| {
-        pid != leader
-            && proc::group(pid).is_ok_and(|group| group == leader)
-            && proc::state(pid).is_ok_and(|state| !matches!(state, 'Z' | 'X'))
-    })
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let others = pids.filter(|pid| *pid != leader && proc::group(*pid).is_ok_and(|group| group == leader));
+    others
+        .filter_map(|pid| {
+            let handle = podwright_sys::pidfd::open(pid).ok()?;
+            let lives = proc::group(pid).is_ok_and(|group| group == leader)
+                && proc::state(pid).is_ok_and(|state| !matches!(state, 'Z' | 'X'));
+            lives.then_some(handle)
+        })
+        .collect()
 }
 
 impl Drop for Group {

@@ -1,7 +1,7 @@
 //! Mechanisms of the host: running programs, network and kernel for the domain.
 //!
-//! Modules here do not see each other, except `command` (for those that run programs), `mountinfo`, and `walk` with
-//! `remove` (trees).
+//! Modules here do not see each other, except `command` (for those that run programs), `mountinfo`, `offload`, and `walk`
+//! with `remove` (trees).
 
 pub mod blockio;
 pub mod cdi;
@@ -23,6 +23,7 @@ pub mod mountinfo;
 pub mod netns;
 pub mod network;
 pub mod oci;
+pub mod offload;
 pub mod pidns;
 pub mod processes;
 pub mod quota;

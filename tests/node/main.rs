@@ -18,6 +18,7 @@ mod daemon;
 mod deep_layers;
 mod events;
 mod faults;
+mod frozen;
 mod full;
 mod handlers;
 mod host_network;

@@ -1,6 +1,7 @@
 //! Creating the one cgroup that no OCI runtime creates: that of a pod's own process 1.
 
 use super::{CgroupError, Cgroups, Leaf};
+use crate::host::offload::OffThread;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +16,7 @@ impl Cgroups {
     ///
     /// # Errors
     /// If a directory cannot be created.
-    pub fn make(&self, leaf: &Leaf) -> Result<Vec<PathBuf>, CgroupError> {
+    pub fn make(&self, _: &OffThread, leaf: &Leaf) -> Result<Vec<PathBuf>, CgroupError> {
         let relative = leaf.path().strip_prefix("/").unwrap_or(leaf.path());
         let mut roots: Vec<_> = self.v1.values().chain(&self.v2).collect();
         roots.sort();

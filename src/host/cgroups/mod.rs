@@ -17,6 +17,7 @@ pub use stats::{CgroupStats, MemoryStats, Pressure, PressureLine, PressureStats}
 
 use self::rate::Rates;
 use super::mountinfo;
+use crate::host::offload::OffThread;
 use cgroups_rs::fs::freezer::FreezerController;
 use cgroups_rs::fs::hierarchies;
 use podwright_sys::{pidfd, proc};
@@ -294,7 +295,7 @@ impl Cgroups {
     ///
     /// # Errors
     /// When a process cannot be signalled or they fork faster than they are killed.
-    pub fn kill_all(&self, leaf: &Leaf) -> Result<(), CgroupError> {
+    pub fn kill_all(&self, _: &OffThread, leaf: &Leaf) -> Result<(), CgroupError> {
         if let (CgroupMode::V2, Some(dir)) = (self.mode, self.dir("", leaf.path())) {
             let file = dir.join("cgroup.kill");
             match std::fs::write(&file, "1") {
@@ -332,7 +333,7 @@ impl Cgroups {
     ///
     /// # Errors
     /// When one of the cgroups cannot be written.
-    pub fn thaw(&self, leaf: &Leaf) -> Result<(), CgroupError> {
+    pub fn thaw(&self, _: &OffThread, leaf: &Leaf) -> Result<(), CgroupError> {
         match self.dir("freezer", leaf.path()) {
             Some(dir) if self.mode != CgroupMode::V2 => tree::thaw(&dir),
             Some(_) | None => Ok(()),
@@ -388,16 +389,16 @@ impl Cgroups {
     ///
     /// # Errors
     /// When a process still holds it.
-    pub fn remove(&self, leaf: &Leaf) -> Result<(), CgroupError> {
+    pub fn remove(&self, _: &OffThread, leaf: &Leaf) -> Result<(), CgroupError> {
         self.dirs(leaf).iter().try_for_each(|dir| tree::remove(dir))
     }
 
     /// Kills and removes what a start-up probe of an OCI runtime left behind; `name` is the probe's, `parent` where it
-    /// ran. What stays is logged. Blocking.
-    pub fn clear_probe(&self, parent: &str, name: &str) {
+    /// ran. What stays is logged.
+    pub fn clear_probe(&self, off: &OffThread, parent: &str, name: &str) {
         let cleared = place::probe_leaf(parent, name).and_then(|leaf| {
-            self.kill_all(&leaf)?;
-            self.remove(&leaf)
+            self.kill_all(off, &leaf)?;
+            self.remove(off, &leaf)
         });
         if let Err(error) = cleared {
             // Log: The OCI runtime failed in a test of the daemon's start, and what it left cannot be removed.
@@ -411,7 +412,7 @@ impl Cgroups {
     ///
     /// # Errors
     /// When they cannot be listed or removed.
-    pub fn remove_below(&self, leaf: &Leaf) -> Result<(), CgroupError> {
+    pub fn remove_below(&self, _: &OffThread, leaf: &Leaf) -> Result<(), CgroupError> {
         self.dirs(leaf).iter().try_for_each(|dir| tree::remove_below(dir))
     }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::host::offload::here;
 use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
 
@@ -55,8 +56,8 @@ impl Made {
 
 impl Drop for Made {
     fn drop(&mut self) {
-        let _ = self.cgroups.kill_all(&self.leaf);
-        let _ = self.cgroups.remove(&self.leaf);
+        let _ = self.cgroups.kill_all(&here(), &self.leaf);
+        let _ = self.cgroups.remove(&here(), &self.leaf);
         for root in self.cgroups.v1.values().chain(&self.cgroups.named).chain(&self.cgroups.v2) {
             let _ = std::fs::remove_dir(root.join(self.parent.trim_start_matches('/')));
         }
@@ -87,17 +88,17 @@ fn processes_are_listed_killed_and_the_cgroup_removed() {
     while made.cgroups.pids(&made.leaf).unwrap().len() < 3 {
         std::thread::yield_now();
     }
-    made.cgroups.kill_all(&made.leaf).unwrap();
+    made.cgroups.kill_all(&here(), &made.leaf).unwrap();
     child.wait().unwrap();
     // An OCI runtime makes one in hierarchies without controllers, too.
     for root in &made.cgroups.named {
         std::fs::create_dir_all(root.join(made.leaf.path().strip_prefix("/").unwrap())).unwrap();
     }
-    made.cgroups.remove(&made.leaf).unwrap();
+    made.cgroups.remove(&here(), &made.leaf).unwrap();
     assert!(!made.cgroups.exists(&made.leaf));
     assert!(made.cgroups.pids(&made.leaf).unwrap().is_empty());
-    made.cgroups.kill_all(&made.leaf).unwrap();
-    made.cgroups.remove(&made.leaf).unwrap();
+    made.cgroups.kill_all(&here(), &made.leaf).unwrap();
+    made.cgroups.remove(&here(), &made.leaf).unwrap();
 }
 
 /// Makes cgroups in each other below `dir`, by descriptor; that of the last one.
@@ -132,11 +133,11 @@ fn cgroups_deeper_than_any_path_are_looked_through_killed_and_removed() {
     let error = tree::remove(&dir).unwrap_err().to_string();
     assert!(error.len() < 600, "{error}");
     assert!(!dir.join("beside").exists());
-    made.cgroups.kill_all(&made.leaf).unwrap();
+    made.cgroups.kill_all(&here(), &made.leaf).unwrap();
     child.wait().unwrap();
-    made.cgroups.remove_below(&made.leaf).unwrap();
+    made.cgroups.remove_below(&here(), &made.leaf).unwrap();
     assert!(dir.is_dir() && !dir.join("d".repeat(200)).exists());
-    made.cgroups.remove(&made.leaf).unwrap();
+    made.cgroups.remove(&here(), &made.leaf).unwrap();
     assert!(!made.cgroups.exists(&made.leaf));
 }
 
@@ -153,7 +154,7 @@ fn a_process_that_is_frozen_below_its_container_is_killed() {
     std::fs::create_dir(&inner).unwrap();
     std::fs::write(inner.join("cgroup.procs"), child.id().to_string()).unwrap();
     std::fs::write(inner.join("freezer.state"), "FROZEN").unwrap();
-    made.cgroups.kill_all(&made.leaf).unwrap();
+    made.cgroups.kill_all(&here(), &made.leaf).unwrap();
     child.wait().unwrap();
     // One that was killed by somebody else while it was frozen.
     let mut child = made.run("sleep 1000");
@@ -161,7 +162,7 @@ fn a_process_that_is_frozen_below_its_container_is_killed() {
     std::fs::write(inner.join("cgroup.procs"), child.id().to_string()).unwrap();
     std::fs::write(inner.join("freezer.state"), "FROZEN").unwrap();
     child.kill().unwrap();
-    made.cgroups.thaw(&made.leaf).unwrap();
+    made.cgroups.thaw(&here(), &made.leaf).unwrap();
     child.wait().unwrap();
 }
 
@@ -195,7 +196,7 @@ fn usage_is_read_from_the_running_host() {
     };
     assert_eq!(stats.pids, Some(1));
     assert!(stats.memory.is_some());
-    made.cgroups.kill_all(&made.leaf).unwrap();
+    made.cgroups.kill_all(&here(), &made.leaf).unwrap();
     child.wait().unwrap();
 }
 

@@ -12,6 +12,7 @@ mod way;
 pub use way::{Found, Missing, find};
 
 use super::mountinfo;
+use crate::host::offload::{OffThread, in_place};
 use jobs::{Admission, Device, HANGS_AFTER, Job, Jobs, Pace, server};
 use podwright_sys::apart::{self, Outbox};
 use std::ffi::CStr;
@@ -314,12 +315,12 @@ impl Foreign {
     pub async fn release<T: Send + 'static>(
         &self,
         asked: Asked,
-        work: impl Fn() -> T + Send + 'static,
+        work: impl Fn(&OffThread) -> T + Send + 'static,
     ) -> Result<Option<T>, ForeignError> {
         let path = asked.places.first().cloned().unwrap_or_default();
         let entry = self.0.enter(&mut self.0.lock(), &asked, None, Instant::now());
         let until = tokio::time::Instant::now() + asked.limit;
-        match self.start(entry, asked, until, move |_| apart::run(PROCESS, |_| work())).await {
+        match self.start(entry, asked, until, move |_| apart::run(PROCESS, |_| in_place(&work))).await {
             Err(ForeignError::Silent { .. }) => Ok(None),
             Err(error) => Err(error),
             Ok(Ok((done, _))) => Ok(Some(done)),

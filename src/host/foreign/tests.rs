@@ -205,10 +205,10 @@ async fn what_is_given_back_is_never_refused_and_holds_nobody() {
     let foreign = Foreign::default();
     let (release, held) = mpsc::channel::<()>();
     let short = Asked { limit: Duration::from_millis(50), ..asked("p", "/run/bundle/mapped-0") };
-    let hangs = foreign.release(short, move || held.recv().is_err());
+    let hangs = foreign.release(short, move |_| held.recv().is_err());
     assert!(hangs.await.unwrap().is_none());
     let again = asked("p", "/run/bundle/mapped-0");
-    assert_eq!(foreign.release(again, || 7).await.unwrap(), Some(7));
+    assert_eq!(foreign.release(again, |_| 7).await.unwrap(), Some(7));
     // Nor does it keep others from other places.
     foreign.run(asked("q", "/else/where"), |_| ()).await.unwrap();
     let ended = foreign.0.ended.notified();

@@ -1,6 +1,7 @@
 //! Remains of a killed monitor: its network namespace's pin and the pod's own PID 1.
 
 use super::MonitorError;
+use crate::host::offload::OffThread;
 use podwright_monitor_proto::{MONITOR_RECORD, MonitorRecord, ProcessId};
 use podwright_sys::pidfd::SIGKILL;
 use rustix::io::Errno;
@@ -12,7 +13,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// When the pin cannot be unmounted or removed.
-pub fn sweep(dir: &Path, netns_pin: &Path) -> Result<(), MonitorError> {
+pub fn sweep(_: &OffThread, dir: &Path, netns_pin: &Path) -> Result<(), MonitorError> {
     let error = |operation| {
         move |source: io::Error| MonitorError::Sweep { operation, path: netns_pin.to_owned(), source }
     };

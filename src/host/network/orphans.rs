@@ -4,13 +4,13 @@
 //!
 //! Identifies them and their children by the sandbox in their environment. Only kills.
 
+use crate::host::offload;
 use crate::model::SandboxId;
 use podwright_sys::{pidfd, proc};
 use std::collections::{HashMap, HashSet};
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
-use tokio::io::unix::AsyncFd;
 
 /// Bytes of an environment examined: the daemon's own, which a service manager keeps small, and six variables.
 const ENVIRONMENT_LIMIT: u64 = 256 << 10;
@@ -77,15 +77,7 @@ pub(super) async fn wait(processes: Vec<(u32, u64)>, limit: Duration) {
         if !proc::start_time(pid).is_ok_and(|time| time == started) {
             continue;
         }
-        let ended = async {
-            // The flaw is that of types that change their descriptor while registered; an OwnedFd cannot.
-            #[expect(
-                deprecated,
-                reason = "its replacement is unsafe, and sound here for the same reason as this"
-            )]
-            let process = AsyncFd::new(process.try_clone()?)?;
-            process.readable().await.map(drop)
-        };
+        let ended = async { offload::ended(process.try_clone()?).await };
         if !matches!(tokio::time::timeout_at(deadline, ended).await, Ok(Ok(()))) {
             // Gone meanwhile is as good.
             let _ = pidfd::send_signal(process.as_fd(), pidfd::SIGKILL);

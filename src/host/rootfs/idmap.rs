@@ -2,6 +2,7 @@
 //! them to one. On disk, the container's files have the outer ids, as seen from the host.
 
 use super::{Overlay, RootfsError, mount_as_is, open_dir};
+use crate::host::offload::OffThread;
 use crate::host::remove;
 use podwright_sys::userns::{self, IdRange, Propagation, Reach};
 use rustix::fs::CWD;
@@ -222,27 +223,27 @@ const PROBE_PREFIX: &str = "idmap-probe-";
 ///
 /// # Errors
 /// The mount's result.
-pub fn supports_idmap(parent: &Path) -> Result<(), RootfsError> {
+pub fn supports_idmap(off: &OffThread, parent: &Path) -> Result<(), RootfsError> {
     super::volume::supports_tmpfs(&IdMap::new(vec![PROBE], vec![PROBE])?)?;
     for entry in std::fs::read_dir(parent).map_err(directory("read", parent))?.flatten() {
         let name = entry.file_name();
         let pid = name.to_str().and_then(|name| name.strip_prefix(PROBE_PREFIX));
         if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            remove_probe(&entry.path())?;
+            remove_probe(off, &entry.path())?;
         }
     }
     let scratch = parent.join(format!("{PROBE_PREFIX}{}", std::process::id()));
-    let made = try_in(&scratch);
-    made.and(remove_probe(&scratch))
+    let made = try_in(off, &scratch);
+    made.and(remove_probe(off, &scratch))
 }
 
-fn remove_probe(scratch: &Path) -> Result<(), RootfsError> {
-    let unmounted = super::unmount(&scratch.join("merged"));
+fn remove_probe(off: &OffThread, scratch: &Path) -> Result<(), RootfsError> {
+    let unmounted = super::unmount(off, &scratch.join("merged"));
     let removed = remove::tree(scratch).map_err(|error| directory("remove", scratch)(error.into()));
     unmounted.and(removed)
 }
 
-fn try_in(scratch: &Path) -> Result<(), RootfsError> {
+fn try_in(off: &OffThread, scratch: &Path) -> Result<(), RootfsError> {
     let [lower, upper, work, merged] = ["lower", "upper", "work", "merged"].map(|name| scratch.join(name));
     for path in [&lower, &upper, &work, &merged] {
         std::fs::create_dir_all(path).map_err(directory("make directory", path))?;
@@ -252,15 +253,18 @@ fn try_in(scratch: &Path) -> Result<(), RootfsError> {
     let file = lower.join("file");
     std::fs::write(&file, "").map_err(directory("write", &file))?;
     let map = IdMap::new(vec![PROBE], vec![PROBE])?;
-    super::mount(&Overlay {
-        lowers: std::slice::from_ref(&lower),
-        upper: &upper,
-        work: &work,
-        target: &merged,
-        options: &[],
-        idmap: Some(&map),
-        within_quota: false,
-    })?;
+    super::mount(
+        off,
+        &Overlay {
+            lowers: std::slice::from_ref(&lower),
+            upper: &upper,
+            work: &work,
+            target: &merged,
+            options: &[],
+            idmap: Some(&map),
+            within_quota: false,
+        },
+    )?;
     let seen = merged.join("file");
     let owner = std::fs::metadata(&seen).map_err(directory("look at", &seen))?.uid();
     if owner == PROBE.outside {
@@ -273,6 +277,7 @@ fn try_in(scratch: &Path) -> Result<(), RootfsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::offload::here;
     use std::fs;
     use std::process::Command;
 
@@ -298,7 +303,7 @@ mod tests {
     impl Drop for Box {
         fn drop(&mut self) {
             for target in &self.mounted {
-                crate::host::rootfs::unmount(target).unwrap();
+                crate::host::rootfs::unmount(&here(), target).unwrap();
             }
         }
     }
@@ -388,7 +393,9 @@ mod tests {
 
     #[test]
     fn layers_are_shared_by_containers_with_ids_of_their_own() {
-        check(3, |overlay, map| crate::host::rootfs::mount(&Overlay { idmap: Some(map), ..*overlay }));
+        check(3, |overlay, map| {
+            crate::host::rootfs::mount(&here(), &Overlay { idmap: Some(map), ..*overlay })
+        });
     }
 
     #[test]
@@ -423,7 +430,7 @@ mod tests {
             let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
             rustix::mount::move_mount(&layer, "", CWD, place(&target), flags).unwrap();
         }
-        crate::host::rootfs::unmount(&target).unwrap();
+        crate::host::rootfs::unmount(&here(), &target).unwrap();
         assert!(!place(&target).exists());
     }
 
@@ -444,11 +451,11 @@ mod tests {
         let (dead, alive) = (root.path().join("idmap-probe-99999999"), root.path().join("idmap-probe-1"));
         fs::create_dir_all(dead.join("merged")).unwrap();
         fs::create_dir(&alive).unwrap();
-        supports_idmap(root.path()).unwrap();
+        supports_idmap(&here(), root.path()).unwrap();
         assert!(!dead.exists());
         fs::remove_dir(&alive).unwrap();
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
-        assert!(supports_idmap(Path::new("/proc")).is_err());
+        assert!(supports_idmap(&here(), Path::new("/proc")).is_err());
     }
 
     #[test]

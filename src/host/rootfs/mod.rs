@@ -15,6 +15,7 @@ pub use idmap::{IdMap, supports_idmap};
 pub use podwright_sys::userns::IdRange;
 pub use volume::{Detached, clone_mapped, mount_read_only};
 
+use crate::host::offload::OffThread;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags};
@@ -55,7 +56,7 @@ pub struct Overlay<'a> {
 ///
 /// # Errors
 /// If a directory is missing or the kernel refuses; then nothing is left mounted.
-pub fn mount(overlay: &Overlay<'_>) -> Result<(), RootfsError> {
+pub fn mount(_: &OffThread, overlay: &Overlay<'_>) -> Result<(), RootfsError> {
     let _rights = overlay.within_quota.then(WithoutResource::begin);
     match overlay.idmap {
         Some(map) => idmap::mount(overlay, map),
@@ -216,7 +217,12 @@ fn mount_by_page(
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn mount_shm(target: &Path, bytes: u64, owner: Option<(u32, u32)>) -> Result<(), RootfsError> {
+pub fn mount_shm(
+    _: &OffThread,
+    target: &Path,
+    bytes: u64,
+    owner: Option<(u32, u32)>,
+) -> Result<(), RootfsError> {
     let mut context = Context::open("tmpfs", target)?;
     context.set("source", "shm")?;
     context.set("mode", "1777")?;
@@ -236,7 +242,7 @@ pub fn mount_shm(target: &Path, bytes: u64, owner: Option<(u32, u32)>) -> Result
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn mount_files(target: &Path, bytes: u64) -> Result<(), RootfsError> {
+pub fn mount_files(_: &OffThread, target: &Path, bytes: u64) -> Result<(), RootfsError> {
     let mut context = Context::open("tmpfs", target)?;
     context.set("source", "pod-files")?;
     context.set("mode", "0700")?;
@@ -253,7 +259,7 @@ pub fn mount_files(target: &Path, bytes: u64) -> Result<(), RootfsError> {
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn unmount(target: &Path) -> Result<(), RootfsError> {
+pub fn unmount(_: &OffThread, target: &Path) -> Result<(), RootfsError> {
     idmap::clear(target)?;
     detach(target)
 }
@@ -399,6 +405,7 @@ impl<'a> Context<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::offload::here;
     use std::fs;
 
     struct Dirs {
@@ -408,7 +415,7 @@ mod tests {
 
     impl Drop for Dirs {
         fn drop(&mut self) {
-            unmount(&self.at("merged")).unwrap();
+            unmount(&here(), &self.at("merged")).unwrap();
         }
     }
 
@@ -433,7 +440,7 @@ mod tests {
         }
 
         fn mount(&self, options: &[&str]) -> Result<(), RootfsError> {
-            self.with(options, mount)
+            self.with(options, |overlay| super::mount(&here(), overlay))
         }
 
         fn with(
@@ -496,7 +503,7 @@ mod tests {
         let dirs = Dirs::new(128, &format!("{long}/{long}/{long}/"));
         dirs.mount(&[]).unwrap();
         dirs.assert_merged();
-        unmount(&dirs.at("merged")).unwrap();
+        unmount(&here(), &dirs.at("merged")).unwrap();
         dirs.with(&[], by_page).unwrap();
         dirs.assert_merged();
     }
@@ -539,9 +546,9 @@ mod tests {
     fn unmount_may_be_repeated_and_the_path_may_be_gone() {
         let dirs = Dirs::new(1, "");
         dirs.mount(&[]).unwrap();
-        unmount(&dirs.at("merged")).unwrap();
-        unmount(&dirs.at("merged")).unwrap();
-        unmount(&dirs.at("never")).unwrap();
+        unmount(&here(), &dirs.at("merged")).unwrap();
+        unmount(&here(), &dirs.at("merged")).unwrap();
+        unmount(&here(), &dirs.at("never")).unwrap();
         assert!(!is_mounted(&dirs.at("never")).unwrap());
     }
 
@@ -549,7 +556,7 @@ mod tests {
     fn shm_has_its_size_mode_and_flags() {
         let dirs = Dirs::new(1, "");
         let target = dirs.at("merged");
-        mount_shm(&target, 1 << 20, None).unwrap();
+        mount_shm(&here(), &target, 1 << 20, None).unwrap();
         let stat = rustix::fs::statvfs(&target).unwrap();
         assert_eq!(stat.f_blocks * stat.f_frsize, 1 << 20);
         let flags = rustix::fs::StatVfsMountFlags::NOSUID

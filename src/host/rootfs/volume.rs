@@ -3,6 +3,7 @@
 use super::idmap::{IdMap, directory, with_mapped};
 use super::{Context, RootfsError, checks_options, lacks_lowerdir_plus, mount_by_page};
 use crate::host::mountinfo;
+use crate::host::offload::OffThread;
 use podwright_sys::userns::{self, Propagation, Reach};
 use rustix::fs::CWD;
 use rustix::io::Errno;
@@ -24,6 +25,7 @@ const ATTRIBUTES: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY
 /// # Errors
 /// When there is no layer, a directory is missing or the kernel refuses; nothing is left mounted then.
 pub fn mount_read_only(
+    _: &OffThread,
     lowers: &[PathBuf],
     empty: &Path,
     target: &Path,
@@ -148,6 +150,7 @@ pub(super) fn supports_tmpfs(map: &IdMap) -> Result<(), RootfsError> {
 mod tests {
     use super::super::{IdRange, unmount};
     use super::*;
+    use crate::host::offload::here;
     use rustix::fs::{Mode, OFlags};
     use std::fs;
 
@@ -159,7 +162,7 @@ mod tests {
     type Mount = fn(&[PathBuf], &Path, &Path) -> Result<(), RootfsError>;
 
     fn as_they_are(lowers: &[PathBuf], empty: &Path, target: &Path) -> Result<(), RootfsError> {
-        mount_read_only(lowers, empty, target, None, &[])
+        mount_read_only(&here(), lowers, empty, target, None, &[])
     }
 
     fn map() -> IdMap {
@@ -195,7 +198,7 @@ mod tests {
             mount(&lowers, &empty, &target).unwrap();
             let who = fs::read_to_string(target.join("who"));
             let written = fs::write(target.join("new"), "x");
-            unmount(&target).unwrap();
+            unmount(&here(), &target).unwrap();
             assert_eq!(who.unwrap(), (layers - 1).to_string());
             assert_eq!(written.unwrap_err().kind(), std::io::ErrorKind::ReadOnlyFilesystem);
         }
@@ -220,9 +223,9 @@ mod tests {
             let (empty, target) = (root.path().join("empty"), root.path().join("target"));
             fs::create_dir(&empty).unwrap();
             fs::create_dir(&target).unwrap();
-            mount_read_only(&lowers, &empty, &target, Some(&map()), &[]).unwrap();
+            mount_read_only(&here(), &lowers, &empty, &target, Some(&map()), &[]).unwrap();
             let found = owner(&target.join("who"));
-            unmount(&target).unwrap();
+            unmount(&here(), &target).unwrap();
             assert_eq!(found, 300_000 + layers);
         }
     }
@@ -235,25 +238,25 @@ mod tests {
             fs::create_dir_all(dir).unwrap();
         }
         fs::write(source.join("file"), "").unwrap();
-        super::super::mount_shm(&source.join("tmpfs"), 1 << 20, None).unwrap();
+        super::super::mount_shm(&here(), &source.join("tmpfs"), 1 << 20, None).unwrap();
         bind_mapped(&source, &target, &map(), false).unwrap();
         let (below, file) = (owner(&target.join("tmpfs")), owner(&target.join("file")));
-        unmount(&target).unwrap();
+        unmount(&here(), &target).unwrap();
         assert_eq!((below, file), (300_000, 300_000));
         assert!(super::super::is_mounted(&source.join("tmpfs")).unwrap(), "the source keeps its mounts");
         // procfs cannot: its own ids are seen there, and the rest is mapped.
         rustix::mount::mount_bind("/proc/sys", source.join("proc")).unwrap();
         bind_mapped(&source, &target, &map(), true).unwrap();
         let (below, file) = (owner(&target.join("proc")), owner(&target.join("file")));
-        unmount(&target).unwrap();
-        unmount(&source.join("proc")).unwrap();
-        unmount(&source.join("tmpfs")).unwrap();
+        unmount(&here(), &target).unwrap();
+        unmount(&here(), &source.join("proc")).unwrap();
+        unmount(&here(), &source.join("tmpfs")).unwrap();
         assert_eq!((below, file), (0, 300_000));
         // A file.
         fs::write(root.path().join("place"), "").unwrap();
         bind_mapped(&source.join("file"), &root.path().join("place"), &map(), false).unwrap();
         let found = owner(&root.path().join("place"));
-        unmount(&root.path().join("place")).unwrap();
+        unmount(&here(), &root.path().join("place")).unwrap();
         assert_eq!(found, 300_000);
     }
 

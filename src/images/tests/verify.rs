@@ -342,7 +342,7 @@ struct Mounted(PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        rootfs::unmount(&self.0).unwrap();
+        rootfs::unmount(&crate::host::offload::here(), &self.0).unwrap();
     }
 }
 
@@ -364,7 +364,7 @@ async fn running_containers_keep_what_they_have() {
         idmap: None,
         within_quota: false,
     };
-    rootfs::mount(&overlay).unwrap();
+    rootfs::mount(&crate::host::offload::here(), &overlay).unwrap();
     let mounted = Mounted(merged.clone());
     std::fs::write(node.at("twice"), "SECOND").unwrap();
     let (_, summary) = node.verify(Repair::Yes).await;

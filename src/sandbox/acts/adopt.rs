@@ -4,13 +4,15 @@
 use super::node::Node;
 use crate::host::monitor::{self, Events, Monitor, MonitorError};
 use crate::model::{ContainerId, SandboxId, Timestamp};
+use crate::sandbox::offload::{OffThread, blocking};
 use crate::sandbox::words::reconcile::{ContainerSeen, Decision, decide_container};
 use crate::sandbox::words::state::{ContainerState, Init};
-use podwright_monitor_proto::{ContainerState as MonitorContainer, ProcessId};
-use std::collections::HashMap;
+use podwright_monitor_proto::{ContainerState as MonitorContainer, ExitRecord, ProcessId};
+use std::collections::{HashMap, HashSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What a monitor says of its containers.
@@ -141,14 +143,13 @@ impl<'a> Heard<'a> {
     }
 }
 
-/// What is to become of a container of a pod whose monitor has answered after its pod was taken up; None: nothing.
+/// What is to become of a container of a pod whose monitor has answered after its pod was taken up, by its reports with the
+/// [exit records](with_exits); None: nothing.
 pub(in crate::sandbox) fn late(
-    node: &Node,
-    pod: &SandboxId,
     (id, recorded): (&ContainerId, &ContainerState),
     reports: &Reports,
 ) -> Option<Late> {
-    let seen = observe(node, pod, id, Heard::Says(reports));
+    let seen = reported(reports, id).unwrap_or(ContainerSeen::Unstarted);
     match decide_container(Some(recorded), &seen, Timestamp::now()) {
         Decision::Keep(state) => (state != *recorded).then_some(Late::Is(state)),
         Decision::Undo => Some(Late::Undone),
@@ -163,37 +164,71 @@ pub(in crate::sandbox) enum Late {
     Undone,
 }
 
-pub(in crate::sandbox) fn observe(
-    node: &Node,
+/// What a monitor says of a container.
+fn reported(reports: &Reports, id: &ContainerId) -> Option<ContainerSeen> {
+    Some(match reports.get(id.as_str())? {
+        MonitorContainer::Exited(record) => ContainerSeen::Ended(record.clone()),
+        MonitorContainer::Running { pid, start_time } => {
+            ContainerSeen::Running(Init { pid: *pid, start_time: *start_time })
+        }
+        MonitorContainer::Creating => ContainerSeen::Starting,
+    })
+}
+
+/// What is seen of a container at start.
+pub(in crate::sandbox) async fn observe(
+    node: &Arc<Node>,
     pod: &SandboxId,
     id: &ContainerId,
     heard: Heard<'_>,
 ) -> ContainerSeen {
-    if let Heard::Says(reports) = heard {
-        match reports.get(id.as_str()) {
-            Some(MonitorContainer::Exited(record)) => return ContainerSeen::Ended(record.clone()),
-            Some(MonitorContainer::Running { pid, start_time }) => {
-                return ContainerSeen::Running(Init { pid: *pid, start_time: *start_time });
-            }
-            Some(MonitorContainer::Creating) => return ContainerSeen::Starting,
-            None => {}
-        }
+    if let Heard::Says(reports) = heard
+        && let Some(seen) = reported(reports, id)
+    {
+        return seen;
     }
-    let unknown = |unread| match heard {
+    let file = node.exit_dir(pod).join(format!("{id}.json"));
+    let read = blocking(move |off| Ok(exit_record(off, &file))).await;
+    let unread = match read.unwrap_or_else(|error| Err(error.to_string())) {
+        Ok(Some(record)) => return ContainerSeen::Ended(record),
+        Ok(None) => None,
+        Err(why) => Some(why),
+    };
+    match heard {
         Heard::Silent => ContainerSeen::Silent,
         Heard::Says(_) => ContainerSeen::Unstarted,
         Heard::Dead => ContainerSeen::Nothing(unread),
-    };
-    let file = node.exit_dir(pod).join(format!("{id}.json"));
-    let record = std::fs::read(&file).and_then(|text| Ok(serde_json::from_slice(&text)?));
-    match record {
-        Ok(record) => ContainerSeen::Ended(record),
-        Err(error) if error.kind() == ErrorKind::NotFound => unknown(None),
+    }
+}
+
+/// Adds to a monitor's reports the ends that only its exit records tell: of containers that it has forgotten.
+pub(in crate::sandbox) async fn with_exits(node: &Node, pod: &SandboxId, mut reports: Reports) -> Reports {
+    let dir = node.exit_dir(pod);
+    let known: HashSet<String> = reports.keys().cloned().collect();
+    let found = blocking(move |off| {
+        let entries = std::fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        let id = |path: &Path| Some(path.file_stem()?.to_str()?.to_owned());
+        let new = entries.filter_map(|path| Some((id(&path)?, path))).filter(|(id, _)| !known.contains(id));
+        Ok(new.filter_map(|(id, path)| Some((id, exit_record(off, &path).ok()??))).collect::<Vec<_>>())
+    });
+    for (id, record) in found.await.unwrap_or_default() {
+        if ContainerId::parse(&id).is_ok() {
+            reports.insert(id, MonitorContainer::Exited(record));
+        }
+    }
+    reports
+}
+
+/// None: there is none. The error says why it cannot be read.
+fn exit_record(_: &OffThread, file: &Path) -> Result<Option<ExitRecord>, String> {
+    match std::fs::read(file).and_then(|text| Ok(serde_json::from_slice(&text)?)) {
+        Ok(record) => Ok(Some(record)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => {
             // Log: How a container ended is on a disk that cannot be read.
             // Do: Look at the disk.
             tracing::error!(path = %file.display(), %error, "cannot read an exit record");
-            unknown(Some(format!("its exit record {} cannot be read: {error}", file.display())))
+            Err(format!("its exit record {} cannot be read: {error}", file.display()))
         }
     }
 }

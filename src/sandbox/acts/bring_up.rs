@@ -4,7 +4,7 @@
 use super::files::PodFiles;
 use super::idmap;
 use super::node::Node;
-use super::private::make_private_dir;
+use super::private::{make_private_dir, remove_tree};
 use super::room;
 use super::selinux;
 use crate::config::{annotation_fits, bytes};
@@ -13,9 +13,10 @@ use crate::host::network::{Attachment, PodNetwork};
 use crate::host::rootfs;
 use crate::model::{ContainerId, NamespaceMode, SandboxSpec, UserNamespace};
 use crate::sandbox::offload::blocking;
-use crate::sandbox::offload::in_place;
 use crate::sandbox::words::error::SandboxError;
 use crate::sandbox::words::phase::Dying;
+use crate::sandbox::words::record::PodState;
+use crate::sandbox::words::state::SandboxState;
 use podwright_monitor_proto::ProcessId;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -40,10 +41,12 @@ pub(in crate::sandbox) async fn bring_up(
     spec: Arc<SandboxSpec>,
 ) -> Result<BroughtUp, SandboxError> {
     let begun = Instant::now();
-    in_place(|| {
-        room::check(&node.config, room::For::Start, 0)?;
-        make_private_dir(&node.exit_dir(&spec.id))
-    })?;
+    let (own, exit_dir) = (node.clone(), node.exit_dir(&spec.id));
+    blocking(move |off| {
+        room::check(off, &own.config, room::For::Start, 0)?;
+        make_private_dir(off, &exit_dir)
+    })
+    .await?;
     // Only the record knows the place of a cgroup.
     let record_first = node.init_leaf(&spec)?.is_some();
     if record_first {
@@ -77,9 +80,21 @@ pub(in crate::sandbox) async fn bring_up(
     Ok(BroughtUp { monitor, events, network })
 }
 
+/// As [`bring_up`], with the record of what came of it: a pod that a restart would not find ready is not answered as one.
+pub(in crate::sandbox) async fn bring_up_and_record(
+    node: Arc<Node>,
+    spec: Arc<SandboxSpec>,
+) -> Result<BroughtUp, SandboxError> {
+    let up = bring_up(node.clone(), spec.clone()).await?;
+    let sandbox = SandboxState::Ready { network: up.network.clone() };
+    let state = PodState { sandbox, limits: None, monitor: Some(up.monitor.info().process) };
+    write_state(&node, &spec, state).await?;
+    Ok(up)
+}
+
 async fn record(node: &Arc<Node>, spec: &Arc<SandboxSpec>) -> Result<(), SandboxError> {
     let (node, spec) = (node.clone(), spec.clone());
-    blocking(move || Ok(node.records.write_pod(&spec)?)).await
+    blocking(move |off| Ok(node.records.write_pod(off, &spec)?)).await
 }
 
 async fn launch(node: &Arc<Node>, spec: &SandboxSpec) -> Result<(Monitor, Events), SandboxError> {
@@ -108,7 +123,7 @@ async fn launch(node: &Arc<Node>, spec: &SandboxSpec) -> Result<(Monitor, Events
 async fn init_cgroups(node: &Arc<Node>, spec: &SandboxSpec) -> Result<Vec<PathBuf>, SandboxError> {
     let Some(leaf) = node.init_leaf(spec)? else { return Ok(Vec::new()) };
     let node = node.clone();
-    blocking(move || Ok(node.cgroups.make(&leaf)?)).await
+    blocking(move |off| Ok(node.cgroups.make(off, &leaf)?)).await
 }
 
 /// Groups that may ping.
@@ -134,15 +149,15 @@ fn sysctls(node: &Node, spec: &SandboxSpec) -> BTreeMap<String, String> {
 
 async fn write_files(node: &Arc<Node>, spec: &Arc<SandboxSpec>) -> Result<(), SandboxError> {
     let (node, spec) = (node.clone(), spec.clone());
-    blocking(move || {
+    blocking(move |off| {
         let files = PodFiles::below(&node.pod_dir(&spec.id));
-        files.write(&spec)?;
+        files.write(off, &spec)?;
         if spec.namespaces.ipc != NamespaceMode::Node {
-            make_private_dir(&files.shm)?;
+            make_private_dir(off, &files.shm)?;
             let owner = spec.namespaces.user.as_ref().and_then(UserNamespace::root);
-            rootfs::mount_shm(&files.shm, shm_bytes(&node, &spec)?, owner)?;
+            rootfs::mount_shm(off, &files.shm, shm_bytes(&node, &spec)?, owner)?;
         }
-        selinux::label_pod_files(&node, &spec)
+        selinux::label_pod_files(off, &node, &spec)
     })
     .await
 }
@@ -212,19 +227,19 @@ pub(in crate::sandbox) async fn tear_down(
             node.metrics.step("stop_pod_sandbox", "monitor", end_monitor(&node, &spec, monitor)).await;
         errors.extend(ended.err());
         let files = PodFiles::below(&node.pod_dir(&spec.id));
-        errors.extend(blocking(move || files.unmount()).await.err());
+        errors.extend(blocking(move |off| files.unmount(off)).await.err());
     }
     node.metrics.observe("stop_pod_sandbox", "total", begun);
     SandboxError::all(errors).map_or(Ok(()), Err)
 }
 
-async fn await_containers(node: &Node, spec: &SandboxSpec, dying: Vec<Dying>) -> Vec<SandboxError> {
+async fn await_containers(node: &Arc<Node>, spec: &SandboxSpec, dying: Vec<Dying>) -> Vec<SandboxError> {
     let deadline = tokio::time::Instant::now() + KILL_WAIT;
     let mut errors = Vec::new();
     for mut container in dying {
         let Err(why) = container.gone_by(deadline).await else { continue };
         let id = &container.spec.id;
-        let left = processes(node, spec, id);
+        let left = processes(node, spec, id).await;
         let processes = match (left.is_empty(), why.is_empty()) {
             (true, true) => "its monitor has not told its end".to_owned(),
             (true, false) => why,
@@ -284,24 +299,49 @@ async fn end_monitor(node: &Arc<Node>, spec: &SandboxSpec, reach: Reach) -> Resu
     }
     // A killed monitor leaves its pin and the pod's own PID 1 behind.
     let (pin, leaf, node) = (node.netns(&spec.id), node.init_leaf(spec)?, node.clone());
-    blocking(move || {
-        monitor::sweep(&dir, &pin)?;
-        Ok(leaf.map_or(Ok(()), |leaf| node.cgroups.remove(&leaf))?)
+    blocking(move |off| {
+        monitor::sweep(off, &dir, &pin)?;
+        Ok(leaf.map_or(Ok(()), |leaf| node.cgroups.remove(off, &leaf))?)
     })
     .await
 }
 
 /// The processes left in a container's cgroup, for an error message.
-fn processes(node: &Node, pod: &SandboxSpec, id: &ContainerId) -> String {
-    let pids = node.leaf(pod, id).and_then(|leaf| Ok(node.cgroups.pids(&leaf)?)).unwrap_or_default();
-    let told = pids.iter().map(|pid| {
-        let state =
-            u32::try_from(*pid).ok().and_then(|pid| podwright_sys::proc::state(pid).ok()).unwrap_or('?');
-        format!("pid {pid} in state {state}")
+async fn processes(node: &Arc<Node>, pod: &SandboxSpec, id: &ContainerId) -> String {
+    let Ok(leaf) = node.leaf(pod, id) else { return String::new() };
+    let node = node.clone();
+    let told = blocking(move |_| {
+        let pids = node.cgroups.pids(&leaf)?;
+        let told = pids.iter().map(|pid| {
+            let state =
+                u32::try_from(*pid).ok().and_then(|pid| podwright_sys::proc::state(pid).ok()).unwrap_or('?');
+            format!("pid {pid} in state {state}")
+        });
+        Ok(told.collect::<Vec<_>>().join(", "))
     });
-    told.collect::<Vec<_>>().join(", ")
+    told.await.unwrap_or_default()
 }
 
 fn text(path: &std::path::Path) -> String {
     path.to_string_lossy().into_owned()
+}
+
+/// Removes what is left of a pod on disk, the record last.
+pub(in crate::sandbox) async fn erase(node: &Arc<Node>, spec: &SandboxSpec) -> Result<(), SandboxError> {
+    let (node, id) = (node.clone(), spec.id.clone());
+    blocking(move |off| {
+        remove_tree(off, &node.pod_dir(&id))?;
+        Ok(node.records.remove_pod(off, &id)?)
+    })
+    .await
+}
+
+/// Replaces the record of a pod's state.
+pub(in crate::sandbox) async fn write_state(
+    node: &Arc<Node>,
+    spec: &SandboxSpec,
+    state: PodState,
+) -> Result<(), SandboxError> {
+    let (node, id) = (node.clone(), spec.id.clone());
+    blocking(move |off| Ok(node.records.write_pod_state(off, &id, &state)?)).await
 }

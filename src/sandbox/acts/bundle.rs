@@ -20,7 +20,7 @@ use crate::host::users::{self, User};
 use crate::host::{devices, mountinfo, pidns, remove, rootfs};
 use crate::images::Hold;
 use crate::model::{ContainerId, ContainerSpec, Mount, MountSource, NamespaceMode, SandboxSpec};
-use crate::sandbox::offload::blocking;
+use crate::sandbox::offload::{OffThread, blocking};
 use crate::sandbox::spec::{self, ImageProcess, Inputs, PodNamespaces};
 use crate::sandbox::words::error::SandboxError;
 use crate::sandbox::words::state::Init;
@@ -120,7 +120,7 @@ async fn restored(request: &Request, until: Instant) -> Result<Option<restore::R
     let Request { node, pod, spec, namespaces, .. } = request;
     let Some(from) = spec.restore.clone() else { return Ok(None) };
     let (own, writable) = (node.clone(), node.writable(&spec.id));
-    blocking(move || make_writable(&own, &writable)).await?;
+    blocking(move |off| make_writable(off, &own, &writable)).await?;
     let (own, writable, namespaces) = (node.clone(), node.writable(&spec.id), namespaces.clone());
     let (places, left) = (restore::places(&from), until.saturating_duration_since(Instant::now()));
     let fetch = move |progress: Option<&Progress>| {
@@ -129,8 +129,8 @@ async fn restored(request: &Request, until: Instant) -> Result<Option<restore::R
     look_apart(node, pod.id.as_str(), places, left, fetch).await.map(Some)
 }
 
-fn make_writable(node: &Node, writable: &Path) -> Result<(), SandboxError> {
-    make_private_dir(writable)?;
+fn make_writable(off: &OffThread, node: &Node, writable: &Path) -> Result<(), SandboxError> {
+    make_private_dir(off, writable)?;
     Ok(node.layers.adopt(writable)?)
 }
 
@@ -148,7 +148,7 @@ async fn sources(request: &Request, until: Instant) -> Result<Vec<Source>, Sandb
 /// what it makes until then is nobody's.
 async fn within_limit(request: Request, found: Outside, until: Instant) -> Result<Prepared, SandboxError> {
     let (node, spec) = (request.node.clone(), request.spec.clone());
-    let mut work = tokio::spawn(blocking(move || prepare(&request, &found)));
+    let mut work = tokio::spawn(blocking(move |off| prepare(off, &request, &found)));
     if let Ok(done) = tokio::time::timeout_at(until, &mut work).await {
         return done.unwrap_or(Err(SandboxError::ShuttingDown));
     }
@@ -165,23 +165,23 @@ async fn within_limit(request: Request, found: Outside, until: Instant) -> Resul
     Err(SandboxError::StepTimeout { step: "creation", id, limit: CREATION_LIMIT })
 }
 
-fn prepare(request: &Request, found: &Outside) -> Result<Prepared, SandboxError> {
+fn prepare(off: &OffThread, request: &Request, found: &Outside) -> Result<Prepared, SandboxError> {
     let Request { node, pod, spec, hold, granted, namespaces, target, .. } = request;
     let bundle = node.bundle(&spec.id);
     let (root, writable) = (bundle.join("rootfs"), node.writable(&spec.id));
     let (upper, work) = (writable.join("upper"), writable.join("work"));
     let map = idmap::of_pod(pod, namespaces)?;
-    room::check(&node.config, room::For::Creation, 0)?;
-    make_private_dir(&bundle)?;
+    room::check(off, &node.config, room::For::Creation, 0)?;
+    make_private_dir(off, &bundle)?;
     if let Some(map) = &map {
         idmap::let_through(&bundle, map)?;
     }
-    selinux::share_pod_files(node, pod, spec)?;
+    selinux::share_pod_files(off, node, pod, spec)?;
     let target = target.map(|target| pin_target(&bundle, spec, target)).transpose()?;
     let label = selinux::mount_option(node, pod, spec);
-    let mounts = bound_sources(request, &found.sources, &bundle, map.as_ref(), label.as_deref())?;
+    let mounts = bound_sources(off, request, &found.sources, &bundle, map.as_ref(), label.as_deref())?;
     if found.restored.is_none() {
-        make_writable(node, &writable)?;
+        make_writable(off, node, &writable)?;
     }
     for dir in [&root, &upper, &work] {
         std::fs::create_dir(dir).map_err(SandboxError::io("make directory", dir))?;
@@ -190,15 +190,18 @@ fn prepare(request: &Request, found: &Outside) -> Result<Prepared, SandboxError>
     open_to_all(&upper)?;
     let mut lowers = hold.layers().to_vec();
     lowers.extend(found.restored.iter().map(|restored| restored.layer.clone()));
-    rootfs::mount(&rootfs::Overlay {
-        lowers: &lowers,
-        upper: &upper,
-        work: &work,
-        target: &root,
-        options: &WRITABLE_LAYER.iter().copied().chain(label.as_deref()).collect::<Vec<_>>(),
-        idmap: map.as_ref(),
-        within_quota: node.layers.limits().any(),
-    })?;
+    rootfs::mount(
+        off,
+        &rootfs::Overlay {
+            lowers: &lowers,
+            upper: &upper,
+            work: &work,
+            target: &root,
+            options: &WRITABLE_LAYER.iter().copied().chain(label.as_deref()).collect::<Vec<_>>(),
+            idmap: map.as_ref(),
+            within_quota: node.layers.limits().any(),
+        },
+    )?;
     let image = hold.image();
     root_dirs::check(&root, &spec.image.display)?;
     let user = users::resolve(&root, &image.config.user, &spec.security.run_as)?;
@@ -249,8 +252,8 @@ fn prepare(request: &Request, found: &Outside) -> Result<Prepared, SandboxError>
         }
     }
     let text = spec::encode(&oci)?;
-    write_private(&config, &text)?;
-    room::check_written(&node.config, |id| node.bundle(id), &request.siblings, text.len())?;
+    write_private(off, &config, &text)?;
+    room::check_written(off, &node.config, |id| node.bundle(id), &request.siblings, text.len())?;
     node.layers.begin(&spec.id);
     Ok(Prepared { user })
 }
@@ -301,6 +304,7 @@ fn open_to_all(dir: &Path) -> Result<(), SandboxError> {
 
 /// The path to bind for each mount: what of the host's was found, and images, mounted in the bundle.
 fn bound_sources(
+    off: &OffThread,
     request: &Request,
     sources: &[Source],
     bundle: &Path,
@@ -312,7 +316,7 @@ fn bound_sources(
         (Source::Mapped(mapped), _) => idmap::attach(bundle, number, mapped),
         (Source::Host(path), _) => Ok(path.clone()),
         (Source::NotOfHost, MountSource::Image(volume)) => {
-            volumes::source(bundle, &mount.container_path, volume, volumes, map, label.as_slice())
+            volumes::source(off, bundle, &mount.container_path, volume, volumes, map, label.as_slice())
         }
         (Source::NotOfHost, MountSource::Host(_)) => {
             Err(spec::SpecError::UnresolvedMount { path: mount.container_path.clone() }.into())
@@ -325,8 +329,8 @@ fn bound_sources(
 pub(in crate::sandbox) async fn remove(node: &Arc<Node>, spec: &ContainerSpec) -> Result<(), SandboxError> {
     let (bundle, writable, trash) = (node.bundle(&spec.id), node.writable(&spec.id), node.trash());
     unmount(node, spec.sandbox_id.as_str(), bundle.clone()).await?;
-    let behind = blocking(move || {
-        remove_tree(&bundle)?;
+    let behind = blocking(move |off| {
+        remove_tree(off, &bundle)?;
         Ok(remove::soon(&writable, &trash)?)
     })
     .await?;
@@ -342,14 +346,14 @@ pub(in crate::sandbox) async fn remove(node: &Arc<Node>, spec: &ContainerSpec) -
 /// Unmounts all that a bundle mounted; may be repeated. What is of the host's file systems, whose servers may be asked
 /// about it, is gone from sight when this returns, and given back behind it if they do not answer.
 pub(in crate::sandbox) async fn unmount(node: &Node, pod: &str, bundle: PathBuf) -> Result<(), SandboxError> {
-    let own = move || {
-        rootfs::unmount(&bundle.join("rootfs"))?;
-        volumes::unmount(&bundle)
+    let own = move |off: &OffThread| {
+        rootfs::unmount(off, &bundle.join("rootfs"))?;
+        volumes::unmount(off, &bundle)
     };
     for target in blocking(own).await? {
         let unmounted = target.clone();
         let asked = Asked { pod: pod.to_owned(), places: vec![target.clone()], limit: UNMOUNT_WAIT };
-        match node.foreign.release(asked, move || rootfs::unmount(&unmounted)).await? {
+        match node.foreign.release(asked, move |off| rootfs::unmount(off, &unmounted)).await? {
             Some(done) => done?,
             // The kernel takes it away first and gives it back then.
             None if is_mounted(&target)? => return Err(SandboxError::StillMounted(target)),

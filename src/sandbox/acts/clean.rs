@@ -30,18 +30,18 @@ pub(in crate::sandbox) async fn clean(
     all: bool,
 ) -> Result<(), SandboxError> {
     if all || shares_pid_namespace(spec) {
-        kill_cgroup(node, pod, spec);
+        kill_cgroup(node, pod, spec).await;
     }
     let (cgroups, leaf) = (node.cgroups.clone(), node.leaf(pod, &spec.id)?);
     // The runtime would look for nested cgroups by path. What stays is reported below.
-    let _ = blocking(move || Ok(cgroups.remove_below(&leaf)?)).await;
+    let _ = blocking(move |off| Ok(cgroups.remove_below(off, &leaf)?)).await;
     let deleted = node.metrics.step("clean_container", "runtime", runtime.delete(spec.id.as_str())).await;
     let (cgroups, leaf) = (node.cgroups.clone(), node.leaf(pod, &spec.id)?);
-    let removed = blocking(move || {
-        let removed = cgroups.remove(&leaf);
+    let removed = blocking(move |off| {
+        let removed = cgroups.remove(off, &leaf);
         if removed.is_err() {
             // What the runtime did not reach. It is gone at the next try, if the kernel lets it.
-            cgroups.kill_all(&leaf)?;
+            cgroups.kill_all(off, &leaf)?;
         }
         Ok(removed?)
     })
@@ -55,5 +55,5 @@ pub(in crate::sandbox) async fn clean(
         Err(error) => return Err(error.into()),
     }
     let bundle = node.bundle(&spec.id);
-    blocking(move || room::end_config(&bundle)).await
+    blocking(move |off| room::end_config(off, &bundle)).await
 }

@@ -7,11 +7,11 @@ use super::output::{OutputHold, collect};
 use super::process_file::Terminal;
 use crate::host::monitor::{ErrorKind, ExecRequest, ExecStdio, Monitor, MonitorError, Target};
 use crate::model::{ContainerId, UserNamespace};
-use crate::sandbox::offload::in_place;
+use crate::sandbox::offload::{blocking, ended};
 use crate::sandbox::words::error::SandboxError;
 use crate::sandbox::words::snapshot::{ContainerSnapshot, PodSnapshot};
 use crate::sandbox::words::state::{ContainerState, Init};
-use podwright_sys::pidfd::SIGKILL;
+use podwright_sys::pidfd::{self, SIGKILL};
 use std::time::Duration;
 
 /// How long to wait for a killed command to be reaped.
@@ -20,8 +20,6 @@ const REAP_WAIT: Duration = Duration::from_secs(5);
 /// How long to watch a dying container's init after the runtime refused a command in it. Delays a refusal for other
 /// reasons by as much.
 const END_WAIT: Duration = Duration::from_millis(100);
-/// How often.
-const END_POLL: Duration = Duration::from_millis(5);
 
 /// Result of a command.
 #[derive(Debug)]
@@ -56,13 +54,14 @@ pub(in crate::sandbox) async fn exec_sync(
     node.expect_cgroup_moves();
     let exec_id = ContainerId::random()?.short().to_owned();
     let bundle = node.bundle(id);
-    let (files, of) = (&node.process_files, &pod.spec.id);
-    let process_file = in_place(|| files.write(of, &bundle, &exec_id, command, Terminal::No))?;
+    let (files, of, named) = (node.process_files.clone(), pod.spec.id.clone(), exec_id.clone());
+    let process_file =
+        blocking(move |off| files.write(off, &of, &bundle, &named, command, Terminal::No)).await?;
     let owner = pod.spec.namespaces.user.as_ref().and_then(UserNamespace::root);
     let kept = node.config.containers.exec_output_bytes;
     let (stdout_end, stdout) = collect(kept, &hold, owner)?;
     let (stderr_end, stderr) = collect(kept, &hold, owner)?;
-    let mut ended = node.execs.expect(&exec_id);
+    let mut told = node.execs.expect(&exec_id);
     let _forget = Forget { node, exec_id: &exec_id };
     let mut unfinished = Unfinished { monitor: Some(monitor), exec_id: &exec_id };
     let stdio = ExecStdio { stdin: None, stdout: Some(stdout_end), stderr: Some(stderr_end) };
@@ -87,7 +86,7 @@ pub(in crate::sandbox) async fn exec_sync(
         tokio::select! {
             // Reports from before the monitor's end are still true.
             biased;
-            code = &mut ended => code.map_err(|_| lost()),
+            code = &mut told => code.map_err(|_| lost()),
             () = monitor.gone() => Err(lost()),
         }
     };
@@ -131,14 +130,13 @@ async fn kill(monitor: &Monitor, exec_id: &str) {
 
 /// Whether a container whose runtime just refused a command is ending: the runtime may notice first.
 async fn dies_soon(init: Init) -> bool {
-    let until = tokio::time::Instant::now() + END_WAIT;
-    while is_alive(init) {
-        if tokio::time::Instant::now() >= until {
-            return false;
-        }
-        tokio::time::sleep(END_POLL).await;
+    let process = pidfd::open(init.pid);
+    if !is_alive(init) {
+        return true;
     }
-    true
+    // It is the init's, which was alive when it was open.
+    let Ok(process) = process else { return false };
+    matches!(tokio::time::timeout(END_WAIT, ended(process)).await, Ok(Ok(())))
 }
 
 pub(in crate::sandbox) fn is_alive(init: Init) -> bool {

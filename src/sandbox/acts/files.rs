@@ -4,6 +4,7 @@
 use super::private::make_private_dir;
 use crate::host::rootfs;
 use crate::model::{DnsConfig, SandboxSpec, UserNamespace};
+use crate::sandbox::offload::OffThread;
 use crate::sandbox::words::error::SandboxError;
 use std::path::{Path, PathBuf};
 
@@ -45,7 +46,7 @@ impl PodFiles {
     ///
     /// # Errors
     /// When it cannot be mounted, or a file cannot be written.
-    pub(in crate::sandbox) fn write(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
+    pub(in crate::sandbox) fn write(&self, off: &OffThread, spec: &SandboxSpec) -> Result<(), SandboxError> {
         let hostname = if spec.hostname.is_empty() {
             std::fs::read("/etc/hostname").unwrap_or_default()
         } else {
@@ -57,8 +58,12 @@ impl PodFiles {
             None => std::fs::read("/etc/resolv.conf").unwrap_or_default(),
         };
         let files = [(&self.hostname, hostname), (&self.hosts, hosts), (&self.resolv_conf, resolv_conf)];
-        make_private_dir(&self.dir)?;
-        rootfs::mount_files(&self.dir, files.iter().map(|(_, text)| pages(text.len())).sum::<u64>() + ROOM)?;
+        make_private_dir(off, &self.dir)?;
+        rootfs::mount_files(
+            off,
+            &self.dir,
+            files.iter().map(|(_, text)| pages(text.len())).sum::<u64>() + ROOM,
+        )?;
         let owner = spec.namespaces.user.as_ref().and_then(UserNamespace::root);
         files.iter().try_for_each(|(path, text)| put(path, text, owner))
     }
@@ -74,13 +79,13 @@ impl PodFiles {
         room_taken.min(ROOM)
     }
 
-    /// Unmounts what is mounted; may be repeated. Blocking.
+    /// Unmounts what is mounted; may be repeated.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(in crate::sandbox) fn unmount(&self) -> Result<(), SandboxError> {
-        rootfs::unmount(&self.dir)?;
-        Ok(rootfs::unmount(&self.shm)?)
+    pub(in crate::sandbox) fn unmount(&self, off: &OffThread) -> Result<(), SandboxError> {
+        rootfs::unmount(off, &self.dir)?;
+        Ok(rootfs::unmount(off, &self.shm)?)
     }
 }
 
@@ -121,6 +126,7 @@ fn resolv_conf(dns: &DnsConfig) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::offload::here;
 
     #[test]
     fn resolv_conf_has_the_peers_order() {
@@ -144,15 +150,15 @@ mod tests {
         let files = PodFiles::below(dir.path());
         assert_eq!((&files.hosts, &files.shm), (&dir.path().join("hosts"), &dir.path().join("shm")));
         assert_eq!(files.written(), 0);
-        files.unmount().unwrap();
+        files.unmount(&here()).unwrap();
     }
 
     #[test]
     fn what_is_written_to_them_is_bounded_and_counted() {
         let dir = tempfile::tempdir().unwrap();
         let files = PodFiles::below(dir.path());
-        make_private_dir(&files.dir).unwrap();
-        rootfs::mount_files(&files.dir, pages(10) + ROOM).unwrap();
+        make_private_dir(&here(), &files.dir).unwrap();
+        rootfs::mount_files(&here(), &files.dir, pages(10) + ROOM).unwrap();
         put(&files.hosts, b"127.0.0.1\n", None).unwrap();
         assert_eq!(files.written(), 0);
         let mut text = vec![b'x'; 100_000];
@@ -172,7 +178,7 @@ mod tests {
                 break;
             }
         }
-        files.unmount().unwrap();
+        files.unmount(&here()).unwrap();
         assert!(!files.hosts.exists());
     }
 }

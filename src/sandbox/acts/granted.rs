@@ -94,7 +94,7 @@ pub(in crate::sandbox) async fn grant(
     };
     let (devices, cdi) = match places.is_empty() {
         // What specifications of the node name is the node's own.
-        true => within_limit(container, until, blocking(move || found(None))).await?,
+        true => within_limit(container, until, blocking(move |_| found(None))).await?,
         false => look_apart(node, pod.id.as_str(), places, limit(node, until), found).await?,
     };
     Ok(Granted { seccomp, devices, cdi, block_io, rdt_class })
@@ -160,7 +160,7 @@ async fn block_io(
         return Err(BlockIoError::NoController { class: name, controller }.into());
     }
     let file = node.config.containers.blockio_config_file.clone();
-    let found = blocking(move || Ok(blockio::class(&file, &name)?));
+    let found = blocking(move |_| Ok(blockio::class(&file, &name)?));
     within_limit(container, until, found).await.map(Some)
 }
 

@@ -5,6 +5,7 @@ pub(super) mod adopt;
 pub(super) mod bring_up;
 pub(super) mod bundle;
 pub(super) mod clean;
+pub(super) mod creation;
 pub(super) mod exec;
 pub(super) mod files;
 pub(super) mod granted;

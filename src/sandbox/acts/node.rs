@@ -16,6 +16,7 @@ use crate::host::security::apparmor::AppArmor;
 use crate::host::security::selinux::Selinux;
 use crate::images::Images;
 use crate::model::{Clock, ContainerId, NamespaceMode, SandboxId, SandboxSpec};
+use crate::sandbox::offload::behind;
 use crate::sandbox::spec::HostFacts;
 use crate::sandbox::words::error::SandboxError;
 use std::collections::HashMap;
@@ -172,7 +173,7 @@ impl Node {
     /// Call it as soon as the OCI runtime is sure to put a process into a cgroup. Returns at once.
     pub(in crate::sandbox) fn expect_cgroup_moves(&self) {
         let cgroups = self.cgroups.clone();
-        drop(tokio::task::spawn_blocking(move || cgroups.hasten_moves()));
+        behind(move |_| cgroups.hasten_moves());
     }
 
     /// Whether pods of a handler can have user namespaces of their own. The first call waits for a trial.

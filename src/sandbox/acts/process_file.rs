@@ -4,6 +4,7 @@
 
 use super::private::write_private;
 use crate::model::{SandboxId, TerminalSize};
+use crate::sandbox::offload::OffThread;
 use crate::sandbox::spec;
 use crate::sandbox::words::error::SandboxError;
 use std::collections::HashMap;
@@ -78,6 +79,7 @@ impl ProcessFiles {
     /// Writes the container's own process with other arguments: same user, environment, capabilities and directory.
     pub(in crate::sandbox) fn write(
         &self,
+        off: &OffThread,
         pod: &SandboxId,
         bundle: &Path,
         exec_id: &str,
@@ -111,7 +113,7 @@ impl ProcessFiles {
         let place = self.place(pod, text.len())?;
         let file = ProcessFile { path: bundle.join(format!("exec-{exec_id}.json")), _place: place };
         // What was written before there was no room goes with it.
-        write_private(&file.path, text.as_bytes())?;
+        write_private(off, &file.path, text.as_bytes())?;
         Ok(file)
     }
 }
@@ -142,6 +144,7 @@ impl Drop for ProcessFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::offload::here;
     use serde_json::{Value, json};
 
     fn pod() -> SandboxId {
@@ -152,7 +155,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
         let command = vec!["ls".into(), "-l".into()];
-        let file = ProcessFiles::default().write(&pod(), dir.path(), "e1", command, terminal).unwrap();
+        let file =
+            ProcessFiles::default().write(&here(), &pod(), dir.path(), "e1", command, terminal).unwrap();
         let mode = std::os::unix::fs::PermissionsExt::mode(&file.path.metadata().unwrap().permissions());
         assert_eq!(mode & 0o7777, 0o600, "it has the environment");
         let process = serde_json::from_slice(&std::fs::read(file.path()).unwrap()).unwrap();
@@ -203,7 +207,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.json"), r#"{"process": {}}"#).unwrap();
         let command = vec!["x".repeat(1000); 8000];
-        let refused = ProcessFiles::default().write(&pod(), dir.path(), "e1", command, Terminal::No);
+        let refused = ProcessFiles::default().write(&here(), &pod(), dir.path(), "e1", command, Terminal::No);
         assert!(matches!(refused.map(|_| ()), Err(SandboxError::Spec(_))));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }

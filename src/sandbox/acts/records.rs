@@ -10,7 +10,7 @@
 //! ```
 
 use crate::model::{ContainerId, ContainerSpec, ImageId, SandboxId, SandboxSpec};
-use crate::sandbox::offload::in_place;
+use crate::sandbox::offload::OffThread;
 use crate::sandbox::words::record::{
     ContainerRecord, Loaded, PodState, RecordError, StoredContainer, StoredPod, VERSION,
 };
@@ -68,33 +68,34 @@ impl Records {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn write_pod(&self, spec: &SandboxSpec) -> Result<(), RecordError> {
+    pub fn write_pod(&self, _: &OffThread, spec: &SandboxSpec) -> Result<(), RecordError> {
         let dir = self.pod(&spec.id);
-        in_place(|| {
-            private_dir(&dir.join("containers")).map_err(io("make directory of", &dir))?;
-            self.write(&dir.join("spec.json"), spec, Durability::Synced)?;
-            sync_dir(&self.dir)
-        })
+        private_dir(&dir.join("containers")).map_err(io("make directory of", &dir))?;
+        self.write(&dir.join("spec.json"), spec, Durability::Synced)?;
+        sync_dir(&self.dir)
     }
 
     /// Replaces a pod's state.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn write_pod_state(&self, id: &SandboxId, state: &PodState) -> Result<(), RecordError> {
-        in_place(|| self.write(&self.pod(id).join("state.json"), state, Durability::Renamed))
+    pub fn write_pod_state(
+        &self,
+        _: &OffThread,
+        id: &SandboxId,
+        state: &PodState,
+    ) -> Result<(), RecordError> {
+        self.write(&self.pod(id).join("state.json"), state, Durability::Renamed)
     }
 
     /// Writes a new container's spec.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn write_container(&self, spec: &ContainerSpec) -> Result<(), RecordError> {
+    pub fn write_container(&self, _: &OffThread, spec: &ContainerSpec) -> Result<(), RecordError> {
         let dir = self.container(&spec.sandbox_id, &spec.id);
-        in_place(|| {
-            private_dir(&dir).map_err(io("make directory of", &dir))?;
-            self.write(&dir.join("spec.json"), spec, Durability::Renamed)
-        })
+        private_dir(&dir).map_err(io("make directory of", &dir))?;
+        self.write(&dir.join("spec.json"), spec, Durability::Renamed)
     }
 
     /// Replaces a container's state.
@@ -103,28 +104,34 @@ impl Records {
     /// When it cannot be written.
     pub fn write_container_state(
         &self,
+        _: &OffThread,
         pod: &SandboxId,
         id: &ContainerId,
         record: &ContainerRecord,
     ) -> Result<(), RecordError> {
         let path = self.container(pod, id).join("state.json");
-        in_place(|| self.write(&path, record, Durability::Renamed))
+        self.write(&path, record, Durability::Renamed)
     }
 
     /// Removes a container's records; absent is fine.
     ///
     /// # Errors
     /// When they cannot be removed.
-    pub fn remove_container(&self, pod: &SandboxId, id: &ContainerId) -> Result<(), RecordError> {
-        in_place(|| remove_tree(&self.container(pod, id)))
+    pub fn remove_container(
+        &self,
+        _: &OffThread,
+        pod: &SandboxId,
+        id: &ContainerId,
+    ) -> Result<(), RecordError> {
+        remove_tree(&self.container(pod, id))
     }
 
     /// Removes a pod's records; absent is fine.
     ///
     /// # Errors
     /// When they cannot be removed.
-    pub fn remove_pod(&self, id: &SandboxId) -> Result<(), RecordError> {
-        in_place(|| remove_tree(&self.pod(id)))
+    pub fn remove_pod(&self, _: &OffThread, id: &SandboxId) -> Result<(), RecordError> {
+        remove_tree(&self.pod(id))
     }
 
     /// Reads every pod. What cannot be read, or was written by a newer daemon, stays where it is and is named: what it stands
@@ -132,7 +139,7 @@ impl Records {
     ///
     /// # Errors
     /// When the directory itself cannot be listed.
-    pub fn load(&self) -> Result<Loaded, RecordError> {
+    pub fn load(&self, _: &OffThread) -> Result<Loaded, RecordError> {
         let mut loaded = Loaded::default();
         for entry in fs::read_dir(&self.dir).map_err(io("list", &self.dir))? {
             let path = entry.map_err(io("list", &self.dir))?.path();

@@ -5,6 +5,7 @@
 
 use crate::config::Config;
 use crate::model::ContainerId;
+use crate::sandbox::offload::OffThread;
 use crate::sandbox::words::error::SandboxError;
 use std::path::{Path, PathBuf};
 
@@ -75,7 +76,12 @@ impl Space {
 ///
 /// # Errors
 /// When there is not, or `state` cannot be looked at.
-pub(in crate::sandbox) fn check(config: &Config, what: For, bytes: u64) -> Result<(), SandboxError> {
+pub(in crate::sandbox) fn check(
+    _: &OffThread,
+    config: &Config,
+    what: For,
+    bytes: u64,
+) -> Result<(), SandboxError> {
     let state = &config.state;
     match Space::of(state)? {
         space if space.has(what, bytes) => Ok(()),
@@ -90,29 +96,31 @@ pub(in crate::sandbox) fn check(config: &Config, what: For, bytes: u64) -> Resul
 /// # Errors
 /// When it may not.
 pub(in crate::sandbox) fn check_written(
+    off: &OffThread,
     config: &Config,
     bundle: impl Fn(&ContainerId) -> PathBuf,
     siblings: &[ContainerId],
     written: usize,
 ) -> Result<(), SandboxError> {
     let length = |text: usize| u64::try_from(text).unwrap_or(u64::MAX);
-    check(config, For::Creation, length(written))?;
+    check(off, config, For::Creation, length(written))?;
     if written <= ORDINARY {
         return Ok(());
     }
     let most = Space::of(&config.state)?.of_pod();
-    let all = siblings.iter().map(|id| config_bytes(&bundle(id))).fold(length(written), u64::saturating_add);
+    let all =
+        siblings.iter().map(|id| config_bytes(off, &bundle(id))).fold(length(written), u64::saturating_add);
     if all > most { Err(SandboxError::PodConfigs { all, most }) } else { Ok(()) }
 }
 
 /// The size of a bundle's configuration; 0 where there is none.
-pub(in crate::sandbox) fn config_bytes(bundle: &Path) -> u64 {
+pub(in crate::sandbox) fn config_bytes(_: &OffThread, bundle: &Path) -> u64 {
     std::fs::symlink_metadata(bundle.join("config.json")).map_or(0, |found| found.len())
 }
 
 /// The container has ended, and the runtime needs its configuration no more: a large one goes.
-pub(in crate::sandbox) fn end_config(bundle: &Path) -> Result<(), SandboxError> {
-    if config_bytes(bundle) <= u64::try_from(ORDINARY).unwrap_or(u64::MAX) {
+pub(in crate::sandbox) fn end_config(off: &OffThread, bundle: &Path) -> Result<(), SandboxError> {
+    if config_bytes(off, bundle) <= u64::try_from(ORDINARY).unwrap_or(u64::MAX) {
         return Ok(());
     }
     let config = bundle.join("config.json");
@@ -127,6 +135,7 @@ pub(in crate::sandbox) fn end_config(bundle: &Path) -> Result<(), SandboxError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::offload::here;
 
     #[test]
     fn a_creation_fails_before_a_start_and_both_before_there_is_no_room() {
@@ -154,17 +163,17 @@ mod tests {
         // A hole has the length that counts.
         let text = bundle(&ids[0]).join("config.json");
         std::fs::File::create(&text).unwrap().set_len(most - 100_000).unwrap();
-        let judge = |written| check_written(&config, bundle, &ids, written);
+        let judge = |written| check_written(&here(), &config, bundle, &ids, written);
         judge(100_000).unwrap();
         judge(ORDINARY).unwrap();
         let refused = judge(100_001).unwrap_err();
         assert!(matches!(refused, SandboxError::PodConfigs { .. }), "{refused}");
-        end_config(&bundle(&ids[0])).unwrap();
+        end_config(&here(), &bundle(&ids[0])).unwrap();
         assert!(!text.exists());
-        end_config(&bundle(&ids[1])).unwrap();
+        end_config(&here(), &bundle(&ids[1])).unwrap();
         judge(100_001).unwrap();
         std::fs::write(&text, "{}").unwrap();
-        end_config(&bundle(&ids[0])).unwrap();
+        end_config(&here(), &bundle(&ids[0])).unwrap();
         assert!(text.exists());
     }
 }

@@ -8,7 +8,7 @@ use super::room;
 use crate::host::monitor::{CreateRequest, Monitor, RestoreRequest};
 use crate::host::oci::{Runtime, criu_words};
 use crate::model::{ContainerId, ContainerSpec, NamespaceMode, Resources, SandboxSpec};
-use crate::sandbox::offload::{blocking, in_place};
+use crate::sandbox::offload::{behind, blocking};
 use crate::sandbox::spec;
 use crate::sandbox::words::checkpoint_error::CheckpointError;
 use crate::sandbox::words::error::SandboxError;
@@ -34,13 +34,15 @@ pub(in crate::sandbox) const NOT_RUNNING: &str = "it is not running";
 
 /// Has the monitor run the container.
 pub(in crate::sandbox) async fn start(
-    node: &Node,
+    node: &Arc<Node>,
     monitor: &Monitor,
     pod: &SandboxSpec,
     spec: &ContainerSpec,
     runtime: &Runtime,
 ) -> Result<Init, SandboxError> {
-    in_place(|| room::check(&node.config, room::For::Start, room::config_bytes(&node.bundle(&spec.id))))?;
+    let (own, bundle) = (node.clone(), node.bundle(&spec.id));
+    blocking(move |off| room::check(off, &own.config, room::For::Start, room::config_bytes(off, &bundle)))
+        .await?;
     let request = CreateRequest {
         container_id: spec.id.to_string(),
         runtime: runtime.command(),
@@ -64,7 +66,7 @@ pub(in crate::sandbox) async fn start(
     let created = node.metrics.step("start_container", "runtime", launch::run(monitor, request)).await;
     if spec.restore.is_some() {
         let writable = node.writable(&spec.id);
-        drop(tokio::task::spawn_blocking(move || restore::forget_images(&writable)));
+        behind(move |_| restore::forget_images(&writable));
     }
     match created {
         Ok(created) => Ok(Init { pid: created.pid, start_time: created.start_time }),
@@ -73,7 +75,7 @@ pub(in crate::sandbox) async fn start(
                 return Err(error.into());
             }
             let log = restore::work(&node.writable(&spec.id)).join("restore.log");
-            match blocking(move || Ok(criu_words(&log))).await? {
+            match blocking(move |_| Ok(criu_words(&log))).await? {
                 Some(said) => Err(CheckpointError::Start { error: Box::new(error), said }.into()),
                 None => Err(error.into()),
             }
@@ -108,7 +110,7 @@ pub(in crate::sandbox) async fn update(
     let malformed = |e: serde_json::Error| SandboxError::io("change", &config)(std::io::Error::from(e));
     let limits = serde_json::to_value(limits).map_err(malformed)?;
     if live {
-        spare(node, pod, id, asked)?;
+        spare(node, pod, id, asked).await?;
         let Err(cause) = runtime.update(id.as_str(), &limits).await else { return Ok(()) };
         // It may have written some of them before one was refused.
         let old = serde_json::to_value(in_oci_terms(old)?).map_err(malformed)?;
@@ -118,13 +120,13 @@ pub(in crate::sandbox) async fn update(
         };
     }
     let config = config.clone();
-    blocking(move || {
+    blocking(move |off| {
         let text = std::fs::read(&config).map_err(SandboxError::io("read", &config))?;
         let text = with_limits(&text, limits)
             .map_err(|e| SandboxError::io("change", &config)(std::io::Error::from(e)))?;
         let new = config.with_extension("json.new");
         // Half of one would stay for as long as the container does.
-        write_private(&new, &text).inspect_err(|_| drop(std::fs::remove_file(&new)))?;
+        write_private(off, &new, &text).inspect_err(|_| drop(std::fs::remove_file(&new)))?;
         std::fs::rename(&new, &config).map_err(SandboxError::io("replace", &config))
     })
     .await
@@ -132,8 +134,15 @@ pub(in crate::sandbox) async fn update(
 
 /// Refuses a memory limit that could only be kept by killing: of v1 the kernel does so, of v2 runc does, but not where
 /// systemd writes it.
-fn spare(node: &Node, pod: &SandboxSpec, id: &ContainerId, asked: &Resources) -> Result<(), SandboxError> {
-    let used = node.cgroups.stats(node.leaf(pod, id)?.path())?.memory.map_or(0, |memory| memory.working_set);
+async fn spare(
+    node: &Arc<Node>,
+    pod: &SandboxSpec,
+    id: &ContainerId,
+    asked: &Resources,
+) -> Result<(), SandboxError> {
+    let (cgroups, leaf) = (node.cgroups.clone(), node.leaf(pod, id)?);
+    let stats = blocking(move |_| Ok(cgroups.stats(leaf.path())?)).await?;
+    let used = stats.memory.map_or(0, |memory| memory.working_set);
     let limit = u64::try_from(asked.memory_limit).unwrap_or(0);
     if limit == 0 || limit >= used {
         return Ok(());

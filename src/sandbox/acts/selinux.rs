@@ -6,6 +6,7 @@ use super::node::Node;
 use crate::config::annotation_fits;
 use crate::host::security::selinux::{self, Known, Label, SelinuxError};
 use crate::model::{ContainerSecurity, ContainerSpec, Mount, NamespaceMode, SandboxSpec};
+use crate::sandbox::offload::OffThread;
 use crate::sandbox::spec::selinux_labels;
 use crate::sandbox::words::error::SandboxError;
 use crate::sandbox::words::snapshot::PodSnapshot;
@@ -79,7 +80,11 @@ fn levels(pod: &PodSnapshot) -> Vec<String> {
 }
 
 /// Labels the files that a pod's containers share. Blocking.
-pub(in crate::sandbox) fn label_pod_files(node: &Node, pod: &SandboxSpec) -> Result<(), SandboxError> {
+pub(in crate::sandbox) fn label_pod_files(
+    _: &OffThread,
+    node: &Node,
+    pod: &SandboxSpec,
+) -> Result<(), SandboxError> {
     let Some(selinux) = &node.selinux else { return Ok(()) };
     let label = selinux.canonical(&selinux_labels(selinux.contexts(), pod, None).mount)?;
     put_on_pod_files(node, pod, &label)
@@ -124,6 +129,7 @@ pub(in crate::sandbox) fn label_volume(
 /// Labels the pod's files for a container, if its level is another one than theirs: containers of different levels can
 /// share only what has no category. Blocking.
 pub(in crate::sandbox) fn share_pod_files(
+    _: &OffThread,
     node: &Node,
     pod: &SandboxSpec,
     container: &ContainerSpec,

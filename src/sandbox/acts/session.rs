@@ -12,7 +12,7 @@ use crate::host::monitor::{
     ExecRequest, Leash, Monitor, MonitorError, Session, SessionEnd, StdioFlags, Target,
 };
 use crate::model::{ContainerId, SandboxId, TerminalSize};
-use crate::sandbox::offload::in_place;
+use crate::sandbox::offload::blocking;
 use crate::sandbox::words::error::SandboxError;
 use crate::sandbox::words::snapshot::{ContainerSnapshot, PodSnapshot};
 use crate::sandbox::words::state::ContainerState;
@@ -163,8 +163,9 @@ pub(in crate::sandbox) async fn exec(
     node.expect_cgroup_moves();
     let exec_id = ContainerId::random()?.short().to_owned();
     let terminal = if ask.tty { Terminal::Yes(ask.size) } else { Terminal::No };
-    let (files, of) = (&node.process_files, &pod.spec.id);
-    let process_file = in_place(|| files.write(of, &node.bundle(id), &exec_id, ask.command, terminal))?;
+    let (files, of, bundle) = (node.process_files.clone(), pod.spec.id.clone(), node.bundle(id));
+    let (named, command) = (exec_id.clone(), ask.command);
+    let process_file = blocking(move |off| files.write(off, &of, &bundle, &named, command, terminal)).await?;
     let request = ExecRequest {
         exec_id,
         container_id: id.to_string(),

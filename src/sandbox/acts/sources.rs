@@ -151,7 +151,7 @@ pub(in crate::sandbox) async fn look_at<T: Send + 'static>(
     work: impl FnOnce(Option<&Progress>) -> Result<T, SandboxError> + Send + 'static,
 ) -> Result<T, SandboxError> {
     if places.is_empty() {
-        return blocking(move || work(None)).await;
+        return blocking(move |_| work(None)).await;
     }
     let asked = Asked { pod: whose.to_owned(), places: places.clone(), limit };
     let looks = move |progress: &Progress| {
@@ -174,7 +174,7 @@ pub(in crate::sandbox) async fn look_apart<T: Send + 'static>(
     work: impl Fn(Option<&Progress>) -> Result<T, SandboxError> + Send + 'static,
 ) -> Result<T, SandboxError> {
     if places.is_empty() {
-        return blocking(move || work(None)).await;
+        return blocking(move |_| work(None)).await;
     }
     let asked = Asked { pod: whose.to_owned(), places: places.clone(), limit };
     let looks = move |progress: &Progress, _: &Outbox<'_>| {

@@ -5,7 +5,7 @@ use super::node::Node;
 use crate::host::monitor::{self, Monitor, Target};
 use crate::images::Hold;
 use crate::model::{ContainerSpec, NamespaceMode, SandboxSpec};
-use crate::sandbox::offload::in_place;
+use crate::sandbox::offload::blocking;
 use crate::sandbox::words::phase::Phase;
 use crate::sandbox::words::state::Init;
 use podwright_sys::pidfd::SIGKILL;
@@ -51,13 +51,13 @@ pub(in crate::sandbox) async fn stop(mut request: Request) {
         }
         if shares_pid_namespace(&request.spec) {
             // Its init is not the init of a pid namespace: the others must be killed one by one.
-            kill_cgroup(&request.node, &request.pod, &request.spec);
+            kill_cgroup(&request.node, &request.pod, &request.spec).await;
         }
         let ended = request.phase.wait_for(|p| *p != Phase::Alive);
         if tokio::time::timeout(pause, ended).await.is_ok() {
             return;
         }
-        thaw(&request);
+        thaw(&request).await;
         // Log: A process hangs in the kernel.
         // Do: Check its file system: NFS, a failing disk.
         tracing::warn!(container = %request.spec.id, "still there after SIGKILL, will try again");
@@ -93,9 +93,10 @@ async fn signal(request: &Request, signal: i32) -> bool {
 }
 
 /// Lets it die if it has frozen itself.
-fn thaw(request: &Request) {
+async fn thaw(request: &Request) {
     let Request { node, pod, spec, .. } = request;
-    if let Err(error) = in_place(|| node.leaf(pod, &spec.id).and_then(|leaf| Ok(node.cgroups.thaw(&leaf)?))) {
+    let (cgroups, leaf) = (node.cgroups.clone(), node.leaf(pod, &spec.id));
+    if let Err(error) = blocking(move |off| Ok(cgroups.thaw(off, &leaf?)?)).await {
         // Log: A container's freezer cgroup could not be written. Tried again.
         // Do: If it lasts: check its cgroups.
         tracing::warn!(container = %spec.id, %error, "cannot thaw a container");
@@ -103,10 +104,10 @@ fn thaw(request: &Request) {
 }
 
 /// Kills what is left in a container's cgroup.
-pub(in crate::sandbox) fn kill_cgroup(node: &Node, pod: &SandboxSpec, spec: &ContainerSpec) {
+pub(in crate::sandbox) async fn kill_cgroup(node: &Node, pod: &SandboxSpec, spec: &ContainerSpec) {
+    let (cgroups, leaf) = (node.cgroups.clone(), node.leaf(pod, &spec.id));
     // It may have to freeze a cgroup first and wait for that.
-    let killed = in_place(|| node.leaf(pod, &spec.id).and_then(|leaf| Ok(node.cgroups.kill_all(&leaf)?)));
-    if let Err(error) = killed {
+    if let Err(error) = blocking(move |off| Ok(cgroups.kill_all(off, &leaf?)?)).await {
         // Log: Tried again.
         // Do: If it lasts: look for processes in state D.
         tracing::warn!(container = %spec.id, %error, "cannot kill a container's processes");

@@ -32,7 +32,7 @@ pub(in crate::sandbox) async fn end_stranger(
         Ok(()) => match node.leaf(pod, &id) {
             Ok(leaf) => {
                 let cgroups = node.cgroups.clone();
-                blocking(move || Ok(cgroups.remove(&leaf)?)).await
+                blocking(move |off| Ok(cgroups.remove(off, &leaf)?)).await
             }
             Err(error) => Err(error),
         },
@@ -73,8 +73,8 @@ pub(in crate::sandbox) async fn sweep(node: &Arc<Node>, known: &HashSet<String>)
             let trash = (*parent == layers).then(|| trash.clone());
             let swept = dir.clone();
             report(&dir, bundle::unmount(node, "", dir.clone()).await);
-            let removed = blocking(move || {
-                let Some(trash) = trash else { return remove_tree(&swept) };
+            let removed = blocking(move |off| {
+                let Some(trash) = trash else { return remove_tree(off, &swept) };
                 remove::behind(&swept, &trash)?;
                 Ok(())
             });
@@ -97,9 +97,9 @@ async fn sweep_pod(dir: PathBuf) {
         Err(_) => monitor::kill(&dir, None),
     }
     let swept = dir.clone();
-    let removed = blocking(move || {
-        PodFiles::below(&swept).unmount()?;
-        remove_tree(&swept)
+    let removed = blocking(move |off| {
+        PodFiles::below(&swept).unmount(off)?;
+        remove_tree(off, &swept)
     });
     report(&dir, removed.await);
 }

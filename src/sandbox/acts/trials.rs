@@ -4,6 +4,7 @@
 use crate::config::Config;
 use crate::host::cgroups::{Cgroups, Driver};
 use crate::host::oci::{self, Runtimes, Surroundings};
+use crate::host::offload::{self, OffThread, in_place};
 use crate::host::rootfs::{self, IdMap, IdRange, RootfsError};
 use crate::sandbox::words::error::SandboxError;
 use podwright_sys::namespace;
@@ -191,7 +192,7 @@ impl Inner {
     /// `before`: what earlier trials found.
     async fn try_all(&self, before: &Found) -> Found {
         let root = self.root.clone();
-        let kernel = tokio::task::spawn_blocking(move || try_kernel(&root)).await;
+        let kernel = offload::run(move |off| try_kernel(off, &root)).await;
         let namespace = match kernel {
             Ok(Ok(namespace)) => Ok(namespace),
             Ok(Err(error)) => Err(error.to_string()),
@@ -228,7 +229,7 @@ impl Inner {
             state: &self.state,
             systemd: self.driver == Driver::Systemd,
             probe_cgroup: &|name| self.driver.oci_path(&self.default_parent, name),
-            clear_cgroup: &|name| self.cgroups.clear_probe(&self.default_parent, name),
+            clear_cgroup: &|name| in_place(|off| self.cgroups.clear_probe(off, &self.default_parent, name)),
         };
         let trial = runtime.try_user_namespace(around, namespace.user());
         match tokio::time::timeout(TRIAL_LIMIT, trial).await {
@@ -238,9 +239,8 @@ impl Inner {
     }
 }
 
-/// Blocking.
-fn try_kernel(root: &Path) -> Result<TrialNamespace, RootfsError> {
-    rootfs::supports_idmap(root)?;
+fn try_kernel(off: &OffThread, root: &Path) -> Result<TrialNamespace, RootfsError> {
+    rootfs::supports_idmap(off, root)?;
     TrialNamespace::make()
 }
 

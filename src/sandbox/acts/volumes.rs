@@ -12,6 +12,7 @@ use crate::host::rootfs;
 use crate::host::rootfs::IdMap;
 use crate::images::{Hold, Images};
 use crate::model::{ContainerSpec, ImageVolume, MountSource, ResolvedImage};
+use crate::sandbox::offload::OffThread;
 use crate::sandbox::words::error::SandboxError;
 use crate::sandbox::words::volumes::{VolumeError, image_ids};
 use podwright_sys::path::{open_in_root, open_root};
@@ -62,8 +63,9 @@ pub(in crate::sandbox) fn restore(images: &Images, spec: &ContainerSpec) -> Hold
 }
 
 /// What to bind at `container_path`: the image, mounted with `options` below `bundle` by the first mount that needs it,
-/// or the directory of it that the sub path names. Blocking.
+/// or the directory of it that the sub path names.
 pub(in crate::sandbox) fn source(
+    off: &OffThread,
     bundle: &Path,
     container_path: &Path,
     volume: &ImageVolume,
@@ -71,11 +73,12 @@ pub(in crate::sandbox) fn source(
     map: Option<&IdMap>,
     options: &[&str],
 ) -> Result<PathBuf, SandboxError> {
-    let mounted = mounted(bundle, volume, holds, map, options);
+    let mounted = mounted(off, bundle, volume, holds, map, options);
     mounted.and_then(|root| within(&root, &volume.sub_path)).map_err(|e| failed(container_path, volume, e))
 }
 
 fn mounted(
+    off: &OffThread,
     bundle: &Path,
     volume: &ImageVolume,
     holds: &[Hold],
@@ -93,7 +96,7 @@ fn mounted(
         for dir in [&empty, &target] {
             std::fs::create_dir_all(dir).map_err(io("make directory", dir))?;
         }
-        rootfs::mount_read_only(hold.layers(), &empty, &target, map, options)?;
+        rootfs::mount_read_only(off, hold.layers(), &empty, &target, map, options)?;
     }
     Ok(target)
 }
@@ -117,8 +120,8 @@ fn within(root: &Path, sub_path: &str) -> Result<PathBuf, VolumeError> {
 }
 
 /// Unmounts every volume below `bundle` that is of our own; may be repeated, and the bundle may be gone. Returns where those
-/// are that come from the host: if nobody else has their file system any more, unmounting asks its server. Blocking.
-pub(in crate::sandbox) fn unmount(bundle: &Path) -> Result<Vec<PathBuf>, SandboxError> {
+/// are that come from the host: if nobody else has their file system any more, unmounting asks its server.
+pub(in crate::sandbox) fn unmount(off: &OffThread, bundle: &Path) -> Result<Vec<PathBuf>, SandboxError> {
     let dir = dir(bundle);
     let entries = match std::fs::read_dir(&dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -129,7 +132,7 @@ pub(in crate::sandbox) fn unmount(bundle: &Path) -> Result<Vec<PathBuf>, Sandbox
         let entry = entry.map_err(SandboxError::io("list", &dir))?;
         match entry.file_name().as_encoded_bytes().starts_with(MAPPED.as_bytes()) {
             true => of_host.push(entry.path()),
-            false => rootfs::unmount(&entry.path())?,
+            false => rootfs::unmount(off, &entry.path())?,
         }
     }
     Ok(of_host)
@@ -146,6 +149,7 @@ pub(in crate::sandbox) fn dir(bundle: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::offload::here;
     use std::os::unix::fs::symlink;
 
     #[test]
@@ -178,11 +182,11 @@ mod tests {
     #[test]
     fn a_bundle_without_volumes_is_unmounted_at_once() {
         let bundle = tempfile::tempdir().unwrap();
-        assert!(unmount(bundle.path()).unwrap().is_empty());
-        assert!(unmount(&bundle.path().join("gone")).unwrap().is_empty());
+        assert!(unmount(&here(), bundle.path()).unwrap().is_empty());
+        assert!(unmount(&here(), &bundle.path().join("gone")).unwrap().is_empty());
         // What is the host's is left to who may wait for it.
         std::fs::create_dir_all(dir(bundle.path()).join("mapped-3")).unwrap();
         std::fs::create_dir_all(dir(bundle.path()).join("0")).unwrap();
-        assert_eq!(unmount(bundle.path()).unwrap(), [dir(bundle.path()).join("mapped-3")]);
+        assert_eq!(unmount(&here(), bundle.path()).unwrap(), [dir(bundle.path()).join("mapped-3")]);
     }
 }

@@ -8,6 +8,7 @@ use crate::host::oci::Runtime;
 use crate::model::{ContainerId, ContainerSpec};
 use crate::sandbox::acts::node::Node;
 use crate::sandbox::acts::sources::look_at;
+use crate::sandbox::offload::blocking;
 use crate::sandbox::words::error::SandboxError;
 use crate::sandbox::words::layout::IMAGES;
 use futures_util::FutureExt as _;
@@ -61,7 +62,8 @@ pub(super) async fn capture(
     budget: Budget,
 ) -> Result<(), SandboxError> {
     let ids: Vec<ContainerId> = subjects.iter().map(|s| s.spec.id.clone()).collect();
-    let note = Note::write(node, runtime.name(), &ids, made)?;
+    let (own, handler, named) = (node.clone(), runtime.name().to_owned(), ids.clone());
+    let note = blocking(move |off| Note::write(off, &own, &handler, &named, made)).await?;
     let work = std::panic::AssertUnwindSafe(frozen(node, runtime, subjects, budget)).catch_unwind();
     let captured = work.await.unwrap_or(Err(SandboxError::Panicked("a checkpoint")));
     let free: Vec<_> = join_all(ids.iter().map(|id| set_free(runtime, id))).await;

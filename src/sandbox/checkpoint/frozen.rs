@@ -6,10 +6,12 @@ use crate::model::ContainerId;
 use crate::sandbox::acts::node::Node;
 use crate::sandbox::acts::private::make_private_dir;
 use crate::sandbox::acts::private::remove_tree;
-use crate::sandbox::offload::blocking;
+use crate::sandbox::offload::{OffThread, blocking, in_place};
 use crate::sandbox::words::checkpoint_error::CheckpointError;
 use crate::sandbox::words::error::SandboxError;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,8 +20,6 @@ use std::time::{Duration, Instant};
 const VERSION: u32 = 1;
 /// Time for an earlier daemon's CRIU to end by itself before it is killed: it holds the container's processes.
 const ORPHAN_WAIT: Duration = Duration::from_secs(10);
-/// How often it is looked for.
-const ORPHAN_POLL: Duration = Duration::from_millis(50);
 
 /// Tries to set a container free, with [`RESUME_PAUSE`] between: it fails only where the runtime cannot be run at all.
 const RESUME_TRIES: u32 = 5;
@@ -50,13 +50,14 @@ pub(super) struct Note(PathBuf);
 
 impl Note {
     pub(super) fn write(
+        off: &OffThread,
         node: &Node,
         handler: &str,
         containers: &[ContainerId],
         made: Vec<PathBuf>,
     ) -> Result<Self, SandboxError> {
         let dir = notes(node);
-        make_private_dir(&dir)?;
+        make_private_dir(off, &dir)?;
         let path = dir.join(format!("{}.json", ContainerId::random()?.short()));
         let content =
             Content { version: VERSION, handler: handler.to_owned(), containers: containers.to_vec(), made };
@@ -83,9 +84,9 @@ impl Note {
 pub(super) struct Staging(PathBuf);
 
 impl Staging {
-    pub(super) fn new(node: &Node) -> Result<Self, SandboxError> {
+    pub(super) fn new(off: &OffThread, node: &Node) -> Result<Self, SandboxError> {
         let dir = stagings(node).join(ContainerId::random()?.short());
-        make_private_dir(&dir)?;
+        make_private_dir(off, &dir)?;
         Ok(Self(dir))
     }
 
@@ -96,7 +97,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if let Err(error) = remove_tree(&self.0) {
+        if let Err(error) = in_place(|off| remove_tree(off, &self.0)) {
             // Log: A directory in `<root>/checkpoints` could not be removed.
             // Do: Nothing.
             tracing::warn!(%error, "half a checkpoint stays until the next start");
@@ -140,7 +141,7 @@ pub(in crate::sandbox) async fn thaw(node: Arc<Node>, left: Leftovers) {
         }
     }
     let stagings = left.stagings;
-    if let Err(error) = blocking(move || stagings.iter().try_for_each(|dir| remove_tree(dir))).await {
+    if let Err(error) = blocking(move |off| stagings.iter().try_for_each(|dir| remove_tree(off, dir))).await {
         // Log: At start, `<root>/checkpoints` could not be emptied.
         // Do: Delete it by hand.
         tracing::warn!(%error, "cannot remove half-made checkpoints");
@@ -152,7 +153,7 @@ async fn thaw_one(node: &Arc<Node>, note: &Content) -> bool {
     // Do: Repeat the checkpoint.
     tracing::warn!(containers = ?note.containers, "the earlier daemon ended during a checkpoint: setting its containers free");
     let made = note.made.clone();
-    if let Err(error) = blocking(move || end_orphans(&made)).await {
+    if let Err(error) = blocking(move |off| end_orphans(off, &made)).await {
         // Log: `/proc` could not be read.
         // Do: Nothing, if the containers run.
         tracing::warn!(%error, "cannot look for a checkpoint that still runs");
@@ -171,7 +172,8 @@ async fn thaw_one(node: &Arc<Node>, note: &Content) -> bool {
         all_free &= set_free(&runtime, id).await.is_ok();
     }
     for path in &note.made {
-        if let Err(error) = remove_tree(path) {
+        let removed = path.clone();
+        if let Err(error) = blocking(move |off| remove_tree(off, &removed)).await {
             // Log: A file of a failed checkpoint could not be removed from the caller's directory.
             // Do: Delete it.
             tracing::warn!(path = %path.display(), %error, "half a checkpoint stays");
@@ -180,30 +182,37 @@ async fn thaw_one(node: &Arc<Node>, note: &Content) -> bool {
     all_free
 }
 
-/// Waits for a CRIU that still writes there, and kills it after a limit. Blocking.
-fn end_orphans(made: &[PathBuf]) -> Result<(), SandboxError> {
+/// Waits for a CRIU that still writes there, and kills it after a limit.
+fn end_orphans(_: &OffThread, made: &[PathBuf]) -> Result<(), SandboxError> {
     let until = Instant::now() + ORPHAN_WAIT;
     loop {
         let holders = holders(made).map_err(SandboxError::io("read", Path::new("/proc")))?;
-        if holders.is_empty() {
+        if holders.is_empty() || Instant::now() > until + ORPHAN_WAIT {
             return Ok(());
         }
-        if Instant::now() > until {
-            for pid in holders {
+        let handles: Vec<_> =
+            holders.iter().filter_map(|pid| Some((pid, podwright_sys::pidfd::open(*pid).ok()?))).collect();
+        let mut limit = until.saturating_duration_since(Instant::now());
+        if limit.is_zero() {
+            limit = ORPHAN_WAIT;
+            for (pid, handle) in &handles {
                 // Log: CRIU of an earlier daemon still ran ten seconds after the start.
                 // Do: Nothing.
                 tracing::warn!(pid, "ending a checkpoint of an earlier daemon");
-                if let Ok(handle) = podwright_sys::pidfd::open(pid) {
-                    use std::os::fd::AsFd as _;
-                    let _ = podwright_sys::pidfd::send_signal(handle.as_fd(), podwright_sys::pidfd::SIGKILL);
-                }
+                let _ = podwright_sys::pidfd::send_signal(handle.as_fd(), podwright_sys::pidfd::SIGKILL);
             }
         }
-        std::thread::sleep(ORPHAN_POLL);
-        if Instant::now() > until + ORPHAN_WAIT {
-            return Ok(());
-        }
+        let handles: Vec<_> = handles.iter().map(|(_, handle)| handle.as_fd()).collect();
+        one_ends(&handles, limit);
     }
+}
+
+/// Returns when one of these processes has ended, or the time is up.
+fn one_ends(handles: &[BorrowedFd<'_>], limit: Duration) {
+    let mut handles: Vec<_> = handles.iter().map(|handle| PollFd::new(handle, PollFlags::IN)).collect();
+    let limit = Timespec::try_from(limit).ok();
+    // An interruption, like any other error, only has it looked at again.
+    let _ = poll(&mut handles, limit.as_ref());
 }
 
 /// Processes that have something open below one of these.
@@ -259,8 +268,11 @@ mod tests {
             .unwrap();
         assert_eq!(holders(&[dir.path().to_owned()]).unwrap(), [child.id()]);
         assert!(holders(&[dir.path().join("imag")]).unwrap().is_empty());
+        let made = vec![dir.path().to_owned()];
+        let ends = std::thread::spawn(move || end_orphans(&crate::host::offload::here(), &made));
         child.kill().unwrap();
         child.wait().unwrap();
+        ends.join().unwrap().unwrap();
         assert!(holders(&[dir.path().to_owned()]).unwrap().is_empty());
     }
 }

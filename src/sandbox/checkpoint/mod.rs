@@ -20,6 +20,7 @@ pub(super) use frozen::{Leftovers, thaw};
 use super::acts::node::Node;
 use super::acts::restore::{self, places};
 use super::acts::sources::look_at;
+use super::offload::blocking;
 use super::words::checkpoint_error::CheckpointError;
 use super::words::error::SandboxError;
 use super::words::layout::{CONFIG_DUMP, POD_DUMP, POD_OPTIONS};
@@ -186,7 +187,8 @@ impl Checkpoints {
         let (budget, until, place) = (Budget::within(limit), Instant::now() + limit, location.to_owned());
         detached("a checkpoint", async move {
             let _claim = claim;
-            let staging = frozen::Staging::new(&node)?;
+            let own = node.clone();
+            let staging = blocking(move |off| frozen::Staging::new(off, &own)).await?;
             let spec = &container.spec;
             let subjects = vec![subject(&node, spec, staging.path().to_owned(), Vec::new())];
             capture::capture(&node, &pod.runtime, &subjects, vec![staging.path().to_owned()], budget).await?;

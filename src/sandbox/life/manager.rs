@@ -383,7 +383,7 @@ impl Manager {
         let template = self.shared.node.config.network.conf_template.clone();
         let (Some(ranges), false) = (ranges, template.as_os_str().is_empty()) else { return Ok(()) };
         let network = self.shared.node.network.clone();
-        blocking(move || Ok(network.configure(&template, &ranges).map(|_| ())?)).await
+        blocking(move |_| Ok(network.configure(&template, &ranges).map(|_| ())?)).await
     }
 
     /// The full id of a container that runs, for a caller that will do `operation` later.

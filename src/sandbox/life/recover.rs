@@ -17,7 +17,9 @@ use crate::host::foreign::Asked;
 use crate::host::network::Network;
 use crate::model::{SandboxId, Timestamp};
 use crate::sandbox::acts::adopt::{Found, Heard, look_for, observe};
+use crate::sandbox::acts::bring_up;
 use crate::sandbox::acts::bundle;
+use crate::sandbox::acts::creation;
 use crate::sandbox::acts::node::Node;
 use crate::sandbox::acts::sweep::{end_stranger, report, sweep};
 use crate::sandbox::acts::volumes;
@@ -25,7 +27,7 @@ use crate::sandbox::checkpoint;
 use crate::sandbox::offload::blocking;
 use crate::sandbox::words::error::SandboxError;
 use crate::sandbox::words::reconcile::{Decision, MonitorSeen, decide_container, decide_sandbox};
-use crate::sandbox::words::record::{Loaded, RecordError, StoredContainer, StoredPod};
+use crate::sandbox::words::record::{Loaded, StoredContainer, StoredPod};
 use crate::sandbox::words::state::{ContainerState, SandboxState};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -36,8 +38,9 @@ use std::time::Duration;
 ///
 /// # Errors
 /// Only when the records' directory cannot be listed; one broken pod never stops the others.
-pub async fn recover(node: Arc<Node>, announcer: Announcer) -> Result<Manager, RecordError> {
-    let Loaded { pods, unread, broken } = node.records.load()?;
+pub async fn recover(node: Arc<Node>, announcer: Announcer) -> Result<Manager, SandboxError> {
+    let records = node.records.clone();
+    let Loaded { pods, unread, broken } = blocking(move |off| Ok(records.load(off)?)).await?;
     for error in broken {
         // Log: A record of a pod or container could not be read at start. What it stands for is left alone: it runs on, but is not listed.
         // Do: Repair the file, or go back to the newer podwright that wrote it, and restart. If it is beyond repair: end its processes, then delete its directory below `<root>/pods`.
@@ -67,7 +70,7 @@ pub async fn recover(node: Arc<Node>, announcer: Announcer) -> Result<Manager, R
     tokio::spawn(checkpoint::thaw(node.clone(), checkpoint::Leftovers::find(&node)));
     sweep(&node, &known).await;
     let images = node.images.clone();
-    let forgotten = blocking(move || Ok(images.recovered()?)).await;
+    let forgotten = blocking(move |_| Ok(images.recovered()?)).await;
     report(&node.config.root.join("images"), forgotten);
     Ok(manager)
 }
@@ -135,7 +138,7 @@ async fn recover_pod(shared: &Shared, stored: StoredPod) -> Result<(), SandboxEr
     for container in stored.containers {
         recover_container(node, index, &mut pod, container, Heard::of(reports.as_ref(), alive)).await;
     }
-    if let Err(error) = node.records.write_pod_state(&spec.id, &pod.record()) {
+    if let Err(error) = bring_up::write_state(node, &spec, pod.record()).await {
         // Log: Writing below `root` failed at start. The state in memory is right.
         // Do: Free the disk, or mount it writable.
         tracing::error!(sandbox = %spec.id, %error, "cannot record a sandbox's state");
@@ -152,14 +155,16 @@ async fn recover_container(
     heard: Heard<'_>,
 ) {
     let spec = Arc::new(stored.spec);
-    let seen = observe(node, &pod.spec.id, &spec.id, heard);
+    let seen = observe(node, &pod.spec.id, &spec.id, heard).await;
     let recorded = stored.state;
     match decide_container(recorded.as_ref().map(|r| &r.container), &seen, Timestamp::now()) {
         Decision::Undo => {
             let undone = bundle::remove(node, &spec).await;
-            let undone = undone.and_then(|()| Ok(node.records.remove_container(&pod.spec.id, &spec.id)?));
-            if let Err(error) = undone {
-                tracing::error!(container = %spec.id, %error, "cannot undo an unfinished creation");
+            match undone {
+                Ok(()) => creation::forget(node, &pod.spec.id, &spec.id).await,
+                Err(error) => {
+                    tracing::error!(container = %spec.id, %error, "cannot undo an unfinished creation");
+                }
             }
         }
         Decision::Keep(state) => {
@@ -172,7 +177,7 @@ async fn recover_container(
             container.hold = node.images.restore_hold(&spec.image.id).map(Arc::new);
             container.volumes = volumes::restore(&node.images, &spec);
             let record = container.record();
-            if let Err(error) = node.records.write_container_state(&pod.spec.id, &spec.id, &record) {
+            if let Err(error) = creation::write(node, &pod.spec.id, &spec.id, record).await {
                 // Log: Writing below `root` failed at start. The state in memory is right.
                 // Do: Free the disk, or mount it writable.
                 tracing::error!(container = %spec.id, %error, "cannot record a container's state");

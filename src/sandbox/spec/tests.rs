@@ -638,7 +638,7 @@ fn a_built_spec_runs_with_runc() {
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    cgroups.remove(&leaf).unwrap();
+    cgroups.remove(&crate::host::offload::here(), &leaf).unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let all = format!("{text}\n{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(3), "{all}");

@@ -1,9 +1,11 @@
 //! What happens to the containers at somebody's request: created, started, stopped, updated, removed.
 
+use super::recording::{Answers, Which};
 use super::{Container, Finished, Pod, not_updatable, shorten};
 use crate::model::{ContainerId, Resources, Timestamp};
 use crate::sandbox::acts::bundle::{self, Prepared};
 use crate::sandbox::acts::clean;
+use crate::sandbox::acts::creation;
 use crate::sandbox::acts::run;
 
 use crate::sandbox::acts::launch;
@@ -62,22 +64,10 @@ impl Pod {
         container.volumes = volumes.clone();
         container.activity = Activity::Creating;
         container.create_waiters.push(reply);
-        let recorded = self.node.records.write_container(&spec).and_then(|()| {
-            self.node.records.write_container_state(&self.spec.id, &spec.id, &container.record())
-        });
-        if let Err(error) = recorded {
-            // What was written before the disk was full.
-            if let Err(error) = self.node.records.remove_container(&self.spec.id, &spec.id) {
-                // Log: A container's creation failed, and so did removing its record. It is not listed.
-                // Do: Nothing.
-                tracing::warn!(container = %spec.id, %error, "half a record stays until the pod is removed");
-            }
-            answer_all(&mut container.create_waiters, &refuse(error.into()));
-            return;
-        }
         let id = spec.id.clone();
         let siblings = self.containers.keys().cloned().collect();
         self.index.add_container(&id, &self.spec.id);
+        let record = container.record();
         self.containers.insert(id.clone(), container);
         let request = bundle::Request {
             node: self.node.clone(),
@@ -93,7 +83,7 @@ impl Pod {
         };
         let failed = Finished::Created(id.clone(), Box::new(Err(SandboxError::Panicked("creation"))));
         self.work(failed, async move {
-            let result = bundle::prepare_or_undo(request).await;
+            let result = creation::create(request, record).await;
             Finished::Created(id, Box::new(result))
         });
     }
@@ -104,14 +94,10 @@ impl Pod {
         match result {
             Ok(prepared) => {
                 container.user = Some(prepared.user);
-                // A container that a restart would undo is not answered as made.
-                if let Err(error) = self.promise(id, ContainerState::Created) {
-                    return self.undo_creation(id, error.into());
-                }
-                let Some(container) = self.containers.get_mut(id) else { return };
-                for waiter in std::mem::take(&mut container.create_waiters) {
-                    send(waiter, Ok(id.clone()));
-                }
+                container.state = ContainerState::Created;
+                let mut waiters = std::mem::take(&mut container.create_waiters);
+                self.publish();
+                answer_all(&mut waiters, &Ok(id.clone()));
             }
             Err(error) => {
                 let outcome = refuse(error);
@@ -120,21 +106,6 @@ impl Pod {
                 self.publish();
             }
         }
-    }
-
-    /// Takes back a creation that is complete but for its record; `cause` is the answer.
-    fn undo_creation(&mut self, id: &ContainerId, cause: SandboxError) {
-        let Some(container) = self.containers.get_mut(id) else { return };
-        container.activity = Activity::Creating;
-        let (node, spec, id) = (self.node.clone(), container.spec.clone(), id.clone());
-        let failed = Finished::Created(id.clone(), Box::new(Err(SandboxError::Panicked("creation"))));
-        self.work(failed, async move {
-            let error = match bundle::remove(&node, &spec).await {
-                Ok(()) => cause,
-                Err(error) => SandboxError::Several(vec![cause, error]),
-            };
-            Finished::Created(id, Box::new(Err(error)))
-        });
     }
 
     pub(super) fn start(&mut self, id: ContainerId, reply: Reply<()>) {
@@ -156,18 +127,23 @@ impl Pod {
             (Admission::Do, Some(monitor)) => {
                 let (node, spec, runtime) = (self.node.clone(), container.spec.clone(), self.runtime.clone());
                 let pod = self.spec.clone();
-                // Nothing runs of which the record says that it never did.
-                if let Err(error) = self.promise(&id, ContainerState::Starting) {
-                    return send(reply, refuse(error.into()));
-                }
-                let Some(container) = self.containers.get_mut(&id) else { return };
+                container.state = ContainerState::Starting;
                 container.activity = Activity::Starting;
                 container.waiters.push(reply);
                 container.phase.send_replace(Phase::Alive);
+                let (mut turn, record) = (container.records.turn(), container.record());
+                self.publish();
                 self.node.expect_cgroup_moves();
                 let failed = Finished::Started(id.clone(), Err(SandboxError::Panicked("start")));
                 self.work(failed, async move {
-                    let result = run::start(&node, &monitor, &pod, &spec, &runtime).await;
+                    turn.comes().await;
+                    // Nothing runs of which the record says that it never did.
+                    let recorded = creation::write(&node, &pod.id, &id, record).await;
+                    drop(turn);
+                    let result = match recorded {
+                        Ok(()) => run::start(&node, &monitor, &pod, &spec, &runtime).await,
+                        Err(error) => Err(error),
+                    };
                     Finished::Started(id, result)
                 });
             }
@@ -207,7 +183,8 @@ impl Pod {
         let (state, outcome) = match result {
             Ok(init) => (ContainerState::Running { init, since: now }, Ok(())),
             // An earlier daemon wanted to start it, and its monitor was not asked, or undid it.
-            Err(error @ SandboxError::StartUnseen(_)) => {
+            // Or it could not be recorded, and was not asked for.
+            Err(error @ (SandboxError::StartUnseen(_) | SandboxError::Record(_))) => {
                 container.phase.send_replace(Phase::Cleaned);
                 (ContainerState::Created, refuse(error))
             }
@@ -301,7 +278,7 @@ impl Pod {
                 container.waiters.push(reply);
                 let mut dying = container.dying();
                 let (node, spec) = (self.node.clone(), container.spec.clone());
-                let monitor = self.monitor.clone();
+                let (monitor, records) = (self.monitor.clone(), container.records.clone());
                 let failed = Finished::Removed(id.clone(), Err(SandboxError::Panicked("removal")));
                 self.work(failed, async move {
                     // The clean-up after its end runs by itself; two at once would step on each other.
@@ -309,8 +286,13 @@ impl Pod {
                         Ok(()) => bundle::remove(&node, &spec).await,
                         Err(why) => Err(clean::unclean(&spec.id, why)),
                     };
-                    if let (Ok(()), Some(monitor)) = (&result, monitor) {
-                        run::forget(&monitor, &spec.id).await;
+                    if result.is_ok() {
+                        if let Some(monitor) = monitor {
+                            run::forget(&monitor, &spec.id).await;
+                        }
+                        let mut turn = records.turn();
+                        turn.comes().await;
+                        creation::forget(&node, &spec.sandbox_id, &spec.id).await;
                     }
                     Finished::Removed(id, result)
                 });
@@ -346,11 +328,6 @@ impl Pod {
     pub(super) fn forget_container(&mut self, id: &ContainerId) {
         self.containers.remove(id);
         self.index.remove_container(id);
-        if let Err(error) = self.node.records.remove_container(&self.spec.id, id) {
-            // Log: Writing below `root` failed. The record goes with the pod.
-            // Do: Free the disk, or mount it writable.
-            tracing::error!(container = %id, %error, "cannot remove a container's record");
-        }
     }
 
     /// One update at a time, so that each builds on what the one before has made.
@@ -399,13 +376,16 @@ impl Pod {
             (Err(_), Activity::Removing, _) => Err(not_updatable(id, "being removed")),
             (result, _, _) => result,
         };
-        if result.is_ok() {
+        let outcome = result.map_err(Arc::new);
+        let answers = reply.into_iter().map(|reply| (reply, outcome.clone())).collect();
+        if outcome.is_ok() {
             container.resources = resources;
-            let state = container.state.clone();
-            self.set_container_state(id, state);
+            self.publish();
+            self.write(Which::Container(id.clone()), answers);
+            return;
         }
-        if let Some(reply) = reply {
-            send(reply, result.map_err(Arc::new));
+        for (reply, outcome) in Answers::into_iter(answers) {
+            send(reply, outcome);
         }
     }
 }

@@ -154,9 +154,7 @@ impl Pod {
             .containers
             .iter()
             .filter(|(_, c)| due(c))
-            .filter_map(|(id, c)| {
-                Some((id.clone(), adopt::late(&self.node, &self.spec.id, (id, &c.state), &reports)?))
-            })
+            .filter_map(|(id, c)| Some((id.clone(), adopt::late((id, &c.state), &reports)?)))
             .collect();
         for (id, late) in changed {
             let state = match late {

@@ -50,6 +50,8 @@ pub(super) struct Container {
     create_waiters: Vec<Reply<ContainerId>>,
     /// The caller of the update that runs beside everything else.
     updating: Option<Reply<()>>,
+    /// The order of writes of its record.
+    records: recording::Queue,
     phase: watch::Sender<Phase>,
     /// Why it could not be cleaned up after yet.
     trouble: watch::Sender<Option<String>>,
@@ -76,6 +78,7 @@ impl Container {
             waiters: Vec::new(),
             create_waiters: Vec::new(),
             updating: None,
+            records: recording::Queue::default(),
             phase: watch::Sender::new(phase),
             trouble: watch::Sender::new(None),
             kill_at: None,
@@ -110,6 +113,7 @@ enum Finished {
     /// The monitor that was looked for since the start has answered; None: it is proved dead.
     Answered(Option<adopt::Adopted>),
     StrangerEnded,
+    Recorded(recording::Recorded),
     /// Records that could not be written are due again.
     RecordDue,
     Undone {
@@ -117,6 +121,12 @@ enum Finished {
         undo: Result<(), SandboxError>,
     },
     Down(Result<(), SandboxError>),
+    /// The record of new limits of the pod, and those before it.
+    Limited {
+        before: Option<PodLimits>,
+        result: Result<(), SandboxError>,
+        reply: Option<Reply<()>>,
+    },
     PodRemoved(Result<(), SandboxError>),
     Created(ContainerId, Box<Result<Prepared, SandboxError>>),
     Started(ContainerId, Result<Init, SandboxError>),
@@ -152,6 +162,8 @@ pub(super) struct Pod {
     snapshots: watch::Sender<Arc<PodSnapshot>>,
     up: watch::Sender<Option<Outcome<()>>>,
     unwritten: recording::Unwritten,
+    /// The order of writes of the pod's own record.
+    records: recording::Queue,
     gone: bool,
 }
 
@@ -192,6 +204,7 @@ impl Pod {
             snapshots: watch::Sender::new(Arc::new(picture)),
             up: watch::Sender::new(None),
             unwritten: recording::Unwritten::default(),
+            records: recording::Queue::default(),
             gone: false,
         }
     }
@@ -201,7 +214,11 @@ impl Pod {
         self.activity = SandboxActivity::Preparing;
         let (node, spec) = (self.node.clone(), self.spec.clone());
         let failed = Finished::Up(Box::new(Err(SandboxError::Panicked("bring-up"))));
-        self.work(failed, async move { Finished::Up(Box::new(bring_up::bring_up(node, spec).await)) });
+        let mut turn = self.records.turn();
+        self.work(failed, async move {
+            turn.comes().await;
+            Finished::Up(Box::new(bring_up::bring_up_and_record(node, spec).await))
+        });
         self.spawn(None)
     }
 
@@ -222,7 +239,12 @@ impl Pod {
         self.seeking = answer.is_some();
         self.await_starts();
         if let Some(answer) = answer {
-            self.work(Finished::Answered(None), async move { Finished::Answered(answer.await) });
+            let (node, id) = (self.node.clone(), self.spec.id.clone());
+            self.work(Finished::Answered(None), async move {
+                let Some((monitor, events, reports)) = answer.await else { return Finished::Answered(None) };
+                let reports = adopt::with_exits(&node, &id, reports).await;
+                Finished::Answered(Some((monitor, events, reports)))
+            });
         }
         self.publish();
         self.spawn(events)
@@ -294,9 +316,11 @@ impl Pod {
             // Handled where the events can be taken over.
             Finished::Up(_) | Finished::Adopted(_) | Finished::Answered(_) => {}
             Finished::StrangerEnded => {}
+            Finished::Recorded(recorded) => self.recorded(recorded),
             Finished::RecordDue => self.record_again(),
             Finished::Undone { cause, undo } => self.undone(cause, undo),
             Finished::Down(result) => self.down(result),
+            Finished::Limited { before, result, reply } => self.limited(before, result, reply),
             Finished::PodRemoved(result) => self.pod_removed(result),
             Finished::Created(id, result) => self.created(&id, *result),
             Finished::Started(id, result) => self.started(&id, result),

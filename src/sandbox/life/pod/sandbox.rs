@@ -1,5 +1,6 @@
 //! Requests on the sandbox itself: brought up or undone, torn down, removed.
 
+use super::recording::Queue;
 use super::{Container, Finished, Pod};
 use crate::host::monitor::Events;
 use crate::model::ContainerId;
@@ -7,7 +8,6 @@ use crate::sandbox::acts::bring_up::{self, BroughtUp};
 use crate::sandbox::acts::bundle;
 use crate::sandbox::acts::clean;
 use crate::sandbox::life::mailbox::{Command, Reply, answer_all, send};
-use crate::sandbox::offload::in_place;
 use crate::sandbox::words::error::SandboxError;
 use crate::sandbox::words::machine::{Activity, Admission, SandboxActivity, SandboxRequest, admit_sandbox};
 use crate::sandbox::words::record::PodLimits;
@@ -20,13 +20,7 @@ impl Pod {
         match result {
             Ok(up) => {
                 self.monitor = Some(up.monitor);
-                let before = std::mem::replace(&mut self.state, SandboxState::Ready { network: up.network });
-                // A pod that a restart would not find ready is not answered as one.
-                if let Err(error) = self.record_sandbox() {
-                    self.state = before;
-                    self.undo_bring_up(error.into());
-                    return None;
-                }
+                self.state = SandboxState::Ready { network: up.network };
                 self.activity = SandboxActivity::Idle;
                 self.publish();
                 self.up.send_replace(Some(Ok(())));
@@ -48,8 +42,16 @@ impl Pod {
             cause: SandboxError::Panicked("bring-up"),
             undo: Err(SandboxError::Panicked("undoing a bring-up")),
         };
+        let records = self.records.clone();
         self.work(failed, async move {
-            let undo = bring_up::tear_down(node, spec, monitor, Vec::new()).await;
+            let undo = match bring_up::tear_down(node.clone(), spec.clone(), monitor, Vec::new()).await {
+                Ok(()) => {
+                    let mut turn = records.turn();
+                    turn.comes().await;
+                    bring_up::erase(&node, &spec).await
+                }
+                failed => failed,
+            };
             Finished::Undone { cause, undo }
         });
     }
@@ -64,7 +66,7 @@ impl Pod {
 
     pub(super) fn undone(&mut self, cause: SandboxError, undo: Result<(), SandboxError>) {
         self.activity = SandboxActivity::Idle;
-        match undo.and_then(|()| in_place(|| self.erase())) {
+        match undo {
             Ok(()) => {
                 self.index.remove_pod(&self.spec);
                 self.up.send_replace(Some(Err(Arc::new(cause))));
@@ -120,7 +122,6 @@ impl Pod {
         if result.is_ok() {
             (self.monitor, self.process, self.seeking) = (None, None, false);
         }
-        self.set_state(SandboxState::NotReady { why, resources });
         let outcome = result.map_err(Arc::new);
         if let Err(error) = &outcome {
             // Log: Steps of StopPodSandbox failed; `error` has all of them.
@@ -134,7 +135,8 @@ impl Pod {
                 }
             }
         }
-        answer_all(&mut self.waiters, &outcome);
+        let answers = self.waiters.drain(..).map(|waiter| (waiter, outcome.clone())).collect();
+        self.set_state_and_answer(SandboxState::NotReady { why, resources }, answers);
     }
 
     pub(super) fn remove_pod(&mut self, reply: Reply<()>) {
@@ -146,8 +148,10 @@ impl Pod {
             Admission::Do => {
                 self.activity = SandboxActivity::Removing;
                 self.waiters.push(reply);
-                let node = self.node.clone();
+                let (node, spec) = (self.node.clone(), self.spec.clone());
                 let containers: Vec<_> = self.containers.values().map(Container::dying).collect();
+                let mut records: Vec<_> = self.containers.values().map(|c| c.records.clone()).collect();
+                records.push(self.records.clone());
                 let failed = Finished::PodRemoved(Err(SandboxError::Panicked("removal")));
                 self.work(failed, async move {
                     let mut errors = Vec::new();
@@ -159,7 +163,15 @@ impl Pod {
                             Err(why) => errors.push(clean::unclean(&dying.spec.id, why)),
                         }
                     }
-                    Finished::PodRemoved(SandboxError::all(errors).map_or(Ok(()), Err))
+                    if let Some(error) = SandboxError::all(errors) {
+                        return Finished::PodRemoved(Err(error));
+                    }
+                    // No write is under way below it, nor begins.
+                    let mut turns: Vec<_> = records.iter().map(Queue::turn).collect();
+                    for turn in &mut turns {
+                        turn.comes().await;
+                    }
+                    Finished::PodRemoved(bring_up::erase(&node, &spec).await)
                 });
             }
             Admission::Join => self.waiters.push(reply),
@@ -174,7 +186,7 @@ impl Pod {
 
     pub(super) fn pod_removed(&mut self, result: Result<(), SandboxError>) {
         self.activity = SandboxActivity::Idle;
-        let outcome = result.and_then(|()| in_place(|| self.erase())).map_err(Arc::new);
+        let outcome = result.map_err(Arc::new);
         if outcome.is_ok() {
             self.index.remove_pod(&self.spec);
             self.gone = true;
@@ -184,23 +196,36 @@ impl Pod {
         answer_all(&mut self.waiters, &outcome);
     }
 
-    /// Removes what is left on disk, the record last.
-    pub(super) fn erase(&self) -> Result<(), SandboxError> {
-        crate::host::remove::tree(&self.node.pod_dir(&self.spec.id))?;
-        Ok(self.node.records.remove_pod(&self.spec.id)?)
-    }
-
     /// Notes what the pod's cgroup is limited to. The kubelet has changed it already, and owns it.
     pub(super) fn update_limits(&mut self, limits: PodLimits, reply: Reply<()>) {
         if self.state == SandboxState::Preparing {
             return self.deferred.push(Command::UpdatePod { limits: Box::new(limits), reply });
         }
+        // In memory at once, so that a later record does not take it back.
         let before = self.limits.replace(limits);
-        let recorded = self.record_sandbox();
-        if recorded.is_err() {
+        let (node, spec, state) = (self.node.clone(), self.spec.clone(), self.record());
+        let mut turn = self.records.turn();
+        let failed =
+            Finished::Limited { before: None, result: Err(SandboxError::Panicked("a record")), reply: None };
+        self.work(failed, async move {
+            turn.comes().await;
+            let result = bring_up::write_state(&node, &spec, state).await;
+            Finished::Limited { before, result, reply: Some(reply) }
+        });
+    }
+
+    pub(super) fn limited(
+        &mut self,
+        before: Option<PodLimits>,
+        result: Result<(), SandboxError>,
+        reply: Option<Reply<()>>,
+    ) {
+        if result.is_err() {
             self.limits = before;
         }
         self.publish();
-        send(reply, recorded.map_err(|error| Arc::new(error.into())));
+        if let Some(reply) = reply {
+            send(reply, result.map_err(Arc::new));
+        }
     }
 }

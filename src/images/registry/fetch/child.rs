@@ -19,7 +19,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, IoSlice, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
@@ -63,6 +63,24 @@ pub(super) struct Asking {
     control: UnixDatagram,
     next: AtomicU32,
     waiting: Mutex<HashMap<u32, oneshot::Sender<Option<OwnedFd>>>>,
+    /// What all connections have brought.
+    pub(super) use_of: Arc<Use>,
+}
+
+/// Bytes that may arrive and bring no part of an answer: what is read ahead on the connections of a pull, and answers that
+/// are not read to their end. As a flood of empty frames they take a second or two.
+const USELESS: u64 = 32 << 20;
+/// Beyond it, one part in this many of the content: TLS and HTTP/2 take a hundredth, chunks of a hundred bytes a tenth.
+const OVERHEAD: u64 = 4;
+/// What the head of an answer counts as.
+const OF_AN_ANSWER: usize = 64 << 10;
+
+/// How much of what arrived was part of an answer. A registry that sends pings, settings, or `103 Early Hints` without end
+/// has a process work and brings nothing, which a limit on time notices late.
+#[derive(Debug, Default)]
+pub(super) struct Use {
+    arrived: AtomicU64,
+    brought: AtomicU64,
 }
 
 /// A client and the credentials for its proxy.
@@ -83,7 +101,12 @@ fn work(ends: Ends) {
 
 async fn serve(control: OwnedFd) -> io::Result<()> {
     let control = UnixDatagram::from_std(control.into())?;
-    let asking = Arc::new(Asking { control, next: AtomicU32::new(0), waiting: Mutex::default() });
+    let asking = Arc::new(Asking {
+        control,
+        next: AtomicU32::new(0),
+        waiting: Mutex::default(),
+        use_of: Arc::default(),
+    });
     let nonsense = || io::Error::from(io::ErrorKind::InvalidData);
     let (mut clients, mut trust) = (HashMap::new(), Trust::of(Vec::new()));
     loop {
@@ -105,7 +128,7 @@ async fn serve(control: OwnedFd) -> io::Result<()> {
             (wire::REQUEST, Some(socket)) => {
                 let client: &Arc<Known> = clients.get(&number).ok_or_else(nonsense)?;
                 let socket = UnixStream::from_std(socket.into())?;
-                tokio::spawn(answer(Arc::clone(client), socket));
+                tokio::spawn(answer(Arc::clone(client), socket, Arc::clone(&asking.use_of)));
             }
             (wire::SOCKET, Some(socket)) => asking.answered(number, Some(socket)),
             (wire::NO_SOCKET, None) => asking.answered(number, None),
@@ -151,8 +174,28 @@ impl Asking {
     }
 }
 
+impl Use {
+    /// Counts what arrives.
+    ///
+    /// # Errors
+    /// When far more has arrived than was of use.
+    pub(super) fn arrives(&self, bytes: usize) -> io::Result<()> {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        let arrived = self.arrived.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        let brought = self.brought.load(Ordering::Relaxed);
+        if arrived <= USELESS.saturating_add(brought).saturating_add(brought / OVERHEAD) {
+            return Ok(());
+        }
+        Err(io::Error::other("it sends much more than it answers with"))
+    }
+
+    fn brings(&self, bytes: usize) {
+        self.brought.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
 /// Serves one request. It ends when nobody hears the answer any more.
-async fn answer(client: Arc<Known>, mut socket: UnixStream) {
+async fn answer(client: Arc<Known>, mut socket: UnixStream, use_of: Arc<Use>) {
     let Ok(mut request) = request(&mut socket).await else { return };
     let is_plain = request.uri().scheme() == Some(&http::uri::Scheme::HTTP);
     if let Some(auth) = client.proxy_auth.as_ref().filter(|_| is_plain) {
@@ -165,7 +208,7 @@ async fn answer(client: Arc<Known>, mut socket: UnixStream) {
     // What cannot be said is heard by nobody.
     let _ = match got {
         Err(error) => fail(&mut socket, &error).await,
-        Ok(response) => pass_on(&mut socket, response).await,
+        Ok(response) => pass_on(&mut socket, response, &use_of).await,
     };
 }
 
@@ -191,7 +234,12 @@ async fn nobody_hears(socket: &UnixStream) {
     }
 }
 
-async fn pass_on(socket: &mut UnixStream, response: http::Response<Incoming>) -> io::Result<()> {
+async fn pass_on(
+    socket: &mut UnixStream,
+    response: http::Response<Incoming>,
+    use_of: &Use,
+) -> io::Result<()> {
+    use_of.brings(OF_AN_ANSWER);
     let Some(head) = wire::encode_head(response.status(), response.headers()) else {
         return words(socket, wire::FAILED, "the headers of its answer are too long").await;
     };
@@ -209,6 +257,7 @@ async fn pass_on(socket: &mut UnixStream, response: http::Response<Incoming>) ->
             match next {
                 Some(Some(Ok(frame))) => {
                     if let Ok(data) = frame.into_data() {
+                        use_of.brings(data.len());
                         pieces.push(data);
                     }
                 }

@@ -1,7 +1,7 @@
 //! Connections as the process that speaks HTTP makes them: over a socket that the daemon has connected, through a proxy and
 //! TLS as the client's set-up says. Never connects anything itself.
 
-use super::child::Asking;
+use super::child::{Asking, Use};
 use super::wire::{self, Setup};
 use http::{HeaderValue, Uri};
 use hyper::rt::{Read, ReadBufCursor, Write};
@@ -17,7 +17,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tower::Service;
@@ -95,6 +95,7 @@ impl Dialer {
         let socket = self.asking.socket(self.client).await?.ok_or(NoSocket)?;
         let tcp = TcpStream::from_std(socket.into())?;
         let is_https = to.scheme() == Some(&http::uri::Scheme::HTTPS);
+        let tcp = Counted { tcp, use_of: Arc::clone(&self.asking.use_of) };
         let (mut stream, mut seen): (BoxStream, _) = (Box::new(tcp), false);
         if let Some(proxy) = &self.proxy {
             let uri = proxy.uri().clone();
@@ -238,6 +239,54 @@ impl ServerCertVerifier for Anyone {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// A connection whose bytes are counted as they arrive.
+struct Counted {
+    tcp: TcpStream,
+    use_of: Arc<Use>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        std::task::ready!(Pin::new(&mut self.tcp).poll_read(context, into))?;
+        Poll::Ready(self.use_of.arrives(into.filled().len() - before))
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        all: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write_vectored(context, all)
     }
 }
 

@@ -194,3 +194,26 @@ fn proxies_that_are_spoken_to() {
         assert_eq!(url(none), None, "{none}");
     }
 }
+
+/// A server that answers the first connection with `piece` without end, or until nobody listens.
+fn flood(piece: Vec<u8>) -> Url {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = Url::parse(&format!("http://{}/x", listener.local_addr().unwrap())).unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]).unwrap();
+        while stream.write_all(&piece).is_ok() {}
+    });
+    url
+}
+
+#[tokio::test]
+async fn a_registry_that_sends_without_end_what_is_no_answer_is_given_up() {
+    let url = flood(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n".repeat(100));
+    let fetcher = Fetcher::new(&Arc::default());
+    let client = client(&fetcher, &url);
+    let heard = tokio::time::timeout(Duration::from_mins(2), get(&client, &url)).await;
+    let failure = heard.unwrap().unwrap_err();
+    assert!(failure.to_string().contains("much more than it answers with"), "{failure}");
+}

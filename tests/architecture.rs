@@ -222,6 +222,30 @@ fn only_sys_is_unsafe() {
     }
 }
 
+/// JSON of registries and archives is read by a worker (`images/document.rs`). What is read elsewhere in `images` is the node's
+/// own, of other runtimes' stores, or signed by a key of the policy.
+#[test]
+fn json_of_others_is_read_by_workers() {
+    let allowed = [
+        "document.rs",
+        "index.rs",
+        "policy/claim.rs",
+        "policy/containers.rs",
+        "registry/auth_files.rs",
+        "transfer/peers/crio.rs",
+        "transfer/peers/tar_split.rs",
+    ];
+    for path in sources("src/images") {
+        let relative = relative(&path);
+        if is_test(&path) || allowed.iter().any(|file| relative == format!("src/images/{file}")) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        assert!(!code.contains("serde_json::from_"), "{relative} reads JSON itself");
+    }
+}
+
 #[test]
 fn only_command_and_monitor_start_programs() {
     for path in sources("src") {

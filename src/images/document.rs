@@ -12,6 +12,7 @@ use super::bounded;
 use super::error::ImageError;
 use super::manifest::{ConfigFile, Raw};
 use super::policy::{Bundle, Index, Manifest};
+use super::registry::{Refusal, TokenReply};
 use super::transfer::{Marker, Saved};
 use super::unpack::plain;
 use super::windows::Turns;
@@ -67,6 +68,8 @@ documents! {
     5 => Manifest,
     6 => Index,
     7 => Bundle,
+    8 => TokenReply,
+    9 => Refusal,
 }
 
 fn converted<T: Document>(json: &[u8]) -> Result<Vec<u8>, String> {

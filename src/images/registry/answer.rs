@@ -2,10 +2,12 @@
 
 use super::client::Answer;
 use super::fetch::Response;
+use crate::images::document;
 use crate::images::error::{ImageError, RegistryMessage, cut};
+use crate::images::offload::blocking;
 use crate::model::plain;
 use http::{HeaderMap, StatusCode};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime};
 
 /// Bytes read of an error body; a registry's own are a few hundred.
@@ -15,12 +17,13 @@ const ERROR_BODY_TIME: Duration = Duration::from_secs(5);
 /// Longest wait that a registry may ask for: the kubelet backs off by itself, and tells it.
 pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
 
-#[derive(Deserialize)]
-struct Body {
+/// What a registry says with a refusal.
+#[derive(Serialize, Deserialize)]
+pub(in crate::images) struct Refusal {
     errors: Vec<Entry>,
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Entry {
     #[serde(default)]
     code: String,
@@ -63,7 +66,7 @@ async fn message(mut response: Response) -> Option<RegistryMessage> {
         bytes
     };
     let bytes = tokio::time::timeout(ERROR_BODY_TIME, read).await.ok()?;
-    let body: Body = serde_json::from_slice(&bytes).ok()?;
+    let body = blocking(move || Ok(document::read::<Refusal>(&bytes))).await.ok()?.ok()?;
     let first = body.errors.into_iter().next()?;
     let text = |text: &str| cut(&plain::one_line(&cut(text)));
     Some(RegistryMessage { code: text(&first.code), message: text(&first.message) })

@@ -2,11 +2,13 @@
 
 use super::challenge::Challenge;
 use super::client::{Ask, HostClient};
+use crate::images::document;
 use crate::images::error::{ImageError, cut};
+use crate::images::offload::blocking;
 use crate::model::plain;
 use base64::Engine as _;
 use http::HeaderValue;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::{Duration, Instant};
 use url::Url;
@@ -193,8 +195,9 @@ pub(super) async fn answer(
     }
 }
 
-#[derive(Deserialize)]
-struct TokenReply {
+/// What a token service answers.
+#[derive(Serialize, Deserialize)]
+pub(in crate::images) struct TokenReply {
     token: Option<String>,
     access_token: Option<String>,
     expires_in: Option<u64>,
@@ -284,8 +287,8 @@ async fn fetch(
     if status != 200 {
         return Err(fail(format!("HTTP status {status}")));
     }
-    let reply: TokenReply =
-        serde_json::from_slice(&body).map_err(|_| fail("the answer is not a token document".into()))?;
+    let reply = blocking(move || Ok(document::read::<TokenReply>(&body))).await?;
+    let reply = reply.map_err(|e| e.blame(|_| fail("the answer is not a token document".into())))?;
     let token = reply.access_token.filter(|t| !t.is_empty()).or(reply.token).unwrap_or_default();
     let header = Some(token.as_str()).filter(|t| !t.is_empty()).and_then(bearer);
     let header = header.ok_or_else(|| fail("the answer has no token".into()))?;

@@ -24,7 +24,9 @@ mod registries_conf;
 mod session;
 mod turn;
 
+pub(super) use answer::Refusal;
 pub use auth::Credentials;
+pub(super) use auth::TokenReply;
 pub(crate) use blob::Blob;
 pub(crate) use client::Registry;
 pub(crate) use endpoints::looked_at;

@@ -13,6 +13,7 @@ use super::turn::Turn;
 use crate::images::digest::Digest;
 use crate::images::error::ImageError;
 use crate::images::manifest::{ACCEPT, Descriptor, Document, MAX_MANIFEST, Node, choose, parse};
+use crate::images::offload::blocking;
 use crate::images::reference::{Reference, Target};
 use bytes::Bytes;
 use http::{Method, header};
@@ -138,13 +139,16 @@ impl Session {
         let led_to = answer.led_to.clone();
         let body = self.body(host, answer, what, None, MAX_MANIFEST).await?;
         // By a tag any document may come, also one that only this node can reach; what is wrong with it would quote it.
-        if let Some(place) = led_to.filter(|_| known.is_none() && !is_for_this_node(what, &body)) {
-            return Err(ImageError::Protocol {
-                what: what.to_owned(),
-                host: host.name(),
-                reason: format!("{place}, where it redirects, has no manifest for it"),
-                registry: None,
-            });
+        if let Some(place) = led_to.filter(|_| known.is_none()) {
+            let (name, document) = (what.to_owned(), body.clone());
+            if !blocking(move || Ok(is_for_this_node(&name, &document))).await? {
+                return Err(ImageError::Protocol {
+                    what: what.to_owned(),
+                    host: host.name(),
+                    reason: format!("{place}, where it redirects, has no manifest for it"),
+                    registry: None,
+                });
+            }
         }
         let digest = known.map_or_else(|| Digest::sha256(&body), |d| d.of_same_kind(&body));
         verify(what, known.unwrap_or(&digest), &digest)?;
@@ -413,7 +417,7 @@ fn verify(what: &str, expected: &Digest, actual: &Digest) -> Result<(), ImageErr
     })
 }
 
-/// Whether a document is a manifest, or an index with something for this node.
+/// Whether a document is a manifest, or an index with something for this node. Blocking.
 fn is_for_this_node(what: &str, body: &[u8]) -> bool {
     match parse(what, body) {
         Ok(Document::Index(entries)) => choose(what, &entries, Node::here()).is_ok(),

@@ -71,7 +71,7 @@ pub(crate) async fn fetch(
         .stack_size(STACK)
         .spawn(move || {
             let result = match job.form.clone() {
-                Form::Tar => work(job, receiver),
+                Form::Tar => work(job, receiver, &|| !done.is_closed()),
                 Form::File(path) => copy(job, &path, receiver),
             };
             // Nobody listens when the pull was cancelled; the staging directory is removed then, within the slot.
@@ -107,7 +107,12 @@ async fn download(
     pieces.send(Piece::End).await.map_err(|_| stopped())
 }
 
-fn work(job: Job, receiver: mpsc::Receiver<Piece>) -> Result<(Staging, Unpacked), ImageError> {
+/// Unpacks a tar, as long as it is wanted: a few bytes that are in the pipes may be work for minutes.
+fn work(
+    job: Job,
+    receiver: mpsc::Receiver<Piece>,
+    is_wanted: &dyn Fn() -> bool,
+) -> Result<(Staging, Unpacked), ImageError> {
     let Job { blob, diff_id, staging, limits, windows, stats, .. } = job;
     let name = blob.as_str();
     let begun = Instant::now();
@@ -119,9 +124,14 @@ fn work(job: Job, receiver: mpsc::Receiver<Piece>) -> Result<(Staging, Unpacked)
         let feeder = std::thread::Builder::new()
             .name("layer-feed".into())
             .stack_size(STACK)
-            .spawn_scoped(scope, || feed(BlobSource::new(receiver, &blob), compressed, &fed))
+            .spawn_scoped(scope, || {
+                let result = feed(BlobSource::new(receiver, &blob), compressed, &fed);
+                fed.is_cut.store(result.is_err(), Ordering::Relaxed);
+                result
+            })
             .map_err(cannot_start)?;
-        let mut tar = TarSource::new(decompressor, name, limits);
+        let is_wanted = || is_wanted() && !fed.is_cut.load(Ordering::Relaxed);
+        let mut tar = TarSource::new(decompressor, name, limits, &fed, &is_wanted);
         let unpacked = unpack::unpack_parsed(&mut tar, parser, staging.path(), name, limits);
         let TarSource { decompressor, hasher, total, waited: waited_above, hashed, .. } = tar;
         // Who feeds it is to stop too.
@@ -192,10 +202,12 @@ fn feed(
         if length == 0 {
             return Ok(Some((source.hasher.finish(), source.times)));
         }
+        let bytes = u64::try_from(length).unwrap_or_default();
+        fed.offered.fetch_add(bytes, Ordering::Relaxed);
         if compressed.write_all(piece).is_err() {
             return Ok(None);
         }
-        fed.bytes.fetch_add(u64::try_from(length).unwrap_or_default(), Ordering::Relaxed);
+        fed.bytes.fetch_add(bytes, Ordering::Relaxed);
         source.consume(length);
     }
 }
@@ -275,10 +287,18 @@ struct TarSource<'a> {
     total: u64,
     hashed: Duration,
     waited: Duration,
+    fed: &'a Fed,
+    is_wanted: &'a dyn Fn() -> bool,
 }
 
 impl<'a> TarSource<'a> {
-    fn new(decompressor: Decompressor, name: &'a str, limits: Limits) -> Self {
+    fn new(
+        decompressor: Decompressor,
+        name: &'a str,
+        limits: Limits,
+        fed: &'a Fed,
+        is_wanted: &'a dyn Fn() -> bool,
+    ) -> Self {
         Self {
             decompressor,
             name,
@@ -291,6 +311,8 @@ impl<'a> TarSource<'a> {
             total: 0,
             hashed: Duration::ZERO,
             waited: Duration::ZERO,
+            fed,
+            is_wanted,
         }
     }
 
@@ -305,11 +327,18 @@ impl unpack::Source for TarSource<'_> {
     fn meanwhile(&mut self) {
         self.hash();
     }
+
+    fn compressed(&self) -> Option<u64> {
+        Some(self.fed.offered.load(Ordering::Relaxed))
+    }
 }
 
 impl BufRead for TarSource<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.at == self.filled {
+            if !(self.is_wanted)() {
+                return Err(io::Error::other(stopped()));
+            }
             self.hash();
             self.at = 0;
             self.filled = timed(&mut self.waited, || self.decompressor.read(&mut self.buffer))?;
@@ -335,5 +364,31 @@ impl Read for TarSource<'_> {
         into[..length].copy_from_slice(&from[..length]);
         self.consume(length);
         Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+
+    /// A few compressed bytes are much of a tar, all of which is in the pipes when a pull is cancelled or its download fails.
+    #[test]
+    fn what_nobody_wants_any_more_is_not_unpacked() {
+        let packed = zstd::encode_all(&vec![0u8; 16 << 20][..], 3).unwrap();
+        let fed = Arc::new(Fed::default());
+        let (decompressor, mut compressed) = Decompressor::start(&Windows::new(0), &fed).unwrap();
+        compressed.write_all(&packed).unwrap();
+        drop(compressed);
+        let wanted = AtomicBool::new(true);
+        let is_wanted = || wanted.load(Ordering::Relaxed);
+        let limits = Limits { bytes: u64::MAX, entries: u64::MAX };
+        let mut tar = TarSource::new(decompressor, "t", limits, &fed, &is_wanted);
+        let length = tar.fill_buf().unwrap().len();
+        assert_eq!(length, TAR_BUFFER);
+        wanted.store(false, Ordering::Relaxed);
+        tar.consume(length);
+        let error = unpack::Blame::new("t").stream(&tar.fill_buf().unwrap_err());
+        assert!(matches!(error, ImageError::Interrupted { .. }), "{error}");
     }
 }

@@ -162,8 +162,12 @@ fn pour(input: File, output: File, ask: Ask<'_>) -> io::Result<()> {
 pub(crate) struct Fed {
     /// Bytes.
     pub(crate) bytes: AtomicU64,
+    /// The same with those that are just being given: never fewer than the worker has.
+    pub(crate) offered: AtomicU64,
     /// No bytes come at the moment, and that is not the worker's doing.
     pub(crate) waiting: AtomicBool,
+    /// No more will come, though these are not all.
+    pub(crate) is_cut: AtomicBool,
 }
 
 /// A decompressor at work. For one thread.

@@ -16,6 +16,11 @@ use std::io::{self, BufRead, Read};
 pub(crate) trait Source: BufRead {
     /// A parser works on the bytes now: what else there is to do with them is done beside it.
     fn meanwhile(&mut self) {}
+
+    /// Bytes of the compressed stream that came so far, at least; None: it is not known.
+    fn compressed(&self) -> Option<u64> {
+        None
+    }
 }
 
 impl<R: Read> Source for io::BufReader<R> {}
@@ -23,6 +28,10 @@ impl<R: Read> Source for io::BufReader<R> {}
 impl<S: Source> Source for &mut S {
     fn meanwhile(&mut self) {
         (**self).meanwhile();
+    }
+
+    fn compressed(&self) -> Option<u64> {
+        (**self).compressed()
     }
 }
 
@@ -49,11 +58,20 @@ pub(crate) struct Parsed<S, P> {
     given: u64,
     /// Whether it knows that there are no more.
     has_all: bool,
+    entries: u64,
 }
+
+/// Entries of a tar whatever it is compressed to; each is some system calls, on a slow disk a millisecond.
+const FREE_ENTRIES: u64 = 16 << 10;
+/// Entries beside these for each byte that it is compressed to. Headers that differ in name and checksum only take three bytes
+/// of zstd at its best; what is denser makes the same again and again.
+const ENTRIES_PER_BYTE: u64 = 1;
+/// Bytes behind the end mark, which are only hashed: tools pad to some MiB at most.
+const MAX_TRAILER: u64 = if cfg!(test) { 1 << 20 } else { 256 << 20 };
 
 impl<S: Source, P: Parser> Parsed<S, P> {
     pub(super) fn new(source: S, parser: P, recorder: Recorder, blame: Blame) -> Self {
-        Self { source, parser, recorder, blame, left: 0, given: 0, has_all: false }
+        Self { source, parser, recorder, blame, left: 0, given: 0, has_all: false, entries: 0 }
     }
 
     /// Gives the parser the next piece, which it has asked for.
@@ -76,6 +94,18 @@ impl<S: Source, P: Parser> Parsed<S, P> {
         }
         self.given = u64::try_from(piece.len()).unwrap_or_default();
         self.source.meanwhile();
+        Ok(())
+    }
+
+    /// Counts an entry, before anything is done for it.
+    fn count(&mut self) -> Result<(), ImageError> {
+        self.entries += 1;
+        let Some(bytes) = self.source.compressed() else { return Ok(()) };
+        let limit = bytes.saturating_mul(ENTRIES_PER_BYTE).saturating_add(FREE_ENTRIES);
+        if self.entries > limit {
+            let what = format!("for {bytes} compressed bytes, the entries");
+            return Err(self.blame.limit(&what, limit, "entries"));
+        }
         Ok(())
     }
 
@@ -119,6 +149,7 @@ impl<S: Source, P: Parser> Entries for Parsed<S, P> {
                     self.take(Some(length), "the tar ends within a header", Recorder::inline)?;
                 }
                 Ok(wire::Said::Entry(entry)) => {
+                    self.count()?;
                     if let Kind::File { size, .. } = entry.kind {
                         self.left = size;
                     }
@@ -157,7 +188,13 @@ impl<S: Source, P: Parser> Entries for Parsed<S, P> {
     }
 
     fn drain(&mut self) -> Result<(), ImageError> {
-        self.take(None, "", Recorder::inline)
+        let (blame, mut left) = (self.blame.clone(), MAX_TRAILER);
+        self.take(None, "", |recorder, bytes| {
+            left = left
+                .checked_sub(u64::try_from(bytes.len()).unwrap_or(u64::MAX))
+                .ok_or_else(|| blame.limit("what stands behind the end mark", MAX_TRAILER, "bytes"))?;
+            recorder.inline(bytes)
+        })
     }
 
     fn end(self) -> Result<Recorder, ImageError> {
@@ -215,6 +252,74 @@ mod tests {
         (result, given)
     }
 
+    /// A tar that is all in memory, of so many compressed bytes.
+    struct Packed<'a>(&'a [u8], u64);
+
+    impl Read for Packed<'_> {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            self.0.read(into)
+        }
+    }
+
+    impl BufRead for Packed<'_> {
+        fn fill_buf(&mut self) -> io::Result<&[u8]> {
+            Ok(self.0)
+        }
+
+        fn consume(&mut self, amount: usize) {
+            self.0.consume(amount);
+        }
+    }
+
+    impl Source for Packed<'_> {
+        fn compressed(&self) -> Option<u64> {
+            Some(self.1)
+        }
+    }
+
+    /// An entry of a file, as it is said.
+    fn said(size: u64) -> Vec<u8> {
+        let mut entry = b"Ef".to_vec();
+        entry.extend(size.to_le_bytes());
+        entry.extend([0, 1, 0, b'a']);
+        entry.extend([0; 4 + 4 + 4 + 8 + 4 + 1 + 2]);
+        entry
+    }
+
+    #[test]
+    fn entries_that_take_no_bytes_are_limited() {
+        let count = |bytes: u64, entries: u64| {
+            let mut words = Vec::new();
+            (0..entries).for_each(|_| words.extend(said(0)));
+            wire::end(&mut words);
+            let liar = Liar { words: &words, given: &mut Vec::new() };
+            let mut parsed = Parsed::new(Packed(b"", bytes), liar, Recorder::off(), Blame::new("t"));
+            loop {
+                match parsed.next() {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return None,
+                    Err(error) => return Some(error.to_string()),
+                }
+            }
+        };
+        assert_eq!(count(100, FREE_ENTRIES + 100), None);
+        let error = count(100, FREE_ENTRIES + 101).unwrap();
+        assert!(error.contains("for 100 compressed bytes, the entries of layer t"), "{error}");
+    }
+
+    #[test]
+    fn what_stands_behind_the_end_is_limited() {
+        let tar = vec![0; usize::try_from(MAX_TRAILER).unwrap() + 1];
+        let drain = |tar: &[u8]| {
+            let liar = Liar { words: b"Z", given: &mut Vec::new() };
+            let mut parsed = Parsed::new(Packed(tar, 0), liar, Recorder::off(), Blame::new("t"));
+            assert!(parsed.next().unwrap().is_none());
+            parsed.drain()
+        };
+        drain(&tar[1..]).unwrap();
+        assert!(drain(&tar).unwrap_err().to_string().contains("behind the end mark"));
+    }
+
     #[test]
     fn words_about_bytes_that_were_not_given_end_the_reading() {
         let tar = [file("a", &"x".repeat(5000)), vec![0; 1024]].concat();
@@ -222,10 +327,7 @@ mod tests {
         let mut honest = Vec::new();
         wire::next(&mut honest);
         wire::inline(&mut honest, 512);
-        let mut entry = b"Ef".to_vec();
-        entry.extend(5000u64.to_le_bytes());
-        entry.extend([0, 1, 0, b'a']);
-        entry.extend([0; 4 + 4 + 4 + 8 + 4 + 1 + 2]);
+        let entry = said(5000);
         honest.extend(&entry);
         let mut whole = honest.clone();
         wire::next(&mut whole);

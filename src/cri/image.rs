@@ -80,7 +80,10 @@ impl ImageService for Image {
             let name = image_of(r.image)?;
             let image = self.images.status(&name);
             let info = match &image {
-                Some(image) if r.verbose => info::image(image),
+                Some(image) if r.verbose => {
+                    let config = self.images.read_config(&image.id).await.map_err(|e| image_status(&e))?;
+                    info::image(image, &config)
+                }
                 Some(_) | None => Default::default(),
             };
             Ok(pb::ImageStatusResponse { image: image.map(|i| encode::image(&i)), info })

@@ -2,7 +2,7 @@
 //! scripts read (`pid`, `runtimeSpec`, `sandboxID`).
 
 use super::proto as pb;
-use crate::images::{Image, ImageKind};
+use crate::images::{Image, ImageConfig, ImageKind};
 use crate::sandbox::{ContainerSnapshot, ContainerState, Manager, Node, PodSnapshot, SandboxState};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -58,8 +58,7 @@ pub(super) fn container(node: &Node, pod: &PodSnapshot, container: &ContainerSna
     }))
 }
 
-pub(super) fn image(image: &Image) -> Info {
-    let config = &image.config;
+pub(super) fn image(image: &Image, config: &ImageConfig) -> Info {
     let artifact_type = match &image.kind {
         ImageKind::Image | ImageKind::Checkpoint => None,
         ImageKind::Artifact { config_type } => Some(config_type),
@@ -112,7 +111,7 @@ pub(super) async fn handlers(node: &Arc<Node>) -> Vec<pb::RuntimeHandler> {
 /// CRI's number of the signal that StopContainer would send.
 pub(super) fn stop_signal(pods: &Manager, container: &ContainerSnapshot) -> i32 {
     let image_signal =
-        || pods.node().images.status(container.spec.image.id.as_str()).map(|i| i.config.stop_signal.clone());
+        || pods.node().images.status(container.spec.image.id.as_str()).map(|i| i.stop_signal.clone());
     let number = container
         .spec
         .stop_signal

@@ -17,7 +17,7 @@ use std::time::SystemTime;
 
 /// Annotations that name a file, in order of precedence: OCI image specification ("Pre-Defined Annotation Keys"), and
 /// the CNCF's model specification. CRI-O reads the same.
-const TITLES: [&str; 2] = ["org.opencontainers.image.title", "org.cncf.model.filepath"];
+pub(super) const TITLES: [&str; 2] = ["org.opencontainers.image.title", "org.cncf.model.filepath"];
 /// The layer of an artifact that has none (OCI image specification, "Guidance for an Empty Descriptor").
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 /// Longest component of a path, bytes: NAME_MAX.

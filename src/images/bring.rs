@@ -65,7 +65,7 @@ pub(super) async fn bring_watched(
     let config_body = source.small_blob(&config, MAX_CONFIG).await?;
     let (digest, diff_ids, layers, artifact, file) = if is_artifact(&config, &layers) {
         let (keys, files) = artifact::files(&what, layers)?;
-        (manifest.digest.clone(), keys, files, Some(config.clone()), ConfigFile::default())
+        (manifest.digest.clone(), keys, files, Some(config.kept(&[])), ConfigFile::default())
     } else {
         let (name, body, count) = (what.clone(), config_body.clone(), layers.len());
         let file = blocking(move || ConfigFile::parse(&name, &body, count, Node::here())).await?;
@@ -93,7 +93,11 @@ pub(super) async fn bring_watched(
             .fold(manifest.size.saturating_add(config.size), u64::saturating_add),
         manifest: manifest.digest,
         diff_ids: diff_ids.clone(),
-        blobs: layers.clone(),
+        // Titles are names of files, within limits; an image has none.
+        blobs: layers
+            .iter()
+            .map(|layer| layer.kept(if artifact.is_some() { &artifact::TITLES } else { &[] }))
+            .collect(),
         directories: None,
         artifact,
         is_checkpoint,

@@ -20,8 +20,9 @@ pub struct Image {
     pub user: Option<ImageUser>,
     /// The kubelet must not collect it.
     pub pinned: bool,
-    /// What a container of it runs.
-    pub config: ImageConfig,
+    /// As in [`ImageConfig`]; what can be no signal's name is left out. The rest of the config is read when it is wanted
+    /// (`Images::config`): images are many, and each may say a mebibyte.
+    pub stop_signal: String,
     /// Chain id of the whole stack.
     pub chain_id: String,
     /// Uncompressed layer digests, bottom first.
@@ -104,6 +105,9 @@ pub struct ImageConfig {
     pub labels: BTreeMap<String, String>,
 }
 
+/// Longest name of a signal, bytes; the longest that there is has 11.
+const MAX_SIGNAL: usize = 32;
+
 /// Bytes of memory that an entry takes beside its text.
 const ENTRY: usize = 32;
 
@@ -148,7 +152,12 @@ impl ImageConfig {
         Ok(())
     }
 
-    /// Bytes that it takes in memory, for as long as the image is there.
+    /// What of it is kept in memory, beside the user.
+    pub(super) fn short_stop_signal(&self) -> String {
+        if self.stop_signal.len() > MAX_SIGNAL { String::new() } else { self.stop_signal.clone() }
+    }
+
+    /// Bytes that it takes in memory while it is used.
     pub(super) fn weight(&self) -> usize {
         let texts = [&self.working_dir, &self.user, &self.stop_signal];
         let lists = [&self.entrypoint, &self.cmd, &self.env];

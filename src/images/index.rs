@@ -129,10 +129,9 @@ impl LayerRecord {
     }
 }
 
-/// All that the daemon keeps in memory.
+/// What there is beside images.
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
-    pub(crate) images: Vec<StoredImage>,
     pub(crate) names: Vec<(String, String)>,
     pub(crate) ages: Vec<(String, u64)>,
     pub(crate) layers: Vec<(String, LayerRecord)>,
@@ -253,8 +252,8 @@ impl Index {
         Ok(())
     }
 
-    /// Reads everything.
-    pub(crate) fn load(&self) -> Result<Contents, ImageError> {
+    /// Reads everything; hands the images over one by one, since all their configs together may take much.
+    pub(crate) fn load(&self, mut each: impl FnMut(StoredImage)) -> Result<Contents, ImageError> {
         let read = |database: &Database| -> Result<_, redb::Error> {
             let read = database.begin_read()?;
             let (configs, mut contents) = (read.open_table(CONFIGS)?, Contents::default());
@@ -265,7 +264,7 @@ impl Index {
                 let config = configs.get(id.value())?;
                 match (serde_json::from_slice(record.value()), config) {
                     (Ok(record), Some(config)) => {
-                        contents.images.push(StoredImage {
+                        each(StoredImage {
                             id: id.value().to_owned(),
                             record,
                             config: config.value().to_vec(),

@@ -11,12 +11,12 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
 /// Largest image config, bytes. Real ones are a few KiB; the index keeps it in memory while it is parsed.
 pub(crate) const MAX_CONFIG: u64 = 4 << 20;
-/// Entries of each list of a config. They stay in memory as long as the image is there, and in pieces they take some
-/// twenty times the bytes that they have in the config. Real ones have some hundred.
+/// Entries of each list of a config: in pieces they take some twenty times the bytes that they have in it. Real ones have some
+/// hundred.
 const MAX_CONFIG_ITEMS: usize = 16 << 10;
 /// Bytes of a config's user, which every list of images tells. Linux has 32 for a name, and a path of a file is no user.
 const MAX_CONFIG_USER: usize = 1 << 10;
-/// Bytes of memory of what is kept of a config. Real ones take a few KiB, those of buildpacks some hundred.
+/// Bytes of memory of what a config says, while it is used. Real ones take a few KiB, those of buildpacks some hundred.
 const MAX_CONFIG_WEIGHT: usize = 1 << 20;
 /// Layers of an image: overlayfs takes 500 lower layers (OVL_MAX_STACK); one is kept for directories.
 pub(crate) const MAX_LAYERS: usize = 499;
@@ -62,6 +62,15 @@ impl Descriptor {
 
     pub(crate) fn annotation(&self, key: &str) -> Option<&str> {
         self.annotations.get(key).map(String::as_str)
+    }
+
+    /// What is kept of it as long as an image is there: where its content is, and the first of these annotations that it has.
+    /// Real media types have some hundred characters.
+    pub(crate) fn kept(&self, annotations: &[&str]) -> Self {
+        const MAX_TYPE: usize = 255;
+        let media_type = if self.media_type.len() > MAX_TYPE { "" } else { &self.media_type };
+        let named = annotations.iter().find_map(|name| Some((*name, self.annotation(name)?)));
+        Self::typed(media_type, self.digest.clone(), self.size).annotated(named)
     }
 
     pub(crate) fn annotated<'a>(mut self, with: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
@@ -613,6 +622,22 @@ mod tests {
         let labels = body(format!(r#""Labels":{{{}}}"#, table(MAX_CONFIG_ITEMS + 1)));
         let error = ConfigFile::parse("t", labels.as_bytes(), 0, NODE).unwrap_err().to_string();
         assert!(error.contains("Labels"), "{error}");
+    }
+
+    #[test]
+    fn of_a_descriptor_little_is_kept() {
+        let text = "x".repeat(300);
+        let with = [("a", "1"), ("b", "2"), ("c", &*text)];
+        let descriptor = Descriptor::typed(&text, Digest::parse(&digest('a')).unwrap(), 5).annotated(with);
+        let kept = descriptor.kept(&["c", "b"]);
+        assert_eq!((&kept.digest, kept.size, &*kept.media_type), (&descriptor.digest, 5, ""));
+        assert_eq!(
+            (kept.annotation("c"), kept.annotation("b"), kept.annotation("a")),
+            (Some(&*text), None, None)
+        );
+        assert!(descriptor.kept(&[]).annotations.is_empty());
+        let usual = Descriptor::typed("application/json", descriptor.digest.clone(), 5);
+        assert_eq!(usual.kept(&[]), usual);
     }
 
     #[test]

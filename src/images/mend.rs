@@ -66,7 +66,7 @@ impl Store {
         let file = record.config_file(id, config, None)?;
         let said = file.to_stored(config);
         self.index().commit(&[Change::PutConfig(id, config), Change::PutSaid(id, &said)])?;
-        state.put(id, record, file, &self.pinned);
+        state.put(id, record, &file, &self.pinned);
         self.publish(state);
         Ok(())
     }

@@ -218,6 +218,29 @@ impl Images {
         self.inner.store.state().find(name).ok().map(|e| Arc::clone(&e.image))
     }
 
+    /// What a container of the image runs, also of one that was removed and is held. Blocking for one read of the index.
+    ///
+    /// # Errors
+    /// When the image is gone or the index cannot be read.
+    pub fn config(&self, id: &ImageId) -> Result<ImageConfig, ImageError> {
+        let (store, id) = (&self.inner.store, id.as_str());
+        let missing = || ImageError::NotFound { name: id.to_owned() };
+        let record =
+            store.state().images.get(id).map(|entry| Arc::clone(&entry.record)).ok_or_else(missing)?;
+        let config = store.index().config(id)?.ok_or_else(missing)?;
+        let file = record.config_file(id, &config, store.index().said(id)?.as_deref())?;
+        Ok(file.config.unwrap_or_default())
+    }
+
+    /// [`Self::config`] for who may not block.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn read_config(&self, id: &ImageId) -> Result<ImageConfig, ImageError> {
+        let (images, id) = (self.clone(), id.clone());
+        offload::blocking(move || images.config(&id)).await
+    }
+
     /// The config blob as the registry gave it. Blocking for one read of the index.
     ///
     /// # Errors

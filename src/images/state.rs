@@ -1,8 +1,8 @@
 //! What is in the store, in memory: an immutable snapshot that lists and look-ups read without waiting for anybody.
 
 use super::error::ImageError;
-use super::image::{Image, ImageKind, ImageUser};
-use super::index::{Contents, ImageRecord, LayerRecord, Presence, StoredImage};
+use super::image::{Image, ImageConfig, ImageKind, ImageUser};
+use super::index::{ImageRecord, Index, LayerRecord, Presence, StoredImage};
 use super::manifest::{ConfigFile, chain_id};
 use super::reference::Reference;
 use crate::model::ImageId;
@@ -45,24 +45,29 @@ type Unkept = Vec<(String, Vec<u8>)>;
 
 impl State {
     /// Builds the snapshot of an index, and says what it did not keep yet of what configs say.
-    pub(crate) fn from_index(
-        contents: Contents,
-        pinned: &BTreeSet<String>,
-    ) -> Result<(Self, Unkept), ImageError> {
-        let mut state = Self {
-            images: BTreeMap::new(),
-            names: contents.names.into_iter().collect(),
-            ages: contents.ages.into_iter().collect(),
-            layers: contents.layers.into_iter().collect(),
-        };
-        let mut unkept = Vec::new();
-        for StoredImage { id, record, config, said } in contents.images {
-            let file = record.config_file(&id, &config, said.as_deref())?;
+    pub(crate) fn from_index(index: &Index, pinned: &BTreeSet<String>) -> Result<(Self, Unkept), ImageError> {
+        let (mut state, mut unkept, mut failed) = (Self::default(), Vec::new(), None);
+        let contents = index.load(|StoredImage { id, record, config, said }| {
+            let file = match record.config_file(&id, &config, said.as_deref()) {
+                Ok(file) => file,
+                Err(error) => {
+                    failed.get_or_insert(error);
+                    return;
+                }
+            };
             if said.is_none() && record.artifact.is_none() {
                 unkept.push((id.clone(), file.to_stored(&config)));
             }
-            state.put(&id, Arc::new(record), file, pinned);
+            state.put(&id, Arc::new(record), &file, pinned);
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
         }
+        state.names = contents.names.into_iter().collect();
+        state.ages = contents.ages.into_iter().collect();
+        state.layers = contents.layers.into_iter().collect();
+        let ids: Vec<_> = state.images.keys().cloned().collect();
+        ids.iter().for_each(|id| state.rename(id, pinned));
         Ok((state, unkept))
     }
 
@@ -71,18 +76,18 @@ impl State {
         &mut self,
         id: &str,
         record: Arc<ImageRecord>,
-        file: ConfigFile,
+        file: &ConfigFile,
         pinned: &BTreeSet<String>,
     ) {
-        let config = file.config.unwrap_or_default();
+        let config = file.config.as_ref();
         let image = Arc::new(Image {
             id: ImageId::from_digest(id),
             repo_tags: Vec::new(),
             repo_digests: Vec::new(),
             size: record.size,
-            user: ImageUser::parse(&config.user),
+            user: config.and_then(|config| ImageUser::parse(&config.user)),
             pinned: false,
-            config,
+            stop_signal: config.map(ImageConfig::short_stop_signal).unwrap_or_default(),
             chain_id: chain_id(&record.diff_ids),
             diff_ids: record.diff_ids.iter().map(ToString::to_string).collect(),
             manifest_digest: record.manifest.to_string(),
@@ -257,7 +262,7 @@ mod tests {
                 is_checkpoint: false,
             };
             let file = ConfigFile::read("t", br#"{"rootfs":{}}"#).unwrap();
-            state.put(id, Arc::new(record), file, &BTreeSet::new());
+            state.put(id, Arc::new(record), &file, &BTreeSet::new());
         }
         state
     }

@@ -116,7 +116,7 @@ impl Store {
             discard(&staging.join(name), root)?;
         }
         let index = Index::open(&root.join("index.redb"))?;
-        let (state, unkept) = State::from_index(index.load()?, &pinned)?;
+        let (state, unkept) = State::from_index(&index, &pinned)?;
         if !unkept.is_empty() {
             // An older podwright's.
             index.commit(&unkept.iter().map(|(id, said)| Change::PutSaid(id, said)).collect::<Vec<_>>())?;
@@ -309,7 +309,7 @@ impl Store {
         ];
         changes.extend(named.iter().map(|change| change.of(&new.id)));
         self.index.commit(&changes)?;
-        state.put(&new.id, Arc::new(new.record), new.file, &self.pinned);
+        state.put(&new.id, Arc::new(new.record), &new.file, &self.pinned);
         for loser in losers {
             state.rename(&loser, &self.pinned);
         }

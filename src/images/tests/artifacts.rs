@@ -63,7 +63,7 @@ async fn an_artifact_is_kept_found_and_removed_like_an_image() {
     let found = images.status(one.as_str()).unwrap();
     assert_eq!(found.kind, ImageKind::Artifact { config_type: EMPTY.to_owned() });
     assert_eq!(found.repo_tags, [server.name("x:one")]);
-    assert!(found.user.is_none() && found.config.cmd.is_empty());
+    assert!(found.user.is_none() && images.config(&found.id).unwrap().cmd.is_empty());
     assert_eq!(images.raw_config(&found.id).unwrap(), "{}");
     let hold = images.hold(one.as_str()).unwrap();
     for ((path, body), layer) in files.iter().zip(hold.layers()) {

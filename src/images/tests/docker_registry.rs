@@ -109,7 +109,7 @@ async fn a_pull_through_an_index_and_a_restart() {
     assert_eq!(image.repo_tags, [format!("{name}:multi")]);
     assert_eq!(image.repo_digests, [format!("{name}@{top}")]);
     assert!(image.size > 0);
-    assert_eq!(image.config.entrypoint, ["/e"]);
+    assert_eq!(images.config(&image.id).unwrap().entrypoint, ["/e"]);
     assert_eq!(images.status(&format!("{name}@{top}")).unwrap().id, image.id);
     assert!(images.raw_config(&image.id).unwrap().contains("rootfs"));
 

@@ -154,3 +154,25 @@ async fn documents_that_lie_about_their_length_or_kind() {
     let error = fails_cleanly(config(), &looped.name("x:t"), None).await;
     assert!(matches!(error, ImageError::DigestMismatch { .. } | ImageError::SizeMismatch { .. }), "{error}");
 }
+
+/// What an image's documents say stays on the disk: nobody collects images that take none of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_documents_say_takes_no_memory_for_as_long_as_the_image_is_there() {
+    let mut content = Content::default();
+    let large = "x".repeat(900_000);
+    let said = format!(r#"{{"User":"7","Env":["A={large}"],"StopSignal":"SIGINT"}}"#);
+    let (_, id) = content.add("t", &[Layer::new(&tar(&[("a", "b")]), Packing::Gzip)], &said);
+    let server = Server::serving(content);
+    let root = tempfile::tempdir().unwrap();
+    let mut images = open(root.path());
+    images.pull(&server.name("x:t"), None).await.unwrap();
+    for _ in 0..2 {
+        let held = format!("{:?}", images.inner.store.state().images);
+        assert!(held.len() < 10_000, "{} bytes", held.len());
+        let image = images.status(id.as_str()).unwrap();
+        assert_eq!(image.stop_signal, "SIGINT");
+        assert_eq!(images.config(&image.id).unwrap().env, [format!("A={large}")]);
+        drop(images);
+        images = open(root.path());
+    }
+}

@@ -202,15 +202,14 @@ fn prepare(off: &OffThread, request: &Request, found: &Outside) -> Result<Prepar
             within_quota: node.layers.limits().any(),
         },
     )?;
-    let image = hold.image();
+    let config = node.images.config(&hold.image().id).map_err(SandboxError::from)?;
     root_dirs::check(&root, &spec.image.display)?;
-    let user = users::resolve(&root, &image.config.user, &spec.security.run_as)?;
+    let user = users::resolve(&root, &config.user, &spec.security.run_as)?;
     // An image that came before there was a limit, or from another daemon's store.
-    image
-        .config
+    config
         .check_volumes()
         .map_err(|problem| SandboxError::ImageContent { image: spec.image.display.clone(), problem })?;
-    make_volumes(&root, image.config.volumes.iter(), map.as_ref().and_then(IdMap::root))?;
+    make_volumes(&root, config.volumes.iter(), map.as_ref().and_then(IdMap::root))?;
     let leaf = node.leaf(pod, &spec.id)?;
     let handler = node.handler(&pod.runtime_handler);
     let all_devices = spec.security.privileged && !handler.privileged_without_host_devices;
@@ -219,10 +218,10 @@ fn prepare(off: &OffThread, request: &Request, found: &Outside) -> Result<Prepar
         sandbox: pod,
         container: spec,
         image: &ImageProcess {
-            entrypoint: image.config.entrypoint.clone(),
-            cmd: image.config.cmd.clone(),
-            env: image.config.env.clone(),
-            working_dir: image.config.working_dir.clone(),
+            entrypoint: config.entrypoint,
+            cmd: config.cmd,
+            env: config.env,
+            working_dir: config.working_dir,
         },
         user: &user,
         host: &node.facts_for(&pod.runtime_handler),

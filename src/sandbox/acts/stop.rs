@@ -122,6 +122,6 @@ pub(in crate::sandbox) fn shares_pid_namespace(spec: &ContainerSpec) -> bool {
 /// The stop signal: CRI's, else the image's, else SIGTERM.
 pub(in crate::sandbox) fn stop_signal(spec: &ContainerSpec, hold: Option<&Hold>) -> i32 {
     spec.stop_signal
-        .or_else(|| hold.and_then(|h| crate::host::oci::signal_number(&h.image().config.stop_signal)))
+        .or_else(|| hold.and_then(|h| crate::host::oci::signal_number(&h.image().stop_signal)))
         .unwrap_or(SIGTERM)
 }

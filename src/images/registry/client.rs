@@ -4,6 +4,7 @@
 use super::auth::{self, Authorization, Secret};
 use super::challenge;
 use super::clients::Files;
+use super::documents::Documents;
 use super::fetch::{Client, Common, Failure, Fetcher, Response};
 use super::hosts::{Host, Tls, led_to};
 use super::pace::Throttle;
@@ -45,6 +46,7 @@ pub(crate) struct Registry {
     pub(super) parts_from: Option<u64>,
     pub(super) proxies: Proxies,
     pub(super) fetching: Arc<Common>,
+    pub(in crate::images) documents: Documents,
 }
 
 impl Registry {
@@ -64,6 +66,7 @@ impl Registry {
             parts_from: Some(config.parallel_range_bytes).filter(|bytes| *bytes > 0),
             proxies,
             fetching: Arc::default(),
+            documents: Documents::default(),
         })
     }
 }

@@ -9,6 +9,7 @@ mod blob;
 mod challenge;
 mod client;
 mod clients;
+mod documents;
 mod endpoints;
 mod fetch;
 mod files;

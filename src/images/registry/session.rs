@@ -5,6 +5,7 @@ use super::auth::{Credentials, Secret};
 use super::auth_files::AuthFiles;
 use super::blob::Blob;
 use super::client::{Answer, HostClient, Registry, Request};
+use super::documents::{Documents, FREE, Place};
 use super::fetch::{Fetcher, Response};
 use super::hosts::{Host, hosts_for};
 use super::pace::Pace;
@@ -360,13 +361,19 @@ impl Session {
             return Err(refusal(answer, what, &host.name(), false).await);
         }
         let mut response = answer.response;
-        let mut body = Vec::new();
+        let mut body: Vec<u8> = Vec::new();
         let mut pace = Pace::default();
+        let mut place = None;
         loop {
-            let chunk = pace.next(host, &mut response, what).await?;
+            let next = pace.next(host, &mut response, what);
+            let chunk = match &place {
+                None => next.await?,
+                Some(Place { until, .. }) => tokio::time::timeout_at(*until, next)
+                    .await
+                    .map_err(|_| Documents::late(&host.name(), what))??,
+            };
             let Some(chunk) = chunk else { break };
-            body.extend_from_slice(&chunk);
-            let length = u64::try_from(body.len()).unwrap_or(u64::MAX);
+            let length = u64::try_from(body.len().saturating_add(chunk.len())).unwrap_or(u64::MAX);
             if let Some(expected) = size.filter(|s| length > *s) {
                 return Err(ImageError::SizeMismatch {
                     what: what.to_owned(),
@@ -378,6 +385,12 @@ impl Session {
             if length > limit {
                 return Err(ImageError::Limit { what: what.to_owned(), limit, unit: "bytes" });
             }
+            if place.is_none() && length > FREE {
+                let whole = size.unwrap_or(limit).min(limit);
+                place = Some(host.shared().documents.place(self.registry(), what, whole).await?);
+                body.reserve_exact(usize::try_from(whole).unwrap_or(usize::MAX).saturating_sub(body.len()));
+            }
+            body.extend_from_slice(&chunk);
         }
         let actual = u64::try_from(body.len()).unwrap_or(u64::MAX);
         match size {

@@ -176,3 +176,26 @@ async fn what_documents_say_takes_no_memory_for_as_long_as_the_image_is_there() 
         images = open(root.path());
     }
 }
+
+/// However many pulls a registry lets wait for large documents.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_documents_of_all_pulls_have_one_budget() {
+    let mut content = Content::default();
+    let said = |bytes: usize| format!(r#"{{"Env":["A={}"]}}"#, "x".repeat(bytes));
+    content.add("large", &[], &said(100_000));
+    content.add("small", &[], &said(10_000));
+    let server = Server::serving(content);
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path());
+    let documents = &images.inner.registry.documents;
+    let mut places = Vec::new();
+    while documents.free() > 0 {
+        let registry = format!("{}.example", places.len() / 2);
+        places.push(documents.place(&registry, "x", 4 << 20).await.unwrap());
+    }
+    let error = images.pull(&server.name("x:large"), None).await.unwrap_err().to_string();
+    assert!(error.contains("other pulls take the memory for large documents"), "{error}");
+    images.pull(&server.name("x:small"), None).await.unwrap();
+    drop(places);
+    images.pull(&server.name("x:large"), None).await.unwrap();
+}

@@ -18,7 +18,7 @@ use super::error::ImageError;
 use super::unpack::{self, plain};
 use super::windows::{Window, Windows};
 use crate::host::worker::{Ends, Program, Worker};
-use podwright_sys::lend::Pages;
+use podwright_sys::lend::{Pages, Shown};
 use podwright_sys::seccomp;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd as _, OwnedFd};
@@ -27,7 +27,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use std::fs::File;
-use std::io::{self, BufReader, IoSlice, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -323,21 +323,24 @@ pub(crate) struct Parser {
     worker: Option<Worker>,
     /// None: there is no more.
     pieces: Option<OwnedFd>,
+    /// Where it sees them.
+    shown: Shown,
     words: BufReader<Said>,
 }
 
 impl Parser {
     /// Starts one.
     pub(crate) fn start() -> io::Result<Self> {
-        let (input, pieces) = pipe(PIPE)?;
+        let (input, pieces) = pipe(0)?;
         let (words, said) = pipe(WORDS)?;
-        let (control, _nobody) = pipe(0)?;
-        let worker = Worker::start(&PARSER, input, said, control)?;
+        let (shown, seen) = Shown::new(unpack::PIECE)?;
+        let worker = Worker::start(&PARSER, input, said, seen)?;
         // Only our end of it: the worker waits for its pieces.
         let flags = rustix::fs::fcntl_getfl(&pieces)?;
         rustix::fs::fcntl_setfl(&pieces, flags | rustix::fs::OFlags::NONBLOCK)?;
         let words = Said { words, patience: PATIENCE };
-        Ok(Self { worker: Some(worker), pieces: Some(pieces), words: BufReader::with_capacity(WORDS, words) })
+        let words = BufReader::with_capacity(WORDS, words);
+        Ok(Self { worker: Some(worker), pieces: Some(pieces), shown, words })
     }
 }
 
@@ -346,12 +349,12 @@ impl unpack::Parser for Parser {
         let Some(pieces) = &self.pieces else { return Err(io::ErrorKind::BrokenPipe.into()) };
         let said = self.words.get_mut();
         said.patience = PATIENCE;
+        self.shown.write(piece)?;
         let length = u32::try_from(piece.len()).map_err(io::Error::other)?.to_le_bytes();
-        let mut parts = [IoSlice::new(&length), IoSlice::new(piece)];
-        let mut parts = &mut parts[..];
-        while !parts.is_empty() {
-            match rustix::io::writev(pieces, parts) {
-                Ok(written) => IoSlice::advance_slices(&mut parts, written),
+        let mut left = &length[..];
+        while !left.is_empty() {
+            match rustix::io::write(pieces, left) {
+                Ok(written) => left = left.get(written..).unwrap_or_default(),
                 Err(Errno::AGAIN) => said.wait(pieces, PollFlags::OUT)?,
                 Err(Errno::INTR) => {}
                 Err(e) => return Err(e.into()),

@@ -5,11 +5,15 @@ use super::tar::{Kind, Note, TarReader};
 use super::{Blame, wire};
 use crate::host::worker::Ends;
 use crate::images::error::ImageError;
+use podwright_sys::lend::View;
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, BufRead, Read, Write as _};
+use std::os::fd::AsFd as _;
 use std::rc::Rc;
 
+/// Bytes of a piece that are copied at once: a header with what usually follows it.
+const COPIED: usize = 4 << 10;
 /// Bytes said before they are written though nothing has to be waited for.
 const SAID: usize = 32 << 10;
 
@@ -44,6 +48,11 @@ impl Out {
 /// The tar, piece by piece. Before one is waited for, all that is to be said is written: who hears it waits for just that.
 pub(super) struct Feed {
     input: File,
+    view: View,
+    /// Bytes of the piece, and how many of them were copied or passed.
+    length: usize,
+    copied: usize,
+    /// A part of the piece: the view may change as soon as the next one is asked for, or by mistake at any time.
     buffer: Vec<u8>,
     at: usize,
     out: Rc<RefCell<Out>>,
@@ -52,8 +61,10 @@ pub(super) struct Feed {
 impl Feed {
     /// Passes over bytes of a file: what of them is not in this piece is in none.
     pub(super) fn pass(&mut self, wanted: u64) {
+        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
         let held = self.buffer.len() - self.at;
-        self.at += usize::try_from(wanted).unwrap_or(usize::MAX).min(held);
+        self.at += wanted.min(held);
+        self.copied += wanted.saturating_sub(held).min(self.length - self.copied);
     }
 
     /// Takes the next piece; none is left where there is no length.
@@ -73,17 +84,22 @@ impl Feed {
         if length > wire::PIECE {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        self.buffer.resize(length, 0);
-        self.at = 0;
-        self.input.read_exact(&mut self.buffer)
+        (self.length, self.copied) = (length, 0);
+        Ok(())
     }
 }
 
 impl BufRead for Feed {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.at == self.buffer.len() {
-            self.out.borrow_mut().ask()?;
-            self.take()?;
+            if self.copied == self.length {
+                self.out.borrow_mut().ask()?;
+                self.take()?;
+            }
+            self.buffer.resize(COPIED.min(self.length - self.copied), 0);
+            self.view.read(self.copied, &mut self.buffer)?;
+            self.copied += self.buffer.len();
+            self.at = 0;
         }
         Ok(&self.buffer[self.at..])
     }
@@ -122,9 +138,12 @@ impl Note for Counted {
 
 /// Reads a tar to its end and says what is in it.
 pub(crate) fn parse(ends: Ends) {
-    let Ends { input, output, control: _ } = ends;
+    let Ends { input, output, control } = ends;
+    // Who started it sees that it has ended.
+    let Ok(view) = View::new(control.as_fd(), wire::PIECE) else { return };
     let out = Rc::new(RefCell::new(Out { file: output, said: Vec::new(), inline: 0 }));
-    let feed = Feed { input, buffer: Vec::new(), at: 0, out: Rc::clone(&out) };
+    let (buffer, out_too) = (Vec::new(), Rc::clone(&out));
+    let feed = Feed { input, view, length: 0, copied: 0, buffer, at: 0, out: out_too };
     let mut tar = TarReader::new(feed, Counted(Rc::clone(&out)), Blame::new(""));
     let result = entries(&mut tar, &out);
     let mut out = out.borrow_mut();

@@ -8,7 +8,8 @@
 //! 'X' u8 u16 bytes       it cannot go on: which refusal, and a text
 //! ```
 //!
-//! A parser is given the tar in pieces, each with its length before it (u32), when it asks for one; at the end there is none.
+//! A parser is given the tar in pieces, when it asks for one: in memory that it can see, [`PIECE`] bytes long, with the number of
+//! bytes (u32) over its pipe; at the end there is none.
 //! Of a file's data, only what stands in the piece of its header is given to it: the rest is passed over by both sides, so that
 //! bytes of large files never go to it.
 //!
@@ -38,7 +39,7 @@ const HOSTILE: [&str; 3] =
 /// text is the entry.
 const CORRUPT: u8 = 0;
 /// Bytes of a piece of tar.
-pub(super) const PIECE: usize = 256 << 10;
+pub(crate) const PIECE: usize = 256 << 10;
 /// Bytes of a text.
 const MAX_TEXT: usize = 200;
 

@@ -21,7 +21,7 @@ use connect::{Destination, NoWay};
 use http::{HeaderMap, Method, StatusCode};
 use podwright_sys::fdpass;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -45,6 +45,8 @@ const MAX_CONNECTING: usize = 256;
 const READ: usize = 128 << 10;
 /// Room that is left before more is reserved: pieces then hold little more memory than they are long.
 const LEAST_READ: usize = 16 << 10;
+/// Buffers that are kept to be used again: as many as pieces may be on their way to a layer's decompressor.
+const MAX_BEFORE: usize = 5;
 /// Bytes of an answer on their way from the process, in the kernel's memory.
 const ON_THE_WAY: usize = 512 << 10;
 
@@ -250,7 +252,8 @@ impl Client {
         process.send(wire::REQUEST, self.number, Some(theirs)).await.map_err(broken)?;
         let request = wire::encode_request(method, url.as_str(), headers, body);
         socket.write_all(&request).await.map_err(broken)?;
-        let answer = Incoming { socket, buffer: BytesMut::new(), left: 0, is_over: false };
+        let (buffer, before) = (BytesMut::new(), VecDeque::new());
+        let answer = Incoming { socket, buffer, before, left: 0, is_over: false };
         answer.head(&self.destination).await
     }
 }
@@ -284,6 +287,9 @@ impl Response {
 struct Incoming {
     socket: UnixStream,
     buffer: BytesMut,
+    /// Buffers before this one, of which whoever has their bytes may be done by now: the kernel's pages for new ones cost more
+    /// than copying into them.
+    before: VecDeque<BytesMut>,
     /// Bytes of the current piece that are still to come.
     left: usize,
     is_over: bool,
@@ -352,9 +358,23 @@ impl Incoming {
         Ok(self.buffer.copy_to_bytes(length))
     }
 
+    /// Goes on in another buffer: the eldest if nobody has bytes of it any more.
+    fn next_buffer(&mut self) {
+        let reclaimed = self.before.pop_front().and_then(|mut eldest| {
+            eldest.clear();
+            eldest.try_reclaim(READ).then_some(eldest)
+        });
+        let mut next = reclaimed.unwrap_or_else(|| BytesMut::with_capacity(READ));
+        next.extend_from_slice(&self.buffer);
+        self.before.push_back(std::mem::replace(&mut self.buffer, next));
+        if self.before.len() > MAX_BEFORE {
+            self.before.pop_front();
+        }
+    }
+
     async fn fill(&mut self) -> Result<(), Failure> {
         if self.buffer.capacity() - self.buffer.len() < LEAST_READ {
-            self.buffer.reserve(READ);
+            self.next_buffer();
         }
         match self.socket.read_buf(&mut self.buffer).await {
             Ok(1..) => Ok(()),

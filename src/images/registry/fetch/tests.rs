@@ -38,7 +38,8 @@ async fn heard(said: &[u8]) -> Result<Vec<u8>, Failure> {
     let said = said.to_vec();
     let talk = tokio::spawn(async move { theirs.write_all(&said).await });
     let socket = UnixStream::from_std(ours.into()).unwrap();
-    let answer = Incoming { socket, buffer: BytesMut::new(), left: 0, is_over: false };
+    let (buffer, before) = (BytesMut::new(), std::collections::VecDeque::new());
+    let answer = Incoming { socket, buffer, before, left: 0, is_over: false };
     let url = Url::parse("http://127.0.0.1:1/").unwrap();
     let response = answer.head(&Destination::new(url, Reach::Anywhere, Duration::ZERO)).await;
     let heard = match response {

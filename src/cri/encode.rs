@@ -130,13 +130,14 @@ fn id_mapping(m: &IdMapping) -> pb::IdMapping {
     pb::IdMapping { host_id: m.host_id, container_id: m.container_id, length: m.length }
 }
 
-pub(super) fn container_state(state: &ContainerState) -> pb::ContainerState {
-    match state {
+pub(super) fn container_state(container: &ContainerSnapshot) -> pb::ContainerState {
+    match &container.state {
+        ContainerState::Exited { .. } => pb::ContainerState::ContainerExited,
+        _ if container.unread => pb::ContainerState::ContainerUnknown,
         ContainerState::Creating | ContainerState::Created | ContainerState::Starting => {
             pb::ContainerState::ContainerCreated
         }
         ContainerState::Running { .. } => pb::ContainerState::ContainerRunning,
-        ContainerState::Exited { .. } => pb::ContainerState::ContainerExited,
     }
 }
 
@@ -160,7 +161,7 @@ pub(super) fn container(container: &ContainerSnapshot) -> pb::Container {
         metadata: Some(container_metadata(spec)),
         image: Some(image_spec(spec)),
         image_ref: spec.image.reference.clone(),
-        state: container_state(&container.state).into(),
+        state: container_state(container).into(),
         created_at: spec.created_at.nanos(),
         labels: map(&spec.labels),
         annotations: map(&spec.annotations),
@@ -173,7 +174,7 @@ pub(super) fn container_status(container: &ContainerSnapshot, stop_signal: i32) 
     let mut status = pb::ContainerStatus {
         id: spec.id.to_string(),
         metadata: Some(container_metadata(spec)),
-        state: container_state(&container.state).into(),
+        state: container_state(container).into(),
         created_at: spec.created_at.nanos(),
         image: Some(image_spec(spec)),
         image_ref: spec.image.reference.clone(),
@@ -201,6 +202,9 @@ pub(super) fn container_status(container: &ContainerSnapshot, stop_signal: i32) 
             // A runtime's words of a container.
             status.message = plain::lines(&exit.message).into_owned();
         }
+    }
+    if status.state() == pb::ContainerState::ContainerUnknown {
+        "its record cannot be read; the log of podwright says why".clone_into(&mut status.message);
     }
     status
 }
@@ -306,10 +310,7 @@ pub(super) fn container_passes(container: &ContainerSnapshot, filter: &pb::Conta
     let spec = &container.spec;
     spec.id.as_str().starts_with(&filter.id)
         && spec.sandbox_id.as_str().starts_with(&filter.pod_sandbox_id)
-        && filter
-            .state
-            .as_ref()
-            .is_none_or(|wanted| wanted.state == i32::from(container_state(&container.state)))
+        && filter.state.as_ref().is_none_or(|wanted| wanted.state == i32::from(container_state(container)))
         && selected(&spec.labels, &filter.label_selector)
 }
 

@@ -3,9 +3,8 @@
 //! assertion here is a finding.
 
 use super::acts::records;
-use super::words::record::{ContainerRecord, PodState};
+use super::words::saved::{ContainerRecord, ContainerSpec, PodState, SandboxSpec};
 use crate::host::monitor::{ExitRecord, MonitorInfo};
-use crate::model::{ContainerSpec, SandboxSpec};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;

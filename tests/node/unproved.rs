@@ -90,7 +90,7 @@ async fn records_that_cannot_be_read_are_left_alone_and_what_they_stand_for_runs
     std::fs::write(half.join("spec.tmp"), "{").unwrap();
     node.daemon.launch().unwrap();
     assert!(is_ready(&node.pod_status(&pod).await.unwrap()));
-    refused(node.status(&id).await, Code::NotFound, &[]);
+    assert_eq!(node.status(&id).await.unwrap().state(), pb::ContainerState::ContainerUnknown);
     for pod in [&torn_pod, &newer_pod] {
         refused(node.pod_status(pod).await, Code::NotFound, &[]);
     }
@@ -107,6 +107,52 @@ async fn records_that_cannot_be_read_are_left_alone_and_what_they_stand_for_runs
         assert_eq!(node.init_pid(container).await, *pid);
         assert_eq!(node.output(container, &["echo", "alive"]).await, "alive");
     }
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_whose_record_cannot_be_read_is_unknown_and_can_be_stopped_and_removed() {
+    let mut node = Node::with_busybox().await;
+    let (ago_pod, ago) = node.running("ago", &[]).await;
+    let (pod, id) = node.running("torn", &[]).await;
+    let (newer_pod, newer) = node.running("newer", &[]).await;
+    let pids = [node.init_pid(&ago).await, node.init_pid(&id).await, node.init_pid(&newer).await];
+    node.daemon.kill().unwrap();
+    let file = |pod: &str, id: &str, name: &str| node.record(pod).join("containers").join(id).join(name);
+    // As a version wrote it that had not all fields yet.
+    let spec = file(&ago_pod, &ago, "spec.json");
+    let mut old: serde_json::Value = serde_json::from_slice(&std::fs::read(&spec).unwrap()).unwrap();
+    old["security"].as_object_mut().unwrap().remove("readonly_paths").unwrap();
+    old.as_object_mut().unwrap().remove("cdi_devices").unwrap();
+    std::fs::write(&spec, old.to_string()).unwrap();
+    let spec = file(&pod, &id, "spec.json");
+    let mut torn: serde_json::Value = serde_json::from_slice(&std::fs::read(&spec).unwrap()).unwrap();
+    torn["mounts"] = serde_json::json!(7);
+    std::fs::write(&spec, torn.to_string()).unwrap();
+    let state = file(&newer_pod, &newer, "state.json");
+    let text = std::fs::read_to_string(&state).unwrap().replacen("\"version\":1", "\"version\":9", 1);
+    std::fs::write(&state, &text).unwrap();
+    node.daemon.launch().unwrap();
+    assert!(pids.iter().all(|pid| lives(*pid)), "{}", node.daemon.log());
+    assert_eq!(node.status(&ago).await.unwrap().state(), pb::ContainerState::ContainerRunning);
+    for unknown in [&id, &newer] {
+        let status = node.status(unknown).await.unwrap();
+        assert_eq!(status.state(), pb::ContainerState::ContainerUnknown);
+        assert_eq!(status.metadata.unwrap().name, "main");
+        assert!(status.message.contains("cannot be read"), "{}", status.message);
+        assert!(node.list_containers().await.iter().any(|listed| listed.id == **unknown));
+        refused(node.start(unknown).await, Code::FailedPrecondition, &["unknown"]);
+    }
+    // What the newer one wrote is for it to read.
+    assert_eq!(std::fs::read_to_string(&state).unwrap(), text);
+    for (unknown, pid) in [(&id, pids[1]), (&newer, pids[2])] {
+        node.stop(unknown, 0).await.unwrap();
+        assert!(!lives(pid));
+        assert_eq!(node.status(unknown).await.unwrap().state(), pb::ContainerState::ContainerExited);
+        node.remove(unknown).await.unwrap();
+        refused(node.status(unknown).await, Code::NotFound, &[]);
+    }
+    assert!(!spec.exists() && !state.exists());
     node.finish().await;
 }
 

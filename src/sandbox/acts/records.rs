@@ -1,6 +1,7 @@
 //! Records on disk: one directory per pod, one per container, each with `spec.json` (written once) and `state.json`.
 //!
-//! Owns their layout and versions and writes them atomically (temporary file, rename). Never decides anything.
+//! Owns their layout and writes them atomically (temporary file, rename); `words::saved` has their texts. Never decides
+//! anything.
 //!
 //! ```text
 //! <root>/pods/<sandbox>/spec.json                        fsynced: a reboot must still find whose network to give back
@@ -14,10 +15,10 @@ use crate::sandbox::offload::OffThread;
 use crate::sandbox::words::record::{
     ContainerRecord, Loaded, PodState, RecordError, StoredContainer, StoredPod, VERSION,
 };
+use crate::sandbox::words::saved::{self, Saved as _};
 use crate::sandbox::words::volumes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -71,7 +72,7 @@ impl Records {
     pub fn write_pod(&self, _: &OffThread, spec: &SandboxSpec) -> Result<(), RecordError> {
         let dir = self.pod(&spec.id);
         private_dir(&dir.join("containers")).map_err(io("make directory of", &dir))?;
-        self.write(&dir.join("spec.json"), spec, Durability::Synced)?;
+        self.write(&dir.join("spec.json"), &saved::SandboxSpec::save(spec), Durability::Synced)?;
         sync_dir(&self.dir)
     }
 
@@ -85,7 +86,7 @@ impl Records {
         id: &SandboxId,
         state: &PodState,
     ) -> Result<(), RecordError> {
-        self.write(&self.pod(id).join("state.json"), state, Durability::Renamed)
+        self.write(&self.pod(id).join("state.json"), &saved::PodState::save(state), Durability::Renamed)
     }
 
     /// Writes a new container's spec.
@@ -95,7 +96,7 @@ impl Records {
     pub fn write_container(&self, _: &OffThread, spec: &ContainerSpec) -> Result<(), RecordError> {
         let dir = self.container(&spec.sandbox_id, &spec.id);
         private_dir(&dir).map_err(io("make directory of", &dir))?;
-        self.write(&dir.join("spec.json"), spec, Durability::Renamed)
+        self.write(&dir.join("spec.json"), &saved::ContainerSpec::save(spec), Durability::Renamed)
     }
 
     /// Replaces a container's state.
@@ -110,7 +111,7 @@ impl Records {
         record: &ContainerRecord,
     ) -> Result<(), RecordError> {
         let path = self.container(pod, id).join("state.json");
-        self.write(&path, record, Durability::Renamed)
+        self.write(&path, &saved::ContainerRecord::save(record), Durability::Renamed)
     }
 
     /// Removes a container's records; absent is fine.
@@ -135,7 +136,7 @@ impl Records {
     }
 
     /// Reads every pod. What cannot be read, or was written by a newer daemon, stays where it is and is named: what it stands
-    /// for may run, and is nobody's to end. What was never written whole is removed.
+    /// for may run, and is nobody's to end. A container of a pod that can be read is known all the same, with defaults. What was never written whole is removed.
     ///
     /// # Errors
     /// When the directory itself cannot be listed.
@@ -172,9 +173,10 @@ impl Records {
         for pod in list(&root.join("pods"))? {
             for container in list(&pod.join("containers"))? {
                 // Without a spec it was never created.
-                if let Some(spec) = read_optional::<ContainerSpec>(&container.join("spec.json"))? {
-                    images.extend(volumes::image_ids(&spec.body).into_iter().cloned());
-                    images.push(spec.body.image.id);
+                if let Some(spec) = read_optional::<saved::ContainerSpec>(&container.join("spec.json"))? {
+                    let spec = spec.body.live();
+                    images.extend(volumes::image_ids(&spec).into_iter().cloned());
+                    images.push(spec.image.id);
                 }
             }
         }
@@ -186,7 +188,7 @@ impl Records {
         let containers_dir = dir.join("containers");
         tighten(dir);
         tighten(&containers_dir);
-        let Some(spec) = read_optional::<SandboxSpec>(&dir.join("spec.json"))? else {
+        let Some(spec) = read_optional::<saved::SandboxSpec>(&dir.join("spec.json"))? else {
             if dir.join("state.json").exists() || !list(&containers_dir)?.is_empty() {
                 return Err(io("read", &dir.join("spec.json"))(std::io::ErrorKind::NotFound.into()));
             }
@@ -194,43 +196,55 @@ impl Records {
             return remove_tree(dir).map(|()| None);
         };
         // The spec says what to give back; the state can be found out.
-        let state: Option<Versioned<PodState>> =
+        let state: Option<Versioned<saved::PodState>> =
             self.readable_or_aside(&dir.join("state.json"), broken)?.ok().flatten();
         let this_boot = state.as_ref().map_or(spec.boot_id == self.boot_id, |s| s.boot_id == self.boot_id);
-        let (mut containers, mut unread) = (Vec::new(), HashSet::new());
+        let spec = spec.body.live();
+        let mut containers = Vec::new();
         for path in list(&containers_dir)? {
-            match self.load_container(&path, broken) {
-                Ok(container) => containers.extend(container),
-                Err(error) => {
-                    unread.extend(name(&path));
-                    broken.push(error);
-                }
-            }
+            let Some(id) = name(&path).and_then(|name| ContainerId::parse(&name).ok()) else { continue };
+            containers.extend(self.load_container(&path, (&spec.id, id), broken)?);
         }
-        Ok(Some(StoredPod { spec: spec.body, state: state.map(|s| s.body), this_boot, containers, unread }))
+        Ok(Some(StoredPod { spec, state: state.map(|s| s.body.live()), this_boot, containers }))
     }
 
     /// None: it never became a container.
     fn load_container(
         &self,
         dir: &Path,
+        (pod, id): (&SandboxId, ContainerId),
         broken: &mut Vec<RecordError>,
     ) -> Result<Option<StoredContainer>, RecordError> {
         tighten(dir);
         let spec_file = dir.join("spec.json");
-        let Some(spec) = read_optional::<ContainerSpec>(&spec_file)? else {
-            if dir.join("state.json").exists() {
-                return Err(io("read", &spec_file)(std::io::ErrorKind::NotFound.into()));
+        let mut unread = false;
+        let spec = match read_optional::<saved::ContainerSpec>(&spec_file) {
+            Ok(Some(spec)) => spec.body.live(),
+            Ok(None) if !dir.join("state.json").exists() => return remove_tree(dir).map(|()| None),
+            unreadable => {
+                let missing = || io("read", &spec_file)(std::io::ErrorKind::NotFound.into());
+                broken.push(unreadable.err().unwrap_or_else(missing));
+                unread = true;
+                let text = fs::read(&spec_file).unwrap_or_default();
+                saved::salvaged(&text, pod, &id)
+                    .map_err(|source| RecordError::Malformed { path: spec_file, source })?
+                    .live()
             }
-            return remove_tree(dir).map(|()| None);
         };
-        let state: Result<Option<Versioned<ContainerRecord>>, Aside> =
-            self.readable_or_aside(&dir.join("state.json"), broken)?;
+        let state: Result<Result<Option<Versioned<saved::ContainerRecord>>, Aside>, _> =
+            self.readable_or_aside(&dir.join("state.json"), broken);
         let state = match state {
-            Ok(state) => state.map(|s| s.body),
-            Err(Aside) => Some(ContainerRecord::unknown(&spec.body)),
+            Ok(Ok(None)) if unread => Some(ContainerRecord::unknown(&spec)),
+            Ok(Ok(state)) => state.map(|s| s.body.live()),
+            Ok(Err(Aside)) => Some(ContainerRecord::unknown(&spec)),
+            // Of a newer daemon, or on a disk that does not answer now.
+            Err(error) => {
+                broken.push(error);
+                unread = true;
+                Some(ContainerRecord::unknown(&spec))
+            }
         };
-        Ok(Some(StoredContainer { spec: spec.body, state }))
+        Ok(Some(StoredContainer { spec, state, unread }))
     }
 
     /// Reads a record, or moves one that is damaged aside and tells.

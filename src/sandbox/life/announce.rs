@@ -242,6 +242,7 @@ mod tests {
                 state: state.clone(),
                 resources,
                 user: None,
+                unread: false,
                 list_entry: Encoded::default(),
             })
         };

@@ -42,8 +42,9 @@ pub async fn recover(node: Arc<Node>, announcer: Announcer) -> Result<Manager, S
     let records = node.records.clone();
     let Loaded { pods, unread, broken } = blocking(move |off| Ok(records.load(off)?)).await?;
     for error in broken {
-        // Log: A record of a pod or container could not be read at start. What it stands for is left alone: it runs on, but is not listed.
-        // Do: Repair the file, or go back to the newer podwright that wrote it, and restart. If it is beyond repair: end its processes, then delete its directory below `<root>/pods`.
+        // Log: A record could not be read at start, and stays as it is. A container is listed as `Unknown` with what can be read,
+        // and can be stopped and removed. A pod runs on and is not listed.
+        // Do: Repair the file, or go back to the newer podwright that wrote it, and restart. If a pod's is beyond repair: end its processes, then delete its directory below `<root>/pods`.
         tracing::error!(%error, "a record cannot be read");
     }
     let shared = Shared { node: node.clone(), index: Index::default(), announcer: Arc::new(announcer) };
@@ -53,7 +54,6 @@ pub async fn recover(node: Arc<Node>, announcer: Announcer) -> Result<Manager, S
     for pod in &pods {
         known.insert(pod.spec.id.to_string());
         known.extend(pod.containers.iter().map(|c| c.spec.id.to_string()));
-        known.extend(pod.unread.iter().cloned());
     }
     end_orphans(&node, &pods).await;
     // Side by side: one that is waited for holds up no other.
@@ -126,15 +126,12 @@ async fn recover_pod(shared: &Shared, stored: StoredPod) -> Result<(), SandboxEr
     pod.process = process.filter(|_| !gone);
     pod.limits = stored.state.and_then(|s| s.limits);
     if let Some(reports) = &reports {
-        let strangers = reports.keys().filter(|id| {
-            !stored.containers.iter().any(|c| c.spec.id.as_str() == id.as_str())
-                && !stored.unread.contains(id.as_str())
-        });
+        let strangers =
+            reports.keys().filter(|id| !stored.containers.iter().any(|c| c.spec.id.as_str() == id.as_str()));
         for id in strangers {
             end_stranger(node, &pod.spec, &pod.runtime, pod.monitor.as_ref(), id).await;
         }
     }
-    pod.unread = stored.unread;
     for container in stored.containers {
         recover_container(node, index, &mut pod, container, Heard::of(reports.as_ref(), alive)).await;
     }
@@ -157,7 +154,13 @@ async fn recover_container(
     let spec = Arc::new(stored.spec);
     let seen = observe(node, &pod.spec.id, &spec.id, heard).await;
     let recorded = stored.state;
-    match decide_container(recorded.as_ref().map(|r| &r.container), &seen, Timestamp::now()) {
+    let decision = decide_container(recorded.as_ref().map(|r| &r.container), &seen, Timestamp::now());
+    let decision = match decision {
+        // What it was is not known.
+        Decision::Undo if stored.unread => Decision::Keep(ContainerState::Created),
+        decision => decision,
+    };
+    match decision {
         Decision::Undo => {
             let undone = bundle::remove(node, &spec).await;
             match undone {
@@ -176,8 +179,11 @@ async fn recover_container(
             container.user = user;
             container.hold = node.images.restore_hold(&spec.image.id).map(Arc::new);
             container.volumes = volumes::restore(&node.images, &spec);
+            container.unread = stored.unread;
             let record = container.record();
-            if let Err(error) = creation::write(node, &pod.spec.id, &spec.id, record).await {
+            if !container.unread
+                && let Err(error) = creation::write(node, &pod.spec.id, &spec.id, record).await
+            {
                 // Log: Writing below `root` failed at start. The state in memory is right.
                 // Do: Free the disk, or mount it writable.
                 tracing::error!(container = %spec.id, %error, "cannot record a container's state");

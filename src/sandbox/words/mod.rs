@@ -7,6 +7,7 @@ pub(super) mod machine;
 pub(super) mod phase;
 pub(super) mod reconcile;
 pub(super) mod record;
+pub(super) mod saved;
 pub(super) mod snapshot;
 pub(super) mod state;
 pub(super) mod tally;

@@ -4,7 +4,7 @@ use super::state::{ContainerState, SandboxState};
 use crate::host::users::User;
 use crate::model::{ContainerSpec, Resources, SandboxSpec};
 use podwright_monitor_proto::ProcessId;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::collections::HashSet;
 use std::path::PathBuf;
 
@@ -43,33 +43,29 @@ pub enum RecordError {
 }
 
 /// A pod's state record.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PodState {
     /// The sandbox's state.
     pub sandbox: SandboxState,
     /// Its limits after a change; None: the requested ones.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<PodLimits>,
     /// Its monitor, for when the monitor's own directory is lost: what this process is or is not proves more than files do.
     /// None: there is none yet, or the record is from before this was noted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub monitor: Option<ProcessId>,
 }
 
 /// The limits of a pod's own cgroup, and the part of them for the runtime itself. For people and for OCI runtimes with
 /// virtual machines: we write no pod's cgroup.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct PodLimits {
     /// Of the pod's RuntimeClass.
-    #[serde(default)]
     pub overhead: Option<Resources>,
     /// The sum over its containers.
-    #[serde(default)]
     pub resources: Option<Resources>,
 }
 
 /// A container's state record.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ContainerRecord {
     /// Its state.
     pub container: ContainerState,
@@ -95,10 +91,8 @@ pub struct StoredPod {
     pub state: Option<PodState>,
     /// Whether the state is of this boot.
     pub this_boot: bool,
-    /// Its containers.
+    /// Its containers, those whose records cannot be read among them.
     pub containers: Vec<StoredContainer>,
-    /// Ids of its containers whose records cannot be read.
-    pub unread: HashSet<String>,
 }
 
 /// What was found on disk.
@@ -119,4 +113,6 @@ pub struct StoredContainer {
     pub spec: ContainerSpec,
     /// Its state; None: the daemon died before it was written.
     pub state: Option<ContainerRecord>,
+    /// A part of its record cannot be read: that is left as it is, and defaults stand for it here.
+    pub unread: bool,
 }

@@ -39,6 +39,8 @@ pub struct ContainerSnapshot {
     pub resources: Resources,
     /// The user of its init; None before the bundle was made.
     pub user: Option<User>,
+    /// Its record cannot be read: its state is `Unknown` to callers, and what the request said may be defaults.
+    pub unread: bool,
     /// The cached list entry.
     pub list_entry: Encoded,
 }

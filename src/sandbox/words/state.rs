@@ -11,10 +11,10 @@
 use crate::host::network::PodNetwork;
 use crate::model::Timestamp;
 use podwright_monitor_proto::ExitRecord;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 /// A sandbox's state.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum SandboxState {
     /// Being brought up; anything may exist already. Not listed.
@@ -34,7 +34,7 @@ pub enum SandboxState {
 }
 
 /// Why a sandbox is not ready.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NotReadyCause {
     /// StopPodSandbox.
@@ -50,7 +50,7 @@ pub enum NotReadyCause {
 }
 
 /// What a sandbox that is not ready still holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Holdings {
     /// Network, monitor or mounts may exist: tear-down is due.
@@ -60,7 +60,7 @@ pub enum Holdings {
 }
 
 /// A container's state.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum ContainerState {
     /// The bundle is in preparation. Not listed; undone after a crash.
@@ -86,7 +86,7 @@ pub enum ContainerState {
 }
 
 /// A process that cannot be mistaken for a later one with the same pid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Init {
     /// Pid in the host's namespace.
     pub pid: u32,
@@ -95,7 +95,7 @@ pub struct Init {
 }
 
 /// How a container ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Exit {
     /// Exit status, or 128 plus the signal's number.
     pub code: i32,
@@ -110,7 +110,7 @@ pub struct Exit {
 }
 
 /// CRI's ContainerStatus.reason.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExitReason {
     /// Exit 0.
@@ -140,7 +140,7 @@ impl ExitReason {
 }
 
 /// Where an exit is known from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExitSource {
     /// The monitor reaped it.

@@ -112,6 +112,10 @@ impl Pod {
         let Some(container) = self.containers.get_mut(&id) else {
             return send(reply, refuse(SandboxError::ContainerNotFound(id.to_string())));
         };
+        if container.unread {
+            let (id, state) = (id.to_string(), "unknown: its record cannot be read");
+            return send(reply, refuse(SandboxError::ContainerState { operation: "start", id, state }));
+        }
         let admission = admit_container(&container.state, container.activity, ContainerRequest::Start);
         let (state, sandbox) = (container.state.name(), self.spec.id.clone());
         if admission == Admission::Do

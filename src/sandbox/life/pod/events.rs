@@ -133,8 +133,7 @@ impl Pod {
         self.monitor = Some(monitor.clone());
         // Log: It could not be reached when the daemon started.
         tracing::info!(sandbox = %self.spec.id, "the pod's monitor answers");
-        let stranger =
-            |id: &&String| !self.containers.contains_key(id.as_str()) && !self.unread.contains(*id);
+        let stranger = |id: &&String| !self.containers.contains_key(id.as_str());
         for id in reports.keys().filter(stranger) {
             let id = id.clone();
             let (node, pod, runtime) = (self.node.clone(), self.spec.clone(), self.runtime.clone());

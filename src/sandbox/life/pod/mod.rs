@@ -29,7 +29,7 @@ use crate::sandbox::words::snapshot::{ContainerSnapshot, Encoded, PodSnapshot};
 use crate::sandbox::words::state::{ContainerState, Init, SandboxState};
 use futures_util::FutureExt as _;
 use podwright_monitor_proto::ProcessId;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -43,6 +43,8 @@ pub(super) struct Container {
     pub(super) state: ContainerState,
     pub(super) resources: Resources,
     pub(super) user: Option<User>,
+    /// A part of its record cannot be read, and the record is left as it is.
+    pub(super) unread: bool,
     pub(super) hold: Option<Arc<Hold>>,
     pub(super) volumes: volumes::Holds,
     activity: Activity,
@@ -72,6 +74,7 @@ impl Container {
             state,
             resources,
             user: None,
+            unread: false,
             hold: None,
             volumes: Arc::default(),
             activity: Activity::Idle,
@@ -148,8 +151,6 @@ pub(super) struct Pod {
     pub(super) monitor: Option<Monitor>,
     /// Its monitor's process as recorded, whether or not it can be reached.
     pub(super) process: Option<ProcessId>,
-    /// Its containers whose records cannot be read: they are nobody's to end.
-    pub(super) unread: HashSet<String>,
     /// It is not known whether its monitor lives.
     pub(super) seeking: bool,
     pub(super) containers: BTreeMap<ContainerId, Container>,
@@ -192,7 +193,6 @@ impl Pod {
             limits: None,
             monitor: None,
             process: None,
-            unread: HashSet::new(),
             seeking: false,
             containers: BTreeMap::new(),
             index,
@@ -346,6 +346,7 @@ impl Pod {
                     state: c.state.clone(),
                     resources: c.resources.clone(),
                     user: c.user.clone(),
+                    unread: c.unread,
                     list_entry: Encoded::default(),
                 })
             })

@@ -128,6 +128,11 @@ impl Pod {
             }
             Which::Container(id) => {
                 let Some(container) = self.containers.get(id) else { return };
+                if container.unread {
+                    // The record of a newer daemon, or what somebody may repair, stays.
+                    answers.into_iter().for_each(|(reply, outcome)| send(reply, outcome));
+                    return;
+                }
                 let (mut turn, record, id) = (container.records.turn(), container.record(), id.clone());
                 self.work(Finished::Recorded(failed), async move {
                     turn.comes().await;

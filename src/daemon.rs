@@ -21,8 +21,8 @@ use crate::metrics::{self, PullCollector, Registry, Rpcs};
 use crate::model::{Clock, SandboxId};
 use crate::sandbox::spec::HostFacts;
 use crate::sandbox::{
-    self, Announcer, ExecWaiters, Manager, Node, OutputBudget, PodMetrics, ProcessFiles, Records,
-    UserNamespaces, WritableLayers,
+    self, Announcer, Execs, Handlers, Manager, Node, Places, PodCgroups, PodMetrics, Records, UserNamespaces,
+    WritableLayers,
 };
 use crate::streaming::{self, StreamingMetrics};
 use anyhow::Context as _;
@@ -80,7 +80,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     // By the time of a kubelet's first question.
     let tried = pods.node().clone();
-    let trial = tokio::spawn(async move { tried.has_user_namespaces("").await });
+    let trial = tokio::spawn(async move { tried.user_namespaces.have("").await });
     cri::watch(&config.grpc.socket);
     // Log: The socket is open: `pods` taken over, `ms` since the start.
     tracing::info!(
@@ -269,14 +269,12 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
     let user_namespaces =
         UserNamespaces::new(config, runtimes.clone(), cgroups.clone(), (driver, default_parent.clone()));
     Ok(Arc::new(Node {
+        places: Places::new(config),
         records: Records::open(&config.root, &boot_id)?,
         network,
         images,
-        runtimes,
-        cgroups,
-        driver,
-        default_parent,
-        facts,
+        handlers: Handlers::new(config, runtimes, facts),
+        cgroups: PodCgroups { kernel: cgroups, driver, default_parent },
         apparmor,
         selinux,
         monitor_binary: monitor::binary(&config.monitor.binary)?,
@@ -284,9 +282,7 @@ async fn build(config: &Config, registry: &Registry) -> anyhow::Result<Arc<Node>
         metrics: pod_metrics,
         foreign: Foreign::default(),
         layers,
-        execs: ExecWaiters::default(),
-        process_files: ProcessFiles::default(),
-        outputs: OutputBudget::new(config.containers.exec_memory_bytes),
+        execs: Execs::new(config),
         user_namespaces,
         config: config.clone(),
     }))

@@ -39,11 +39,10 @@ const STOREYS: [&str; 7] = ["spec", "words", "offload", "acts", "checkpoint", "l
 const MOST_IN_A_CIRCLE: usize = 2;
 
 /// Larger circles, by one of their files, with the reason. This list only shrinks.
-const CIRCLES: [(&str, &str); 4] = [
+const CIRCLES: [(&str, &str); 3] = [
     ("images::document", "its worker's table names every kind of document, and each kind is read by it"),
     ("images::registry::client", "clients, hosts and their configuration are one table in six files"),
     ("images::registry::session", "a blob is fetched in parts, a part by a session"),
-    ("cri::runtime", "its handlers use small judges of requests that belong to decode"),
 ];
 
 /// Non-test lines of a file after which it is too long to read in one sitting.

@@ -1,7 +1,7 @@
 //! Checkpoint calls: checks the request and delegates. Owns nothing.
 
+use super::lookup::{image_request, required};
 use super::proto as pb;
-use super::runtime::image_request;
 use super::status::status;
 use super::{deadline, decode};
 use crate::images::ImageKind;
@@ -70,7 +70,7 @@ pub(super) async fn container(
 ) -> Checked<pb::CheckpointContainerResponse> {
     let callers = deadline::of(request.metadata());
     let r = request.into_inner();
-    super::runtime::required("container_id", &r.container_id)?;
+    required("container_id", &r.container_id)?;
     let location = decode::path("location", &r.location)?;
     let limit = match u64::try_from(r.timeout) {
         Ok(0) => pods.node().config.runtime_timeout(),
@@ -88,7 +88,7 @@ pub(super) async fn pod(
 ) -> Checked<pb::CheckpointPodResponse> {
     let limit = required_deadline(&request)?;
     let r = request.into_inner();
-    super::runtime::required("pod_sandbox_id", &r.pod_sandbox_id)?;
+    required("pod_sandbox_id", &r.pod_sandbox_id)?;
     no_options(&r.options)?;
     let output = decode::path("output_path", &r.output_path)?;
     let parse = |id: &String| {

@@ -39,7 +39,7 @@ pub(super) fn sandbox(pod: &PodSnapshot) -> Info {
 }
 
 pub(super) fn container(node: &Node, pod: &PodSnapshot, container: &ContainerSnapshot) -> Info {
-    let config = node.bundle(&container.spec.id).join("config.json");
+    let config = node.places.bundle(&container.spec.id).join("config.json");
     let runtime_spec: Value =
         std::fs::read(config).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or(Value::Null);
     let pid = match &container.state {
@@ -84,24 +84,24 @@ pub(super) fn node(node: &Node) -> Info {
     HashMap::from([
         ("config".to_owned(), text(&json!(node.config))),
         ("cniconfig".to_owned(), text(&node.network.config_summary())),
-        ("runtimes".to_owned(), text(&json!(node.runtimes.names()))),
+        ("runtimes".to_owned(), text(&json!(node.handlers.runtimes.names()))),
         ("writableLayers".to_owned(), text(&json!(node.layers.mode()))),
-        ("cgroupMode".to_owned(), text(&json!(format!("{:?}", node.cgroups.mode())))),
+        ("cgroupMode".to_owned(), text(&json!(format!("{:?}", node.cgroups.kernel.mode())))),
         ("selinux".to_owned(), text(&json!(selinux))),
-        ("cgroupDriver".to_owned(), text(&json!(node.driver.name()))),
+        ("cgroupDriver".to_owned(), text(&json!(node.cgroups.driver.name()))),
     ])
 }
 
 /// One entry per handler, and one with an empty name for the default; sorted by name.
 pub(super) async fn handlers(node: &Arc<Node>) -> Vec<pb::RuntimeHandler> {
-    let mut names = node.runtimes.names();
+    let mut names = node.handlers.runtimes.names();
     names.push(String::new());
     names.sort();
     let mut handlers = Vec::new();
     for name in names {
         let features = pb::RuntimeHandlerFeatures {
-            recursive_read_only_mounts: node.recursive_read_only(&name),
-            user_namespaces: node.has_user_namespaces(&name).await,
+            recursive_read_only_mounts: node.handlers.recursive_read_only(&name),
+            user_namespaces: node.user_namespaces.have(&name).await,
         };
         handlers.push(pb::RuntimeHandler { name, features: Some(features) });
     }

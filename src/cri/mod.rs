@@ -12,6 +12,7 @@ mod holding;
 mod image;
 mod info;
 mod lists;
+mod lookup;
 mod pod_metrics;
 pub mod proto;
 mod runtime;

@@ -1,13 +1,14 @@
 //! The CRI RuntimeService: decode, delegate, encode. Owns nothing; every method is a few lines.
 
 use super::chunks::{Chunks, chunks};
+use super::lookup::required;
 use super::proto as pb;
 use super::proto::runtime_service_server::RuntimeService;
 use super::status::status;
 use super::{checkpoint, decode, encode, events, holding, info, pod_metrics, stats, streaming};
 use crate::host::cgroups::Driver;
 use crate::metrics::Rpcs;
-use crate::model::{ContainerId, ImageRequest, SandboxId, Timestamp, plain};
+use crate::model::{ContainerId, SandboxId, Timestamp};
 use crate::sandbox::{Condition, ContainerSnapshot, Manager, PodSnapshot, SandboxError, conditions};
 use crate::streaming::Urls;
 use std::sync::Arc;
@@ -67,10 +68,6 @@ fn own<T>(outcome: Result<T, SandboxError>) -> Result<T, Status> {
 
 fn new_id<T>(id: Result<T, crate::model::IdError>) -> Result<T, Status> {
     id.map_err(|error| Status::internal(error.to_string()))
-}
-
-pub(super) fn required(field: &'static str, id: &str) -> Result<(), Status> {
-    if id.is_empty() { Err(Status::invalid_argument(format!("{field} is empty"))) } else { Ok(()) }
 }
 
 #[tonic::async_trait]
@@ -344,7 +341,7 @@ impl RuntimeService for Runtime {
         _: Request<pb::RuntimeConfigRequest>,
     ) -> Answer<pb::RuntimeConfigResponse> {
         let answer = async {
-            let driver = match self.pods.node().driver {
+            let driver = match self.pods.node().cgroups.driver {
                 Driver::Cgroupfs => pb::CgroupDriver::Cgroupfs,
                 Driver::Systemd => pb::CgroupDriver::Systemd,
             };
@@ -531,41 +528,4 @@ impl RuntimeService for Runtime {
     ) -> Answer<Self::GetContainerEventsStream> {
         self.rpcs.observe("GetContainerEvents", async { events::subscribe(&self.pods) }).await
     }
-}
-
-/// Bytes of an image's name as people wrote it, which each list tells and each sample of metrics: a reference has some 530
-/// at most.
-const MAX_IMAGE_NAME: usize = 1024;
-
-/// Finds the image of a new container.
-pub(super) fn image_request(pods: &Manager, spec: Option<&pb::ImageSpec>) -> Result<ImageRequest, Status> {
-    let requested = spec.map(|s| s.image.as_str()).unwrap_or_default();
-    if requested.is_empty() {
-        return Err(Status::invalid_argument("config.image.image: is empty"));
-    }
-    let user_specified = spec.map(|s| s.user_specified_image.as_str()).unwrap_or_default();
-    if user_specified.len() > MAX_IMAGE_NAME {
-        let text = format!("config.image.user_specified_image: is longer than {MAX_IMAGE_NAME} bytes");
-        return Err(Status::invalid_argument(text));
-    }
-    let images = &pods.node().images;
-    let image = images.status(requested).ok_or_else(|| {
-        let requested = plain::ends(requested, MAX_IMAGE_NAME);
-        Status::not_found(format!(
-            "image {requested:?} is not on this node: pull it before creating a container"
-        ))
-    })?;
-    let user_specified = user_specified.to_owned();
-    let display = if user_specified.is_empty() {
-        image.repo_tags.first().cloned().unwrap_or_else(|| requested.to_owned())
-    } else {
-        user_specified.clone()
-    };
-    Ok(ImageRequest {
-        requested: requested.to_owned(),
-        user_specified,
-        id: image.id.clone(),
-        reference: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
-        display,
-    })
 }

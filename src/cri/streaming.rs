@@ -1,6 +1,7 @@
 //! Decodes Exec, Attach and PortForward: checks the request here; the streaming server executes it when the client uses
 //! the URL.
 
+use super::lookup::required;
 use super::proto as pb;
 use super::status::{status, streaming_status};
 use crate::sandbox::{Manager, SandboxError};
@@ -31,7 +32,7 @@ fn checked(stdio: Stdio) -> Result<Stdio, Status> {
 }
 
 pub(super) fn exec(pods: &Manager, urls: &Urls, r: pb::ExecRequest) -> Result<pb::ExecResponse, Status> {
-    super::runtime::required("container_id", &r.container_id)?;
+    required("container_id", &r.container_id)?;
     let stdio = checked(Stdio { tty: r.tty, stdin: r.stdin, stdout: r.stdout, stderr: r.stderr })?;
     if r.cmd.is_empty() {
         return Err(Status::invalid_argument("cmd: is empty"));
@@ -46,7 +47,7 @@ pub(super) fn attach(
     urls: &Urls,
     r: pb::AttachRequest,
 ) -> Result<pb::AttachResponse, Status> {
-    super::runtime::required("container_id", &r.container_id)?;
+    required("container_id", &r.container_id)?;
     let stdio = checked(Stdio { tty: r.tty, stdin: r.stdin, stdout: r.stdout, stderr: r.stderr })?;
     let container = pods.running_container("attach to", &r.container_id).map_err(refused)?;
     let request = AttachRequest { container: container.to_string(), stdio };
@@ -58,7 +59,7 @@ pub(super) fn port_forward(
     urls: &Urls,
     r: pb::PortForwardRequest,
 ) -> Result<pb::PortForwardResponse, Status> {
-    super::runtime::required("pod_sandbox_id", &r.pod_sandbox_id)?;
+    required("pod_sandbox_id", &r.pod_sandbox_id)?;
     if r.port.len() > MAX_PORTS {
         return Err(Status::invalid_argument(format!("port: more than {MAX_PORTS} at once")));
     }

@@ -15,10 +15,13 @@ pub mod spec;
 mod words;
 
 pub use acts::exec::Output;
+pub use acts::execs::Execs;
+pub use acts::handlers::Handlers;
 pub use acts::metrics::PodMetrics;
-pub use acts::node::{ExecWaiters, Node};
-pub use acts::output::{OutputBudget, OutputHold};
-pub use acts::process_file::ProcessFiles;
+pub use acts::node::Node;
+pub use acts::output::OutputHold;
+pub use acts::places::Places;
+pub use acts::pod_cgroups::PodCgroups;
 pub use acts::records::Records;
 pub use acts::session::{AttachEnd, AttachSession, AttachStream, ExecSession, ExecStream, ExitStatus};
 pub use acts::trials::{TrialNamespace, UserNamespaces};

@@ -81,7 +81,7 @@ fn of_pod(
     cgroup: Option<&PathBuf>,
     space: Option<&space::Space>,
 ) -> pb::PodSandboxMetrics {
-    let path = node.pod_cgroup(&pod.spec).unwrap_or_default();
+    let path = node.cgroups.pod_cgroup(&pod.spec).unwrap_or_default();
     let mut metrics = Vec::new();
     if let Some(path) = cgroup {
         // cAdvisor's name for what is not a container.
@@ -118,7 +118,7 @@ fn of_container(
     space: Option<&space::Space>,
 ) -> Result<Vec<pb::Metric>, SandboxError> {
     let spec = &container.spec;
-    let leaf = node.leaf(&pod.spec, &spec.id)?;
+    let leaf = node.cgroups.leaf(&pod.spec, &spec.id)?;
     let mut sheet = Sheet::new(labels(leaf.path(), spec.id.as_str(), &spec.image.display, pod, &spec.name));
     read_cgroup(node, leaf.path(), &mut sheet)?;
     if let Some(space) = space {
@@ -131,7 +131,7 @@ fn of_container(
         | ContainerState::Starting
         | ContainerState::Exited { .. } => (None, None),
     };
-    let pids = node.cgroups.pids(&leaf)?;
+    let pids = node.cgroups.kernel.pids(&leaf)?;
     sheet.processes(&Processes {
         count: u64::try_from(pids.len()).unwrap_or(u64::MAX),
         open: processes::open_files(&pids),
@@ -143,7 +143,7 @@ fn of_container(
 }
 
 fn read_cgroup(node: &Node, cgroup: &Path, sheet: &mut Sheet) -> Result<(), SandboxError> {
-    sheet.cgroup(&node.cgroups.stats(cgroup)?, &node.cgroups.details(cgroup)?);
+    sheet.cgroup(&node.cgroups.kernel.stats(cgroup)?, &node.cgroups.kernel.details(cgroup)?);
     Ok(())
 }
 

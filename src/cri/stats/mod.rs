@@ -80,7 +80,7 @@ fn one(
         }),
         writable_layer: layer.map(|mut layer| {
             if counts_pod_files(pod, container) {
-                layer.usage.bytes += node.written_to_pod_files(&pod.spec.id);
+                layer.usage.bytes += node.places.written_to_pod_files(&pod.spec.id);
             }
             encode::file_system(node.layers.file_system(), layer.usage, layer.at)
         }),
@@ -89,8 +89,8 @@ fn one(
     if !is_running(container) {
         return (stats, None);
     }
-    let read = node.leaf(&pod.spec, &spec.id).and_then(|leaf| {
-        let usage = node.cgroups.stats(leaf.path())?;
+    let read = node.cgroups.leaf(&pod.spec, &spec.id).and_then(|leaf| {
+        let usage = node.cgroups.kernel.stats(leaf.path())?;
         let parts = Parts::of(node, leaf.path(), &usage, now);
         Ok((usage, parts))
     });
@@ -125,7 +125,7 @@ struct Parts {
 
 impl Parts {
     fn of(node: &Node, cgroup: &Path, usage: &CgroupStats, now: i64) -> Self {
-        let rate = usage.cpu_usage_ns.and_then(|used| node.cgroups.cpu_rate(cgroup, used));
+        let rate = usage.cpu_usage_ns.and_then(|used| node.cgroups.kernel.cpu_rate(cgroup, used));
         Self::with_rate(usage, rate, now)
     }
 

@@ -63,9 +63,9 @@ pub(in crate::cri) async fn pods(pods: &Manager, wanted: Vec<Arc<PodSnapshot>>) 
 /// figure.
 pub(in crate::cri) fn own_cgroups(pods: &Manager) -> HashMap<String, PathBuf> {
     let mut count: HashMap<String, (usize, PathBuf)> = HashMap::new();
-    let shared = &pods.node().default_parent;
+    let shared = &pods.node().cgroups.default_parent;
     for pod in ready(pods).iter().filter(|pod| !["", shared].contains(&pod.spec.cgroup_parent.as_str())) {
-        if let Ok(path) = pods.node().pod_cgroup(&pod.spec) {
+        if let Ok(path) = pods.node().cgroups.pod_cgroup(&pod.spec) {
             count.entry(pod.spec.cgroup_parent.clone()).or_insert((0, path)).0 += 1;
         }
     }
@@ -75,7 +75,7 @@ pub(in crate::cri) fn own_cgroups(pods: &Manager) -> HashMap<String, PathBuf> {
 /// The devices of each pod; None for one on the host's network, which has the node's devices.
 pub(in crate::cri) async fn networks(node: &Node, pods: &[Arc<PodSnapshot>]) -> Vec<Option<Vec<Counters>>> {
     let own = |pod: &PodSnapshot| pod.spec.namespaces.network != NamespaceMode::Node;
-    let namespaces = pods.iter().filter(|pod| own(pod)).map(|pod| node.netns(&pod.spec.id)).collect();
+    let namespaces = pods.iter().filter(|pod| own(pod)).map(|pod| node.places.netns(&pod.spec.id)).collect();
     let mut read = interfaces::counters(namespaces).await.into_iter();
     let network = |pod: &Arc<PodSnapshot>| {
         if !own(pod) {
@@ -103,7 +103,7 @@ fn stats_of(
     let each = containers.iter().zip(layers).map(|((_, container), layer)| one(node, pod, container, layer));
     let (containers, readings): (Vec<_>, Vec<_>) = each.unzip();
     let now = Timestamp::now().nanos();
-    let parts = match cgroup.map(|path| (path, node.cgroups.stats(path))) {
+    let parts = match cgroup.map(|path| (path, node.cgroups.kernel.stats(path))) {
         Some((path, Ok(usage))) => Parts::of(node, path, &usage, now),
         failed => {
             if let Some((_, Err(error))) = failed {
@@ -137,8 +137,11 @@ fn stats_of(
 /// The processes of the pod's running containers.
 fn processes(node: &Node, pod: &PodSnapshot) -> u64 {
     let of = |container: &crate::sandbox::ContainerSnapshot| {
-        let pids =
-            node.leaf(&pod.spec, &container.spec.id).ok().and_then(|leaf| node.cgroups.pids(&leaf).ok());
+        let pids = node
+            .cgroups
+            .leaf(&pod.spec, &container.spec.id)
+            .ok()
+            .and_then(|leaf| node.cgroups.kernel.pids(&leaf).ok());
         u64::try_from(pids.unwrap_or_default().len()).unwrap_or(u64::MAX)
     };
     running(pod).map(|container| of(container)).fold(0, u64::saturating_add)

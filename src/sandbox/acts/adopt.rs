@@ -187,7 +187,7 @@ pub(in crate::sandbox) async fn observe(
     {
         return seen;
     }
-    let file = node.exit_dir(pod).join(format!("{id}.json"));
+    let file = node.places.exit_dir(pod).join(format!("{id}.json"));
     let read = blocking(move |off| Ok(exit_record(off, &file))).await;
     let unread = match read.unwrap_or_else(|error| Err(error.to_string())) {
         Ok(Some(record)) => return ContainerSeen::Ended(record),
@@ -203,7 +203,7 @@ pub(in crate::sandbox) async fn observe(
 
 /// Adds to a monitor's reports the ends that only its exit records tell: of containers that it has forgotten.
 pub(in crate::sandbox) async fn with_exits(node: &Node, pod: &SandboxId, mut reports: Reports) -> Reports {
-    let dir = node.exit_dir(pod);
+    let dir = node.places.exit_dir(pod);
     let known: HashSet<String> = reports.keys().cloned().collect();
     let found = blocking(move |off| {
         let entries = std::fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.path());

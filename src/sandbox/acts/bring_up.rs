@@ -41,14 +41,14 @@ pub(in crate::sandbox) async fn bring_up(
     spec: Arc<SandboxSpec>,
 ) -> Result<BroughtUp, SandboxError> {
     let begun = Instant::now();
-    let (own, exit_dir) = (node.clone(), node.exit_dir(&spec.id));
+    let (own, exit_dir) = (node.clone(), node.places.exit_dir(&spec.id));
     blocking(move |off| {
         room::check(off, &own.config, room::For::Start, 0)?;
         make_private_dir(off, &exit_dir)
     })
     .await?;
     // Only the record knows the place of a cgroup.
-    let record_first = node.init_leaf(&spec)?.is_some();
+    let record_first = node.cgroups.init_leaf(&spec)?.is_some();
     if record_first {
         node.metrics.step("run_pod_sandbox", "record", record(&node, &spec)).await?;
     }
@@ -102,10 +102,10 @@ async fn launch(node: &Arc<Node>, spec: &SandboxSpec) -> Result<(Monitor, Events
     let launched = monitor::launch(LaunchRequest {
         binary: node.monitor_binary.clone(),
         sandbox_id: spec.id.to_string(),
-        dir: node.pod_dir(&spec.id),
-        exit_dir: node.exit_dir(&spec.id),
+        dir: node.places.pod_dir(&spec.id),
+        exit_dir: node.places.exit_dir(&spec.id),
         namespaces: NamespaceRequest {
-            net: own_network.then(|| text(&node.netns(&spec.id))),
+            net: own_network.then(|| text(&node.places.netns(&spec.id))),
             ipc: spec.namespaces.ipc != NamespaceMode::Node,
             uts: own_network,
             pid: spec.namespaces.pid == NamespaceMode::Pod,
@@ -121,9 +121,9 @@ async fn launch(node: &Arc<Node>, spec: &SandboxSpec) -> Result<(Monitor, Events
 
 /// Creates the cgroup for the pod's own process 1, which the monitor moves there.
 async fn init_cgroups(node: &Arc<Node>, spec: &SandboxSpec) -> Result<Vec<PathBuf>, SandboxError> {
-    let Some(leaf) = node.init_leaf(spec)? else { return Ok(Vec::new()) };
+    let Some(leaf) = node.cgroups.init_leaf(spec)? else { return Ok(Vec::new()) };
     let node = node.clone();
-    blocking(move |off| Ok(node.cgroups.make(off, &leaf)?)).await
+    blocking(move |off| Ok(node.cgroups.kernel.make(off, &leaf)?)).await
 }
 
 /// Groups that may ping.
@@ -150,7 +150,7 @@ fn sysctls(node: &Node, spec: &SandboxSpec) -> BTreeMap<String, String> {
 async fn write_files(node: &Arc<Node>, spec: &Arc<SandboxSpec>) -> Result<(), SandboxError> {
     let (node, spec) = (node.clone(), spec.clone());
     blocking(move |off| {
-        let files = PodFiles::below(&node.pod_dir(&spec.id));
+        let files = PodFiles::below(&node.places.pod_dir(&spec.id));
         files.write(off, &spec)?;
         if spec.namespaces.ipc != NamespaceMode::Node {
             make_private_dir(off, &files.shm)?;
@@ -168,7 +168,7 @@ const SHM_SIZE: [&str; 2] = ["shm-size.crio.io", "io.kubernetes.cri-o.ShmSize"];
 /// Size of the pod's /dev/shm. Its memory is charged to the pod, so a pod may request more only if the handler allows
 /// its annotation.
 pub(in crate::sandbox) fn shm_bytes(node: &Node, spec: &SandboxSpec) -> Result<u64, SandboxError> {
-    let allowed = node.handler(&spec.runtime_handler).pod_annotations;
+    let allowed = node.handlers.settings_of(&spec.runtime_handler).pod_annotations;
     let asked = SHM_SIZE.into_iter().filter_map(|name| Some((name, spec.annotations.get(name)?)));
     let mut asked = asked.filter(|(name, _)| allowed.iter().any(|pattern| annotation_fits(pattern, name)));
     match asked.next() {
@@ -185,7 +185,7 @@ pub(in crate::sandbox) fn shm_bytes(node: &Node, spec: &SandboxSpec) -> Result<u
 fn attachment(node: &Node, spec: &SandboxSpec) -> Attachment {
     Attachment {
         sandbox: spec.id.clone(),
-        netns: Some(node.netns(&spec.id)).filter(|path| path.exists()),
+        netns: Some(node.places.netns(&spec.id)).filter(|path| path.exists()),
         pod: spec.name.clone(),
         port_mappings: spec.port_mappings.clone(),
         cgroup_parent: spec.cgroup_parent.clone(),
@@ -226,7 +226,7 @@ pub(in crate::sandbox) async fn tear_down(
         let ended =
             node.metrics.step("stop_pod_sandbox", "monitor", end_monitor(&node, &spec, monitor)).await;
         errors.extend(ended.err());
-        let files = PodFiles::below(&node.pod_dir(&spec.id));
+        let files = PodFiles::below(&node.places.pod_dir(&spec.id));
         errors.extend(blocking(move |off| files.unmount(off)).await.err());
     }
     node.metrics.observe("stop_pod_sandbox", "total", begun);
@@ -262,7 +262,7 @@ async fn unblock(node: &Node, spec: &SandboxSpec, reach: &Reach) {
         // Log: The pod is being stopped and its monitor hangs.
         // Do: If it happens to several pods: look for processes in state D.
         tracing::error!(sandbox = %spec.id, "the monitor of a pod that goes down does not answer: killing it");
-        monitor::kill(&node.pod_dir(&spec.id), reach.process);
+        monitor::kill(&node.places.pod_dir(&spec.id), reach.process);
     }
 }
 
@@ -276,7 +276,7 @@ async fn detach(node: &Node, spec: &SandboxSpec) -> Result<(), SandboxError> {
 }
 
 async fn end_monitor(node: &Arc<Node>, spec: &SandboxSpec, reach: Reach) -> Result<(), SandboxError> {
-    let dir = node.pod_dir(&spec.id);
+    let dir = node.places.pod_dir(&spec.id);
     let monitor = match reach.monitor {
         Some(monitor) => Some(monitor),
         None => match monitor::adopt(&dir, reach.process).await {
@@ -298,20 +298,20 @@ async fn end_monitor(node: &Arc<Node>, spec: &SandboxSpec, reach: Reach) -> Resu
         }
     }
     // A killed monitor leaves its pin and the pod's own PID 1 behind.
-    let (pin, leaf, node) = (node.netns(&spec.id), node.init_leaf(spec)?, node.clone());
+    let (pin, leaf, node) = (node.places.netns(&spec.id), node.cgroups.init_leaf(spec)?, node.clone());
     blocking(move |off| {
         monitor::sweep(off, &dir, &pin)?;
-        Ok(leaf.map_or(Ok(()), |leaf| node.cgroups.remove(off, &leaf))?)
+        Ok(leaf.map_or(Ok(()), |leaf| node.cgroups.kernel.remove(off, &leaf))?)
     })
     .await
 }
 
 /// The processes left in a container's cgroup, for an error message.
 async fn processes(node: &Arc<Node>, pod: &SandboxSpec, id: &ContainerId) -> String {
-    let Ok(leaf) = node.leaf(pod, id) else { return String::new() };
+    let Ok(leaf) = node.cgroups.leaf(pod, id) else { return String::new() };
     let node = node.clone();
     let told = blocking(move |_| {
-        let pids = node.cgroups.pids(&leaf)?;
+        let pids = node.cgroups.kernel.pids(&leaf)?;
         let told = pids.iter().map(|pid| {
             let state =
                 u32::try_from(*pid).ok().and_then(|pid| podwright_sys::proc::state(pid).ok()).unwrap_or('?');
@@ -330,7 +330,7 @@ fn text(path: &std::path::Path) -> String {
 pub(in crate::sandbox) async fn erase(node: &Arc<Node>, spec: &SandboxSpec) -> Result<(), SandboxError> {
     let (node, id) = (node.clone(), spec.id.clone());
     blocking(move |off| {
-        remove_tree(off, &node.pod_dir(&id))?;
+        remove_tree(off, &node.places.pod_dir(&id))?;
         Ok(node.records.remove_pod(off, &id)?)
     })
     .await

@@ -23,7 +23,8 @@ use crate::model::{ContainerId, ContainerSpec, Mount, MountSource, NamespaceMode
 use crate::sandbox::offload::{OffThread, blocking};
 use crate::sandbox::spec::{self, ImageProcess, Inputs, PodNamespaces};
 use crate::sandbox::words::error::SandboxError;
-use crate::sandbox::words::state::Init;
+use crate::sandbox::words::record::ContainerRecord;
+use crate::sandbox::words::state::{ContainerState, Init};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +57,8 @@ pub(in crate::sandbox) struct Request {
     pub(in crate::sandbox) until: Instant,
     /// The pod's other containers.
     pub(in crate::sandbox) siblings: Vec<ContainerId>,
+    /// As it is recorded before there is a bundle.
+    pub(in crate::sandbox) record: ContainerRecord,
 }
 
 /// A bundle that is ready.
@@ -119,9 +122,9 @@ async fn outside(request: &Request, until: Instant) -> Result<Outside, SandboxEr
 async fn restored(request: &Request, until: Instant) -> Result<Option<restore::Restored>, SandboxError> {
     let Request { node, pod, spec, namespaces, .. } = request;
     let Some(from) = spec.restore.clone() else { return Ok(None) };
-    let (own, writable) = (node.clone(), node.writable(&spec.id));
+    let (own, writable) = (node.clone(), node.places.writable(&spec.id));
     blocking(move |off| make_writable(off, &own, &writable)).await?;
-    let (own, writable, namespaces) = (node.clone(), node.writable(&spec.id), namespaces.clone());
+    let (own, writable, namespaces) = (node.clone(), node.places.writable(&spec.id), namespaces.clone());
     let (places, left) = (restore::places(&from), until.saturating_duration_since(Instant::now()));
     let fetch = move |progress: Option<&Progress>| {
         restore::fetch(&from, &writable, &namespaces, &own.images, progress)
@@ -167,8 +170,8 @@ async fn within_limit(request: Request, found: Outside, until: Instant) -> Resul
 
 fn prepare(off: &OffThread, request: &Request, found: &Outside) -> Result<Prepared, SandboxError> {
     let Request { node, pod, spec, hold, granted, namespaces, target, .. } = request;
-    let bundle = node.bundle(&spec.id);
-    let (root, writable) = (bundle.join("rootfs"), node.writable(&spec.id));
+    let bundle = node.places.bundle(&spec.id);
+    let (root, writable) = (bundle.join("rootfs"), node.places.writable(&spec.id));
     let (upper, work) = (writable.join("upper"), writable.join("work"));
     let map = idmap::of_pod(pod, namespaces)?;
     room::check(off, &node.config, room::For::Creation, 0)?;
@@ -210,8 +213,8 @@ fn prepare(off: &OffThread, request: &Request, found: &Outside) -> Result<Prepar
         .check_volumes()
         .map_err(|problem| SandboxError::ImageContent { image: spec.image.display.clone(), problem })?;
     make_volumes(&root, config.volumes.iter(), map.as_ref().and_then(IdMap::root))?;
-    let leaf = node.leaf(pod, &spec.id)?;
-    let handler = node.handler(&pod.runtime_handler);
+    let leaf = node.cgroups.leaf(pod, &spec.id)?;
+    let handler = node.handlers.settings_of(&pod.runtime_handler);
     let all_devices = spec.security.privileged && !handler.privileged_without_host_devices;
     let host_devices = all_devices.then(devices::all_of_host).transpose()?;
     let inputs = Inputs {
@@ -224,10 +227,10 @@ fn prepare(off: &OffThread, request: &Request, found: &Outside) -> Result<Prepar
             working_dir: config.working_dir,
         },
         user: &user,
-        host: &node.facts_for(&pod.runtime_handler),
+        host: &node.handlers.facts_for(&pod.runtime_handler),
         config: &node.config.containers,
         namespaces: &pod_namespaces(namespaces, target),
-        files: &bound_files(&PodFiles::below(&node.pod_dir(&pod.id)), pod),
+        files: &bound_files(&PodFiles::below(&node.places.pod_dir(&pod.id)), pod),
         mount_sources: &mounts,
         volumes: &[],
         devices: &granted.devices,
@@ -246,13 +249,20 @@ fn prepare(off: &OffThread, request: &Request, found: &Outside) -> Result<Prepar
     let mut oci = spec::build(&inputs)?;
     if let Some(from) = &spec.restore {
         restore::rights::check(from, &serde_json::to_value(&oci).map_err(encode)?, &node.images)?;
-        if node.restores_into_old_cgroup(&pod.runtime_handler) {
+        if node.handlers.restores_into_old_cgroup(&pod.runtime_handler) {
             restore::lead_into_cgroup(&mut oci, &bundle, leaf.path())?;
         }
     }
     let text = spec::encode(&oci)?;
     write_private(off, &config, &text)?;
-    room::check_written(off, &node.config, |id| node.bundle(id), &request.siblings, text.len())?;
+    room::check_written(off, &node.config, |id| node.places.bundle(id), &request.siblings, text.len())?;
+    // A container that a restart would undo is not answered as made.
+    let record = ContainerRecord {
+        container: ContainerState::Created,
+        user: Some(user.clone()),
+        ..request.record.clone()
+    };
+    node.records.write_container_state(off, &pod.id, &spec.id, &record)?;
     node.layers.begin(&spec.id);
     Ok(Prepared { user })
 }
@@ -326,7 +336,8 @@ fn bound_sources(
 
 /// Removes everything of a container but its record and log.
 pub(in crate::sandbox) async fn remove(node: &Arc<Node>, spec: &ContainerSpec) -> Result<(), SandboxError> {
-    let (bundle, writable, trash) = (node.bundle(&spec.id), node.writable(&spec.id), node.trash());
+    let (bundle, writable, trash) =
+        (node.places.bundle(&spec.id), node.places.writable(&spec.id), node.places.trash());
     unmount(node, spec.sandbox_id.as_str(), bundle.clone()).await?;
     let behind = blocking(move |off| {
         remove_tree(off, &bundle)?;

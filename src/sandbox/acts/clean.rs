@@ -30,13 +30,13 @@ pub(in crate::sandbox) async fn clean(
     all: bool,
 ) -> Result<(), SandboxError> {
     if all || shares_pid_namespace(spec) {
-        kill_cgroup(node, pod, spec).await;
+        kill_cgroup(&node.cgroups, pod, spec).await;
     }
-    let (cgroups, leaf) = (node.cgroups.clone(), node.leaf(pod, &spec.id)?);
+    let (cgroups, leaf) = (node.cgroups.kernel.clone(), node.cgroups.leaf(pod, &spec.id)?);
     // The runtime would look for nested cgroups by path. What stays is reported below.
     let _ = blocking(move |off| Ok(cgroups.remove_below(off, &leaf)?)).await;
     let deleted = node.metrics.step("clean_container", "runtime", runtime.delete(spec.id.as_str())).await;
-    let (cgroups, leaf) = (node.cgroups.clone(), node.leaf(pod, &spec.id)?);
+    let (cgroups, leaf) = (node.cgroups.kernel.clone(), node.cgroups.leaf(pod, &spec.id)?);
     let removed = blocking(move |off| {
         let removed = cgroups.remove(off, &leaf);
         if removed.is_err() {
@@ -46,7 +46,7 @@ pub(in crate::sandbox) async fn clean(
         Ok(removed?)
     })
     .await;
-    let unmounted = unmount(node, spec.sandbox_id.as_str(), node.bundle(&spec.id)).await;
+    let unmounted = unmount(node, spec.sandbox_id.as_str(), node.places.bundle(&spec.id)).await;
     let removed = removed.and(unmounted);
     node.layers.ended(&spec.id);
     match deleted {
@@ -54,6 +54,6 @@ pub(in crate::sandbox) async fn clean(
         Ok(()) | Err(OciError::Missing { .. }) => removed?,
         Err(error) => return Err(error.into()),
     }
-    let bundle = node.bundle(&spec.id);
+    let bundle = node.places.bundle(&spec.id);
     blocking(move |off| room::end_config(off, &bundle)).await
 }

@@ -1,5 +1,5 @@
-//! A container's creation: recorded before its bundle is made, and recorded as created before it is answered. What fails is
-//! undone, the record last.
+//! A container's creation: recorded before its bundle is made, and as created with it. What fails is undone, the record
+//! last.
 
 use super::bundle::{self, Prepared, Request};
 use super::node::Node;
@@ -7,42 +7,23 @@ use crate::model::{ContainerId, SandboxId};
 use crate::sandbox::offload::blocking;
 use crate::sandbox::words::error::SandboxError;
 use crate::sandbox::words::record::ContainerRecord;
-use crate::sandbox::words::state::ContainerState;
 use std::sync::Arc;
 
-/// Makes the bundle of a container, of which `record` is the first one.
-pub(in crate::sandbox) async fn create(
-    request: Request,
-    record: ContainerRecord,
-) -> Result<Prepared, SandboxError> {
+/// Records a container and makes its bundle.
+pub(in crate::sandbox) async fn create(request: Request) -> Result<Prepared, SandboxError> {
     let (node, pod, spec) = (request.node.clone(), request.pod.id.clone(), request.spec.clone());
-    let created = {
-        let (node, pod, spec, record) = (node.clone(), pod.clone(), spec.clone(), record.clone());
-        let recorded = blocking(move |off| {
-            node.records.write_container(off, &spec)?;
-            Ok(node.records.write_container_state(off, &pod, &spec.id, &record)?)
-        });
-        match recorded.await {
-            Ok(()) => bundle::prepare_or_undo(request).await,
-            Err(error) => Err(error),
-        }
+    let (own, of, id, record) = (node.clone(), pod.clone(), spec.clone(), request.record.clone());
+    let recorded = blocking(move |off| {
+        own.records.write_container(off, &id)?;
+        Ok(own.records.write_container_state(off, &of, &id.id, &record)?)
+    });
+    let created = match recorded.await {
+        Ok(()) => bundle::prepare_or_undo(request).await,
+        Err(error) => Err(error),
     };
-    let created = match created {
-        Ok(prepared) => {
-            let user = Some(prepared.user.clone());
-            let record = ContainerRecord { container: ContainerState::Created, user, ..record };
-            // A container that a restart would undo is not answered as made.
-            match write(&node, &pod, &spec.id, record).await {
-                Ok(()) => return Ok(prepared),
-                Err(cause) => match bundle::remove(&node, &spec).await {
-                    Ok(()) => Err(cause),
-                    Err(undo) => Err(SandboxError::Several(vec![cause, undo])),
-                },
-            }
-        }
-        failed => failed,
-    };
-    forget(&node, &pod, &spec.id).await;
+    if created.is_err() {
+        forget(&node, &pod, &spec.id).await;
+    }
     created
 }
 

@@ -50,18 +50,18 @@ pub(in crate::sandbox) async fn exec_sync(
         return refuse(container.state.name());
     };
     let Some(monitor) = &pod.monitor else { return Err(SandboxError::no_monitor(&pod.spec.id, &pod.state)) };
-    let hold = node.outputs.enter(&pod.spec.id, node.config.grpc.max_message_bytes)?;
-    node.expect_cgroup_moves();
+    let hold = node.execs.outputs.enter(&pod.spec.id, node.config.grpc.max_message_bytes)?;
+    node.cgroups.expect_moves();
     let exec_id = ContainerId::random()?.short().to_owned();
-    let bundle = node.bundle(id);
-    let (files, of, named) = (node.process_files.clone(), pod.spec.id.clone(), exec_id.clone());
+    let bundle = node.places.bundle(id);
+    let (files, of, named) = (node.execs.files.clone(), pod.spec.id.clone(), exec_id.clone());
     let process_file =
         blocking(move |off| files.write(off, &of, &bundle, &named, command, Terminal::No)).await?;
     let owner = pod.spec.namespaces.user.as_ref().and_then(UserNamespace::root);
     let kept = node.config.containers.exec_output_bytes;
     let (stdout_end, stdout) = collect(kept, &hold, owner)?;
     let (stderr_end, stderr) = collect(kept, &hold, owner)?;
-    let mut told = node.execs.expect(&exec_id);
+    let mut told = node.execs.waiters.expect(&exec_id);
     let _forget = Forget { node, exec_id: &exec_id };
     let mut unfinished = Unfinished { monitor: Some(monitor), exec_id: &exec_id };
     let stdio = ExecStdio { stdin: None, stdout: Some(stdout_end), stderr: Some(stderr_end) };
@@ -167,6 +167,6 @@ struct Forget<'a> {
 
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
-        self.node.execs.forget(self.exec_id);
+        self.node.execs.waiters.forget(self.exec_id);
     }
 }

@@ -48,9 +48,9 @@ pub(in crate::sandbox) async fn grant(
     until: Instant,
 ) -> Result<Granted, SandboxError> {
     let security = &container.security;
-    spec::check(pod, container, &node.facts, &node.config.containers)?;
+    spec::check(pod, container, &node.handlers.facts, &node.config.containers)?;
     selinux::check(node, pod, Some(security))?;
-    let apparmor = spec::apparmor(security, &node.facts)?;
+    let apparmor = spec::apparmor(security, &node.handlers.facts)?;
     if let Some(profile) = apparmor.filter(|_| security.apparmor != Some(Profile::Unconfined)) {
         let ensured = async { Ok(node.apparmor.ensure(&profile).await?) };
         within_limit(container, until, ensured).await?;
@@ -154,9 +154,9 @@ async fn block_io(
     until: Instant,
 ) -> Result<Option<LinuxBlockIo>, SandboxError> {
     let Some(name) = class(pod, container, &BLOCK_IO) else { return Ok(None) };
-    let controller = if node.facts.cgroups == CgroupMode::V2 { "io" } else { "blkio" };
+    let controller = if node.handlers.facts.cgroups == CgroupMode::V2 { "io" } else { "blkio" };
     let name = name.to_owned();
-    if !node.cgroups.has_controller(controller) {
+    if !node.cgroups.kernel.has_controller(controller) {
         return Err(BlockIoError::NoController { class: name, controller }.into());
     }
     let file = node.config.containers.blockio_config_file.clone();

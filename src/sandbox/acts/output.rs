@@ -25,7 +25,7 @@ const POD_PART: usize = 4;
 
 /// The budget of all calls. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct OutputBudget(Arc<Shared>);
+pub(in crate::sandbox) struct OutputBudget(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -65,7 +65,7 @@ struct Hold {
 impl OutputBudget {
     /// One of this many bytes: half for shares, half for who has more to say.
     #[must_use]
-    pub fn new(bytes: usize) -> Self {
+    pub(in crate::sandbox) fn new(bytes: usize) -> Self {
         let calls = (bytes / 2 / CALL_BYTES).max(1);
         let common = bytes.saturating_sub(calls * CALL_BYTES);
         Self(Arc::new(Shared {

@@ -21,7 +21,7 @@ const POD_BYTES: usize = 1 << 20;
 
 /// Those that lie there now, as far as they are large. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct ProcessFiles(Arc<Mutex<HashMap<SandboxId, usize>>>);
+pub(in crate::sandbox) struct ProcessFiles(Arc<Mutex<HashMap<SandboxId, usize>>>);
 
 /// The terminal of a command.
 pub(in crate::sandbox) enum Terminal {

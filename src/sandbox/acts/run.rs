@@ -40,14 +40,14 @@ pub(in crate::sandbox) async fn start(
     spec: &ContainerSpec,
     runtime: &Runtime,
 ) -> Result<Init, SandboxError> {
-    let (own, bundle) = (node.clone(), node.bundle(&spec.id));
+    let (own, bundle) = (node.clone(), node.places.bundle(&spec.id));
     blocking(move |off| room::check(off, &own.config, room::For::Start, room::config_bytes(off, &bundle)))
         .await?;
     let request = CreateRequest {
         container_id: spec.id.to_string(),
         runtime: runtime.command(),
         start: true,
-        bundle: text(&node.bundle(&spec.id)),
+        bundle: text(&node.places.bundle(&spec.id)),
         pid_file: None,
         log_path: spec.log_path.as_deref().map(text),
         log_directory: pod.log_directory.as_deref().map(text),
@@ -56,16 +56,16 @@ pub(in crate::sandbox) async fn start(
         stdin: spec.stdin,
         stdin_once: spec.stdin_once,
         deadline_ms: u64::try_from(node.config.runtime_timeout().as_millis()).ok(),
-        cgroup: Some(text(node.leaf(pod, &spec.id)?.path())),
+        cgroup: Some(text(node.cgroups.leaf(pod, &spec.id)?.path())),
         restore: spec.restore.as_ref().map(|_| RestoreRequest {
-            images: text(&restore::images(&node.writable(&spec.id))),
-            work: text(&restore::work(&node.writable(&spec.id))),
+            images: text(&restore::images(&node.places.writable(&spec.id))),
+            work: text(&restore::work(&node.places.writable(&spec.id))),
         }),
         no_new_keyring: false,
     };
     let created = node.metrics.step("start_container", "runtime", launch::run(monitor, request)).await;
     if spec.restore.is_some() {
-        let writable = node.writable(&spec.id);
+        let writable = node.places.writable(&spec.id);
         behind(move |_| restore::forget_images(&writable));
     }
     match created {
@@ -74,7 +74,7 @@ pub(in crate::sandbox) async fn start(
             if spec.restore.is_none() {
                 return Err(error.into());
             }
-            let log = restore::work(&node.writable(&spec.id)).join("restore.log");
+            let log = restore::work(&node.places.writable(&spec.id)).join("restore.log");
             match blocking(move |_| Ok(criu_words(&log))).await? {
                 Some(said) => Err(CheckpointError::Start { error: Box::new(error), said }.into()),
                 None => Err(error.into()),
@@ -104,9 +104,10 @@ pub(in crate::sandbox) async fn update(
     (old, asked): (&Resources, &Resources),
     live: bool,
 ) -> Result<(), SandboxError> {
-    let in_oci_terms = |limits| spec::linux_resources(limits, node.config.containers.pids_limit, &node.facts);
+    let in_oci_terms =
+        |limits| spec::linux_resources(limits, node.config.containers.pids_limit, &node.handlers.facts);
     let limits = in_oci_terms(asked)?;
-    let config = node.bundle(id).join("config.json");
+    let config = node.places.bundle(id).join("config.json");
     let malformed = |e: serde_json::Error| SandboxError::io("change", &config)(std::io::Error::from(e));
     let limits = serde_json::to_value(limits).map_err(malformed)?;
     if live {
@@ -140,7 +141,7 @@ async fn spare(
     id: &ContainerId,
     asked: &Resources,
 ) -> Result<(), SandboxError> {
-    let (cgroups, leaf) = (node.cgroups.clone(), node.leaf(pod, id)?);
+    let (cgroups, leaf) = (node.cgroups.kernel.clone(), node.cgroups.leaf(pod, id)?);
     let stats = blocking(move |_| Ok(cgroups.stats(leaf.path())?)).await?;
     let used = stats.memory.map_or(0, |memory| memory.working_set);
     let limit = u64::try_from(asked.memory_limit).unwrap_or(0);

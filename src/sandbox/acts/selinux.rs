@@ -91,7 +91,7 @@ pub(in crate::sandbox) fn label_pod_files(
 }
 
 fn put_on_pod_files(node: &Node, pod: &SandboxSpec, label: &str) -> Result<(), SandboxError> {
-    let files = PodFiles::below(&node.pod_dir(&pod.id));
+    let files = PodFiles::below(&node.places.pod_dir(&pod.id));
     for file in [&files.hostname, &files.hosts, &files.resolv_conf] {
         selinux::label_file(file, label)?;
     }
@@ -144,7 +144,7 @@ pub(in crate::sandbox) fn share_pod_files(
 }
 
 fn tries_to_skip(node: &Node, pod: &SandboxSpec) -> bool {
-    let allowed = node.handler(&pod.runtime_handler).pod_annotations;
+    let allowed = node.handlers.settings_of(&pod.runtime_handler).pod_annotations;
     TRY_SKIP.into_iter().any(|name| {
         let asked = pod.annotations.get(name).is_some_and(|value| value == "true");
         asked && allowed.iter().any(|pattern| annotation_fits(pattern, name))

@@ -160,10 +160,10 @@ pub(in crate::sandbox) async fn exec(
 ) -> Result<ExecSession, SandboxError> {
     let id = &container.spec.id;
     let monitor = running("execute a command in", pod, container)?;
-    node.expect_cgroup_moves();
+    node.cgroups.expect_moves();
     let exec_id = ContainerId::random()?.short().to_owned();
     let terminal = if ask.tty { Terminal::Yes(ask.size) } else { Terminal::No };
-    let (files, of, bundle) = (node.process_files.clone(), pod.spec.id.clone(), node.bundle(id));
+    let (files, of, bundle) = (node.execs.files.clone(), pod.spec.id.clone(), node.places.bundle(id));
     let (named, command) = (exec_id.clone(), ask.command);
     let process_file = blocking(move |off| files.write(off, &of, &bundle, &named, command, terminal)).await?;
     let request = ExecRequest {

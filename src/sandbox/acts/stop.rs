@@ -1,7 +1,7 @@
 //! Ending a container: the stop signal, the grace period, then SIGKILL repeatedly until the kernel reports it gone. A
 //! caller that goes away does not end this; a later stop may only bring SIGKILL forward.
 
-use super::node::Node;
+use super::pod_cgroups::PodCgroups;
 use crate::host::monitor::{self, Monitor, Target};
 use crate::images::Hold;
 use crate::model::{ContainerSpec, NamespaceMode, SandboxSpec};
@@ -24,7 +24,7 @@ const SIGTERM: i32 = 15;
 /// Inputs of a stop.
 #[derive(Debug)]
 pub(in crate::sandbox) struct Request {
-    pub(in crate::sandbox) node: Arc<Node>,
+    pub(in crate::sandbox) cgroups: PodCgroups,
     pub(in crate::sandbox) monitor: Option<Monitor>,
     pub(in crate::sandbox) pod: Arc<SandboxSpec>,
     pub(in crate::sandbox) spec: Arc<ContainerSpec>,
@@ -51,7 +51,7 @@ pub(in crate::sandbox) async fn stop(mut request: Request) {
         }
         if shares_pid_namespace(&request.spec) {
             // Its init is not the init of a pid namespace: the others must be killed one by one.
-            kill_cgroup(&request.node, &request.pod, &request.spec).await;
+            kill_cgroup(&request.cgroups, &request.pod, &request.spec).await;
         }
         let ended = request.phase.wait_for(|p| *p != Phase::Alive);
         if tokio::time::timeout(pause, ended).await.is_ok() {
@@ -94,9 +94,9 @@ async fn signal(request: &Request, signal: i32) -> bool {
 
 /// Lets it die if it has frozen itself.
 async fn thaw(request: &Request) {
-    let Request { node, pod, spec, .. } = request;
-    let (cgroups, leaf) = (node.cgroups.clone(), node.leaf(pod, &spec.id));
-    if let Err(error) = blocking(move |off| Ok(cgroups.thaw(off, &leaf?)?)).await {
+    let Request { cgroups, pod, spec, .. } = request;
+    let (kernel, leaf) = (cgroups.kernel.clone(), cgroups.leaf(pod, &spec.id));
+    if let Err(error) = blocking(move |off| Ok(kernel.thaw(off, &leaf?)?)).await {
         // Log: A container's freezer cgroup could not be written. Tried again.
         // Do: If it lasts: check its cgroups.
         tracing::warn!(container = %spec.id, %error, "cannot thaw a container");
@@ -104,10 +104,10 @@ async fn thaw(request: &Request) {
 }
 
 /// Kills what is left in a container's cgroup.
-pub(in crate::sandbox) async fn kill_cgroup(node: &Node, pod: &SandboxSpec, spec: &ContainerSpec) {
-    let (cgroups, leaf) = (node.cgroups.clone(), node.leaf(pod, &spec.id));
+pub(in crate::sandbox) async fn kill_cgroup(cgroups: &PodCgroups, pod: &SandboxSpec, spec: &ContainerSpec) {
+    let (kernel, leaf) = (cgroups.kernel.clone(), cgroups.leaf(pod, &spec.id));
     // It may have to freeze a cgroup first and wait for that.
-    if let Err(error) = blocking(move |off| Ok(cgroups.kill_all(off, &leaf?)?)).await {
+    if let Err(error) = blocking(move |off| Ok(kernel.kill_all(off, &leaf?)?)).await {
         // Log: Tried again.
         // Do: If it lasts: look for processes in state D.
         tracing::warn!(container = %spec.id, %error, "cannot kill a container's processes");

@@ -29,16 +29,16 @@ pub(in crate::sandbox) async fn end_stranger(
     tracing::warn!(sandbox = %pod.id, container = %id, "ending a container that no record knows");
     let (Some(monitor), Ok(id)) = (monitor, ContainerId::parse(id)) else { return };
     let ended = match runtime.delete(id.as_str()).await {
-        Ok(()) => match node.leaf(pod, &id) {
+        Ok(()) => match node.cgroups.leaf(pod, &id) {
             Ok(leaf) => {
-                let cgroups = node.cgroups.clone();
+                let cgroups = node.cgroups.kernel.clone();
                 blocking(move |off| Ok(cgroups.remove(off, &leaf)?)).await
             }
             Err(error) => Err(error),
         },
         Err(error) => Err(error.into()),
     };
-    report(&node.bundle(&id), ended);
+    report(&node.places.bundle(&id), ended);
     run::forget(monitor, &id).await;
 }
 
@@ -52,7 +52,7 @@ pub(in crate::sandbox) async fn sweep(node: &Arc<Node>, known: &HashSet<String>)
     }
     // Side by side, as above.
     futures_util::future::join_all(pods.into_iter().map(sweep_pod)).await;
-    let trash = node.trash();
+    let trash = node.places.trash();
     if let Err(error) = remove::sweep(&trash) {
         // Log: At start, something without a record could not be removed.
         // Do: See `error`; the next start tries again.
@@ -63,7 +63,9 @@ pub(in crate::sandbox) async fn sweep(node: &Arc<Node>, known: &HashSet<String>)
         for dir in strangers(parent, known) {
             // Whichever runtime it was made with: it kills what runs and removes the cgroup that it made.
             let id = dir.file_name().unwrap_or_default().to_string_lossy();
-            for runtime in node.runtimes.names().iter().filter_map(|name| node.runtime(name).ok()) {
+            for runtime in
+                node.handlers.runtimes.names().iter().filter_map(|name| node.handlers.runtime(name).ok())
+            {
                 report(&dir, runtime.delete(&id).await.map_err(SandboxError::from));
             }
             // Log: At start: an earlier daemon had begun it and not recorded it.

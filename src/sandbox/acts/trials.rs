@@ -6,6 +6,7 @@ use crate::host::cgroups::{Cgroups, Driver};
 use crate::host::oci::{self, Runtimes, Surroundings};
 use crate::host::offload::{self, OffThread, in_place};
 use crate::host::rootfs::{self, IdMap, IdRange, RootfsError};
+use crate::model::SandboxSpec;
 use crate::sandbox::words::error::SandboxError;
 use podwright_sys::namespace;
 use std::collections::BTreeMap;
@@ -140,8 +141,19 @@ impl UserNamespaces {
         self.found().await.is_some_and(|found| found.get(handler).is_some_and(Option::is_none))
     }
 
+    /// Whether this pod can have the user namespaces that it requests.
+    ///
+    /// # Errors
+    /// When its handler has none, with the reason.
+    pub(in crate::sandbox) async fn check(&self, pod: &SandboxSpec) -> Result<(), SandboxError> {
+        match &pod.namespaces.user {
+            Some(_) => self.require(&pod.runtime_handler).await,
+            None => Ok(()),
+        }
+    }
+
     /// As [`Self::have`], with the reason.
-    pub(in crate::sandbox) async fn require(&self, handler: &str) -> Result<(), SandboxError> {
+    async fn require(&self, handler: &str) -> Result<(), SandboxError> {
         let found = self.found().await.ok_or(SandboxError::ShuttingDown)?;
         match found.get(handler) {
             Some(None) => Ok(()),

@@ -112,7 +112,7 @@ pub(super) fn container(node: &Node, pod: &PodSnapshot, container: &ContainerSna
         "annotations": spec.annotations,
         "log_path": spec.log_path,
     });
-    let bundle = node.bundle(&spec.id).join("config.json");
+    let bundle = node.places.bundle(&spec.id).join("config.json");
     Description(vec![(CONFIG_DUMP, config), (STATUS_DUMP, status)], Some(bundle))
 }
 

@@ -158,7 +158,7 @@ async fn thaw_one(node: &Arc<Node>, note: &Content) -> bool {
         // Do: Nothing, if the containers run.
         tracing::warn!(%error, "cannot look for a checkpoint that still runs");
     }
-    let runtime = match node.runtime(&note.handler) {
+    let runtime = match node.handlers.runtime(&note.handler) {
         Ok(runtime) => runtime,
         Err(error) => {
             // Log: The OCI runtime of a pod that an earlier daemon left frozen is missing.

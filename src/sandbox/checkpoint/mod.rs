@@ -290,7 +290,7 @@ fn subject(node: &Node, spec: &Arc<ContainerSpec>, dir: PathBuf, places: Vec<Pat
     let layers = node.images.restore_hold(&spec.image.id).map(|hold| hold.layers().to_vec());
     Subject {
         spec: spec.clone(),
-        upper: node.writable(&spec.id).join("upper"),
+        upper: node.places.writable(&spec.id).join("upper"),
         layers: layers.unwrap_or_default(),
         dir,
         places,

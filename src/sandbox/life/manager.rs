@@ -69,14 +69,14 @@ impl Manager {
     /// # Errors
     /// When the name is taken by a different sandbox, or a step fails; then everything was undone.
     pub async fn run(&self, mut spec: SandboxSpec) -> Outcome<SandboxId> {
-        let runtime = self.shared.node.runtime(&spec.runtime_handler).map_err(Arc::new)?;
+        let runtime = self.shared.node.handlers.runtime(&spec.runtime_handler).map_err(Arc::new)?;
         shm_bytes(&self.shared.node, &spec).map_err(Arc::new)?;
         if spec.cgroup_parent.is_empty() {
             // Recorded, since another configuration would have another default.
-            spec.cgroup_parent.clone_from(&self.shared.node.default_parent);
+            spec.cgroup_parent.clone_from(&self.shared.node.cgroups.default_parent);
         }
-        self.shared.node.driver.check(&spec.cgroup_parent).map_err(|e| Arc::new(e.into()))?;
-        self.shared.node.check_user_namespace(&spec).await.map_err(Arc::new)?;
+        self.shared.node.cgroups.driver.check(&spec.cgroup_parent).map_err(|e| Arc::new(e.into()))?;
+        self.shared.node.user_namespaces.check(&spec).await.map_err(Arc::new)?;
         selinux::check(&self.shared.node, &spec, None).map_err(Arc::new)?;
         let (id, mut up) = {
             let mut tables = self.shared.index.lock();
@@ -149,7 +149,7 @@ impl Manager {
     pub async fn create_container(&self, mut spec: ContainerSpec) -> Outcome<ContainerId> {
         let until = Instant::now() + CREATION_LIMIT;
         let handle = self.shared.index.find_pod(spec.sandbox_id.as_str()).map_err(Arc::new)?;
-        check_resources(&spec.resources, &self.shared.node.facts).map_err(|e| Arc::new(e.into()))?;
+        check_resources(&spec.resources, &self.shared.node.handlers.facts).map_err(|e| Arc::new(e.into()))?;
         self.check_listed(&spec).map_err(Arc::new)?;
         let hold = self.shared.node.images.hold(spec.image.id.as_str()).map_err(|e| Arc::new(e.into()))?;
         if let ImageKind::Artifact { .. } = hold.image().kind {
@@ -300,7 +300,7 @@ impl Manager {
         let sandbox = self.ready_pod("forward a port", id)?;
         let pod = self.pod(sandbox.as_str())?;
         let own = pod.spec.namespaces.network != NamespaceMode::Node;
-        let netns = own.then(|| self.shared.node.netns(&sandbox));
+        let netns = own.then(|| self.shared.node.places.netns(&sandbox));
         netns::connect_loopback(netns.as_deref(), port).await.map_err(|source| SandboxError::Connect {
             sandbox,
             port,
@@ -420,7 +420,7 @@ impl Manager {
                 continue;
             }
             let id = &pod.spec.id;
-            if let Err(error) = self.shared.node.network.check(id, &self.shared.node.netns(id)).await {
+            if let Err(error) = self.shared.node.network.check(id, &self.shared.node.places.netns(id)).await {
                 // Log: At start, a plugin's CHECK found that an interface, address or rule of the pod is gone. The
                 // pod is left alone.
                 // Do: Find out who removed it; delete the pod if its probes do not.

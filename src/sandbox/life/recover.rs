@@ -92,8 +92,9 @@ async fn end_orphans(node: &Arc<Node>, pods: &[StoredPod]) {
 
 async fn recover_pod(shared: &Shared, stored: StoredPod) -> Result<(), SandboxError> {
     let Shared { node, index, .. } = shared;
-    let runtime = node.runtime(&stored.spec.runtime_handler).or_else(|_| node.runtime(""))?;
-    let dir = node.pod_dir(&stored.spec.id);
+    let runtime =
+        node.handlers.runtime(&stored.spec.runtime_handler).or_else(|_| node.handlers.runtime(""))?;
+    let dir = node.places.pod_dir(&stored.spec.id);
     let recorded = stored.state.as_ref().map(|s| &s.sandbox);
     let process = stored.state.as_ref().and_then(|s| s.monitor);
     let found = match (stored.this_boot, recorded) {

@@ -80,10 +80,11 @@ impl Pod {
             target,
             until,
             siblings,
+            record,
         };
         let failed = Finished::Created(id.clone(), Box::new(Err(SandboxError::Panicked("creation"))));
         self.work(failed, async move {
-            let result = creation::create(request, record).await;
+            let result = creation::create(request).await;
             Finished::Created(id, Box::new(result))
         });
     }
@@ -137,7 +138,7 @@ impl Pod {
                 container.phase.send_replace(Phase::Alive);
                 let (mut turn, record) = (container.records.turn(), container.record());
                 self.publish();
-                self.node.expect_cgroup_moves();
+                self.node.cgroups.expect_moves();
                 let failed = Finished::Started(id.clone(), Err(SandboxError::Panicked("start")));
                 self.work(failed, async move {
                     turn.comes().await;
@@ -183,7 +184,7 @@ impl Pod {
 
     pub(super) fn started(&mut self, id: &ContainerId, result: Result<Init, SandboxError>) {
         let now = Timestamp::now();
-        let Some(container) = self.containers.get(id) else { return };
+        let Some(container) = self.containers.get_mut(id) else { return };
         let (state, outcome) = match result {
             Ok(init) => (ContainerState::Running { init, since: now }, Ok(())),
             // An earlier daemon wanted to start it, and its monitor was not asked, or undid it.
@@ -199,15 +200,15 @@ impl Pod {
         };
         // Its end may have been told before its start.
         let still_starting = container.state == ContainerState::Starting;
-        if still_starting {
-            let failed = matches!(state, ContainerState::Exited { .. });
-            self.set_container_state(id, state);
-            if failed {
-                self.clean(id);
-            }
+        if !still_starting {
+            return container.answer(&outcome);
         }
-        if let Some(container) = self.containers.get_mut(id) {
-            container.answer(&outcome);
+        container.activity = Activity::Idle;
+        let answers = container.waiters.drain(..).map(|waiter| (waiter, outcome.clone())).collect();
+        let failed = matches!(state, ContainerState::Exited { .. });
+        self.set_container_state_and_answer(id, state, answers);
+        if failed {
+            self.clean(id);
         }
     }
 
@@ -232,7 +233,7 @@ impl Pod {
         container.activity = Activity::Stopping;
         let kill_at = watch::Sender::new(Instant::now() + grace);
         let request = stop::Request {
-            node: self.node.clone(),
+            cgroups: self.node.cgroups.clone(),
             monitor: self.monitor.clone(),
             pod: self.spec.clone(),
             spec: container.spec.clone(),

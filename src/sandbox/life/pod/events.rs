@@ -27,7 +27,9 @@ impl Pod {
             MonitorEvent::ContainerExited { container_id, exit } => {
                 self.container_exited(&container_id, &exit)
             }
-            MonitorEvent::ExecExited { exec_id, exit_code, .. } => self.node.execs.ended(&exec_id, exit_code),
+            MonitorEvent::ExecExited { exec_id, exit_code, .. } => {
+                self.node.execs.waiters.ended(&exec_id, exit_code)
+            }
             MonitorEvent::Gone => self.adopt_again(),
         }
     }
@@ -83,7 +85,7 @@ impl Pod {
     pub(super) fn adopt_again(&mut self) {
         let Some(monitor) = &self.monitor else { return };
         let known = Some(monitor.info().process);
-        let dir = self.node.pod_dir(&self.spec.id);
+        let dir = self.node.places.pod_dir(&self.spec.id);
         self.work(
             Finished::Adopted(None),
             async move { Finished::Adopted(adopt::seek(dir, known, None).await) },

@@ -104,10 +104,20 @@ impl Pod {
 
     /// Changes a container's state, and sees to it that the record follows.
     pub(super) fn set_container_state(&mut self, id: &ContainerId, state: ContainerState) {
+        self.set_container_state_and_answer(id, state, Vec::new());
+    }
+
+    /// As [`Self::set_container_state`]; callers are answered when that was tried.
+    pub(super) fn set_container_state_and_answer(
+        &mut self,
+        id: &ContainerId,
+        state: ContainerState,
+        answers: Answers,
+    ) {
         let Some(container) = self.containers.get_mut(id) else { return };
         container.state = state;
         self.publish();
-        self.write(Which::Container(id.clone()), Vec::new());
+        self.write(Which::Container(id.clone()), answers);
     }
 
     /// Writes a record as it is now, behind earlier writes of it.

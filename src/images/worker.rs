@@ -50,8 +50,9 @@ pub(crate) const PARSER: Program = Program {
     fcntl: &[],
     body: unpack::parse,
 };
-/// Bytes in a pipe into a worker: the most that an ordinary system lets a pipe have. Fewer switches between the processes.
-const PIPE: usize = 1 << 20;
+/// Bytes in the pipe into a decompressor: it reads as much at once. In larger ones the bytes leave the processor's cache, in
+/// smaller ones there are more switches between the processes.
+const PIPE: usize = 256 << 10;
 /// Bytes at a time in the decompressor, and from it: the buffers stay in the processor's cache.
 const BUFFER: usize = 256 << 10;
 /// Bytes in the pipe from a decompressor: not more than one of its two buffers has, see [`pour`].

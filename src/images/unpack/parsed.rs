@@ -103,7 +103,7 @@ impl<S: Source, P: Parser> Parsed<S, P> {
         let Some(bytes) = self.source.compressed() else { return Ok(()) };
         let limit = bytes.saturating_mul(ENTRIES_PER_BYTE).saturating_add(FREE_ENTRIES);
         if self.entries > limit {
-            let what = format!("for {bytes} compressed bytes, the entries");
+            let what = format!("the number of entries for {bytes} compressed bytes");
             return Err(self.blame.limit(&what, limit, "entries"));
         }
         Ok(())
@@ -304,7 +304,7 @@ mod tests {
         };
         assert_eq!(count(100, FREE_ENTRIES + 100), None);
         let error = count(100, FREE_ENTRIES + 101).unwrap();
-        assert!(error.contains("for 100 compressed bytes, the entries of layer t"), "{error}");
+        assert!(error.contains("for 100 compressed bytes of layer t exceeds"), "{error}");
     }
 
     #[test]

@@ -237,3 +237,63 @@ async fn a_clean_up_that_fails_is_repeated_until_nothing_is_left() {
     assert!(!runtime_state(&node, &ended) && !runtime_state(&node, &lost));
     node.finish().await;
 }
+
+/// A freezer cgroup outside of every pod's, with one process; thawed and removed at the end.
+struct Frozen(PathBuf);
+
+impl Frozen {
+    /// None without the freezer of cgroup v1.
+    fn take(name: &str, pid: u32) -> Option<Self> {
+        let dir = PathBuf::from("/sys/fs/cgroup/freezer").join(name);
+        std::fs::create_dir(&dir).ok().filter(|()| dir.join("freezer.state").exists())?;
+        std::fs::write(dir.join("cgroup.procs"), pid.to_string()).unwrap();
+        std::fs::write(dir.join("freezer.state"), "FROZEN").unwrap();
+        wait("the process is frozen", || {
+            std::fs::read_to_string(dir.join("freezer.state")).unwrap().starts_with("FROZEN").then_some(())
+        });
+        Some(Self(dir))
+    }
+
+    fn thaw(&self) {
+        std::fs::write(self.0.join("freezer.state"), "THAWED").unwrap();
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.thaw();
+        wait("the freezer cgroup is removed", || std::fs::remove_dir(&self.0).ok());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_of_which_a_process_lives_on_is_neither_stopped_nor_removed() {
+    let (mut node, obstacle, _dir) = stubborn_node().await;
+    let config = node.pod("lives-on");
+    let pod = node.run(&config).await.unwrap();
+    let mut spec = container("c", &["sh", "-c", "sleep 4001 & exec sleep 4002"]);
+    // So that the end of the container's first process does not end the other.
+    security(&mut spec).namespace_options.get_or_insert_default().pid = pb::NamespaceMode::Pod.into();
+    let id = node.create(&pod, &config, spec).await.unwrap();
+    node.start(&id).await.unwrap();
+    let first = node.init_pid(&id).await;
+    let child = wait("its child", || {
+        let children = std::fs::read_to_string(format!("/proc/{first}/task/{first}/children")).unwrap();
+        children.split_whitespace().next().map(|pid| pid.parse::<u32>().unwrap())
+    });
+    let Some(frozen) = Frozen::take(&format!("podwright-test-{child}"), child) else {
+        return node.finish().await;
+    };
+    // The runtime's own complaint must not hide the process.
+    std::fs::write(&obstacle, "").unwrap();
+    node.stop(&id, 0).await.unwrap();
+    refused(node.stop_pod(&pod).await, Code::DeadlineExceeded, &[&id]);
+    assert!(lives(child));
+    frozen.thaw();
+    std::fs::remove_file(&obstacle).unwrap();
+    node.stop_pod(&pod).await.unwrap();
+    assert!(!lives(child));
+    node.remove_pod(&pod).await.unwrap();
+    drop(frozen);
+    node.finish().await;
+}

@@ -49,9 +49,10 @@ pub(in crate::sandbox) async fn clean(
     let unmounted = unmount(node, spec.sandbox_id.as_str(), node.places.bundle(&spec.id)).await;
     let removed = removed.and(unmounted);
     node.layers.ended(&spec.id);
+    // First: the caller gives up on the runtime's notes after a while, but never on a process, cgroup or mount.
+    removed?;
     match deleted {
-        // Nothing can ask it any more, and no process is left.
-        Ok(()) | Err(OciError::Missing { .. }) => removed?,
+        Ok(()) | Err(OciError::Missing { .. }) => {}
         Err(error) => return Err(error.into()),
     }
     let bundle = node.places.bundle(&spec.id);

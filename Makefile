@@ -91,6 +91,8 @@ fmt: ## Check the formatting (`cargo fmt --all` corrects it)
 .PHONY: lint
 lint: ## clippy on everything, warnings are errors
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	# The entry points of the fuzz targets, which nothing else compiles.
+	cargo rustc --lib --locked --profile check -- --cfg fuzzing
 
 .PHONY: unit
 unit: ## Tests beside the code, of all crates

@@ -24,7 +24,10 @@ pub(in crate::images) fn any(dir: &Path, data: &[u8]) {
 fn archive(dir: &Path, data: &[u8]) {
     let path = dir.join("images.tar");
     std::fs::write(&path, data).expect("write the archive");
-    let Ok(files) = Files::open(&path, dir, ARCHIVE, &Windows::new(0), &Cancel::default()) else { return };
+    let Ok(files) = Files::open(&path, dir, ARCHIVE, &Windows::for_downloads(0, 1), &Cancel::default())
+    else {
+        return;
+    };
     let files = Arc::new(files);
     for offers in [docker::offers(&files), layout::offers(Arc::clone(&files))].into_iter().flatten() {
         assert!(!offers.is_empty());

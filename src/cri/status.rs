@@ -249,6 +249,7 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
             Code::FailedPrecondition
         }
         ImageError::Interrupted { .. } => Code::Aborted,
+        ImageError::Busy { .. } => Code::Unavailable,
     };
     (code, "")
 }

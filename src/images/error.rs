@@ -314,6 +314,14 @@ pub enum ImageError {
         /// Archive or store.
         place: String,
     },
+    /// Work on that many archives is under way.
+    #[error("{archive}: {at_once} archives are being read or written already, try again when one is done")]
+    Busy {
+        /// The path.
+        archive: String,
+        /// How many there may be.
+        at_once: usize,
+    },
     /// The shared work ended without a result (daemon shutdown or a bug in a worker).
     #[error("{what} was interrupted")]
     Interrupted {

@@ -97,6 +97,7 @@ struct Inner {
     downloads: Slots,
     limits: Limits,
     windows: Arc<windows::Windows>,
+    archives: offload::Archives,
     policy: policy::SignaturePolicy,
     stats: Arc<PullStats>,
     progress: Progresses,
@@ -176,6 +177,7 @@ impl Images {
                 proofs: Proofs::new()?,
                 downloads: Slots::new(config),
                 limits: Limits { bytes: config.max_layer_bytes, entries: config.max_layer_entries },
+                archives: offload::Archives::default(),
                 windows: windows::Windows::for_downloads(
                     config.zstd_window_bytes,
                     config.max_concurrent_downloads.max(1),

@@ -9,7 +9,6 @@ use super::target::Target;
 use crate::images::digest::Digest;
 use crate::images::error::ImageError;
 use crate::images::manifest::Descriptor;
-use crate::images::offload::blocking;
 use crate::images::reference::{Reference, Target as Named};
 use crate::images::store::Store;
 use crate::images::{Hold, ImageKind, Images, recipe};
@@ -92,7 +91,8 @@ impl Images {
         let cancel = Cancel::default();
         let _guard = cancel.guard();
         let (store, to) = (Arc::clone(&self.inner.store), to.to_owned());
-        blocking(move || write(&store, &items, &to, options, &cancel)).await?;
+        let path = to.clone();
+        self.inner.archives.run(&path, move || write(&store, &items, &to, options, &cancel)).await?;
         Ok(ids)
     }
 

@@ -71,6 +71,12 @@ impl Read for PartReader {
     }
 }
 
+/// Opens for reading, and waits for no writer of a FIFO.
+fn open_at_once(path: &Path) -> io::Result<File> {
+    let flags = i32::try_from((OFlags::NONBLOCK | OFlags::CLOEXEC).bits()).unwrap_or_default();
+    File::options().read(true).custom_flags(flags).open(path)
+}
+
 impl Files {
     /// Opens a directory or a tar; one that is compressed, or that comes through a pipe, is spooled in `staging`, `limit`
     /// bytes of it at most.
@@ -87,7 +93,8 @@ impl Files {
         if kind.is_dir() {
             return Ok(Self::Directory { path: path.to_owned(), name });
         }
-        let file = File::open(path).map_err(failed)?;
+        // A FIFO without a writer must not make us wait where nobody can end it; its first byte is awaited below.
+        let file = open_at_once(path).map_err(failed)?;
         let _job = windows.job();
         let file = spool(file, &name, staging, limit, windows, cancel)?;
         let bad =
@@ -130,9 +137,7 @@ impl Files {
         match self {
             Self::Directory { path, .. } => {
                 let path = path.join(at);
-                // A FIFO must not make us wait.
-                let flags = i32::try_from((OFlags::NONBLOCK | OFlags::CLOEXEC).bits()).unwrap_or_default();
-                let file = match File::options().read(true).custom_flags(flags).open(&path) {
+                let file = match open_at_once(&path) {
                     Ok(file) => file,
                     Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
                     Err(e) => return Err(ImageError::io("open", &path, e)),

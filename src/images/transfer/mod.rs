@@ -35,7 +35,6 @@ pub use peers::{Imported, Peer};
 
 use super::Images;
 use super::error::ImageError;
-use super::offload::blocking;
 use super::reference::Reference;
 use super::windows::Windows;
 use crate::model::ImageId;
@@ -76,11 +75,8 @@ impl Images {
         let (from, staging, limit) =
             (path.to_owned(), self.inner.store.staging_dir(), self.inner.limits.bytes);
         let windows = Arc::clone(&self.inner.windows);
-        let mut offers = blocking(move || {
-            let files = Files::open(&from, &staging, limit, &windows, &cancel)?;
-            offers(Arc::new(files))
-        })
-        .await?;
+        let work = move || offers(Arc::new(Files::open(&from, &staging, limit, &windows, &cancel)?));
+        let mut offers = self.inner.archives.run(path, work).await?;
         if let Some(name) = name {
             let [offer] = offers.as_mut_slice() else {
                 return Err(ImageError::BadArchive {

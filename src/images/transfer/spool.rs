@@ -60,7 +60,11 @@ impl Read for Input {
             let mut wanted = [PollFd::new(&self.file, PollFlags::IN)];
             match poll(&mut wanted, Some(&LOOK)) {
                 Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                Ok(_) => return self.file.read(into),
+                Ok(_) => match self.file.read(into) {
+                    // Another reader of the pipe was first.
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    read => return read,
+                },
                 Err(e) => return Err(e.into()),
             }
         }

@@ -6,6 +6,7 @@ use crate::images::tests::fixture::{Content, Layer, Packing, left_over, open, sm
 use crate::images::{ImageError, Images};
 use std::io::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 pub(super) type Entries = Vec<(String, Vec<u8>)>;
 
@@ -136,6 +137,41 @@ async fn a_pipe_is_spooled() {
     assert_eq!((loaded[0].id.as_str(), loaded[0].names.len()), (id.as_str(), 0));
     assert_eq!(images.list().len(), 1, "listed by its id");
     assert_eq!(images.status(id.as_str()).unwrap().repo_tags.len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fifo_without_a_writer_is_waited_for_and_given_up() {
+    let (content, manifest, _) = small();
+    let bytes = pack(&layout(&content, &[(&manifest, "")]));
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path());
+    let fifo = root.path().join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+        .unwrap();
+    let left = |wanted: usize| {
+        let archives = &images.inner.archives;
+        async move {
+            while archives.left() != wanted {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    };
+    let all = images.inner.archives.left();
+    let waiting: Vec<_> = (0..all)
+        .map(|_| {
+            let (images, fifo) = (images.clone(), fifo.clone());
+            tokio::spawn(async move { images.load(&fifo, LoadOptions::default()).await })
+        })
+        .collect();
+    left(0).await;
+    waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    left(all).await;
+    let late = std::thread::spawn({
+        let fifo = fifo.clone();
+        move || std::fs::File::options().write(true).open(fifo).unwrap().write_all(&bytes).unwrap()
+    });
+    assert_eq!(load(&images, &fifo).await.unwrap().len(), 1);
+    late.join().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

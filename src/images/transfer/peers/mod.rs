@@ -15,7 +15,6 @@ use super::Loaded;
 use super::offer::Offer;
 use crate::images::Images;
 use crate::images::error::{ImageError, cut};
-use crate::images::offload::blocking;
 use crate::images::reference::Reference;
 use std::path::PathBuf;
 
@@ -58,15 +57,15 @@ impl Images {
     pub async fn import_from(&self, peer: Peer, names: &[String]) -> Result<Vec<Imported>, ImageError> {
         let mut wanted = names.iter().map(|name| Wanted::parse(name)).collect::<Result<Vec<_>, _>>()?;
         let all = wanted.is_empty();
-        let place = match &peer {
-            Peer::Containerd { root } => format!("containerd at {}", root.display()),
-            Peer::Crio { root } => format!("containers/storage at {}", root.display()),
+        let (place, path) = match &peer {
+            Peer::Containerd { root } => (format!("containerd at {}", root.display()), root.clone()),
+            Peer::Crio { root } => (format!("containers/storage at {}", root.display()), root.clone()),
         };
-        let candidates = blocking(move || match peer {
+        let work = move || match peer {
             Peer::Containerd { root } => containerd::candidates(&root),
             Peer::Crio { root } => crio::candidates(&root),
-        })
-        .await?;
+        };
+        let candidates = self.inner.archives.run(&path, work).await?;
         let mut imported = Vec::new();
         for Candidate { name, offer } in candidates {
             if !all {

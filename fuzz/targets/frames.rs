@@ -1,5 +1,5 @@
 //! Frames between daemon and monitor as either takes them apart, the monitor's reading of its socket, and its cutting of
-//! what containers write. The monitor is a program without a library: its two files are compiled in.
+//! what containers write. The monitor is a program without a library: its files are compiled in.
 #![no_main]
 
 use podwright_monitor_proto::{
@@ -18,6 +18,9 @@ mod client;
 #[allow(dead_code)]
 #[path = "../../crates/monitor/src/record.rs"]
 mod record;
+#[allow(dead_code)]
+#[path = "../../crates/monitor/src/rights.rs"]
+mod rights;
 
 /// As the monitor reads.
 const READ_BYTES: usize = 4096;

@@ -80,6 +80,10 @@ fn keys(users: io::Result<String>) -> Finding {
     };
     // "    0:   110 109/109 103/1000000 2345/25000000": of the last two, used and most.
     let of_root = users.lines().find_map(|line| line.trim_start().strip_prefix("0:"));
+    let is_line = |line: &str| line.split_once(':').is_some_and(|(uid, _)| uid.trim().parse::<u32>().is_ok());
+    if !users.lines().all(is_line) {
+        return Finding::unknown(name, KEY_USERS, "it has another form");
+    }
     let Some(shares) = of_root.map(|fields| fields.split_whitespace().skip(2).take(2)) else {
         return Finding::ok(name, "the kernel has none of root's");
     };
@@ -171,6 +175,7 @@ mod tests {
             keys(Err(denied())),
             keys(Ok("    0:    12 11/11 many/1000 3/25000\n".into())),
             keys(Ok("    0:    12 11/11 3/1000\n".into())),
+            keys(Ok("uid keys\n".into())),
             clock(RELEASED, Err(denied())),
         ] {
             assert!(

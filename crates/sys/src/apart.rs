@@ -39,7 +39,8 @@ impl Outbox<'_> {
 ///
 /// # The caller's duty
 /// Descriptors in what `work` captures or returns are not memory-unsafe, but wrong: their numbers mean nothing on the
-/// other side. That goes for wakers as well, which write to descriptors.
+/// other side. That goes for wakers as well, which write to descriptors. Whoever kills this process alone, and nobody but root
+/// can, may stop the other one: a lock that it held in the shared memory stays locked.
 ///
 /// # Errors
 /// The kernel's, when there is no room for another process; `Interrupted` when it was killed.
@@ -50,7 +51,8 @@ pub fn run<T>(name: &CStr, work: impl FnOnce(&Outbox<'_>) -> T) -> io::Result<(T
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     let stack = Stack::new()?;
-    let mut call = Call { name, socket: theirs.as_fd(), work: Some(work), outcome: Outcome::Killed };
+    let (parent, socket) = (rustix::process::getpid(), theirs.as_fd());
+    let mut call = Call { name, parent, socket, work: Some(work), outcome: Outcome::Killed };
     let pid = {
         // A handler would write to descriptors that are not there.
         let mut before = SigSet::empty();
@@ -102,6 +104,7 @@ enum Outcome<T> {
 
 struct Call<'a, T, F> {
     name: &'a CStr,
+    parent: rustix::process::Pid,
     socket: BorrowedFd<'a>,
     work: Option<F>,
     outcome: Outcome<T>,
@@ -111,6 +114,7 @@ impl<T, F: FnOnce(&Outbox<'_>) -> T> Call<'_, T, F> {
     fn serve(&mut self) {
         let prepared = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
             .map_err(io::Error::from)
+            .and_then(|()| is_child_of(self.parent))
             .and_then(|()| close_all_but(self.socket));
         self.outcome = match (prepared, self.work.take()) {
             (Err(error), _) => Outcome::Failed(error),
@@ -124,6 +128,14 @@ impl<T, F: FnOnce(&Outbox<'_>) -> T> Call<'_, T, F> {
                 }
             }
         };
+    }
+}
+
+/// Whether the parent lives: one that died before its death was a signal sends none.
+fn is_child_of(parent: rustix::process::Pid) -> io::Result<()> {
+    match rustix::process::getppid() {
+        Some(now) if now == parent => Ok(()),
+        _ => Err(io::Error::new(io::ErrorKind::Interrupted, "the process that wants it has ended")),
     }
 }
 
@@ -249,6 +261,12 @@ mod tests {
             text
         };
         assert_eq!(fds.into_iter().map(read).collect::<Vec<_>>(), ["first", "second"]);
+    }
+
+    #[test]
+    fn it_works_for_a_living_parent_only() {
+        assert!(is_child_of(rustix::process::getppid().unwrap()).is_ok());
+        assert!(is_child_of(rustix::process::getpid()).is_err());
     }
 
     #[test]

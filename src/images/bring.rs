@@ -3,6 +3,7 @@
 
 use super::Shared;
 use super::artifact::{self, Form};
+use super::aside::{Aside, Back};
 use super::digest::Digest;
 use super::directories;
 use super::error::ImageError;
@@ -65,11 +66,11 @@ pub(super) async fn bring_watched(
     let config_body = source.small_blob(&config, MAX_CONFIG).await?;
     let (digest, diff_ids, layers, artifact, file) = if is_artifact(&config, &layers) {
         let (keys, files) = artifact::files(&what, layers)?;
-        (manifest.digest.clone(), keys, files, Some(config.kept(&[])), ConfigFile::default())
+        (manifest.digest.clone(), keys, files, Some(config.kept(&[])), None)
     } else {
         let (name, body, count) = (what.clone(), config_body.clone(), layers.len());
         let file = blocking(move || ConfigFile::parse(&name, &body, count, Node::here())).await?;
-        (config.digest, file.diff_ids().to_vec(), layers, None, file)
+        (config.digest, file.diff_ids().to_vec(), layers, None, Some(file))
     };
     if !digest.is_sha256() {
         return Err(ImageError::Unsupported {
@@ -104,6 +105,7 @@ pub(super) async fn bring_watched(
     };
     // From here on no sweep takes a layer away.
     let _lease = inner.store.lease(super::state::keys(&record));
+    let aside = Aside::lay(&what, inner.store.staging_dir(), config_body, file).await?;
     inner.progress.layers(progress, &diff_ids, &layers, &inner.store.state());
     fetch_layers(inner, source, &diff_ids, &layers, caller.as_ref()).await?;
     let state = inner.store.state();
@@ -114,6 +116,7 @@ pub(super) async fn bring_watched(
         }
     }
     let (store, new_id) = (Arc::clone(&inner.store), id.clone());
+    let config = aside.back().await?;
     blocking(move || {
         let directories = directories::build(&store, &super::state::keys(&record))?;
         let _directories_lease = store.lease(directories.iter().map(|d| d.key.clone()).collect());
@@ -121,7 +124,8 @@ pub(super) async fn bring_watched(
             store.add_layer(&directories.key, directories.staging, &directories.unpacked, None)?;
             record.directories = Some(directories.key);
         }
-        store.add_image(NewImage { id: new_id, record, config: config_body, file, names, giver })?;
+        let Back { body, file, turn: _turn } = config;
+        store.add_image(NewImage { id: new_id, record, config: body, file, names, giver })?;
         if let Err(error) = store.sweep(KEEP_UNREFERENCED) {
             // Log: They could not be removed.
             // Do: See `error`; the next removal tries again.

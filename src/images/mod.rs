@@ -10,6 +10,7 @@
 //! once, used by overlayfs as it is. Never learns that pods exist: a container's need is a [`Hold`].
 
 mod artifact;
+mod aside;
 mod bounded;
 mod bring;
 mod collect;
@@ -37,6 +38,7 @@ mod pull;
 mod recipe;
 mod reference;
 mod registry;
+mod shares;
 mod slots;
 mod source;
 mod staging;

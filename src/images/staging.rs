@@ -5,6 +5,7 @@ use super::error::ImageError;
 use super::recipe::REPLACED;
 use super::store::trash;
 use crate::host::remove;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -75,4 +76,11 @@ impl Drop for Staging {
 /// An unused name in the staging directory.
 pub(crate) fn fresh(dir: &Path) -> PathBuf {
     dir.join(NEXT.fetch_add(1, Ordering::Relaxed).to_string())
+}
+
+/// A new file in `dir` without a name, to be written and read; the kernel frees it with its last descriptor.
+pub(in crate::images) fn nameless(dir: &Path) -> Result<File, ImageError> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR);
+    file.map(File::from).map_err(|e| ImageError::io("make a temporary file in", dir, e))
 }

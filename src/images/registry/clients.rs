@@ -122,7 +122,7 @@ mod tests {
     async fn a_client_connects_only_where_it_may() {
         let server = Server::start(|_| Reply::new(200, ""));
         let registry = Registry::with_proxies(&config(), Proxies::default());
-        let fetcher = Fetcher::new(&registry.fetching);
+        let fetcher = Fetcher::new(&registry.fetching, "localhost");
         // A name: no check of a URL has seen what it means.
         let url = Url::parse(&format!("http://localhost:{}/", server.port)).unwrap();
         let client = |reach, separate| {

@@ -6,10 +6,8 @@
 //! Bounds: 64 pulls ask registries at once (`fetch`), each for one document at a time; with the budget that is 36 MiB.
 
 use crate::images::error::ImageError;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use crate::images::shares::{Share, Shares};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 /// Bytes of a document that need no place: real ones have a few KiB.
@@ -28,16 +26,14 @@ const UNIT: u64 = 1 << 10;
 /// The budget.
 #[derive(Debug)]
 pub(in crate::images) struct Documents {
-    all: Arc<Semaphore>,
-    registries: Mutex<HashMap<String, Weak<Semaphore>>>,
+    memory: Shares,
     wait: Duration,
 }
 
 /// Memory for one document, until dropped.
 #[derive(Debug)]
 pub(in crate::images) struct Place {
-    _own: OwnedSemaphorePermit,
-    _all: OwnedSemaphorePermit,
+    _share: Share,
     /// Until when the document has to be there.
     pub(super) until: Instant,
 }
@@ -48,18 +44,14 @@ impl Default for Documents {
     }
 }
 
-/// Permits for so many bytes.
-fn permits(bytes: u64) -> u32 {
-    u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX)
-}
-
-fn semaphore(bytes: u64) -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(usize::try_from(permits(bytes)).unwrap_or(usize::MAX)))
+/// Places for so many bytes.
+fn places(bytes: u64) -> usize {
+    usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(usize::MAX)
 }
 
 impl Documents {
     fn with(wait: Duration) -> Self {
-        Self { all: semaphore(BUDGET), registries: Mutex::default(), wait }
+        Self { memory: Shares::new(places(BUDGET), places(EACH)), wait }
     }
 
     /// Waits for a place for a document of so many bytes; first for the registry's share, so that one that has many wait for it
@@ -79,14 +71,8 @@ impl Documents {
             ),
             retry_after: None,
         };
-        let (own, count) = (self.of(registry), permits(bytes.min(EACH)));
-        let both = async {
-            let own = own.acquire_many_owned(count).await.ok()?;
-            let all = Arc::clone(&self.all).acquire_many_owned(count).await.ok()?;
-            Some((own, all))
-        };
-        let (own, all) = tokio::time::timeout(self.wait, both).await.ok().flatten().ok_or_else(full)?;
-        Ok(Place { _own: own, _all: all, until: Instant::now() + TIME })
+        let share = tokio::time::timeout(self.wait, self.memory.take(registry, places(bytes))).await;
+        Ok(Place { _share: share.map_err(|_| full())?, until: Instant::now() + TIME })
     }
 
     /// The error of a document that is not there in time.
@@ -103,22 +89,10 @@ impl Documents {
         }
     }
 
-    fn of(&self, registry: &str) -> Arc<Semaphore> {
-        // Every section leaves it whole.
-        let mut registries = self.registries.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = registries.get(registry).and_then(Weak::upgrade) {
-            return own;
-        }
-        registries.retain(|_, own| own.strong_count() > 0);
-        let own = semaphore(EACH);
-        registries.insert(registry.to_owned(), Arc::downgrade(&own));
-        own
-    }
-
     /// How many bytes are free.
     #[cfg(test)]
     pub(in crate::images) fn free(&self) -> u64 {
-        u64::try_from(self.all.available_permits()).unwrap() * UNIT
+        u64::try_from(self.memory.free()).unwrap() * UNIT
     }
 }
 
@@ -148,7 +122,5 @@ mod tests {
         let place = documents.place("other.example", "x", LARGEST).await.unwrap();
         drop((place, places));
         assert_eq!(documents.free(), BUDGET);
-        documents.place("new.example", "x", 1).await.unwrap();
-        assert_eq!(documents.registries.lock().unwrap().len(), 1, "what is not used is forgotten");
     }
 }

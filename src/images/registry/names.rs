@@ -2,12 +2,12 @@
 //! blocks for as long as name servers do not answer, and whoever owns a domain decides whether they do. So the threads
 //! that the rest of the daemon needs never do this work, and names below one domain take a few of these only.
 
-use std::collections::HashMap;
+use crate::images::shares::Shares;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::LazyLock;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 /// Look-ups at a time. An ordinary one takes milliseconds; one without an answer 10 to 30 s, by `/etc/resolv.conf`.
 const AT_A_TIME: usize = 64;
@@ -23,15 +23,13 @@ static NAMES: LazyLock<Names> = LazyLock::new(Names::default);
 
 #[derive(Debug)]
 struct Names {
-    all: Arc<Semaphore>,
-    /// By domain; those without a look-up are dropped.
-    domains: Mutex<HashMap<String, Arc<Semaphore>>>,
+    turns: Shares,
     turn_limit: Duration,
 }
 
 impl Default for Names {
     fn default() -> Self {
-        Self { all: Arc::new(Semaphore::new(AT_A_TIME)), domains: Mutex::default(), turn_limit: TURN_LIMIT }
+        Self { turns: Shares::new(AT_A_TIME, OF_A_DOMAIN), turn_limit: TURN_LIMIT }
     }
 }
 
@@ -53,7 +51,7 @@ impl Names {
         name: &str,
         resolve: impl FnOnce(&str) -> io::Result<Vec<SocketAddr>> + Send + 'static,
     ) -> io::Result<Vec<SocketAddr>> {
-        let turn = tokio::time::timeout(self.turn_limit, self.turn(domain(name))).await;
+        let turn = tokio::time::timeout(self.turn_limit, self.turns.take(domain(name), 1)).await;
         let Ok(turn) = turn else {
             let text =
                 format!("look-ups of other names below {:?} or elsewhere have no answer yet", domain(name));
@@ -70,27 +68,10 @@ impl Names {
         })?;
         answered.await.map_err(io::Error::other)?
     }
-
-    /// The domain's first, so that those who wait for it are in nobody else's way.
-    async fn turn(&self, domain: &str) -> Vec<OwnedSemaphorePermit> {
-        let of_domain = {
-            let mut domains = self.domains.lock().unwrap_or_else(PoisonError::into_inner);
-            // Nobody has a permit of it, nor waits for one.
-            domains.retain(|_, turns| Arc::strong_count(turns) > 1);
-            let new = || Arc::new(Semaphore::new(OF_A_DOMAIN));
-            domains.entry(domain.to_owned()).or_insert_with(new).clone()
-        };
-        let mut turn = Vec::new();
-        for turns in [of_domain, self.all.clone()] {
-            // They are never closed.
-            turn.extend(turns.acquire_owned().await);
-        }
-        turn
-    }
 }
 
 /// The last two labels of a name: what somebody registers, in most places.
-fn domain(name: &str) -> &str {
+pub(super) fn domain(name: &str) -> &str {
     let name = name.trim_end_matches('.');
     match name.rmatch_indices('.').nth(1) {
         Some((dot, _)) => name.get(dot + 1..).unwrap_or(name),
@@ -101,7 +82,7 @@ fn domain(name: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc;
+    use std::sync::{Arc, mpsc};
 
     #[test]
     fn a_domain_is_the_end_of_a_name() {

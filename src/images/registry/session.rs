@@ -48,7 +48,7 @@ impl Session {
         let files = AuthFiles::read(&registry.auth_files)?;
         let peers: Arc<[Host]> =
             hosts_for(&registry.certs_dirs, &registry.registries_conf, reference)?.into();
-        let fetcher = Fetcher::new(&registry.fetching);
+        let fetcher = Fetcher::new(&registry.fetching, reference.registry());
         let hosts = peers
             .iter()
             .map(|host| {
@@ -67,7 +67,7 @@ impl Session {
     ) -> Result<Self, ImageError> {
         let secret = secret_for(&host, reference, None, &AuthFiles::read(&registry.auth_files)?);
         let peers = Arc::from([host.clone()]);
-        let fetcher = Fetcher::new(&registry.fetching);
+        let fetcher = Fetcher::new(&registry.fetching, reference.registry());
         let hosts =
             vec![HostClient::new((registry, &fetcher), host, &peers, reference.repository(), secret)?];
         Ok(Self { reference: reference.clone(), hosts, parts_from: None })

@@ -2,10 +2,10 @@
 //! frees with its last reader, also after a crash.
 
 use crate::images::error::ImageError;
+use crate::images::staging::nameless;
 use crate::images::windows::Windows;
 use crate::images::worker::{Decompressed, cannot_start};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write as _};
 use std::path::Path;
@@ -146,11 +146,4 @@ pub(super) fn spool(
         to.write_all(&piece[..read]).map_err(|e| ImageError::io("spool an archive in", dir, e))?;
     }
     Ok(to)
-}
-
-/// A new file in `dir` without a name, to be written and read.
-pub(super) fn nameless(dir: &Path) -> Result<File, ImageError> {
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let file = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR);
-    file.map(File::from).map_err(|e| ImageError::io("make a temporary file in", dir, e))
 }

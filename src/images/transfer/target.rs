@@ -1,8 +1,9 @@
 //! The target of an export. A file appears when it is complete and replaces an existing one; a pipe's content goes to a
 //! nameless file first, since a tar's headers describe what follows them.
 
-use super::spool::{Cancel, LOOK, nameless};
+use super::spool::{Cancel, LOOK};
 use crate::images::error::ImageError;
+use crate::images::staging::nameless;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
 use std::fs::File;

@@ -13,8 +13,10 @@ mod wire;
 pub(in crate::images) use child::CLIENT as PROGRAM;
 pub(super) use dial::proxy_of;
 
+use super::names::domain;
 use super::reach::{Reach, Refused};
 use crate::host::worker::Worker;
+use crate::images::shares::{Share, Shares};
 use crate::images::unpack::plain;
 use bytes::{Buf as _, Bytes, BytesMut};
 use connect::{Destination, NoWay};
@@ -30,13 +32,15 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::{UnixDatagram, UnixStream};
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OnceCell, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use url::Url;
 
 /// Processes at once, of all pulls: some MiB each. More pulls wait for one. A pull has one from its first request to its end,
 /// and waits for nothing else before that.
 const MAX_PROCESSES: usize = 64;
+/// Those of pulls from one domain: a registry decides how long each lasts, and must not hold up the pulls from others.
+const OF_A_DOMAIN: usize = 16;
 /// Processes of one pull, one after the other: a registry that ends each of them is given up.
 const MAX_STARTS: u32 = 8;
 /// Connections of one process that are being made.
@@ -53,14 +57,14 @@ const ON_THE_WAY: usize = 512 << 10;
 /// What the processes of all pulls share.
 #[derive(Debug)]
 pub(super) struct Common {
-    processes: Arc<Semaphore>,
+    processes: Shares,
     /// The system's roots, as the processes get them; read once, when TLS is first spoken.
     roots: OnceCell<Vec<u8>>,
 }
 
 impl Default for Common {
     fn default() -> Self {
-        Self { processes: Arc::new(Semaphore::new(MAX_PROCESSES)), roots: OnceCell::new() }
+        Self { processes: Shares::new(MAX_PROCESSES, OF_A_DOMAIN), roots: OnceCell::new() }
     }
 }
 
@@ -101,6 +105,8 @@ impl Failure {
 #[derive(Debug)]
 pub(super) struct Fetcher {
     common: Arc<Common>,
+    /// The domain of the registry that the image's reference names.
+    domain: String,
     next_client: AtomicU32,
     process: tokio::sync::Mutex<State>,
 }
@@ -110,7 +116,7 @@ struct State {
     running: Option<Arc<Process>>,
     starts: u32,
     /// Kept while the pull lasts.
-    permit: Option<OwnedSemaphorePermit>,
+    share: Option<Share>,
 }
 
 /// A client for one origin. What its set-up says holds for nobody else.
@@ -159,10 +165,11 @@ impl std::fmt::Debug for Identity {
 }
 
 impl Fetcher {
-    /// Starts nothing yet.
-    pub(super) fn new(common: &Arc<Common>) -> Arc<Self> {
+    /// For a pull from a registry (`host[:port]`). Starts nothing yet.
+    pub(super) fn new(common: &Arc<Common>, registry: &str) -> Arc<Self> {
         Arc::new(Self {
             common: Arc::clone(common),
+            domain: domain_of(registry).to_owned(),
             next_client: AtomicU32::new(0),
             process: tokio::sync::Mutex::default(),
         })
@@ -206,9 +213,8 @@ impl Fetcher {
             return Ok(Arc::clone(running));
         }
         state.running = None;
-        if state.permit.is_none() {
-            let permit = Arc::clone(&self.common.processes).acquire_owned().await;
-            state.permit = Some(permit.map_err(|e| Failure::Process(e.to_string()))?);
+        if state.share.is_none() {
+            state.share = Some(self.common.processes.take(&self.domain, 1).await);
         }
         if state.starts >= MAX_STARTS {
             return Err(Failure::Process(format!("{MAX_STARTS} of them have ended")));
@@ -223,6 +229,15 @@ impl Fetcher {
     async fn running(&self) -> Arc<Process> {
         self.process().await.unwrap()
     }
+}
+
+/// The domain of a registry, or its address.
+fn domain_of(registry: &str) -> &str {
+    let host = match registry.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => host,
+        _ => registry,
+    };
+    if host.ends_with(']') || host.parse::<std::net::IpAddr>().is_ok() { host } else { domain(host) }
 }
 
 /// Where a proxy is, without its credentials.

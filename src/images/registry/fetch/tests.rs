@@ -1,5 +1,6 @@
 use super::*;
 use crate::images::tests::server::{End, Reply, Server};
+use futures_util::FutureExt as _;
 use http::header;
 
 fn client(fetcher: &Arc<Fetcher>, url: &Url) -> Client {
@@ -124,7 +125,7 @@ async fn a_process_that_asks_for_what_it_may_not_have_is_ended() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_ends_is_replaced_and_not_for_ever() {
     let server = Server::start(|_| Reply::new(200, "hello").with("location", "/y").with("x-other", "z"));
-    let (fetcher, url) = (Fetcher::new(&Arc::default()), at(&server));
+    let (fetcher, url) = (Fetcher::new(&Arc::default(), "localhost"), at(&server));
     let client = client(&fetcher, &url);
     let response = get(&client, &url).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
@@ -150,6 +151,37 @@ async fn a_process_that_ends_is_replaced_and_not_for_ever() {
     assert!(failure.to_string().contains("8 of them have ended"), "{failure}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn pulls_from_one_domain_leave_processes_to_others() {
+    let common = Arc::<Common>::default();
+    let mut held = Vec::new();
+    for n in 0..OF_A_DOMAIN {
+        let fetcher = Fetcher::new(&common, &format!("r{n}.drips.example:5000"));
+        fetcher.running().await;
+        held.push(fetcher);
+    }
+    let waits = Fetcher::new(&common, "drips.example");
+    assert!(waits.running().now_or_never().is_none());
+    Fetcher::new(&common, "other.example").running().await;
+    held.pop();
+    waits.running().await;
+}
+
+#[test]
+fn the_domain_of_a_registry() {
+    for (registry, domain) in [
+        ("r.drips.example:5000", "drips.example"),
+        ("r.drips.example", "drips.example"),
+        ("localhost:5000", "localhost"),
+        ("192.0.2.1:5000", "192.0.2.1"),
+        ("192.0.2.1", "192.0.2.1"),
+        ("[2001:db8::1]:5000", "[2001:db8::1]"),
+        ("[2001:db8::1]", "[2001:db8::1]"),
+    ] {
+        assert_eq!(domain_of(registry), domain, "{registry}");
+    }
+}
+
 /// Also one whose body is longer than what is on the way, and one that nobody hears to its end.
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_arrive_whole_and_broken_ones_are_told() {
@@ -160,7 +192,7 @@ async fn bodies_arrive_whole_and_broken_ones_are_told() {
         "/headers" => Reply::new(302, "").with("location", "x".repeat(70_000)),
         _ => Reply::new(200, sent.clone()),
     });
-    let (fetcher, url) = (Fetcher::new(&Arc::default()), at(&server));
+    let (fetcher, url) = (Fetcher::new(&Arc::default(), "localhost"), at(&server));
     let client = client(&fetcher, &url);
     let mut unheard = get(&client, &url).await.unwrap();
     assert!(unheard.chunk().await.unwrap().is_some());
@@ -175,8 +207,10 @@ async fn bodies_arrive_whole_and_broken_ones_are_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn why_there_is_no_connection_is_told() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let (fetcher, url) =
-        (Fetcher::new(&Arc::default()), Url::parse(&format!("http://127.0.0.1:{port}/")).unwrap());
+    let (fetcher, url) = (
+        Fetcher::new(&Arc::default(), "localhost"),
+        Url::parse(&format!("http://127.0.0.1:{port}/")).unwrap(),
+    );
     let failure = get(&client(&fetcher, &url), &url).await.unwrap_err();
     assert!(matches!(&failure, Failure::Connect(text) if text.contains("refused")), "{failure:?}");
     let server = Server::start(|_| Reply::new(200, ""));
@@ -212,7 +246,7 @@ fn flood(piece: Vec<u8>) -> Url {
 #[tokio::test]
 async fn a_registry_that_sends_without_end_what_is_no_answer_is_given_up() {
     let url = flood(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n".repeat(100));
-    let fetcher = Fetcher::new(&Arc::default());
+    let fetcher = Fetcher::new(&Arc::default(), "localhost");
     let client = client(&fetcher, &url);
     let heard = tokio::time::timeout(Duration::from_mins(2), get(&client, &url)).await;
     let failure = heard.unwrap().unwrap_err();

@@ -218,9 +218,10 @@ fn image_code(error: &ImageError) -> (Code, &'static str) {
         ImageError::Malformed { .. } | ImageError::Ambiguous { .. } | ImageError::BadArchive { .. } => {
             Code::InvalidArgument
         }
-        ImageError::NotFound { .. } | ImageError::NotAtRegistry { .. } | ImageError::NotInSource { .. } => {
-            Code::NotFound
-        }
+        ImageError::NotFound { .. }
+        | ImageError::LayerLost { .. }
+        | ImageError::NotAtRegistry { .. }
+        | ImageError::NotInSource { .. } => Code::NotFound,
         ImageError::Unauthorized { .. } | ImageError::Token { .. } => Code::PermissionDenied,
         ImageError::RateLimited { .. } => Code::ResourceExhausted,
         ImageError::Unavailable { .. } | ImageError::Stalled { .. } | ImageError::TooSlow { .. } => {

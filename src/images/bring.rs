@@ -211,6 +211,10 @@ async fn have_layer(
     loop {
         let here = inner.store.state().layers.get(diff_id.hex()).cloned();
         if let Some(record) = here {
+            let (store, key) = (Arc::clone(&inner.store), diff_id.hex().to_owned());
+            if blocking(move || store.lost_of(&[key])).await?.is_some() {
+                continue;
+            }
             if caller.is_some_and(|c| !record.is_of(&blob.digest) || !inner.proofs.has(c, &blob.digest)) {
                 prove(inner, source, diff_id, blob, &record, asking).await?;
                 has_shown();

@@ -208,6 +208,14 @@ pub enum ImageError {
         /// Layer.
         layer: String,
     },
+    /// A layer's directory is gone.
+    #[error("layer {layer} of image {image} is lost from this node's disk; the image has to be pulled again")]
+    LayerLost {
+        /// The image's id.
+        image: String,
+        /// Layer.
+        layer: String,
+    },
     /// Files of a layer on disk are not what was unpacked.
     #[error("layer {layer} is damaged on disk: {path}: {reason}")]
     DamagedLayer {

@@ -3,11 +3,13 @@
 
 use super::digest::Digest;
 use super::error::ImageError;
+use super::index_check::{self, Verdict};
 use super::manifest::{ConfigFile, Descriptor};
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
+use std::time::SystemTime;
 
 /// Version of the tables and records. A newer file is refused, never guessed at.
 const SCHEMA: u64 = 1;
@@ -182,9 +184,57 @@ fn failed(operation: &'static str, path: &Path, error: redb::Error) -> ImageErro
     }
 }
 
+/// What was there to be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    Index,
+    /// None, or a damaged one, which is set aside now.
+    Nothing,
+}
+
+/// Whether it says that the file is not a whole index.
+fn is_damage(error: &redb::Error) -> bool {
+    match error {
+        redb::Error::Corrupted(_) | redb::Error::RepairAborted => true,
+        // redb's answer to a file that begins otherwise.
+        redb::Error::Io(e) => e.kind() == std::io::ErrorKind::InvalidData,
+        _ => false,
+    }
+}
+
+/// Renames a damaged index, which nobody reads any more but a person.
+fn set_aside(path: &Path, reason: &str) -> Result<(), ImageError> {
+    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let aside = path.with_extension(format!("redb.damaged-{seconds}"));
+    std::fs::rename(path, &aside).map_err(|e| ImageError::io("set aside", path, e))?;
+    // Log: The file cannot be read. The index is made again from the copies beside the layers; what these lack is pulled again.
+    // Do: Check the disk. Delete the file.
+    tracing::error!(path = %aside.display(), reason, "the image index is damaged and was set aside");
+    Ok(())
+}
+
 impl Index {
-    pub(crate) fn open(path: &Path) -> Result<Self, ImageError> {
-        let open = || -> Result<(Database, u64), redb::Error> {
+    /// Opens the index, or makes a new one where there is none that can be read.
+    pub(crate) fn open(path: &Path) -> Result<(Self, Found), ImageError> {
+        if std::fs::metadata(path).is_ok_and(|there| there.len() > 0) {
+            match index_check::check(path) {
+                Verdict::Whole => {}
+                Verdict::Damaged(reason) => set_aside(path, &reason)?,
+                // Log: The worker that looks first could not; the index is opened all the same.
+                // Do: Nothing, if the daemon runs.
+                Verdict::Unknown(reason) => tracing::warn!(reason, "the image index could not be looked at"),
+            }
+        }
+        if let Some(opened) = Self::open_once(path)? {
+            return Ok(opened);
+        }
+        let again = Self::open_once(path)?;
+        again.ok_or_else(|| ImageError::Index { operation: "open", reason: "a new one is damaged".into() })
+    }
+
+    /// None: it is damaged, and set aside now.
+    fn open_once(path: &Path) -> Result<Option<(Self, Found)>, ImageError> {
+        let open = || -> Result<(Database, Option<u64>), redb::Error> {
             let database = Database::builder().set_cache_size(CACHE).create(path)?;
             let write = database.begin_write()?;
             let found = {
@@ -200,21 +250,30 @@ impl Index {
                 write.open_table(AGES)?;
                 write.open_table(LAYERS)?;
                 write.open_table(IMPLIED)?;
-                found.unwrap_or(SCHEMA)
+                found
             };
-            if found == SCHEMA {
+            if found.unwrap_or(SCHEMA) == SCHEMA {
                 write.commit()?;
             }
             Ok((database, found))
         };
-        let (database, found) = open().map_err(|e| failed("open the image index", path, e))?;
-        if found != SCHEMA {
-            return Err(ImageError::Index {
-                operation: "open",
-                reason: format!("{} has schema {found}, this daemon knows {SCHEMA}", path.display()),
-            });
+        let (database, found) = match open() {
+            Ok(opened) => opened,
+            Err(error) if is_damage(&error) => return set_aside(path, &error.to_string()).map(|()| None),
+            Err(error) => return Err(failed("open the image index", path, error)),
+        };
+        let index = Self { path: path.to_owned(), database: RwLock::new(Some(database)) };
+        match found {
+            None => Ok(Some((index, Found::Nothing))),
+            Some(SCHEMA) => Ok(Some((index, Found::Index))),
+            Some(other) => {
+                let reason = format!(
+                    "{} has schema {other}, this daemon knows {SCHEMA}: start the podwright that wrote it, or a newer one",
+                    path.display()
+                );
+                Err(ImageError::Index { operation: "open", reason })
+            }
         }
-        Ok(Self { path: path.to_owned(), database: RwLock::new(Some(database)) })
     }
 
     /// Works on the database. After an I/O error it is opened again, now or at the next call.

@@ -8,6 +8,8 @@
 //!
 //! A crash leaves either directory in place, and at most one more in `retired/`.
 
+use super::copies;
+use super::digest::is_hex;
 use super::error::ImageError;
 use super::index::{Change, LayerRecord};
 use super::staging::Staging;
@@ -15,12 +17,16 @@ use super::store::{Store, lock, names};
 use super::unpack::Unpacked;
 use crate::host::mountinfo::{self, MountEntry};
 use rustix::fs::{CWD, RenameFlags};
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Overlays of kernels without `lowerdir+` are given descriptors as the names of directories.
 const BY_DESCRIPTOR: &str = "/proc/self/fd/";
+
+/// Digits of a layer's key.
+const KEY_LENGTH: usize = 64;
 
 impl Store {
     pub(super) fn retired_dir(&self) -> PathBuf {
@@ -36,6 +42,8 @@ impl Store {
     ) -> Result<bool, ImageError> {
         let _writer = lock(&self.writer);
         let Some(old) = self.state().layers.get(key).cloned() else { return Ok(false) };
+        let record = LayerRecord { bytes: unpacked.bytes, inodes: unpacked.inodes, ..old };
+        copies::write_layer(staging.path(), &record, &unpacked.implied)?;
         let place = self.layer_dir(key);
         if place.symlink_metadata().is_ok() {
             let retired = self.unused(key);
@@ -48,7 +56,6 @@ impl Store {
         } else {
             staging.publish(&place)?;
         }
-        let record = LayerRecord { bytes: unpacked.bytes, inodes: unpacked.inodes, ..old };
         self.index().commit(&[Change::PutLayer(key, &record, &unpacked.implied)])?;
         let mut state = (*self.state()).clone();
         state.layers.insert(key.to_owned(), record);
@@ -72,7 +79,7 @@ impl Store {
     }
 
     /// A name in `retired` that is free, also after restarts.
-    fn unused(&self, key: &str) -> PathBuf {
+    pub(super) fn unused(&self, key: &str) -> PathBuf {
         let dir = self.retired_dir();
         (0u64..)
             .map(|n| dir.join(format!("{key}-{n}")))
@@ -88,13 +95,10 @@ impl Store {
         }
         // Leases first: who takes one from here on gets the directory that is in place.
         let held: Vec<String> = lock(&self.leases).layers.keys().cloned().collect();
-        let mounts = match mountinfo::read() {
-            Ok(mounts) => mounts,
-            Err(e) => return Err(ImageError::io("read", Path::new("/proc/self/mountinfo"), e)),
-        };
+        let mounts = mounts()?;
         for name in retired {
             let key = name.rsplit_once('-').map_or(name.as_str(), |(key, _)| key);
-            if !held.iter().any(|k| k == key) && !mounts.iter().any(|mount| may_use(mount, key)) {
+            if !held.iter().any(|k| k == key) && !in_use(&mounts, key) {
                 // Log: Nothing uses it any more.
                 tracing::info!(layer = key, "removing the damaged directory of a repaired layer");
                 self.discard(&self.retired_dir().join(&name))?;
@@ -102,6 +106,23 @@ impl Store {
         }
         Ok(())
     }
+}
+
+pub(super) fn mounts() -> Result<Vec<MountEntry>, ImageError> {
+    mountinfo::read().map_err(|e| ImageError::io("read", Path::new("/proc/self/mountinfo"), e))
+}
+
+/// Keys of the layers that overlays of this machine name. Those of kernels without `lowerdir+` name none.
+pub(super) fn mounted_layers() -> Result<HashSet<String>, ImageError> {
+    let mounts = mounts()?;
+    let overlays = mounts.iter().filter(|mount| mount.fstype == "overlay");
+    let parts = overlays.flat_map(|mount| &mount.super_options).flat_map(|option| option.split('/'));
+    Ok(parts.filter(|part| part.len() == KEY_LENGTH && is_hex(part)).map(str::to_owned).collect())
+}
+
+/// Whether an overlay has, or may have, a directory of the layer `key` below.
+pub(super) fn in_use(mounts: &[MountEntry], key: &str) -> bool {
+    mounts.iter().any(|mount| may_use(mount, key))
 }
 
 /// Whether an overlay has, or may have, a directory of the layer `key` below.

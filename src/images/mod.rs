@@ -14,6 +14,7 @@ mod aside;
 mod bounded;
 mod bring;
 mod collect;
+mod copies;
 mod decompress;
 mod details;
 mod digest;
@@ -27,6 +28,7 @@ mod flight;
 pub mod fuzz;
 mod image;
 mod index;
+mod index_check;
 mod layer;
 mod manifest;
 mod mend;
@@ -36,6 +38,7 @@ mod progress;
 mod proof;
 mod pull;
 mod recipe;
+mod reconcile;
 mod reference;
 mod registry;
 mod shares;
@@ -111,7 +114,13 @@ struct Inner {
 /// A program that opens a store calls this before anything else, and then [`use_workers`].
 #[must_use]
 pub fn run_as_worker() -> Option<std::process::ExitCode> {
-    crate::host::worker::run(&[&worker::DECOMPRESSOR, &worker::PARSER, &document::READER, &registry::PROGRAM])
+    crate::host::worker::run(&[
+        &worker::DECOMPRESSOR,
+        &worker::PARSER,
+        &document::READER,
+        &registry::PROGRAM,
+        &index_check::CHECKER,
+    ])
 }
 
 /// Whether the kernel takes files from workers twice: by Landlock and by their filter of calls.
@@ -141,7 +150,7 @@ pub struct FsUsage {
 pub struct Hold {
     image: Arc<Image>,
     layers: Vec<PathBuf>,
-    _lease: Lease,
+    lease: Lease,
 }
 
 impl Hold {
@@ -149,6 +158,18 @@ impl Hold {
     #[must_use]
     pub fn image(&self) -> &Arc<Image> {
         &self.image
+    }
+
+    /// Whether all layers are there. Of one that is not, the images are not listed any more, so that they are pulled again.
+    /// Blocking.
+    ///
+    /// # Errors
+    /// `LayerLost`; when the index cannot be written.
+    pub fn check(&self) -> Result<(), ImageError> {
+        match self.lease.lost()? {
+            Some(layer) => Err(ImageError::LayerLost { image: self.image.id.to_string(), layer }),
+            None => Ok(()),
+        }
     }
 
     /// Overlay lower directories, bottom first.
@@ -292,7 +313,7 @@ impl Images {
     ) -> Result<Hold, ImageError> {
         let (entry, lease) = self.inner.store.hold(find)?;
         let layers = state::keys(&entry.record).iter().map(|key| self.inner.store.layer_fs(key)).collect();
-        Ok(Hold { image: entry.image, layers, _lease: lease })
+        Ok(Hold { image: entry.image, layers, lease })
     }
 
     /// To be called once all holds are restored: forgets removed images that no container uses any more. Blocking.
@@ -300,7 +321,7 @@ impl Images {
     /// # Errors
     /// When the index cannot be written.
     pub fn recovered(&self) -> Result<(), ImageError> {
-        self.inner.store.reap()
+        self.inner.store.reap().map(drop)
     }
 
     /// What the layers take. From memory, never a walk.

@@ -9,6 +9,7 @@ use super::progress::PullProgress;
 use super::reference::{Reference, Target};
 use super::registry::{Credentials, Session};
 use super::source::Source;
+use super::state::keys;
 use super::stats::PullStats;
 use super::store::Giver;
 use super::{Inner, Shared};
@@ -98,7 +99,11 @@ async fn known(inner: &Shared, top: &Digest, names: &[String]) -> Result<Option<
         return Ok(None);
     };
     let (store, names, target) = (Arc::clone(&inner.store), names.to_vec(), id.clone());
-    let there = blocking(move || store.add_names(&target, &names, Giver::Pull)).await?;
+    let there = blocking(move || {
+        let keys = store.state().images.get(&target).map(|entry| keys(&entry.record)).unwrap_or_default();
+        Ok(store.lost_of(&keys)?.is_none() && store.add_names(&target, &names, Giver::Pull)?)
+    })
+    .await?;
     Ok(there.then(|| ImageId::from_digest(&id)))
 }
 

@@ -125,6 +125,12 @@ impl State {
         self.ages.remove(name);
     }
 
+    /// An image's names, and the place of each in the order of names.
+    pub(crate) fn aged_names(&self, id: &str) -> BTreeMap<String, u64> {
+        let own = self.names.iter().filter(|(_, target)| *target == id);
+        own.map(|(name, _)| (name.clone(), self.ages.get(name).copied().unwrap_or_default())).collect()
+    }
+
     /// The place of the next name in the order of names.
     pub(crate) fn next_age(&self) -> u64 {
         self.ages.values().max().map_or(1, |age| age.saturating_add(1))

@@ -1,15 +1,20 @@
 //! The local store: layer directories, the index, and who needs what. Blocking; callers are on blocking threads.
 //!
-//! Layout: `index.redb`; `layers/<key>/fs`, one directory a layer, visible only when whole; `staging/`, swept at open, as is
-//! `trash/`, with what is being deleted; `retired/`, damaged layers that containers may still use (`mend`).
+//! Layout: `index.redb`; `records/`, and `layer.json` beside each layer, copies of what it says (`copies`); `layers/<key>/fs`,
+//! one directory a layer, visible only when whole; `staging/`, swept at open, as is `trash/`, with what is being deleted;
+//! `retired/`, damaged layers that containers may still use (`mend`).
 //! Order of a layer's birth: staged, synced, renamed, indexed. Of its death: out of the snapshot, out of the index, renamed
-//! into the trash, deleted. So a crash leaves a directory without a record, never a record without its directory.
+//! into the trash, deleted. So a crash leaves a directory that the index does not know, never a record without its directory.
+//! A directory that is lost in another way costs its images their names; their other layers stay for the next pull.
 //!
 //! Locks: `writer` (disk changes, one after the other) before `leases` (counts) before `state` (a pointer swap).
 
+use super::copies::{self, Copies};
 use super::error::ImageError;
-use super::index::{Change, ImageRecord, Index, LayerRecord, Presence, Served};
+use super::index::{Change, Found, ImageRecord, Index, LayerRecord, Presence, Served};
 use super::manifest::ConfigFile;
+use super::mend;
+use super::reconcile;
 use super::staging::Staging;
 use super::state::{Entry, State, keys};
 use super::unpack::Unpacked;
@@ -19,7 +24,7 @@ use std::fs::{DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long the finished layers of a failed pull are kept for its retry: the kubelet's back-off ends at five minutes.
 pub(crate) const KEEP_UNREFERENCED: Duration = Duration::from_secs(3600);
@@ -29,6 +34,9 @@ pub(crate) const KEEP_UNREFERENCED: Duration = Duration::from_secs(3600);
 pub(crate) struct Store {
     root: PathBuf,
     index: Index,
+    pub(super) copies: Copies,
+    /// Images without names that lack a layer, since when: kept for a while, so that their next pull fetches that layer only.
+    pub(super) lacking: Mutex<HashMap<String, Instant>>,
     pub(super) pinned: BTreeSet<String>,
     pub(super) writer: Mutex<()>,
     pub(super) leases: Mutex<Leases>,
@@ -100,22 +108,26 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Store {
     pub(crate) fn open(root: &Path, pinned: BTreeSet<String>) -> Result<Arc<Self>, ImageError> {
-        for dir in [root.to_owned(), root.join("layers"), root.join("staging"), root.join("retired")] {
+        let copies = Copies::new(root);
+        let [layers, staging, retired] = ["layers", "staging", "retired"].map(|name| root.join(name));
+        for dir in [root, &layers, &staging, &retired, copies.dir()] {
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
-                .create(&dir)
-                .map_err(|e| ImageError::io("make directory", &dir, e))?;
+                .create(dir)
+                .map_err(|e| ImageError::io("make directory", dir, e))?;
         }
         // Layers hold setuid files: no user of the node may reach them.
         std::fs::set_permissions(root, Permissions::from_mode(0o700))
             .map_err(|e| ImageError::io("chmod", root, e))?;
-        let staging = root.join("staging");
         remove::sweep(&trash(root)).map_err(|e| ImageError::io("sweep", &trash(root), e))?;
         for name in names(&staging)? {
             discard(&staging.join(name), root)?;
         }
-        let index = Index::open(&root.join("index.redb"))?;
+        let (index, found) = Index::open(&root.join("index.redb"))?;
+        if found == Found::Nothing {
+            reconcile::rebuild(&index, &copies, &layers)?;
+        }
         let (state, unkept) = State::from_index(&index, &pinned)?;
         if !unkept.is_empty() {
             // An older podwright's.
@@ -124,6 +136,8 @@ impl Store {
         let store = Self {
             root: root.to_owned(),
             index,
+            copies,
+            lacking: Mutex::default(),
             pinned,
             writer: Mutex::default(),
             leases: Mutex::default(),
@@ -136,62 +150,6 @@ impl Store {
             tracing::warn!(%error, "damaged directories of repaired layers stay");
         }
         Ok(Arc::new(store))
-    }
-
-    /// Makes index and directories agree: a directory without a record goes, and so does a record without its directory,
-    /// with the images that need it (their next pull fetches only what is lost).
-    fn reconcile(&self) -> Result<(), ImageError> {
-        let present: BTreeSet<String> = names(&self.root.join("layers"))?.into_iter().collect();
-        let mut state = (*self.state()).clone();
-        for orphan in present.iter().filter(|name| !state.layers.contains_key(*name)) {
-            // Log: At start: left by an earlier daemon.
-            tracing::info!(layer = orphan, "removing a layer directory that the index does not know");
-            self.discard(&self.layer_dir(orphan))?;
-        }
-        let lost: Vec<String> = state
-            .layers
-            .keys()
-            .filter(|key| !present.contains(*key) || !self.layer_fs(key).is_dir())
-            .cloned()
-            .collect();
-        for key in &lost {
-            // Log: Somebody deleted it, or the file system lost it in a crash.
-            // Do: Nothing: the kubelet pulls them.
-            tracing::warn!(
-                layer = key,
-                "a layer of the index has no directory, its images have to be pulled again"
-            );
-            state.layers.remove(key);
-        }
-        let broken: Vec<String> = state
-            .images
-            .iter()
-            .filter(|(_, e)| keys(&e.record).iter().any(|key| !state.layers.contains_key(key)))
-            .map(|(id, _)| id.clone())
-            .collect();
-        let names: Vec<String> = state
-            .names
-            .iter()
-            .filter(|(_, id)| broken.contains(id) || !state.images.contains_key(*id))
-            .map(|(name, _)| name.clone())
-            .collect();
-        let changes: Vec<Change<'_>> = lost
-            .iter()
-            .map(|key| Change::DropLayer(key))
-            .chain(broken.iter().map(|id| Change::DropImage(id)))
-            .chain(names.iter().map(|name| Change::DropName(name)))
-            .collect();
-        if !changes.is_empty() {
-            self.index.commit(&changes)?;
-        }
-        state.images.retain(|id, _| !broken.contains(id));
-        names.iter().for_each(|name| state.forget(name));
-        self.publish(state);
-        for key in &lost {
-            // A directory without `fs` inside.
-            self.discard(&self.layer_dir(key))?;
-        }
-        Ok(())
     }
 
     pub(crate) fn state(&self) -> Arc<State> {
@@ -214,6 +172,10 @@ impl Store {
         self.root.join("staging")
     }
 
+    pub(super) fn layers_dir(&self) -> PathBuf {
+        self.root.join("layers")
+    }
+
     /// The overlay lower directory of a layer.
     pub(crate) fn layer_fs(&self, key: &str) -> PathBuf {
         self.layer_dir(key).join("fs")
@@ -221,7 +183,7 @@ impl Store {
 
     /// A layer's directory: `fs`, the recipe, and what the layer itself replaced.
     pub(crate) fn layer_dir(&self, key: &str) -> PathBuf {
-        self.root.join("layers").join(key)
+        self.layers_dir().join(key)
     }
 
     /// Keeps layers, present or not, from being swept.
@@ -266,9 +228,16 @@ impl Store {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let served = served.into_iter().collect();
         let record = LayerRecord { bytes: unpacked.bytes, inodes: unpacked.inodes, since, served };
+        copies::write_layer(staging.path(), &record, &unpacked.implied)?;
+        // What an earlier removal could not take away.
+        self.clear(key)?;
         staging.publish(&self.layer_dir(key))?;
         if let Err(error) = self.index.commit(&[Change::PutLayer(key, &record, &unpacked.implied)]) {
-            self.discard(&self.layer_dir(key))?;
+            if let Err(stays) = self.discard(&self.layer_dir(key)) {
+                // Log: The disk failed twice. The next pull of the layer, or the next start, takes the directory away.
+                // Do: See `stays`.
+                tracing::warn!(layer = key, %stays, "a layer that could not be indexed stays");
+            }
             return Err(error);
         }
         let mut state = (*self.state()).clone();
@@ -284,6 +253,11 @@ impl Store {
         let Some(record) = state.layers.get_mut(key) else { return Ok(()) };
         if record.add_served(served) {
             self.index.commit(&[Change::PutLayer(key, record, &[])])?;
+            let copied = self
+                .index
+                .implied(key)
+                .and_then(|implied| copies::write_layer(&self.layer_dir(key), record, &implied));
+            reconcile::told(copied);
             self.publish(state);
         }
         Ok(())
@@ -310,9 +284,12 @@ impl Store {
         changes.extend(named.iter().map(|change| change.of(&new.id)));
         self.index.commit(&changes)?;
         state.put(&new.id, Arc::new(new.record), &new.file, &self.pinned);
-        for loser in losers {
-            state.rename(&loser, &self.pinned);
+        for loser in &losers {
+            state.rename(loser, &self.pinned);
         }
+        reconcile::told(self.copies.put_config(&new.id, &new.config));
+        self.copy(&state, losers.iter().chain([&new.id]));
+        lock(&self.lacking).remove(&new.id);
         // A hold that is taken now sees the new state; one taken before holds the same layers.
         self.publish(state);
         Ok(())
@@ -330,10 +307,11 @@ impl Store {
             return Ok(true);
         }
         self.index.commit(&changes.iter().map(|change| change.of(id)).collect::<Vec<_>>())?;
-        for loser in losers {
-            state.rename(&loser, &self.pinned);
+        for loser in &losers {
+            state.rename(loser, &self.pinned);
         }
         state.rename(id, &self.pinned);
+        self.copy(&state, losers.iter().map(String::as_str).chain([id]));
         self.publish(state);
         Ok(true)
     }
@@ -395,75 +373,113 @@ impl Store {
                 self.publish((*old).clone());
                 return Err(error);
             }
+            self.copy(&self.state(), [id]);
         }
-        self.sweep(Duration::ZERO)
+        self.reap()
     }
 
-    /// Drops removed images that nobody holds any more, and then the layers that nothing needs.
-    pub(crate) fn reap(self: &Arc<Self>) -> Result<(), ImageError> {
+    /// Drops removed images that nobody holds any more, and then the layers that nothing needs; returns the layers' bytes.
+    pub(crate) fn reap(self: &Arc<Self>) -> Result<u64, ImageError> {
         {
             let _writer = lock(&self.writer);
             let leases = lock(&self.leases);
             let mut state = (*self.state()).clone();
+            let mut lacking = lock(&self.lacking);
+            lacking.retain(|_, since| since.elapsed() < KEEP_UNREFERENCED);
             let gone: Vec<String> = state
                 .images
                 .iter()
-                .filter(|(id, e)| e.record.presence == Presence::Removed && !leases.images.contains_key(*id))
+                .filter(|(id, e)| {
+                    e.record.presence == Presence::Removed
+                        && !leases.images.contains_key(*id)
+                        && !lacking.contains_key(*id)
+                })
                 .map(|(id, _)| id.clone())
                 .collect();
-            drop(leases);
+            drop((leases, lacking));
             if !gone.is_empty() {
                 self.index.commit(&gone.iter().map(|id| Change::DropImage(id)).collect::<Vec<_>>())?;
                 state.images.retain(|id, _| !gone.contains(id));
+                self.copy(&state, &gone);
                 self.publish(state);
             }
         }
-        self.sweep(Duration::ZERO).map(drop)
+        self.sweep(Duration::ZERO)
     }
 
-    /// Deletes layers that no image and no lease needs and that are at least `age` old; returns their bytes.
+    /// Deletes layers that no image, no lease and no overlay of this machine needs and that are at least `age` old; returns
+    /// their bytes. What cannot be deleted is a layer without an image again, for the next try.
     pub(crate) fn sweep(self: &Arc<Self>, age: Duration) -> Result<u64, ImageError> {
         let _writer = lock(&self.writer);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let leases = lock(&self.leases);
-        let old = self.state();
-        let needed = old.referenced();
-        let unneeded: Vec<String> = old
-            .layers
-            .iter()
-            .filter(|(key, record)| {
-                !needed.contains(*key)
-                    && !leases.layers.contains_key(*key)
-                    && now.saturating_sub(record.since) >= age.as_secs()
-            })
-            .map(|(key, _)| key.clone())
-            .collect();
-        if unneeded.is_empty() {
-            drop(leases);
+        let unneeded = |state: &State, used: &dyn Fn(&str) -> bool| -> Vec<String> {
+            let needed = state.referenced();
+            let is_old = |record: &LayerRecord| now.saturating_sub(record.since) >= age.as_secs();
+            let layers = state.layers.iter().filter(|(_, record)| is_old(record)).map(|(key, _)| key);
+            layers.filter(|key| !needed.contains(*key) && !used(key)).cloned().collect()
+        };
+        if unneeded(&self.state(), &|_| false).is_empty() {
             self.sweep_retired()?;
             return Ok(0);
         }
-        let freed = unneeded.iter().filter_map(|key| old.layers.get(key)).map(|l| l.bytes).sum();
+        // Of a container whose image is lost, nobody has a lease.
+        let mounted = mend::mounted_layers()?;
+        let leases = lock(&self.leases);
+        let old = self.state();
+        let gone = unneeded(&old, &|key| leases.layers.contains_key(key) || mounted.contains(key));
         let mut state = (*old).clone();
-        state.layers.retain(|key, _| !unneeded.contains(key));
+        state.layers.retain(|key, _| !gone.contains(key));
         // Out of the snapshot while the leases are locked: a pull that comes now fetches the layer anew.
         self.publish(state);
         drop(leases);
-        let changes: Vec<Change<'_>> = unneeded.iter().map(|key| Change::DropLayer(key)).collect();
+        let (mut freed, mut first) = (0, None);
+        let implied: Vec<_> = gone.iter().map(|key| self.index.implied(key)).collect();
+        let changes: Vec<Change<'_>> = gone.iter().map(|key| Change::DropLayer(key)).collect();
         if let Err(error) = self.index.commit(&changes) {
             self.publish((*old).clone());
             return Err(error);
         }
-        for key in &unneeded {
-            self.discard(&self.layer_dir(key))?;
+        for (key, implied) in gone.iter().zip(implied) {
+            let Some(record) = old.layers.get(key) else { continue };
+            match self.discard(&self.layer_dir(key)) {
+                Ok(()) => freed += record.bytes,
+                Err(error) => {
+                    let again = implied
+                        .and_then(|implied| self.index.commit(&[Change::PutLayer(key, record, &implied)]));
+                    if again.is_ok() {
+                        let mut state = (*self.state()).clone();
+                        state.layers.insert(key.clone(), record.clone());
+                        self.publish(state);
+                    }
+                    first.get_or_insert(error);
+                }
+            }
         }
         self.sweep_retired()?;
-        Ok(freed)
+        first.map_or(Ok(freed), Err)
+    }
+
+    /// Brings the copies of images up to date.
+    pub(super) fn copy(&self, state: &State, ids: impl IntoIterator<Item = impl AsRef<str>>) {
+        for id in ids {
+            let id = id.as_ref();
+            reconcile::told(match state.images.get(id) {
+                Some(entry) => self.copies.put(id, &entry.record, state.aged_names(id)),
+                None => self.copies.remove(id),
+            });
+        }
     }
 
     /// Takes a layer directory out of sight at once and has it deleted. Absent is fine.
     pub(super) fn discard(&self, from: &Path) -> Result<(), ImageError> {
         discard(from, &self.root)
+    }
+}
+
+impl Lease {
+    /// The one of its layers that has no directory any more.
+    pub(crate) fn lost(&self) -> Result<Option<String>, ImageError> {
+        self.store.lost_of(&self.keys)
     }
 }
 

@@ -31,6 +31,7 @@ mod inner;
 mod keys;
 mod lifecycle;
 mod log_paths;
+mod lost_images;
 mod mounts;
 mod network;
 mod null_device;

@@ -7,6 +7,7 @@ mod faults;
 pub(super) mod fixture;
 mod full;
 mod hostile;
+mod lost;
 mod mirrors;
 mod reach;
 mod rights;

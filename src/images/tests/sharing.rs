@@ -23,7 +23,7 @@ fn stalling(content: &Content) -> Server {
     })
 }
 
-fn layer_asks(server: &Server, content: &Content) -> usize {
+pub(super) fn layer_asks(server: &Server, content: &Content) -> usize {
     let layer = |d: &str| content.blobs.get(d).is_some_and(|b| b[0] != b'{');
     let fetched = |a: &&super::server::Ask| a.method == "GET" && a.path.rsplit('/').next().is_some_and(layer);
     server.asks().iter().filter(fetched).count()

@@ -191,6 +191,7 @@ fn prepare(off: &OffThread, request: &Request, found: &Outside) -> Result<Prepar
     }
     // The upper directory's mode becomes that of the container's `/`.
     open_to_all(&upper)?;
+    hold.check()?;
     let mut lowers = hold.layers().to_vec();
     lowers.extend(found.restored.iter().map(|restored| restored.layer.clone()));
     rootfs::mount(

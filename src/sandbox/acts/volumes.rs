@@ -96,6 +96,7 @@ fn mounted(
         for dir in [&empty, &target] {
             std::fs::create_dir_all(dir).map_err(io("make directory", dir))?;
         }
+        hold.check()?;
         rootfs::mount_read_only(off, hold.layers(), &empty, &target, map, options)?;
     }
     Ok(target)

@@ -1,0 +1,226 @@
+//! What the store does where the index and the directories disagree: at start, when the index is lost, and when a layer's
+//! directory is found gone. What is whole is served; what a container may use is never deleted; the rest a pull brings
+//! again. Blocking.
+
+use super::copies::{self, CopiedImage, Copies};
+use super::error::ImageError;
+use super::index::{Change, ImageRecord, Index, Presence};
+use super::mend::{in_use, mounts};
+use super::state::{State, keys};
+use super::store::{Store, lock, names};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A copy that could not be written says what was, which only counts when the index is lost.
+pub(super) fn told(copied: Result<(), ImageError>) {
+    if let Err(error) = copied {
+        // Log: Nothing is lost while the image index can be read; were it lost now, an image or name would be missing or back.
+        // Do: See `error`: free the disk, or mount it writable.
+        tracing::warn!(%error, "the copy of an entry of the image index could not be written");
+    }
+}
+
+/// Fills a new index with what the copies say.
+pub(super) fn rebuild(index: &Index, copies: &Copies, layers: &Path) -> Result<(), ImageError> {
+    let (mut found, mut images) = (Vec::new(), Vec::new());
+    for key in names(layers)? {
+        match copies::read_layer(&layers.join(&key)) {
+            Ok(Some((record, implied))) => found.push((key, record, implied)),
+            Ok(None) => {}
+            Err(error) => unread(&error),
+        }
+    }
+    for id in copies.ids()? {
+        match copies.read(&id) {
+            Ok(Some(image)) => images.push(image),
+            Ok(None) => {}
+            Err(error) => unread(&error),
+        }
+    }
+    if found.is_empty() && images.is_empty() {
+        return Ok(());
+    }
+    // A name that two copies have is the later one's.
+    let mut named: BTreeMap<&str, (u64, &str)> = BTreeMap::new();
+    for CopiedImage { id, names, .. } in &images {
+        for (name, age) in names {
+            let at = named.entry(name).or_insert((*age, id));
+            *at = (*at).max((*age, id));
+        }
+    }
+    let mut changes: Vec<Change<'_>> =
+        found.iter().map(|(key, record, implied)| Change::PutLayer(key, record, implied)).collect();
+    for CopiedImage { id, record, config, .. } in &images {
+        changes.extend([Change::PutImage(id, record), Change::PutConfig(id, config)]);
+    }
+    changes.extend(named.iter().map(|(name, (age, id))| Change::PutName(name, id, *age)));
+    index.commit(&changes)?;
+    // Log: There was none, or a damaged one. Running containers keep their images; what the copies lack is pulled again.
+    // Do: Nothing.
+    tracing::warn!(
+        layers = found.len(),
+        images = images.len(),
+        "made the image index again from the copies of its entries"
+    );
+    Ok(())
+}
+
+fn unread(error: &ImageError) {
+    // Log: While the image index was made again: this layer or image has to be pulled again.
+    // Do: Nothing: the kubelet pulls it.
+    tracing::warn!(%error, "a copy of an entry of the image index cannot be read");
+}
+
+impl Store {
+    /// Makes index and directories agree. Before anybody else has the store.
+    pub(super) fn reconcile(&self) -> Result<(), ImageError> {
+        let present: BTreeSet<String> = names(&self.layers_dir())?.into_iter().collect();
+        let mut state = (*self.state()).clone();
+        let mut adopted = Vec::new();
+        for orphan in present.iter().filter(|name| !state.layers.contains_key(*name)) {
+            match copies::read_layer(&self.layer_dir(orphan)) {
+                Ok(Some((record, implied))) => adopted.push((orphan, record, implied)),
+                // Log: At start: left by an earlier daemon. While a container may use it, it is kept in `retired`.
+                _ => {
+                    tracing::info!(layer = orphan, "removing a layer directory that the index does not know");
+                    self.clear(orphan)?;
+                }
+            }
+        }
+        for (key, record, _) in &adopted {
+            state.layers.insert((*key).clone(), record.clone());
+        }
+        let lost: Vec<String> =
+            state.layers.keys().filter(|key| !self.layer_fs(key).is_dir()).cloned().collect();
+        state.layers.retain(|key, _| !lost.contains(key));
+        for key in &lost {
+            warn(key);
+        }
+        let dropped = self.unlist(&mut state);
+        let changes: Vec<Change<'_>> = adopted
+            .iter()
+            .filter(|(key, ..)| !lost.contains(key))
+            .map(|(key, record, implied)| Change::PutLayer(key, record, implied))
+            .chain(lost.iter().map(|key| Change::DropLayer(key)))
+            .chain(dropped.changes())
+            .collect();
+        if !changes.is_empty() {
+            self.index().commit(&changes)?;
+        }
+        self.publish(state);
+        for key in &lost {
+            // A directory without `fs` inside.
+            self.clear(key)?;
+        }
+        self.copy_what_has_no_copy();
+        Ok(())
+    }
+
+    /// Takes a layer whose directory is gone out of use: the images that need it are not listed until a pull has brought it
+    /// again, and their other layers stay for that.
+    pub(crate) fn lose_layer(&self, key: &str) -> Result<(), ImageError> {
+        let _writer = lock(&self.writer);
+        let mut state = (*self.state()).clone();
+        if self.layer_fs(key).is_dir() || state.layers.remove(key).is_none() {
+            // Another was faster.
+            return Ok(());
+        }
+        warn(key);
+        let dropped = self.unlist(&mut state);
+        let lost = [Change::DropLayer(key)];
+        self.index().commit(&lost.into_iter().chain(dropped.changes()).collect::<Vec<_>>())?;
+        self.copy(&state, dropped.images.iter().map(|(id, _)| id));
+        self.publish(state);
+        Ok(())
+    }
+
+    /// The layer of these that has no directory any more, if there is one; it is out of use then.
+    pub(crate) fn lost_of(&self, keys: &[String]) -> Result<Option<String>, ImageError> {
+        let Some(lost) = keys.iter().find(|key| !self.layer_fs(key).is_dir()) else { return Ok(None) };
+        self.lose_layer(lost)?;
+        Ok(Some(lost.clone()))
+    }
+
+    /// Takes names and place in lists from images that lack a layer.
+    fn unlist(&self, state: &mut State) -> Dropped {
+        let lacks = |record: &ImageRecord| keys(record).iter().any(|key| !state.layers.contains_key(key));
+        let lacking: Vec<String> =
+            state.images.iter().filter(|(_, e)| lacks(&e.record)).map(|(id, _)| id.clone()).collect();
+        let names: Vec<String> = state
+            .names
+            .iter()
+            .filter(|(_, id)| lacking.contains(id) || !state.images.contains_key(*id))
+            .map(|(name, _)| name.clone())
+            .collect();
+        names.iter().for_each(|name| state.forget(name));
+        let (mut images, mut waiting) = (Vec::new(), lock(&self.lacking));
+        for id in lacking {
+            waiting.entry(id.clone()).or_insert_with(Instant::now);
+            let Some(entry) = state.images.get_mut(&id) else { continue };
+            let record = ImageRecord { presence: Presence::Removed, ..(*entry.record).clone() };
+            entry.record = Arc::new(record.clone());
+            state.rename(&id, &self.pinned);
+            images.push((id, record));
+        }
+        Dropped { images, names }
+    }
+
+    /// Makes room where a layer is to be: what is there is deleted, or kept where containers that use it find it.
+    pub(super) fn clear(&self, key: &str) -> Result<(), ImageError> {
+        let place = self.layer_dir(key);
+        if place.symlink_metadata().is_err() {
+            return Ok(());
+        }
+        if !in_use(&mounts()?, key) {
+            return self.discard(&place);
+        }
+        let retired = self.unused(key);
+        std::fs::rename(&place, &retired).map_err(|e| ImageError::io("move away", &place, e))
+    }
+
+    /// An older podwright wrote no copies, and a crash may have come before one.
+    fn copy_what_has_no_copy(&self) {
+        let state = self.state();
+        for (key, record) in &state.layers {
+            let dir = self.layer_dir(key);
+            if !copies::has_layer(&dir) {
+                told(
+                    self.index().implied(key).and_then(|implied| copies::write_layer(&dir, record, &implied)),
+                );
+            }
+        }
+        let copied = self.copies.ids().unwrap_or_default();
+        for id in copied.iter().filter(|id| !state.images.contains_key(*id)) {
+            told(self.copies.remove(id));
+        }
+        for id in state.images.keys().filter(|id| !copied.contains(*id)) {
+            let config = self.index().config(id).and_then(|config| match config {
+                Some(config) => self.copies.put_config(id, &config),
+                None => Ok(()),
+            });
+            told(config);
+            self.copy(&state, [id]);
+        }
+    }
+}
+
+fn warn(key: &str) {
+    // Log: Somebody deleted it, or the file system lost it in a crash.
+    // Do: Nothing: the kubelet pulls them.
+    tracing::warn!(layer = key, "a layer of the index has no directory, its images have to be pulled again");
+}
+
+/// What images that lack a layer lose.
+struct Dropped {
+    images: Vec<(String, ImageRecord)>,
+    names: Vec<String>,
+}
+
+impl Dropped {
+    fn changes(&self) -> impl Iterator<Item = Change<'_>> {
+        let images = self.images.iter().map(|(id, record)| Change::PutImage(id, record));
+        images.chain(self.names.iter().map(|name| Change::DropName(name)))
+    }
+}

@@ -1,14 +1,15 @@
 //! One layer in one pass: socket or file → digest → decompress → digest → files, without a temporary blob.
 //!
 //! ```text
-//! download ─► layer-feed: blob digest ─► pipe ─► decompressor ─► pipe ─► layer-decode: tar digest, files
-//!   (async)                              (a process without rights)           └─► tar parser ─► what to do
+//! download ─► layer-feed: blob digest ─► memory ─► decompressor ─► memory ─► layer-decode: one copy ─► tar digest, files
+//!   (async)                                (a process without rights)                      └─► tar parser ─► what to do
 //! ```
 //!
-//! Two threads and two workers (`worker`) beside the async download, with bounded buffers and pipes between them;
+//! Two threads and two workers (`worker`) beside the async download, with bounded buffers and shared memory between them;
 //! whichever fails stops the others, and its error is the one that is told. What the workers say is believed of their own
 //! layer alone: both digests are taken here, of the bytes that went in and of those that came out.
 
+use super::areas::Area;
 use super::artifact::{self, Form};
 use super::digest::{Digest, Hasher};
 use super::error::ImageError;
@@ -18,10 +19,10 @@ use super::staging::Staging;
 use super::stats::{PullStats, Stage};
 use super::unpack::{self, Limits, Unpacked};
 use super::windows::Windows;
-use super::worker::{Decompressor, Fed, Parser, cannot_start};
+use super::worker::{Compressed, Decompressor, Fed, Parser, cannot_start};
 use bytes::{Buf as _, Bytes};
-use std::fs::File;
-use std::io::{self, BufRead, Read, Write as _};
+use podwright_sys::lend::Shown;
+use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -29,9 +30,6 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Pieces from the socket waiting for the decompressor; hyper's are at most some hundred KiB.
 const NETWORK_PIECES: usize = 2;
-/// The buffer for the tar, bytes: large enough that a write of file data is not dominated by the system call, and small
-/// enough to stay in the processor's cache between being read, hashed and written.
-const TAR_BUFFER: usize = 256 << 10;
 /// Stack of the threads: what they hold is on the heap.
 const STACK: usize = 512 << 10;
 /// A layer to be fetched.
@@ -118,7 +116,8 @@ fn work(
     let begun = Instant::now();
     let fed = Arc::new(Fed::default());
     let _job = windows.job();
-    let parser = Parser::start().map_err(cannot_start)?;
+    let (buffer, seen) = Area::<Shown>::take().map_err(cannot_start)?;
+    let parser = Parser::start_with(seen).map_err(cannot_start)?;
     let (decompressor, compressed) = Decompressor::start(&windows, &fed).map_err(cannot_start)?;
     std::thread::scope(|scope| {
         let feeder = std::thread::Builder::new()
@@ -131,7 +130,7 @@ fn work(
             })
             .map_err(cannot_start)?;
         let is_wanted = || is_wanted() && !fed.is_cut.load(Ordering::Relaxed);
-        let mut tar = TarSource::new(decompressor, name, limits, &fed, &is_wanted);
+        let mut tar = TarSource::new(decompressor, buffer, name, limits, &fed, &is_wanted);
         let unpacked = unpack::unpack_parsed(&mut tar, parser, staging.path(), name, limits);
         let TarSource { decompressor, hasher, total, waited: waited_above, hashed, .. } = tar;
         // Who feeds it is to stop too.
@@ -190,7 +189,7 @@ fn verify(blob: &Digest, actual: &Digest) -> Result<(), ImageError> {
 /// Hashes the blob and hands it to the decompressor. None: the decompressor has ended before the blob has.
 fn feed(
     mut source: BlobSource,
-    mut compressed: File,
+    mut compressed: Compressed,
     fed: &Fed,
 ) -> Result<Option<(Digest, Times)>, ImageError> {
     loop {
@@ -200,11 +199,12 @@ fn feed(
         let piece = piece.map_err(|_| stopped())?;
         let length = piece.len();
         if length == 0 {
-            return Ok(Some((source.hasher.finish(), source.times)));
+            let ended = compressed.end();
+            return Ok(ended.is_ok().then(|| (source.hasher.finish(), source.times)));
         }
         let bytes = u64::try_from(length).unwrap_or_default();
         fed.offered.fetch_add(bytes, Ordering::Relaxed);
-        if compressed.write_all(piece).is_err() {
+        if compressed.give(piece).is_err() {
             return Ok(None);
         }
         fed.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -278,7 +278,7 @@ struct TarSource<'a> {
     name: &'a str,
     limits: Limits,
     /// What is there: the first `filled` bytes, of which `at` were made use of.
-    buffer: Vec<u8>,
+    buffer: Area<Shown>,
     filled: usize,
     at: usize,
     /// Whether `hasher` has had it.
@@ -294,6 +294,7 @@ struct TarSource<'a> {
 impl<'a> TarSource<'a> {
     fn new(
         decompressor: Decompressor,
+        buffer: Area<Shown>,
         name: &'a str,
         limits: Limits,
         fed: &'a Fed,
@@ -303,7 +304,7 @@ impl<'a> TarSource<'a> {
             decompressor,
             name,
             limits,
-            buffer: vec![0; TAR_BUFFER],
+            buffer,
             filled: 0,
             at: 0,
             is_hashed: true,
@@ -318,7 +319,7 @@ impl<'a> TarSource<'a> {
 
     fn hash(&mut self) {
         if !std::mem::replace(&mut self.is_hashed, true) {
-            timed(&mut self.hashed, || self.hasher.update(&self.buffer[..self.filled]));
+            timed(&mut self.hashed, || self.hasher.update(&self.buffer.bytes()[..self.filled]));
         }
     }
 }
@@ -326,6 +327,10 @@ impl<'a> TarSource<'a> {
 impl unpack::Source for TarSource<'_> {
     fn meanwhile(&mut self) {
         self.hash();
+    }
+
+    fn place(&self) -> Option<usize> {
+        Some(self.at)
     }
 
     fn compressed(&self) -> Option<u64> {
@@ -341,7 +346,7 @@ impl BufRead for TarSource<'_> {
             }
             self.hash();
             self.at = 0;
-            self.filled = timed(&mut self.waited, || self.decompressor.read(&mut self.buffer))?;
+            self.filled = timed(&mut self.waited, || self.decompressor.fill(&mut self.buffer))?;
             self.total += u64::try_from(self.filled).unwrap_or_default();
             self.is_hashed = false;
             if self.total > self.limits.bytes {
@@ -349,7 +354,7 @@ impl BufRead for TarSource<'_> {
                 return Err(io::Error::other(blame.limit("the tar", self.limits.bytes, "bytes")));
             }
         }
-        Ok(&self.buffer[self.at..self.filled])
+        Ok(&self.buffer.bytes()[self.at..self.filled])
     }
 
     fn consume(&mut self, amount: usize) {
@@ -378,14 +383,14 @@ mod tests {
         let packed = zstd::encode_all(&vec![0u8; 16 << 20][..], 3).unwrap();
         let fed = Arc::new(Fed::default());
         let (decompressor, mut compressed) = Decompressor::start(&Windows::new(0), &fed).unwrap();
-        compressed.write_all(&packed).unwrap();
-        drop(compressed);
+        compressed.give(&packed).unwrap();
+        compressed.end().unwrap();
         let wanted = AtomicBool::new(true);
         let is_wanted = || wanted.load(Ordering::Relaxed);
         let limits = Limits { bytes: u64::MAX, entries: u64::MAX };
-        let mut tar = TarSource::new(decompressor, "t", limits, &fed, &is_wanted);
+        let mut tar = TarSource::new(decompressor, Area::take().unwrap().0, "t", limits, &fed, &is_wanted);
         let length = tar.fill_buf().unwrap().len();
-        assert_eq!(length, TAR_BUFFER);
+        assert_eq!(length, unpack::PIECE);
         wanted.store(false, Ordering::Relaxed);
         tar.consume(length);
         let error = unpack::Blame::new("t").stream(&tar.fill_buf().unwrap_err());

@@ -9,6 +9,7 @@
 //! Content is addressed by digest and verified before it is visible. A layer is a directory keyed by its diffID, stored
 //! once, used by overlayfs as it is. Never learns that pods exist: a container's need is a [`Hold`].
 
+mod areas;
 mod artifact;
 mod aside;
 mod bounded;
@@ -34,6 +35,7 @@ mod manifest;
 mod mend;
 mod offload;
 mod policy;
+mod pour;
 mod progress;
 mod proof;
 mod pull;

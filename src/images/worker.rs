@@ -9,25 +9,25 @@
 //! digest of its own, under which it may say of itself what it likes. In one process, the first could make another layer's
 //! bytes and say that they mean something else, under the other's digest.
 //!
-//! That the parser sees what is hashed: what the decompressor makes is copied into memory of this process once, and both the
-//! digest and the parser's pieces are taken of that copy. The pages that come through the pipe are the decompressor's own, which
-//! may change under whoever looks at them; nobody but that one copy does.
+//! That the parser sees what is hashed: what the decompressor makes is copied once into memory that this process alone writes,
+//! and digest, parser and files are given that copy. The memory that the decompressor writes may change under whoever looks at
+//! it; nobody but that one copy does. What goes into it was hashed before it is put there, and is read there by nobody else.
 
-use super::decompress::{Ask, Decoder};
+use super::areas::{Area, IN, INS, MADE, OUT, OUTS};
 use super::error::ImageError;
+use super::pour::{self, FREE, FREED, GRANTED};
 use super::unpack::{self, plain};
 use super::windows::{Window, Windows};
-use crate::host::worker::{Ends, Program, Worker};
-use podwright_sys::lend::{Pages, Shown};
-use podwright_sys::seccomp;
+use crate::host::worker::{Program, Worker};
+use podwright_sys::lend::{Shared, Shown};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::{AsFd as _, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -37,9 +37,9 @@ pub(crate) const DECOMPRESSOR: Program = Program {
     name: "layer-decompress",
     memory: 160 << 20,
     descriptors: 0,
-    calls: &[seccomp::SYS_vmsplice],
+    calls: &[],
     fcntl: &[],
-    body: decompress,
+    body: pour::decompress,
 };
 /// Says what is in a tar. Memory: one PAX header with what it says, a sparse map, and buffers.
 pub(crate) const PARSER: Program = Program {
@@ -50,17 +50,10 @@ pub(crate) const PARSER: Program = Program {
     fcntl: &[],
     body: unpack::parse,
 };
-/// Bytes in the pipe into a decompressor: it reads as much at once. In larger ones the bytes leave the processor's cache, in
-/// smaller ones there are more switches between the processes.
-const PIPE: usize = 256 << 10;
-/// Bytes at a time in the decompressor, and from it: the buffers stay in the processor's cache.
-const BUFFER: usize = 256 << 10;
-/// Bytes in the pipe from a decompressor: not more than one of its two buffers has, see [`pour`].
-const LENT: usize = BUFFER;
+/// Messages of decompressors that are read at once: bytes.
+const MESSAGES: usize = 64;
 /// Bytes of a parser's words that are read at once.
 const WORDS: usize = 64 << 10;
-/// Bytes of the text of an error.
-const MAX_TEXT: usize = 200;
 /// A worker that has bytes to work on and says or makes nothing in this time is given up. An honest one needs a fraction of a
 /// second for what a pipe holds.
 const PATIENCE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
@@ -101,63 +94,6 @@ fn stopped_working() -> io::Error {
     io::Error::other("its decompressor has stopped working")
 }
 
-/// The work of a decompressor. It asks for windows (`W` and the bytes; any byte is the permission), and says how it ended:
-/// `E`, or `F` with a text.
-fn decompress(ends: Ends) {
-    let Ends { input, output, control } = ends;
-    // By reference: a worker may make no descriptor.
-    let mut asking = &control;
-    let ask: Ask = Box::new(move |window| {
-        let mut message = vec![b'W'];
-        message.extend(window.to_le_bytes());
-        asking.write_all(&message)?;
-        let mut answer = [0];
-        asking.read_exact(&mut answer)
-    });
-    let result = pour(input, output, ask);
-    let mut message = Vec::new();
-    match result {
-        Ok(()) => message.push(b'E'),
-        Err(error) => {
-            let text = error.to_string();
-            let text = &text.as_bytes()[..text.len().min(MAX_TEXT)];
-            message.extend([b'F', u8::try_from(text.len()).unwrap_or_default()]);
-            message.extend(text);
-        }
-    }
-    // Nobody hears it: the pull has ended.
-    let _ = (&control).write_all(&message);
-}
-
-/// Decompresses into two buffers by turns, whose pages go into the pipe as they are. The pipe holds no more than one of them:
-/// when the last page of one is in it, the last page of the other has left it, and that one can be written to again.
-fn pour(input: File, output: File, ask: Ask<'_>) -> io::Result<()> {
-    let mut decoder = Decoder::sniff(BufReader::with_capacity(BUFFER, input), ask)?;
-    let (mut buffer, mut other) = (Pages::new(BUFFER)?, Pages::new(BUFFER)?);
-    loop {
-        let mut filled = 0;
-        let mut result = Ok(());
-        while filled < BUFFER {
-            match decoder.read(&mut buffer.bytes()[filled..]) {
-                Ok(0) => break,
-                Ok(length) => filled += length,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => {
-                    result = Err(e);
-                    break;
-                }
-            }
-        }
-        buffer.lend(output.as_fd(), filled)?;
-        result?;
-        // Only the last one is not full.
-        if filled < BUFFER {
-            return Ok(());
-        }
-        std::mem::swap(&mut buffer, &mut other);
-    }
-}
-
 /// What a worker was given so far, as who waits for it sees it.
 #[derive(Debug, Default)]
 pub(crate) struct Fed {
@@ -171,11 +107,59 @@ pub(crate) struct Fed {
     pub(crate) is_cut: AtomicBool,
 }
 
+/// The way into a decompressor.
+pub(crate) struct Compressed {
+    socket: File,
+    memory: Arc<Area<Shared>>,
+    place: usize,
+    /// Places that it has told to be free.
+    free: usize,
+}
+
+impl Compressed {
+    /// Gives it more of the stream; waits where it has enough.
+    pub(crate) fn give(&mut self, bytes: &[u8]) -> io::Result<()> {
+        for piece in bytes.chunks(IN) {
+            if self.free == 0 {
+                let mut told = [0; INS];
+                let count = self.socket.read(&mut told)?;
+                if count == 0 || told[..count].iter().any(|said| *said != FREE) {
+                    return Err(io::ErrorKind::BrokenPipe.into());
+                }
+                self.free = count;
+            }
+            self.memory.write(self.place * IN, piece)?;
+            self.tell(piece.len())?;
+            self.place = (self.place + 1) % INS;
+            self.free -= 1;
+        }
+        Ok(())
+    }
+
+    /// These were all. Without this it takes the stream for one that was cut off.
+    pub(crate) fn end(mut self) -> io::Result<()> {
+        self.tell(0)
+    }
+
+    fn tell(&mut self, length: usize) -> io::Result<()> {
+        self.socket.write_all(&u32::try_from(length).map_err(io::Error::other)?.to_le_bytes())
+    }
+}
+
 /// A decompressor at work. For one thread.
 pub(crate) struct Decompressor {
+    /// Ended before the memory is left to others.
     worker: Option<Worker>,
-    output: OwnedFd,
-    control: Option<File>,
+    /// Where it reads and writes.
+    memory: Arc<Area<Shared>>,
+    place: usize,
+    /// Bytes in the place, and how many of them were read; it is to be told when all were.
+    length: usize,
+    at: usize,
+    /// Places that are free, and not said to be.
+    freed: usize,
+    /// None: it has ended.
+    control: Option<BufReader<File>>,
     windows: Arc<Windows>,
     window: Option<Window>,
     fed: Arc<Fed>,
@@ -183,57 +167,98 @@ pub(crate) struct Decompressor {
 }
 
 impl Decompressor {
-    /// Starts one; the compressed stream is to be written to the file, by another thread, which counts in `fed`.
-    pub(crate) fn start(windows: &Arc<Windows>, fed: &Arc<Fed>) -> io::Result<(Self, File)> {
-        let (input, compressed) = pipe(PIPE)?;
-        let (output, made) = pipe(LENT)?;
+    /// Starts one; the compressed stream is to be given by another thread, which counts in `fed`.
+    pub(crate) fn start(windows: &Arc<Windows>, fed: &Arc<Fed>) -> io::Result<(Self, Compressed)> {
+        let (socket, input) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         let (control, theirs) = pair()?;
-        let worker = Worker::start(&DECOMPRESSOR, input, made, theirs)?;
-        let decompressor = Self {
-            worker: Some(worker),
-            output,
-            control: Some(control.into()),
+        let (memory, area) = Area::take()?;
+        let memory = Arc::new(memory);
+        let worker = Worker::start(&DECOMPRESSOR, input, area, theirs)?;
+        let compressed =
+            Compressed { socket: socket.into(), memory: Arc::clone(&memory), place: 0, free: INS };
+        Ok((Self::new(Some(worker), memory, control, windows, fed), compressed))
+    }
+
+    fn new(
+        worker: Option<Worker>,
+        memory: Arc<Area<Shared>>,
+        control: OwnedFd,
+        windows: &Arc<Windows>,
+        fed: &Arc<Fed>,
+    ) -> Self {
+        Self {
+            worker,
+            memory,
+            place: 0,
+            length: 0,
+            at: 0,
+            freed: 0,
+            control: Some(BufReader::with_capacity(MESSAGES, control.into())),
             windows: Arc::clone(windows),
             window: None,
             fed: Arc::clone(fed),
             said: None,
-        };
-        Ok((decompressor, compressed.into()))
-    }
-
-    /// Waits until there is output, or its end, and gives it what it asks for meanwhile.
-    fn wait(&mut self) -> io::Result<()> {
-        loop {
-            let before = self.fed.bytes.load(Ordering::Relaxed);
-            let (output, control) = {
-                let mut wanted = vec![PollFd::new(&self.output, PollFlags::IN)];
-                wanted.extend(self.control.as_ref().map(|control| PollFd::new(control, PollFlags::IN)));
-                match poll(&mut wanted, Some(&PATIENCE)) {
-                    Err(Errno::INTR) => continue,
-                    Err(e) => return Err(e.into()),
-                    Ok(0) => {
-                        let idle = self.fed.waiting.load(Ordering::Relaxed)
-                            || self.fed.bytes.load(Ordering::Relaxed) != before;
-                        if idle {
-                            continue;
-                        }
-                        return Err(stopped_working());
-                    }
-                    Ok(_) => {}
-                }
-                let is = |at: usize| wanted.get(at).is_some_and(|fd| !fd.revents().is_empty());
-                (is(0), is(1))
-            };
-            if control {
-                self.hear().map_err(talked)?;
-            }
-            if output {
-                return Ok(());
-            }
         }
     }
 
-    /// Reads one message.
+    /// Waits until there is output, gives it what it asks for meanwhile, and returns how many bytes; 0: it has ended.
+    fn wait(&mut self) -> io::Result<usize> {
+        while self.at == self.length {
+            if self.said.is_some() || self.control.is_none() {
+                self.ended()?;
+                return Ok(0);
+            }
+            let before = self.fed.bytes.load(Ordering::Relaxed);
+            match self.hear() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let idle = self.fed.waiting.load(Ordering::Relaxed)
+                        || self.fed.bytes.load(Ordering::Relaxed) != before;
+                    if !idle {
+                        return Err(stopped_working());
+                    }
+                }
+                heard => heard?,
+            }
+        }
+        Ok(self.length - self.at)
+    }
+
+    /// So many bytes of the output have been copied.
+    fn took(&mut self, count: usize) -> io::Result<()> {
+        self.at += count;
+        if self.at < self.length {
+            return Ok(());
+        }
+        self.place = (self.place + 1) % OUTS;
+        self.freed += 1;
+        let Some(control) = self.control.as_mut().filter(|_| self.freed == FREED) else { return Ok(()) };
+        self.freed = 0;
+        match control.get_mut().write_all(&[FREE; FREED]) {
+            // It has ended, and what it said before is still to be heard.
+            Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                Ok(())
+            }
+            told => told.map_err(talked),
+        }
+    }
+
+    /// Copies what it has made into memory that it cannot write: as much as there is room for, but for the last bytes.
+    pub(crate) fn fill(&mut self, into: &mut Shown) -> io::Result<usize> {
+        let (room, mut filled) = (into.bytes().len(), 0);
+        while filled < room {
+            let count = self.wait()?.min(room - filled);
+            if count == 0 {
+                break;
+            }
+            into.take(filled, &self.memory, MADE + self.place * OUT + self.at, count)?;
+            filled += count;
+            self.took(count)?;
+        }
+        Ok(filled)
+    }
+
+    /// Reads one message. The error is `WouldBlock` only where none has begun.
     fn hear(&mut self) -> io::Result<()> {
         let Some(control) = &mut self.control else { return Ok(()) };
         let mut kind = [0];
@@ -248,9 +273,21 @@ impl Decompressor {
             }
         }
         match kind {
+            [b'T'] => {
+                let mut length = [0; 4];
+                control.read_exact(&mut length).map_err(talked)?;
+                let length = usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX);
+                // Only the last one is not full: it could make us work for each byte.
+                let is_last = self.length > 0 && self.length < OUT;
+                if length == 0 || length > OUT || is_last {
+                    return Err(io::Error::other("its decompressor said nonsense"));
+                }
+                (self.length, self.at) = (length, 0);
+                Ok(())
+            }
             [b'W'] => {
                 let mut bytes = [0; 8];
-                control.read_exact(&mut bytes)?;
+                control.read_exact(&mut bytes).map_err(talked)?;
                 // What it has is free again in it; and two that wait for each other's would wait for ever.
                 self.window = None;
                 let window = self.windows.take(u64::from_le_bytes(bytes));
@@ -261,7 +298,7 @@ impl Decompressor {
                     )));
                 };
                 self.window = Some(window);
-                control.write_all(b"y")
+                control.get_mut().write_all(&[GRANTED]).map_err(talked)
             }
             [b'E'] => {
                 self.said = Some(Ok(()));
@@ -269,9 +306,9 @@ impl Decompressor {
             }
             [b'F'] => {
                 let mut length = [0];
-                control.read_exact(&mut length)?;
+                control.read_exact(&mut length).map_err(talked)?;
                 let mut text = vec![0; usize::from(length[0])];
-                control.read_exact(&mut text)?;
+                control.read_exact(&mut text).map_err(talked)?;
                 self.said = Some(Err(plain(&text)));
                 Ok(())
             }
@@ -279,11 +316,8 @@ impl Decompressor {
         }
     }
 
-    /// The output has ended: whether that was its end.
+    /// There is no more output: whether that was its end.
     fn ended(&mut self) -> io::Result<()> {
-        while self.said.is_none() && self.control.is_some() {
-            self.hear().map_err(talked)?;
-        }
         self.window = None;
         let end = self.worker.take().and_then(Worker::end);
         match (self.said.take(), end) {
@@ -299,22 +333,16 @@ impl Decompressor {
 }
 
 impl Read for Decompressor {
-    /// Fills `into`, but for the last bytes: the fewer switches, the better.
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let mut filled = 0;
-        while filled < into.len() {
-            if matches!(self.said, Some(Ok(()))) && self.worker.is_none() {
-                break;
-            }
-            self.wait()?;
-            match rustix::io::read(&self.output, &mut into[filled..]) {
-                Ok(0) => self.ended()?,
-                Ok(read) => filled += read,
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-            }
+        if into.is_empty() {
+            return Ok(0);
         }
-        Ok(filled)
+        let count = self.wait()?.min(into.len());
+        self.memory.read(MADE + self.place * OUT + self.at, &mut into[..count])?;
+        if count > 0 {
+            self.took(count)?;
+        }
+        Ok(count)
     }
 }
 
@@ -324,17 +352,26 @@ pub(crate) struct Parser {
     worker: Option<Worker>,
     /// None: there is no more.
     pieces: Option<OwnedFd>,
-    /// Where it sees them.
-    shown: Shown,
+    /// Where it sees them. None: in memory of who gives them.
+    shown: Option<Area<Shown>>,
     words: BufReader<Said>,
 }
 
 impl Parser {
     /// Starts one.
     pub(crate) fn start() -> io::Result<Self> {
+        let (shown, seen) = Area::take()?;
+        Self::seeing(Some(shown), seen)
+    }
+
+    /// Starts one that looks at memory of the caller's, [`unpack::PIECE`] bytes, which has the tar.
+    pub(crate) fn start_with(seen: OwnedFd) -> io::Result<Self> {
+        Self::seeing(None, seen)
+    }
+
+    fn seeing(shown: Option<Area<Shown>>, seen: OwnedFd) -> io::Result<Self> {
         let (input, pieces) = pipe(0)?;
         let (words, said) = pipe(WORDS)?;
-        let (shown, seen) = Shown::new(unpack::PIECE)?;
         let worker = Worker::start(&PARSER, input, said, seen)?;
         // Only our end of it: the worker waits for its pieces.
         let flags = rustix::fs::fcntl_getfl(&pieces)?;
@@ -346,13 +383,20 @@ impl Parser {
 }
 
 impl unpack::Parser for Parser {
-    fn give(&mut self, piece: &[u8]) -> io::Result<()> {
+    fn give(&mut self, piece: &[u8], place: Option<usize>) -> io::Result<()> {
         let Some(pieces) = &self.pieces else { return Err(io::ErrorKind::BrokenPipe.into()) };
         let said = self.words.get_mut();
         said.patience = PATIENCE;
-        self.shown.write(piece)?;
-        let length = u32::try_from(piece.len()).map_err(io::Error::other)?.to_le_bytes();
-        let mut left = &length[..];
+        let place = match (place, &mut self.shown) {
+            (Some(place), None) => place,
+            (None, Some(shown)) => {
+                shown.write(piece)?;
+                0
+            }
+            _ => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        let message = unpack::where_it_is(place, piece.len())?;
+        let mut left = &message[..];
         while !left.is_empty() {
             match rustix::io::write(pieces, left) {
                 Ok(written) => left = left.get(written..).unwrap_or_default(),
@@ -427,15 +471,18 @@ impl Decompressed {
         let (decompressor, mut compressed) = Decompressor::start(windows, &fed)?;
         let (fail, failed) = std::sync::mpsc::channel();
         std::thread::Builder::new().name("decompress-feed".into()).spawn(move || {
-            let mut buffer = vec![0; BUFFER];
+            let mut buffer = vec![0; IN];
             loop {
                 fed.waiting.store(true, Ordering::Relaxed);
                 let read = source.read(&mut buffer);
                 fed.waiting.store(false, Ordering::Relaxed);
                 match read {
-                    Ok(0) => return,
+                    Ok(0) => {
+                        let _ = compressed.end();
+                        return;
+                    }
                     // The decompressor has ended: it has said why.
-                    Ok(length) if compressed.write_all(&buffer[..length]).is_err() => return,
+                    Ok(length) if compressed.give(&buffer[..length]).is_err() => return,
                     Ok(length) => {
                         fed.bytes.fetch_add(u64::try_from(length).unwrap_or_default(), Ordering::Relaxed);
                     }
@@ -470,6 +517,7 @@ pub(super) fn cannot_start(error: io::Error) -> ImageError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fd::AsFd as _;
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -521,84 +569,106 @@ mod tests {
         assert_eq!(error, "the disk has gone");
     }
 
+    /// A decompressor that we play: its end of the talk, and the memory.
+    fn played() -> (Decompressor, File, Shared) {
+        let (control, theirs) = pair().unwrap();
+        for direction in [Timeout::Recv, Timeout::Send] {
+            let limit = rustix::net::sockopt::socket_timeout(&control, direction).unwrap();
+            assert_eq!(limit, Some(TALK));
+        }
+        limit_talk(&control, Duration::from_millis(1)).unwrap();
+        let (ours, area) = Area::take().unwrap();
+        let memory = Shared::open(area.as_fd(), MADE, OUTS * OUT).unwrap();
+        let windows = Windows::new(1 << 20);
+        (Decompressor::new(None, Arc::new(ours), control, &windows, &Arc::default()), theirs.into(), memory)
+    }
+
+    fn made(length: usize) -> Vec<u8> {
+        [&b"T"[..], &u32::try_from(length).unwrap().to_le_bytes()].concat()
+    }
+
     /// A decompressor that was taken over cannot hold who hears it.
     #[test]
     fn one_that_stops_in_the_middle_of_talking_is_given_up() {
-        let say_and_stop = |said: &[u8]| {
-            let (output, made) = pipe(LENT).unwrap();
-            let (control, theirs) = pair().unwrap();
-            for direction in [Timeout::Recv, Timeout::Send] {
-                let limit = rustix::net::sockopt::socket_timeout(&control, direction).unwrap();
-                assert_eq!(limit, Some(TALK));
-            }
-            limit_talk(&control, Duration::from_millis(1)).unwrap();
-            rustix::io::write(&theirs, said).unwrap();
-            // Its output has ended; it lives, and neither hears nor says more.
-            drop(made);
-            let mut decompressor = Decompressor {
-                worker: None,
-                output,
-                control: Some(control.into()),
-                windows: Windows::new(1 << 20),
-                window: None,
-                fed: Arc::default(),
-                said: None,
-            };
-            let error = decompressor.read(&mut [0; 16]).unwrap_err().to_string();
-            drop(theirs);
-            error
-        };
         let asks = [&b"W"[..], &1u64.to_le_bytes()].concat().repeat(10_000);
-        for said in [&b""[..], b"W", b"W123", b"F", b"F\x05no", &asks] {
-            assert_eq!(
-                say_and_stop(said),
-                "its decompressor has stopped working",
-                "{:?}",
-                &said[..said.len().min(9)]
-            );
+        let makes = made(OUT).repeat(200_000);
+        for said in [&b""[..], b"W", b"W123", b"F", b"F\x05no", b"T", b"T12", &asks, &makes] {
+            let (mut decompressor, mut theirs, _memory) = played();
+            // It lives, and neither hears nor says more.
+            let saying = theirs.try_clone().unwrap();
+            let error = std::thread::scope(|scope| {
+                scope.spawn(move || (&saying).write_all(said));
+                let mut sum = 0;
+                loop {
+                    match decompressor.read(&mut [0; OUT]) {
+                        Ok(length) => sum += length,
+                        Err(error) => {
+                            drop(decompressor);
+                            assert!(sum == 0 || said == makes);
+                            break error.to_string();
+                        }
+                    }
+                }
+            });
+            let _ = theirs.read(&mut [0]);
+            assert_eq!(error, "its decompressor has stopped working", "{:?}", &said[..said.len().min(9)]);
         }
     }
 
-    /// Whatever a decompressor does with the pages that it has lent: what was read stays as it was read.
+    /// Each message costs us work, and may not be about less than there is room for but once.
     #[test]
-    fn pages_that_change_later_change_nothing_that_was_read() {
-        let (output, made) = pipe(LENT).unwrap();
-        let mut pages = Pages::new(BUFFER).unwrap();
-        pages.bytes().fill(1);
-        pages.lend(made.as_fd(), BUFFER).unwrap();
-        let mut decompressor = Decompressor {
-            worker: None,
-            output,
-            control: None,
-            windows: Windows::new(0),
-            window: None,
-            fed: Arc::default(),
-            said: None,
-        };
-        let mut first = vec![0; BUFFER / 2];
-        assert_eq!(decompressor.read(&mut first).unwrap(), BUFFER / 2);
-        pages.bytes().fill(2);
-        let mut second = vec![0; BUFFER / 2];
-        assert_eq!(decompressor.read(&mut second).unwrap(), BUFFER / 2);
-        assert!(first.iter().all(|byte| *byte == 1), "there is one copy, which is ours");
-        assert!(second.iter().all(|byte| *byte == 2), "its pages are in the pipe itself");
+    fn what_a_decompressor_says_to_have_made_is_held_to_its_places() {
+        let twice = [made(1), made(1)].concat();
+        let after = [made(OUT - 1), made(OUT)].concat();
+        for said in [&made(0)[..], &made(OUT + 1), &made(usize::try_from(u32::MAX).unwrap()), &twice, &after]
+        {
+            let (mut decompressor, mut theirs, _memory) = played();
+            theirs.write_all(said).unwrap();
+            let error = decompressor.read_to_end(&mut Vec::new()).unwrap_err().to_string();
+            assert_eq!(error, "its decompressor said nonsense");
+        }
     }
 
-    /// What is lent is not written to before it was taken: many times both buffers, read in odd pieces and late.
+    /// Whatever a decompressor does with the memory that it writes: what was read stays as it was read.
+    #[test]
+    fn pages_that_change_later_change_nothing_that_was_read() {
+        let (mut decompressor, mut theirs, mut memory) = played();
+        let mut fill = |byte| memory.room(0, OUTS * OUT).unwrap().fill(byte);
+        fill(1);
+        theirs.write_all(&[made(OUT), made(OUT)].concat()).unwrap();
+        let (mut shown, _seen) = Shown::new(OUT).unwrap();
+        assert_eq!(decompressor.fill(&mut shown).unwrap(), OUT);
+        fill(2);
+        assert!(shown.bytes().iter().all(|byte| *byte == 1), "there is one copy, which is ours");
+        let mut half = vec![0; OUT / 2];
+        assert_eq!(decompressor.read(&mut half).unwrap(), OUT / 2);
+        fill(3);
+        assert!(half.iter().all(|byte| *byte == 2));
+        assert_eq!(decompressor.read(&mut half).unwrap(), OUT / 2);
+        assert!(half.iter().all(|byte| *byte == 3), "the rest is still its own");
+        assert_eq!(theirs.read(&mut [0; 8]).unwrap(), 2, "both places are free");
+    }
+
+    /// What was made is not written over before it was taken: many times all places, read in odd pieces and late.
     #[test]
     fn a_buffer_is_used_again_only_when_it_was_taken() {
         let data: Vec<u8> = (0..1_500_000u32).flat_map(u32::to_le_bytes).collect();
         let fed = Arc::default();
         let (mut decompressor, mut input) = Decompressor::start(&Windows::new(0), &fed).unwrap();
         let packed = gzip(&data);
-        let feeder = std::thread::spawn(move || input.write_all(&packed).unwrap());
+        let feeder = std::thread::spawn(move || {
+            for piece in [&packed[..1], &packed[1..IN], &packed[IN..]] {
+                input.give(piece).unwrap();
+            }
+            input.end().unwrap();
+        });
         let mut out: Vec<u8> = Vec::new();
-        for length in [1, 4095, 4097, 70_001, BUFFER, 333_333].into_iter().cycle() {
+        for length in [1, 4095, 4097, 70_001, OUT, 333_333].into_iter().cycle() {
             std::thread::yield_now();
             let mut piece = vec![0; length];
             let read = decompressor.read(&mut piece).unwrap();
             out.extend(&piece[..read]);
-            if read < length {
+            if read == 0 {
                 break;
             }
         }
@@ -606,12 +676,23 @@ mod tests {
         assert!(out == data);
     }
 
+    #[test]
+    fn a_stream_without_its_end_is_one_that_was_cut_off() {
+        for stream in [&b"some tar"[..], b""] {
+            let (mut decompressor, mut input) =
+                Decompressor::start(&Windows::new(0), &Arc::default()).unwrap();
+            input.give(stream).unwrap();
+            drop(input);
+            assert!(decompressor.read_to_end(&mut Vec::new()).is_err());
+        }
+    }
+
     /// A parser that takes nothing, or says nothing, is given up.
     #[test]
     fn a_parser_that_stops_is_given_up() {
         use unpack::Parser as _;
         for takes in [false, true] {
-            let (input, pieces) = pipe(PIPE).unwrap();
+            let (input, pieces) = pipe(0).unwrap();
             let (words, said) = pipe(WORDS).unwrap();
             let mut left = Timespec { tv_sec: 0, tv_nsec: 1 };
             let error = if takes {
@@ -624,11 +705,11 @@ mod tests {
         }
         // One that has ended is told by its words, or by their end.
         let mut parser = Parser::start().unwrap();
-        parser.give(&[1; 512]).unwrap();
+        parser.give(&[1; 512], None).unwrap();
         let mut words = Vec::new();
         parser.read_to_end(&mut words).unwrap();
         assert_eq!(words.first(), Some(&b'N'));
-        while parser.give(&[1; 512]).is_ok() {
+        while parser.give(&[1; 512], None).is_ok() {
             std::thread::yield_now();
         }
     }

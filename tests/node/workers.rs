@@ -215,8 +215,8 @@ async fn stalled(node: &Node, registry: &Stalling) -> (tokio::task::JoinHandle<b
         assert_eq!((&*status["Uid"], &*status["Gid"]), (USER, USER));
         assert_eq!(status["Threads"], "1");
         let open = open_files(*pid);
-        // The memory is that in which a parser sees its tar.
-        let known = ["pipe:", "socket:", "/dev/null", "/memfd:shown"];
+        // The memory is that in which a parser sees its tar, or what a decompressor reads and writes.
+        let known = ["pipe:", "socket:", "/dev/null", "/memfd:shown", "/memfd:shared"];
         let strange = |path: &String| !known.iter().any(|known| path.starts_with(known));
         assert!(!open.iter().any(strange) && open.len() <= 8, "{open:?}");
         // Nothing that another worker has, or what it was forked from.
@@ -320,7 +320,10 @@ async fn a_registry_is_asked_by_a_process_without_rights() {
     assert!(!connections.iter().any(|one| ours.contains(one)), "the daemon has {connections:?}");
     assert!(connections.iter().any(|one| theirs.contains(one)), "{connections:?}: {theirs:?}");
     let known = |path: &String| {
-        path.starts_with("socket:") || path.starts_with("anon_inode:[event") || path == "/dev/null"
+        path.starts_with("socket:")
+            || path.starts_with("anon_inode:[event")
+            || path == "/dev/null"
+            || path.starts_with("/memfd:shared")
     };
     assert!(theirs.iter().all(known), "{theirs:?}");
     registry.go_on.send(true).unwrap();

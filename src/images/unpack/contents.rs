@@ -68,7 +68,7 @@ pub(crate) fn contents(
                         has_all = true;
                         parser.no_more();
                     }
-                    Some(piece) => match parser.give(piece) {
+                    Some(piece) => match parser.give(piece, None) {
                         // One that has ended: what it said before tells why.
                         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
                         _ => given = u64::try_from(read).unwrap_or_default(),

@@ -37,7 +37,7 @@ pub(crate) use meta::{Meta, OPAQUE, apply_dir, read_dir};
 pub(crate) use parse::parse;
 pub(crate) use parsed::{Parser, Source};
 pub(crate) use tree::is_whiteout;
-pub(crate) use wire::{PIECE, plain};
+pub(crate) use wire::{PIECE, plain, where_it_is};
 
 use super::error::ImageError;
 

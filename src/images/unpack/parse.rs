@@ -49,7 +49,8 @@ impl Out {
 pub(super) struct Feed {
     input: File,
     view: View,
-    /// Bytes of the piece, and how many of them were copied or passed.
+    /// Where the piece is, its bytes, and how many of them were copied or passed.
+    place: usize,
     length: usize,
     copied: usize,
     /// A part of the piece: the view may change as soon as the next one is asked for, or by mistake at any time.
@@ -69,10 +70,10 @@ impl Feed {
 
     /// Takes the next piece; none is left where there is no length.
     fn take(&mut self) -> io::Result<()> {
-        let mut length = [0; 4];
+        let mut message = [0; 8];
         let mut read = 0;
-        while read < length.len() {
-            match self.input.read(&mut length[read..]) {
+        while read < message.len() {
+            match self.input.read(&mut message[read..]) {
                 Ok(0) if read == 0 => break,
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(more) => read += more,
@@ -80,11 +81,8 @@ impl Feed {
                 Err(e) => return Err(e),
             }
         }
-        let length = usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX);
-        if length > wire::PIECE {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        (self.length, self.copied) = (length, 0);
+        (self.place, self.length) = wire::where_is(message).ok_or(io::ErrorKind::InvalidData)?;
+        self.copied = 0;
         Ok(())
     }
 }
@@ -97,7 +95,7 @@ impl BufRead for Feed {
                 self.take()?;
             }
             self.buffer.resize(COPIED.min(self.length - self.copied), 0);
-            self.view.read(self.copied, &mut self.buffer)?;
+            self.view.read(self.place + self.copied, &mut self.buffer)?;
             self.copied += self.buffer.len();
             self.at = 0;
         }
@@ -143,7 +141,7 @@ pub(crate) fn parse(ends: Ends) {
     let Ok(view) = View::new(control.as_fd(), wire::PIECE) else { return };
     let out = Rc::new(RefCell::new(Out { file: output, said: Vec::new(), inline: 0 }));
     let (buffer, out_too) = (Vec::new(), Rc::clone(&out));
-    let feed = Feed { input, view, length: 0, copied: 0, buffer, at: 0, out: out_too };
+    let feed = Feed { input, view, place: 0, length: 0, copied: 0, buffer, at: 0, out: out_too };
     let mut tar = TarReader::new(feed, Counted(Rc::clone(&out)), Blame::new(""));
     let result = entries(&mut tar, &out);
     let mut out = out.borrow_mut();

@@ -17,6 +17,11 @@ pub(crate) trait Source: BufRead {
     /// A parser works on the bytes now: what else there is to do with them is done beside it.
     fn meanwhile(&mut self) {}
 
+    /// Where what `fill_buf` returns lies in the memory that the parser sees; None: elsewhere.
+    fn place(&self) -> Option<usize> {
+        None
+    }
+
     /// Bytes of the compressed stream that came so far, at least; None: it is not known.
     fn compressed(&self) -> Option<u64> {
         None
@@ -30,6 +35,10 @@ impl<S: Source> Source for &mut S {
         (**self).meanwhile();
     }
 
+    fn place(&self) -> Option<usize> {
+        (**self).place()
+    }
+
     fn compressed(&self) -> Option<u64> {
         (**self).compressed()
     }
@@ -37,8 +46,8 @@ impl<S: Source> Source for &mut S {
 
 /// A parser that answers what it was given.
 pub(crate) trait Parser: Read {
-    /// Gives it one piece.
-    fn give(&mut self, piece: &[u8]) -> io::Result<()>;
+    /// Gives it one piece, which it sees already if it has a place.
+    fn give(&mut self, piece: &[u8], place: Option<usize>) -> io::Result<()>;
     /// There is no more.
     fn no_more(&mut self);
     /// It says no more; what was wrong with its end.
@@ -79,6 +88,8 @@ impl<S: Source, P: Parser> Parsed<S, P> {
         if self.given > 0 || self.has_all {
             return Err(self.blame.corrupt("its tar parser said nonsense: it has not said all"));
         }
+        self.source.fill_buf().map_err(|e| self.blame.stream(&e))?;
+        let place = self.source.place();
         let buffer = self.source.fill_buf().map_err(|e| self.blame.stream(&e))?;
         let piece = &buffer[..buffer.len().min(wire::PIECE)];
         if piece.is_empty() {
@@ -86,7 +97,7 @@ impl<S: Source, P: Parser> Parsed<S, P> {
             self.parser.no_more();
             return Ok(());
         }
-        match self.parser.give(piece) {
+        match self.parser.give(piece, place) {
             // One that has ended: what it said before tells why.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             Err(error) => return Err(self.blame.stream(&error)),
@@ -224,7 +235,7 @@ mod tests {
     }
 
     impl Parser for Liar<'_> {
-        fn give(&mut self, piece: &[u8]) -> io::Result<()> {
+        fn give(&mut self, piece: &[u8], _: Option<usize>) -> io::Result<()> {
             self.given.push(piece.len());
             Ok(())
         }

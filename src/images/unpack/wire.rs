@@ -8,8 +8,8 @@
 //! 'X' u8 u16 bytes       it cannot go on: which refusal, and a text
 //! ```
 //!
-//! A parser is given the tar in pieces, when it asks for one: in memory that it can see, [`PIECE`] bytes long, with the number of
-//! bytes (u32) over its pipe; at the end there is none.
+//! A parser is given the tar in pieces, when it asks for one: in memory that it can see, [`PIECE`] bytes long, with the place and
+//! the number of bytes (u32 each) over its pipe; at the end there is none.
 //! Of a file's data, only what stands in the piece of its header is given to it: the rest is passed over by both sides, so that
 //! bytes of large files never go to it.
 //!
@@ -42,6 +42,25 @@ const CORRUPT: u8 = 0;
 pub(crate) const PIECE: usize = 256 << 10;
 /// Bytes of a text.
 const MAX_TEXT: usize = 200;
+
+/// Where a piece is, and its bytes.
+pub(crate) fn where_it_is(place: usize, length: usize) -> io::Result<[u8; 8]> {
+    let mut message = [0; 8];
+    for (at, number) in [(0, place), (4, length)] {
+        message[at..at + 4].copy_from_slice(&u32::try_from(number).map_err(io::Error::other)?.to_le_bytes());
+    }
+    Ok(message)
+}
+
+/// The reverse; None: it would not be within the memory.
+pub(super) fn where_is(message: [u8; 8]) -> Option<(usize, usize)> {
+    let number = |at: usize| {
+        let bytes = message.get(at..)?.first_chunk::<4>()?;
+        usize::try_from(u32::from_le_bytes(*bytes)).ok()
+    };
+    let (place, length) = (number(0)?, number(4)?);
+    place.checked_add(length).filter(|end| *end <= PIECE).map(|_| (place, length))
+}
 
 /// One message.
 #[derive(Debug)]

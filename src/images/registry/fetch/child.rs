@@ -5,7 +5,7 @@
 //! Owns the program; runs as a worker (`host::worker`), in tests as a thread.
 
 use super::dial::{Dialer, Trust, told};
-use super::wire::{self, FRAME, MAX_DATA, MAX_SETUP, MAX_WORDS, Setup};
+use super::wire::{self, FRAME, MAX_DATA, MAX_SETUP, MAX_WORDS, MEMORY, PLACE, PLACES, Setup};
 use crate::host::worker::{Ends, Program};
 use bytes::{Buf, Bytes};
 use futures_util::FutureExt as _;
@@ -14,6 +14,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use podwright_sys::lend::Shared;
 use podwright_sys::{fdpass, seccomp};
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -57,6 +58,72 @@ const POOL_IDLE: Duration = Duration::from_secs(15);
 
 type Http = Client<Dialer, Full<Bytes>>;
 
+/// Places that one answer may have filled at a time: it waits for one to be free again, and leaves some to others.
+const PLACES_OF_ONE: usize = 4;
+/// Pieces below this go through the socket: that costs less than a place.
+const LEAST_LENT: usize = 4 << 10;
+
+/// The memory for bodies, and the places of it that are free.
+type Memory = Arc<Mutex<(Shared, Vec<u8>)>>;
+
+/// The places that an answer has filled. They are free when it is over: the daemon has then taken all, or takes no more.
+struct Filled {
+    memory: Memory,
+    places: Vec<u8>,
+}
+
+impl Filled {
+    /// Puts the bytes in a free place, whose number it returns; None: there is none.
+    fn fill(&mut self, bytes: &Pieces) -> io::Result<Option<u8>> {
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let (memory, free) = &mut *memory;
+        let Some(place) = free.pop() else { return Ok(None) };
+        self.places.push(place);
+        let mut at = usize::from(place) * PLACE;
+        for piece in &bytes.all {
+            memory.write(at, piece)?;
+            at += piece.len();
+        }
+        Ok(Some(place))
+    }
+
+    /// These are free again.
+    fn free(&mut self, places: &[u8]) {
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        for place in places {
+            if let Some(at) = self.places.iter().position(|filled| filled == place) {
+                memory.1.push(self.places.swap_remove(at));
+            }
+        }
+    }
+
+    /// Waits for word of places, and for the end: false.
+    async fn hear(&mut self, socket: &UnixStream) -> bool {
+        loop {
+            if socket.readable().await.is_err() {
+                return false;
+            }
+            let mut places = [0; 16];
+            match socket.try_read(&mut places) {
+                Ok(0) => return false,
+                Ok(count) => {
+                    self.free(&places[..count]);
+                    return true;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+impl Drop for Filled {
+    fn drop(&mut self) {
+        let places = std::mem::take(&mut self.places);
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).1.extend(places);
+    }
+}
+
 /// What asks the daemon for connections.
 #[derive(Debug)]
 pub(super) struct Asking {
@@ -91,15 +158,18 @@ struct Known {
 }
 
 fn work(ends: Ends) {
-    // Input and output lead nowhere.
-    let control: OwnedFd = ends.control.into();
+    // The input leads nowhere.
+    let Ends { input: _, output, control } = ends;
+    let Ok(memory) = Shared::open_sparsely(output.as_fd(), 0, MEMORY) else { return };
+    let memory = Arc::new(Mutex::new((memory, (0..PLACES).rev().collect())));
+    let control: OwnedFd = control.into();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
     let Ok(runtime) = runtime else { return };
     // Whatever goes wrong with what is said is the end: who waits for answers sees that.
-    let _ = runtime.block_on(serve(control));
+    let _ = runtime.block_on(serve(control, memory));
 }
 
-async fn serve(control: OwnedFd) -> io::Result<()> {
+async fn serve(control: OwnedFd, memory: Memory) -> io::Result<()> {
     let control = UnixDatagram::from_std(control.into())?;
     let asking = Arc::new(Asking {
         control,
@@ -128,7 +198,8 @@ async fn serve(control: OwnedFd) -> io::Result<()> {
             (wire::REQUEST, Some(socket)) => {
                 let client: &Arc<Known> = clients.get(&number).ok_or_else(nonsense)?;
                 let socket = UnixStream::from_std(socket.into())?;
-                tokio::spawn(answer(Arc::clone(client), socket, Arc::clone(&asking.use_of)));
+                let filled = Filled { memory: Arc::clone(&memory), places: Vec::new() };
+                tokio::spawn(answer(Arc::clone(client), socket, Arc::clone(&asking.use_of), filled));
             }
             (wire::SOCKET, Some(socket)) => asking.answered(number, Some(socket)),
             (wire::NO_SOCKET, None) => asking.answered(number, None),
@@ -195,7 +266,7 @@ impl Use {
 }
 
 /// Serves one request. It ends when nobody hears the answer any more.
-async fn answer(client: Arc<Known>, mut socket: UnixStream, use_of: Arc<Use>) {
+async fn answer(client: Arc<Known>, mut socket: UnixStream, use_of: Arc<Use>, mut filled: Filled) {
     let Ok(mut request) = request(&mut socket).await else { return };
     let is_plain = request.uri().scheme() == Some(&http::uri::Scheme::HTTP);
     if let Some(auth) = client.proxy_auth.as_ref().filter(|_| is_plain) {
@@ -203,13 +274,14 @@ async fn answer(client: Arc<Known>, mut socket: UnixStream, use_of: Arc<Use>) {
     }
     let got = tokio::select! {
         got = client.http.request(request) => got,
-        () = nobody_hears(&socket) => return,
+        () = nobody_hears(&socket, &mut filled) => return,
     };
     // What cannot be said is heard by nobody.
-    let _ = match got {
+    let said = match got {
         Err(error) => fail(&mut socket, &error).await,
-        Ok(response) => pass_on(&mut socket, response, &use_of).await,
+        Ok(response) => pass_on(&mut socket, response, &use_of, &mut filled).await,
     };
+    while said.is_ok() && !filled.places.is_empty() && filled.hear(&socket).await {}
 }
 
 async fn request(socket: &mut UnixStream) -> io::Result<http::Request<Full<Bytes>>> {
@@ -221,23 +293,15 @@ async fn request(socket: &mut UnixStream) -> io::Result<http::Request<Full<Bytes
     Ok(request.map(|body| Full::new(Bytes::from(body))))
 }
 
-async fn nobody_hears(socket: &UnixStream) {
-    loop {
-        if socket.readable().await.is_err() {
-            return;
-        }
-        match socket.try_read(&mut [0; 16]) {
-            Ok(1..) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Ok(0) | Err(_) => return,
-        }
-    }
+async fn nobody_hears(socket: &UnixStream, filled: &mut Filled) {
+    while filled.hear(socket).await {}
 }
 
 async fn pass_on(
     socket: &mut UnixStream,
     response: http::Response<Incoming>,
     use_of: &Use,
+    filled: &mut Filled,
 ) -> io::Result<()> {
     use_of.brings(OF_AN_ANSWER);
     let Some(head) = wire::encode_head(response.status(), response.headers()) else {
@@ -249,7 +313,7 @@ async fn pass_on(
     loop {
         let first = tokio::select! {
             frame = body.frame() => frame,
-            () = nobody_hears(socket) => return Ok(()),
+            () = nobody_hears(socket, filled) => return Err(io::ErrorKind::BrokenPipe.into()),
         };
         let (mut pieces, mut next) = (Pieces::default(), Some(first));
         // All that is there is said at once.
@@ -263,12 +327,12 @@ async fn pass_on(
                 }
                 other => break other,
             }
-            if pieces.length >= MAX_DATA / 2 {
+            if pieces.length >= PLACE {
                 break None;
             }
             next = body.frame().now_or_never();
         };
-        pieces.send(socket).await?;
+        pieces.send(socket, filled).await?;
         match after {
             None => {}
             Some(None) => return socket.write_all(&wire::frame(wire::END, 0)).await,
@@ -306,9 +370,23 @@ impl Pieces {
         }
     }
 
-    /// Sends them in frames of no more than their limit.
-    async fn send(mut self, socket: &mut UnixStream) -> io::Result<()> {
+    /// Sends them in places, or in frames of no more than their limit.
+    async fn send(mut self, socket: &mut UnixStream, filled: &mut Filled) -> io::Result<()> {
         while self.length > 0 {
+            if self.length >= LEAST_LENT {
+                while filled.places.len() >= PLACES_OF_ONE {
+                    if !filled.hear(socket).await {
+                        return Err(io::ErrorKind::BrokenPipe.into());
+                    }
+                }
+                let now = self.split(self.length.min(PLACE));
+                if let Some(place) = filled.fill(&now)? {
+                    let [a, b, c, d, e] = wire::frame(wire::LENT, now.length);
+                    socket.write_all(&[a, b, c, d, e, place]).await?;
+                    continue;
+                }
+                self.join(now);
+            }
             let length = self.length.min(MAX_DATA);
             let mut now = self.split(length);
             now.all.push_front(Bytes::copy_from_slice(&wire::frame(wire::DATA, length)));
@@ -316,6 +394,13 @@ impl Pieces {
             socket.write_all_buf(&mut now).await?;
         }
         Ok(())
+    }
+
+    /// The reverse of `split`.
+    fn join(&mut self, mut front: Self) {
+        self.length += front.length;
+        front.all.append(&mut self.all);
+        self.all = front.all;
     }
 
     fn split(&mut self, length: usize) -> Self {
@@ -376,7 +461,57 @@ mod tests {
         assert_eq!(front.chunks_vectored(&mut slices), 2);
         front.advance(1);
         assert_eq!(front.copy_to_bytes(2), "bc");
+        let head = pieces.split(1);
+        pieces.join(head);
         assert_eq!(pieces.copy_to_bytes(3), "def");
         assert!(!front.has_remaining() && !pieces.has_remaining());
+    }
+
+    /// Who hears an answer and takes nothing holds its own places, and none when it has gone.
+    #[tokio::test]
+    async fn an_answer_has_few_places_and_leaves_them_all() {
+        let file = podwright_sys::lend::shared(MEMORY).unwrap();
+        let shared = Shared::open_sparsely(file.as_fd(), 0, MEMORY).unwrap();
+        let memory: Memory = Arc::new(Mutex::new((shared, (0..6).collect())));
+        let free = || memory.lock().unwrap().1.len();
+        let filled = || Filled { memory: Arc::clone(&memory), places: Vec::new() };
+        let body = |length: usize| {
+            let mut pieces = Pieces::default();
+            pieces.push(Bytes::from(vec![7; length]));
+            pieces
+        };
+        let (mut socket, mut hears) = UnixStream::pair().unwrap();
+        let (mut first, whole) = (filled(), body(6 * PLACE));
+        let sending = tokio::spawn(async move {
+            whole.send(&mut socket, &mut first).await.unwrap();
+            (socket, first)
+        });
+        let mut frames = [[0; FRAME + 1]; 6];
+        for at in 0..6 {
+            if at >= 4 {
+                assert_eq!(free(), 2, "it waits for a place");
+                // One that it has not filled changes nothing.
+                hears.write_all(&[200, frames[at - 4][FRAME]]).await.unwrap();
+            }
+            hears.read_exact(&mut frames[at]).await.unwrap();
+            assert_eq!(frames[at][..FRAME], wire::frame(wire::LENT, PLACE));
+        }
+        let (socket, mut first) = sending.await.unwrap();
+        // There are two left for another: the rest goes through the socket.
+        let (mut other, mut reads) = UnixStream::pair().unwrap();
+        let (mut second, whole) = (filled(), body(3 * PLACE));
+        let sending = tokio::spawn(async move {
+            whole.send(&mut other, &mut second).await.unwrap();
+            second
+        });
+        let mut frames = vec![0; 2 * (FRAME + 1) + FRAME + PLACE];
+        reads.read_exact(&mut frames).await.unwrap();
+        assert_eq!(frames[2 * (FRAME + 1)..][..FRAME], wire::frame(wire::DATA, PLACE));
+        let second = sending.await.unwrap();
+        assert_eq!((free(), second.places.len()), (0, 2));
+        drop(hears);
+        assert!(!first.hear(&socket).await);
+        drop((first, second));
+        assert_eq!(free(), 6);
     }
 }

@@ -8,29 +8,30 @@
 mod child;
 mod connect;
 mod dial;
+mod incoming;
 mod wire;
 
 pub(in crate::images) use child::CLIENT as PROGRAM;
 pub(super) use dial::proxy_of;
+pub(in crate::images::registry) use incoming::Response;
 
 use super::names::domain;
 use super::reach::{Reach, Refused};
 use crate::host::worker::Worker;
 use crate::images::shares::{Share, Shares};
-use crate::images::unpack::plain;
-use bytes::{Buf as _, Bytes, BytesMut};
-use connect::{Destination, NoWay};
-use http::{HeaderMap, Method, StatusCode};
-use podwright_sys::fdpass;
+use connect::Destination;
+use http::{HeaderMap, Method};
+use incoming::Incoming;
+use podwright_sys::{fdpass, lend};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
+use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::{UnixDatagram, UnixStream};
 use tokio::sync::{OnceCell, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
@@ -45,12 +46,6 @@ const OF_A_DOMAIN: usize = 16;
 const MAX_STARTS: u32 = 8;
 /// Connections of one process that are being made.
 const MAX_CONNECTING: usize = 256;
-/// Bytes of an answer that are read at once.
-const READ: usize = 128 << 10;
-/// Room that is left before more is reserved: pieces then hold little more memory than they are long.
-const LEAST_READ: usize = 16 << 10;
-/// Buffers that are kept to be used again: as many as pieces may be on their way to a layer's decompressor.
-const MAX_BEFORE: usize = 5;
 /// Bytes of an answer on their way from the process, in the kernel's memory.
 const ON_THE_WAY: usize = 512 << 10;
 
@@ -267,135 +262,8 @@ impl Client {
         process.send(wire::REQUEST, self.number, Some(theirs)).await.map_err(broken)?;
         let request = wire::encode_request(method, url.as_str(), headers, body);
         socket.write_all(&request).await.map_err(broken)?;
-        let (buffer, before) = (BytesMut::new(), VecDeque::new());
-        let answer = Incoming { socket, buffer, before, left: 0, is_over: false };
+        let answer = Incoming::new(socket, Arc::clone(&process.memory));
         answer.head(&self.destination).await
-    }
-}
-
-/// An answer whose head is known. Dropped, the rest is not asked for any more.
-#[derive(Debug)]
-pub(super) struct Response {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Incoming,
-}
-
-impl Response {
-    pub(super) fn status(&self) -> StatusCode {
-        self.status
-    }
-
-    /// Those that anybody here looks at.
-    pub(super) fn headers(&self) -> &HeaderMap {
-        &self.headers
-    }
-
-    /// The next bytes of the body; None: it has ended well.
-    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
-        self.body.chunk().await
-    }
-}
-
-/// What comes over a request's socket.
-#[derive(Debug)]
-struct Incoming {
-    socket: UnixStream,
-    buffer: BytesMut,
-    /// Buffers before this one, of which whoever has their bytes may be done by now: the kernel's pages for new ones cost more
-    /// than copying into them.
-    before: VecDeque<BytesMut>,
-    /// Bytes of the current piece that are still to come.
-    left: usize,
-    is_over: bool,
-}
-
-impl Incoming {
-    async fn head(mut self, destination: &Destination) -> Result<Response, Failure> {
-        match self.frame().await? {
-            (wire::HEAD, length) if length <= wire::MAX_HEAD => {
-                let bytes = self.take(length).await?;
-                let (status, headers) = wire::decode_head(&bytes).ok_or_else(nonsense)?;
-                Ok(Response { status, headers, body: self })
-            }
-            (wire::UNCONNECTED, 0) => Err(match destination.failure() {
-                NoWay::Refused(refused) => Failure::Refused(refused),
-                NoWay::Failed(text) => Failure::Connect(text),
-            }),
-            (kind, length) => Err(self.failure(kind, length).await),
-        }
-    }
-
-    async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
-        loop {
-            if self.is_over {
-                return Ok(None);
-            }
-            if self.left > 0 {
-                if self.buffer.is_empty() {
-                    self.fill().await?;
-                }
-                let length = self.left.min(self.buffer.len());
-                self.left -= length;
-                return Ok(Some(self.buffer.split_to(length).freeze()));
-            }
-            match self.frame().await? {
-                (wire::DATA, length) if (1..=wire::MAX_DATA).contains(&length) => self.left = length,
-                (wire::END, 0) => self.is_over = true,
-                (kind, length) => return Err(self.failure(kind, length).await),
-            }
-        }
-    }
-
-    /// A frame that says what went wrong, or nonsense.
-    async fn failure(&mut self, kind: u8, length: usize) -> Failure {
-        if length > wire::MAX_WORDS || ![wire::CONNECT, wire::FAILED].contains(&kind) {
-            return nonsense();
-        }
-        match self.take(length).await {
-            Err(failure) => failure,
-            Ok(text) if kind == wire::CONNECT => Failure::Connect(plain(&text)),
-            Ok(text) => Failure::Request(plain(&text)),
-        }
-    }
-
-    async fn frame(&mut self) -> Result<(u8, usize), Failure> {
-        let head = self.take(wire::FRAME).await?;
-        let (kind, length, _) = wire::numbers(&head).ok_or_else(nonsense)?;
-        Ok((kind, usize::try_from(length).map_err(|_| nonsense())?))
-    }
-
-    /// The next bytes, of a length within a limit.
-    async fn take(&mut self, length: usize) -> Result<Bytes, Failure> {
-        while self.buffer.len() < length {
-            self.fill().await?;
-        }
-        Ok(self.buffer.copy_to_bytes(length))
-    }
-
-    /// Goes on in another buffer: the eldest if nobody has bytes of it any more.
-    fn next_buffer(&mut self) {
-        let reclaimed = self.before.pop_front().and_then(|mut eldest| {
-            eldest.clear();
-            eldest.try_reclaim(READ).then_some(eldest)
-        });
-        let mut next = reclaimed.unwrap_or_else(|| BytesMut::with_capacity(READ));
-        next.extend_from_slice(&self.buffer);
-        self.before.push_back(std::mem::replace(&mut self.buffer, next));
-        if self.before.len() > MAX_BEFORE {
-            self.before.pop_front();
-        }
-    }
-
-    async fn fill(&mut self) -> Result<(), Failure> {
-        if self.buffer.capacity() - self.buffer.len() < LEAST_READ {
-            self.next_buffer();
-        }
-        match self.socket.read_buf(&mut self.buffer).await {
-            Ok(1..) => Ok(()),
-            Ok(0) => Err(Failure::Process("it has ended".into())),
-            Err(error) => Err(Failure::Process(error.to_string())),
-        }
     }
 }
 
@@ -406,6 +274,8 @@ fn nonsense() -> Failure {
 /// A process. It ends with this.
 #[derive(Debug)]
 struct Process {
+    /// Where it puts bodies.
+    memory: Arc<lend::Shared>,
     shared: Arc<Shared>,
     /// The clients that it knows, and whether it knows the roots.
     knows: tokio::sync::Mutex<(HashSet<u32>, bool)>,
@@ -436,15 +306,17 @@ impl Process {
             is_over: AtomicBool::new(false),
             destinations: Mutex::default(),
         });
+        let area = lend::shared(wire::MEMORY)?;
+        let memory = Arc::new(lend::Shared::open_sparsely(area.as_fd(), 0, wire::MEMORY)?);
         let (keeper, over) = mpsc::channel();
         let (started, has_started) = oneshot::channel();
         // It dies with the thread that starts it.
         std::thread::Builder::new()
             .name("registry-keeper".into())
-            .spawn(move || keep(theirs, started, &over))?;
+            .spawn(move || keep(theirs, area, started, &over))?;
         has_started.await.map_err(io::Error::other)??;
         let hearing = tokio::spawn(hear(Arc::clone(&shared), keeper.clone())).abort_handle();
-        Ok(Self { shared, knows: tokio::sync::Mutex::default(), hearing, _keeper: keeper })
+        Ok(Self { memory, shared, knows: tokio::sync::Mutex::default(), hearing, _keeper: keeper })
     }
 
     /// Has it know a client.
@@ -518,8 +390,13 @@ async fn hear(shared: Arc<Shared>, keeper: mpsc::Sender<()>) {
 }
 
 /// The thread of a process: starts it, and sees it end.
-fn keep(control: OwnedFd, started: oneshot::Sender<io::Result<()>>, over: &mpsc::Receiver<()>) {
-    let worker = match start(control) {
+fn keep(
+    control: OwnedFd,
+    memory: OwnedFd,
+    started: oneshot::Sender<io::Result<()>>,
+    over: &mpsc::Receiver<()>,
+) {
+    let worker = match start(control, memory) {
         Ok(worker) => worker,
         Err(error) => {
             let _ = started.send(Err(error));
@@ -540,9 +417,8 @@ fn keep(control: OwnedFd, started: oneshot::Sender<io::Result<()>>, over: &mpsc:
     }
 }
 
-fn start(control: OwnedFd) -> io::Result<Worker> {
-    let nothing: OwnedFd = File::open("/dev/null")?.into();
-    Worker::start(&PROGRAM, nothing.try_clone()?, nothing, control)
+fn start(control: OwnedFd, memory: OwnedFd) -> io::Result<Worker> {
+    Worker::start(&PROGRAM, File::open("/dev/null")?.into(), memory, control)
 }
 
 /// A pair of sockets that do not block.

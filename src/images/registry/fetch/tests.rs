@@ -1,7 +1,11 @@
+use super::incoming::{MAX_BEFORE, turn};
 use super::*;
 use crate::images::tests::server::{End, Reply, Server};
+use bytes::BytesMut;
 use futures_util::FutureExt as _;
+use http::StatusCode;
 use http::header;
+use std::collections::VecDeque;
 
 fn client(fetcher: &Arc<Fetcher>, url: &Url) -> Client {
     let setup = ClientSetup {
@@ -39,8 +43,9 @@ async fn heard(said: &[u8]) -> Result<Vec<u8>, Failure> {
     let said = said.to_vec();
     let talk = tokio::spawn(async move { theirs.write_all(&said).await });
     let socket = UnixStream::from_std(ours.into()).unwrap();
-    let (buffer, before) = (BytesMut::new(), std::collections::VecDeque::new());
-    let answer = Incoming { socket, buffer, before, left: 0, is_over: false };
+    let area = lend::shared(wire::MEMORY).unwrap();
+    let memory = lend::Shared::open_sparsely(area.as_fd(), 0, wire::MEMORY).unwrap();
+    let answer = Incoming::new(socket, Arc::new(memory));
     let url = Url::parse("http://127.0.0.1:1/").unwrap();
     let response = answer.head(&Destination::new(url, Reach::Anywhere, Duration::ZERO)).await;
     let heard = match response {
@@ -79,6 +84,9 @@ async fn a_process_that_says_nonsense_breaks_one_answer() {
         with(&frame(wire::DATA, b"")),
         with(&long(wire::DATA, u32::MAX)),
         with(&long(wire::DATA, 256 * 1024 + 1)),
+        with(&[&frame(wire::LENT, b"")[..], &[0]].concat()),
+        with(&[&long(wire::LENT, 128 * 1024 + 1)[..], &[0]].concat()),
+        with(&[&long(wire::LENT, 1)[..], &[wire::PLACES]].concat()),
         with(&frame(wire::END, b"x")),
         with(&frame(wire::UNCONNECTED, b"")),
     ] {
@@ -97,6 +105,45 @@ async fn a_process_that_says_nonsense_breaks_one_answer() {
     assert_eq!(failure.to_string(), "request: a?[31m?b");
     let failure = heard(&with(&frame(wire::CONNECT, b"x"))).await.unwrap_err();
     assert_eq!(failure.to_string(), "connect: x");
+}
+
+/// Whoever has pieces for long gets others; who has done with them costs no new memory.
+#[test]
+fn buffers_are_used_again_when_nobody_has_bytes_of_them() {
+    let (mut buffer, mut before, mut places) = (BytesMut::new(), VecDeque::new(), HashSet::new());
+    let mut held = VecDeque::new();
+    for _ in 0..100 {
+        turn(&mut buffer, &mut before, 4096);
+        buffer.resize(4096, 1);
+        places.insert(buffer.as_ptr());
+        held.push_back(buffer.split().freeze());
+        if held.len() > MAX_BEFORE - 1 {
+            held.pop_front();
+        }
+    }
+    assert!(places.len() <= MAX_BEFORE + 1, "{}", places.len());
+    assert!(held.iter().all(|piece| piece[..] == [1; 4096]));
+}
+
+/// Pieces in memory are copied when they are told of, and their places are given back.
+#[tokio::test]
+async fn bodies_come_through_memory_whole_and_in_order() {
+    let content: Vec<u8> = (0..1_500_000u32).flat_map(u32::to_le_bytes).collect();
+    let server = Server::start({
+        let content = content.clone();
+        move |_| Reply::new(200, content.clone())
+    });
+    let fetcher = Fetcher::new(&Arc::default(), "localhost");
+    let (url, mut responses) = (at(&server), Vec::new());
+    let client = client(&fetcher, &url);
+    for _ in 0..16 {
+        responses.push(get(&client, &url).await.unwrap());
+    }
+    // Those that are read last hold their places meanwhile, and the one that is dropped leaves them.
+    drop(responses.remove(3));
+    for response in responses {
+        assert!(body(response).await.unwrap() == content);
+    }
 }
 
 /// What a process that was taken over asks for, it gets only where its clients may lead.

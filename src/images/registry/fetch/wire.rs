@@ -24,6 +24,9 @@ pub(super) const WANTED: u8 = b'W';
 pub(super) const HEAD: u8 = b'H';
 /// Frame: a piece of the body.
 pub(super) const DATA: u8 = b'D';
+/// Frame: a piece of the body that lies in a place of the memory that both have; the place's number follows. It is told over
+/// the request's socket, as one byte, that the place is free again.
+pub(super) const LENT: u8 = b'L';
 /// Frame: the body has ended well.
 pub(super) const END: u8 = b'E';
 /// Frame: there was no connection, for the reason that is known here.
@@ -37,6 +40,11 @@ pub(super) const FAILED: u8 = b'f';
 pub(super) const FRAME: usize = 5;
 /// Bytes of a piece of a body. A process sends what it has, up to this.
 pub(super) const MAX_DATA: usize = 256 << 10;
+/// Bytes of a place in memory, and places of one process: of all its answers, which are of one pull.
+pub(super) const PLACE: usize = 128 << 10;
+pub(super) const PLACES: u8 = 32;
+/// Bytes of all places.
+pub(super) const MEMORY: usize = PLACE * PLACES as usize;
 /// Bytes of status and headers. Those that are used are a few KiB: a signed URL, a challenge.
 pub(super) const MAX_HEAD: usize = 64 << 10;
 /// Headers of one answer that are passed on; only challenges come several times.

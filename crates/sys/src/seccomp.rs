@@ -13,7 +13,7 @@ pub use libc::{
     SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_read, SYS_readv, SYS_recvfrom,
     SYS_recvmsg, SYS_restart_syscall, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn,
     SYS_rt_sigtimedwait, SYS_sched_yield, SYS_sendmsg, SYS_sendto, SYS_shutdown, SYS_sigaltstack,
-    SYS_socketpair, SYS_vmsplice, SYS_wait4, SYS_write, SYS_writev, c_long as Call,
+    SYS_socketpair, SYS_wait4, SYS_write, SYS_writev, c_long as Call,
 };
 
 /// Verdict on a filtered call.

@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use podwright::host::monitor::{
-    CreateRequest, ErrorKind, ExecRequest, ExecStdio, LaunchRequest, Listing, Monitor, MonitorError,
-    MonitorEvent, NamespaceRequest, Runtime, SessionEnd, SignalOutcome, StdioFlags, Target, adopt, launch,
+    ErrorKind, ExecRequest, LaunchRequest, Listing, Monitor, MonitorError, MonitorEvent, NamespaceRequest,
+    RunRequest, Runtime, SessionEnd, SignalOutcome, StdioFlags, Target, adopt, launch,
 };
 
 /// Built once, beside this test's own binary.
@@ -126,15 +126,12 @@ async fn a_slow_request_does_not_hold_up_another() {
     let (monitor, _events) = launch(request(tmp.path())).await.unwrap();
     let bundle = tmp.path().join("bundle");
     std::fs::create_dir(&bundle).unwrap();
-    let create = CreateRequest {
-        start: false,
+    let run = RunRequest {
         container_id: "c1".into(),
         runtime: Runtime { path: "/bin/sh".into(), args: vec!["-c".into(), "sleep 1000".into()] },
         bundle: bundle.to_str().unwrap().into(),
-        pid_file: None,
         log_path: None,
         log_directory: None,
-        log_max_line: None,
         terminal: false,
         stdin: false,
         stdin_once: false,
@@ -143,7 +140,7 @@ async fn a_slow_request_does_not_hold_up_another() {
         restore: None,
         no_new_keyring: false,
     };
-    let slow = monitor.create(create);
+    let slow = monitor.run(run);
     tokio::pin!(slow);
     tokio::select! {
         biased;
@@ -192,25 +189,21 @@ async fn a_container_and_its_execs() {
     let runc = |verb: &[&str]| {
         assert!(Command::new("runc").args(["--root", &path("runc")]).args(verb).status().unwrap().success());
     };
-    let create = CreateRequest {
-        start: false,
+    let run = RunRequest {
         container_id: "c1".into(),
         runtime: runtime.clone(),
         bundle: path("bundle"),
-        pid_file: None,
         log_path: Some(path("0.log")),
         log_directory: None,
-        log_max_line: None,
         terminal: false,
         stdin: true,
-        stdin_once: false,
+        stdin_once: true,
         deadline_ms: None,
         cgroup: None,
         restore: None,
         no_new_keyring: false,
     };
-    monitor.create(create).await.unwrap();
-    runc(&["start", "c1"]);
+    monitor.run(run).await.unwrap();
     let exec = |exec_id: &str, terminal: bool| {
         let file = path(&format!("{exec_id}.json"));
         let process = serde_json::json!({"args": ["sh", "-c", "echo done; exit 3"], "cwd": "/",
@@ -223,46 +216,23 @@ async fn a_container_and_its_execs() {
             process_file: file,
             terminal,
             deadline: None,
+            limit: None,
         }
     };
-    let read = |source: std::fs::File| {
-        tokio::task::spawn_blocking(move || {
-            let (mut source, mut text) = (source, Vec::new());
-            // A terminal ends with EIO.
-            let _ = std::io::Read::read_to_end(&mut source, &mut text);
-            String::from_utf8(text).unwrap()
-        })
-    };
-    let ended =
-        |exec_id: &str| MonitorEvent::ExecExited { exec_id: exec_id.into(), exit_code: 3, signal: None };
-
-    let (reader, writer) = std::io::pipe().unwrap();
-    let stdio = ExecStdio { stdout: Some(writer.into()), ..ExecStdio::default() };
-    assert!(monitor.exec(exec("e1", false), stdio).await.unwrap().terminal.is_none());
-    let reader: std::os::fd::OwnedFd = reader.into();
-    assert_eq!(read(reader.into()).await.unwrap(), "done\n");
-    assert_eq!(events.recv().await, Some(ended("e1")));
-
-    let terminal = monitor.exec(exec("e2", true), ExecStdio::default()).await.unwrap().terminal.unwrap();
-    assert_eq!(read(terminal.into()).await.unwrap(), "done\r\n");
-    assert_eq!(events.recv().await, Some(ended("e2")));
-
     let wanted = StdioFlags { stdin: true, stdout: true, stderr: true };
     let mut session = monitor.session(exec("e3", false), wanted).await.unwrap();
     assert!(session.stdin.take().is_some() && session.stderr.is_some() && session.terminal.is_none());
     assert_eq!(read_all(session.stdout.take().unwrap()).await, "done\n");
     assert_eq!(session.leash.ended().await, Some(SessionEnd::Exited { exit_code: 3, signal: None }));
-    assert_eq!(events.recv().await, Some(ended("e3")));
     let mut session = monitor.session(exec("e4", true), wanted).await.unwrap();
     assert!(session.stdin.is_none() && session.stdout.is_none() && session.stderr.is_none());
     assert_eq!(read_all(session.terminal.take().unwrap()).await, "done\r\n");
     assert_eq!(session.leash.ended().await, Some(SessionEnd::Exited { exit_code: 3, signal: None }));
-    assert_eq!(events.recv().await, Some(ended("e4")));
 
     // An attach ends with the container; here with its input.
     let mut session = monitor.attach("c1".into(), wanted).await.unwrap();
     assert!(session.stdin.is_some());
-    monitor.close_stdin("c1".into()).await.unwrap();
+    session.stdin = None;
     assert_eq!(read_all(session.stdout.take().unwrap()).await, "");
     assert_eq!(session.leash.ended().await, Some(SessionEnd::ContainerEnded));
     let Some(MonitorEvent::ContainerExited { container_id, exit }) = events.recv().await else { panic!() };
@@ -277,4 +247,139 @@ async fn a_container_and_its_execs() {
         // Goes when the last test's containers are gone.
         let _ = std::fs::remove_dir(hierarchy.path().join("podwright-test"));
     }
+}
+
+/// A monitor of protocol 1 with this record, which answers what it is sent with these frames as they were recorded, and
+/// gives what it was sent.
+fn monitor_of_protocol_1(dir: &Path, answers: Vec<Vec<String>>) -> std::thread::JoinHandle<Vec<String>> {
+    use podwright_monitor_proto::{encode, take_frame};
+    use std::io::{Read as _, Write as _};
+    let pid = std::process::id();
+    let record = RECORD_1
+        .replace("PID", &pid.to_string())
+        .replace("START", &podwright_sys::proc::start_time(pid).unwrap().to_string())
+        .replace("BOOT", &podwright_sys::proc::boot_id().unwrap());
+    std::fs::write(dir.join("monitor.json"), &record).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(dir.join("monitor.sock")).unwrap();
+    std::thread::spawn(move || {
+        let (mut socket, _) = listener.accept().unwrap();
+        let (mut input, mut buffer, mut asked) = (Vec::new(), [0; 4096], Vec::new());
+        for answers in answers {
+            let frame = loop {
+                if let Some(frame) = take_frame(&mut input).unwrap() {
+                    break frame;
+                }
+                let read = socket.read(&mut buffer).unwrap();
+                assert!(read > 0, "the daemon has given it up");
+                input.extend_from_slice(&buffer[..read]);
+            };
+            asked.push(String::from_utf8(frame).unwrap());
+            for answer in answers {
+                let answer = answer.replace("RECORD", &record);
+                let frame: serde_json::Value = serde_json::from_str(&answer).unwrap();
+                if answer.contains("session_started") {
+                    let (leash, theirs) = leash();
+                    let end = br#"{"exited":{"exit_code":3,"signal":null}}"#;
+                    rustix::net::send(&leash, end, rustix::net::SendFlags::empty()).unwrap();
+                    use std::os::fd::AsFd as _;
+                    let null = std::fs::File::open("/dev/null").unwrap();
+                    let fds = [null.as_fd(), theirs.as_fd()];
+                    podwright_sys::fdpass::send(socket.as_fd(), &encode(&frame).unwrap(), &fds).unwrap();
+                } else {
+                    socket.write_all(&encode(&frame).unwrap()).unwrap();
+                }
+            }
+        }
+        asked
+    })
+}
+
+const RECORD_1: &str = r#"{"version":1,"protocol":1,"revision":3,"sandbox_id":"s1","process":{"pid":PID,"start_time":START},"boot_id":"BOOT","namespaces":{"net":null,"ipc":null,"uts":null,"pid":null},"init":null}"#;
+
+fn leash() -> (std::os::fd::OwnedFd, std::os::fd::OwnedFd) {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
+}
+
+#[tokio::test]
+async fn a_monitor_of_protocol_1_is_served_until_its_pod_ends() {
+    let tmp = tempfile::tempdir().unwrap();
+    let reply = |id: u64, reply: &str| format!(r#"{{"reply":{{"id":{id},"reply":{reply}}}}}"#);
+    let exit = r#"{"version":1,"container_id":"c1","pid":9,"exit_code":7,"signal":null,"oom_killed":false,"finished_at_ns":1}"#;
+    let server = monitor_of_protocol_1(
+        tmp.path(),
+        vec![
+            vec![reply(1, r#"{"hello":{"version":1,"record":RECORD}}"#)],
+            vec![reply(
+                2,
+                r#"{"list":{"containers":[{"id":"c0","state":"creating","log_dropped_bytes":0}],"execs":[]}}"#,
+            )],
+            vec![reply(3, r#"{"created":{"pid":9,"start_time":10}}"#)],
+            vec![
+                reply(
+                    4,
+                    r#"{"session_started":{"pid":11,"terminal":false,"stdio":{"stdin":false,"stdout":true,"stderr":false}}}"#,
+                ),
+                r#"{"event":{"exec_exited":{"exec_id":"e1","exit_code":3,"signal":null}}}"#.into(),
+                format!(r#"{{"event":{{"container_exited":{{"container_id":"c1","exit":{exit}}}}}}}"#),
+            ],
+            vec![reply(5, r#""already_exited""#)],
+            vec![reply(6, r#""done""#)],
+        ],
+    );
+    let (monitor, mut events) = adopt(tmp.path(), None).await.unwrap();
+    assert_eq!((monitor.info().protocol, monitor.info().revision), (1, 3));
+    let listing = monitor.list().await.unwrap();
+    assert_eq!(listing.containers[0].state, podwright_monitor_proto::ContainerState::Starting);
+    let runtime = Runtime { path: "/runc".into(), args: vec![] };
+    let run = RunRequest {
+        container_id: "c1".into(),
+        runtime: runtime.clone(),
+        bundle: "/b".into(),
+        log_path: None,
+        log_directory: None,
+        terminal: false,
+        stdin: false,
+        stdin_once: false,
+        deadline_ms: Some(5),
+        cgroup: None,
+        restore: None,
+        no_new_keyring: false,
+    };
+    assert_eq!(monitor.run(run).await.unwrap().pid, 9);
+    let exec = ExecRequest {
+        exec_id: "e1".into(),
+        container_id: "c1".into(),
+        runtime,
+        process_file: "/b/e1".into(),
+        terminal: false,
+        deadline: None,
+        limit: Some(Duration::from_secs(6)),
+    };
+    let stdout = StdioFlags { stdout: true, ..StdioFlags::default() };
+    let session = monitor.session(exec, stdout).await.unwrap();
+    assert!(session.stdout.is_some());
+    assert_eq!(session.leash.ended().await, Some(SessionEnd::Exited { exit_code: 3, signal: None }));
+    // Its report of the exec's end is nobody's.
+    let Some(MonitorEvent::ContainerExited { exit, .. }) = events.recv().await else { panic!() };
+    assert_eq!(exit.exit_code, 7);
+    let gone = monitor.signal(Target::Exec("e1".into()), 9, true).await.unwrap();
+    assert_eq!(gone, SignalOutcome::AlreadyExited);
+    monitor.shutdown(false).await.unwrap();
+    let asked = server.join().unwrap();
+    let part = |asked: &str, part: &str| assert!(asked.contains(part), "{asked}");
+    part(&asked[2], r#""request":{"create":{"container_id":"c1""#);
+    part(&asked[2], r#""start":true"#);
+    part(&asked[3], r#""request":{"session":{"exec_id":"e1""#);
+}
+
+#[tokio::test]
+async fn a_monitor_of_a_later_protocol_is_left_alone() {
+    let tmp = tempfile::tempdir().unwrap();
+    let later = r#"{"reply":{"id":1,"reply":{"hello":{"version":3,"record":RECORD}}}}"#;
+    let server = monitor_of_protocol_1(tmp.path(), vec![vec![later.into()]]);
+    let error = adopt(tmp.path(), None).await.unwrap_err();
+    assert!(matches!(error, MonitorError::Version { theirs: 3, .. }), "{error}");
+    server.join().unwrap();
 }

@@ -255,9 +255,9 @@ async fn a_thousand_sessions_at_once_are_served_and_the_next_are_told() {
     // The thousand were not disturbed by that.
     thousand.end().await;
 
-    // What one pod may have.
+    // What one pod may have; the rest is for commands.
     let (crowd, open, refused) = node.hold(&vec![format!("attach {}", subjects[0].cat); 250]).await;
-    assert_eq!((open, refused.values().sum::<usize>()), (240, 10), "{refused:?}");
+    assert_eq!((open, refused.values().sum::<usize>()), (200, 50), "{refused:?}");
     assert!(refused.keys().all(|words| words.contains("as many as it may")), "{refused:?}");
     crowd.end().await;
 

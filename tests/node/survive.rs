@@ -66,6 +66,52 @@ async fn a_pod_outlives_a_killed_daemon() {
     node.finish().await;
 }
 
+/// The commands of the processes in a PID namespace besides its first.
+fn others(init: u64) -> Vec<String> {
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let (init, mut found) = (init.to_string(), Vec::new());
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let pid = entry.file_name().to_string_lossy().into_owned();
+        if pid == init || namespace(&pid).is_none() || namespace(&pid) != namespace(&init) {
+            continue;
+        }
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        if !command.is_empty() {
+            found.push(command.trim_end().to_owned());
+        }
+    }
+    found.sort();
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_ends_at_its_limit_though_the_daemon_died() {
+    let mut node = Node::with_busybox().await;
+    let (_, id) = node.running("limit", &["sleep", "1000"]).await;
+    let init = node.pid(&id).await;
+    // A probe has a limit; a hook has none, and is not cut short by the daemon's end.
+    let probe = ["sh", "-c", "setsid sleep 1001 & exec sleep 1002"];
+    for (command, timeout) in [(probe.as_slice(), 4), (&["sleep", "1003"], 0)] {
+        let cmd = command.iter().map(|word| (*word).to_owned()).collect();
+        let request = pb::ExecSyncRequest { container_id: id.clone(), cmd, timeout };
+        let mut runtime = node.runtime.clone();
+        tokio::spawn(async move { runtime.exec_sync(request).await });
+    }
+    let until_only = |what: &str, expected: &[&str]| {
+        podwright_testkit::wait_for(what, Duration::from_secs(30), || {
+            (others(init) == expected).then_some(())
+        })
+        .unwrap();
+    };
+    until_only("both run", &["sleep 1001", "sleep 1002", "sleep 1003"]);
+    node.daemon.kill().unwrap();
+    until_only("the one with a limit is gone", &["sleep 1003"]);
+    node.daemon.launch().unwrap();
+    assert_eq!(node.output(&id, &["echo", "alive"]).await, "alive");
+    node.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_can_be_added_to_an_older_daemons_pod() {
     let mut node = Node::with_busybox().await;

@@ -11,11 +11,11 @@ pub type RequestId = u64;
 
 /// Client to monitor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RequestFrame {
+pub struct RequestFrame<R = Request> {
     /// Echoed in the reply.
     pub id: RequestId,
-    /// The request.
-    pub request: Request,
+    /// The request; another type for a monitor of an older protocol.
+    pub request: R,
 }
 
 /// Requests of a client.
@@ -29,14 +29,12 @@ pub enum Request {
         /// The client's [`crate::PROTOCOL_VERSION`].
         version: u32,
     },
-    /// Run the OCI runtime's create, or its run.
-    Create(Box<Create>),
-    /// Run the OCI runtime's exec; descriptors may accompany it.
-    Exec(Box<Exec>),
-    /// As `Exec`, but without descriptors: the monitor creates those that `stdio` names, or a terminal, and sends the
-    /// client's ends with the answer. Revision 1.
+    /// Run a container: the OCI runtime's run, or its restore.
+    Run(Box<Run>),
+    /// Run a process in a container: the OCI runtime's exec. The monitor creates the pipes that `stdio` names, or a
+    /// terminal, and sends the client's ends with the answer.
     Session(Box<Exec>),
-    /// Watch a running container's output from now on, and write to its stdin. Revision 1.
+    /// Watch a running container's output from now on, and write to its stdin.
     Attach {
         /// A running container.
         container_id: String,
@@ -63,11 +61,6 @@ pub enum Request {
     /// Drop an exited container and its exit record.
     Forget {
         /// An exited container.
-        container_id: String,
-    },
-    /// Close the write end of the container's stdin.
-    CloseStdin {
-        /// A running container.
         container_id: String,
     },
     /// Set a terminal's size.
@@ -170,30 +163,21 @@ pub struct Runtime {
     pub args: Vec<String>,
 }
 
-/// A container to create. Without `start` it does not run before the daemon calls the runtime's start.
+/// A container to run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Create {
+pub struct Run {
     /// The container.
     pub container_id: String,
-    /// The process that creates it.
+    /// The program that runs it.
     pub runtime: Runtime,
     /// Bundle directory with config.json; also holds runtime.log and the pid file.
     pub bundle: String,
-    /// Start it too, by the runtime's `run --detach`: one process of the runtime instead of two.
-    #[serde(default)]
-    pub start: bool,
-    /// Instead of `<bundle>/pid`.
-    #[serde(default)]
-    pub pid_file: Option<String>,
     /// Log file; without one, output is discarded.
     #[serde(default)]
     pub log_path: Option<String>,
     /// The pod's log directory, of which `log_path` is below: neither it nor anything below may be a symbolic link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_directory: Option<String>,
-    /// Instead of the pod's.
-    #[serde(default)]
-    pub log_max_line: Option<u32>,
     /// The process has a terminal, as in config.json.
     #[serde(default)]
     pub terminal: bool,
@@ -210,7 +194,7 @@ pub struct Create {
     /// container runs, which is too late for one that ends at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<String>,
-    /// Instead of beginning, continue from a checkpoint; only with `start`. Revision 2.
+    /// Instead of beginning, continue from a checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<Restore>,
     /// Let the container have the monitor's session keyring instead of one of its own: the kernel has no room for more.
@@ -228,7 +212,7 @@ pub struct Restore {
     pub work: String,
 }
 
-/// Some of the three standard descriptors. Those that travel with a frame are in this order.
+/// Some of the three standard descriptors. Those that travel with an answer are in this order.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecStdio {
     /// Read by the process.
@@ -256,12 +240,16 @@ pub struct Exec {
     /// The process has a terminal, as in the process file.
     #[serde(default)]
     pub terminal: bool,
-    /// Descriptors with this frame, or of a session; a null device for the others.
+    /// The descriptors that the client gets the other ends of; a null device for the others.
     #[serde(default)]
     pub stdio: ExecStdio,
     /// Kill the runtime after this time.
     #[serde(default)]
     pub deadline_ms: Option<u64>,
+    /// Kill the process with its descendants this long after the request, whether its client is still there or not.
+    /// Revision 4: an older monitor leaves that to its client.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_ms: Option<u64>,
 }
 
 /// A process of the pod.
@@ -302,20 +290,13 @@ pub enum Reply {
     },
     /// To Launch.
     Launched(Box<MonitorRecord>),
-    /// To Create.
-    Created {
+    /// To Run.
+    #[serde(alias = "created")]
+    Running {
         /// The container's init in the host's pid namespace.
         pid: u32,
         /// In clock ticks since boot; 0 if it was gone before it could be read.
         start_time: u64,
-    },
-    /// To Exec; the master of a terminal accompanies it.
-    ExecStarted {
-        /// The process in the host's pid namespace.
-        pid: u32,
-        /// Whether a descriptor came with this frame.
-        #[serde(default)]
-        terminal: bool,
     },
     /// To Session. It carries the master of a terminal, or what `stdio` names, and last the session's leash.
     SessionStarted {
@@ -364,12 +345,11 @@ impl Reply {
     #[must_use]
     pub fn descriptors(&self) -> usize {
         match self {
-            Self::ExecStarted { terminal, .. } => usize::from(*terminal),
             Self::SessionStarted { terminal, stdio, .. } => usize::from(*terminal) + stdio.count() + 1,
             Self::Attached { stdio } => stdio.count() + 1,
             Self::Hello { .. }
             | Self::Launched(_)
-            | Self::Created { .. }
+            | Self::Running { .. }
             | Self::List { .. }
             | Self::Done
             | Self::AlreadyExited
@@ -393,6 +373,8 @@ pub enum SessionEnd {
         #[serde(default)]
         signal: Option<i32>,
     },
+    /// The exec's process was killed at its limit. Revision 4.
+    TimedOut,
     /// The attached container is gone; its output is in the pipes.
     ContainerEnded,
     /// The attached client did not read for so long that its pipe was full. What is in the pipe is whole.
@@ -413,7 +395,7 @@ pub enum ErrorKind {
     NotRunning,
     /// It still runs.
     StillRunning,
-    /// The pod has as many sessions as it may. Revision 1.
+    /// The pod has as many sessions as it may.
     TooMany,
     /// The OCI runtime failed.
     Runtime {
@@ -444,9 +426,10 @@ pub struct ContainerStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ContainerState {
-    /// The runtime's create is in progress.
-    Creating,
-    /// Its init lives, whether started or not; or its last output is being drained.
+    /// The runtime's run is in progress.
+    #[serde(alias = "creating")]
+    Starting,
+    /// Its init lives, or its last output is being drained.
     Running {
         /// Init.
         pid: u32,
@@ -479,14 +462,10 @@ pub enum Event {
         /// As on disk.
         exit: ExitRecord,
     },
-    /// An exec's process is gone; always after the reply to its start.
+    /// An exec's process is gone. Only monitors of protocol 1 send it, and nobody needs it: the leash reports the end.
+    #[serde(skip_serializing)]
     ExecExited {
         /// The exec.
         exec_id: String,
-        /// 128 + n for signal n.
-        exit_code: i32,
-        /// Signal that ended it.
-        #[serde(default)]
-        signal: Option<i32>,
     },
 }

@@ -1,4 +1,5 @@
-//! Every message and record of version 1, byte for byte: an old monitor's output must stay readable.
+//! Every message and record, byte for byte; and those of version 1 that are others: a pod keeps its monitor through an
+//! upgrade of the daemon, so what an old monitor says stays readable, and what it needs to hear can be written.
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
@@ -63,6 +64,69 @@ fn record() -> MonitorRecord {
     }
 }
 
+fn run() -> Run {
+    Run {
+        container_id: "c1".into(),
+        runtime: runtime(),
+        bundle: "/b".into(),
+        log_path: Some("/l".into()),
+        log_directory: None,
+        terminal: false,
+        stdin: true,
+        stdin_once: true,
+        deadline_ms: Some(5),
+        cgroup: None,
+        restore: None,
+        no_new_keyring: false,
+    }
+}
+
+fn restored() -> Run {
+    let restore = Some(Restore { images: "/c/checkpoint".into(), work: "/b".into() });
+    Run { log_path: None, stdin: false, stdin_once: false, deadline_ms: None, restore, ..run() }
+}
+
+/// What a daemon writes to a monitor of version 1 is what one of version 1 wrote, without the fields that had their
+/// defaults there.
+#[test]
+fn requests_to_version_1() {
+    for (run, json) in [
+        (
+            run(),
+            r#"{"container_id":"c1","runtime":{"path":"/usr/bin/crun","args":["--root","/run/p"]},"bundle":"/b","log_path":"/l","terminal":false,"stdin":true,"stdin_once":true,"deadline_ms":5,"start":true}"#,
+        ),
+        (
+            restored(),
+            r#"{"container_id":"c1","runtime":{"path":"/usr/bin/crun","args":["--root","/run/p"]},"bundle":"/b","log_path":null,"terminal":false,"stdin":false,"stdin_once":false,"deadline_ms":null,"restore":{"images":"/c/checkpoint","work":"/b"},"start":true}"#,
+        ),
+    ] {
+        let frame = RequestFrame { id: 7, request: v1::Request::run(&run) };
+        let expected = format!(r#"{{"id":7,"request":{{"create":{json}}}}}"#);
+        assert_eq!(serde_json::to_string(&frame).unwrap(), expected);
+    }
+}
+
+/// What monitors of version 1 say and those of today do not.
+#[test]
+fn answers_and_events_of_version_1() {
+    let read = |json: &str| serde_json::from_str::<FromMonitor>(json).unwrap();
+    assert_eq!(
+        read(r#"{"reply":{"id":7,"reply":{"created":{"pid":9,"start_time":10}}}}"#),
+        FromMonitor::Reply { id: 7, reply: Reply::Running { pid: 9, start_time: 10 } }
+    );
+    let status = ContainerStatus { id: "a".into(), state: ContainerState::Starting, log_dropped_bytes: 0 };
+    assert_eq!(
+        read(
+            r#"{"reply":{"id":7,"reply":{"list":{"containers":[{"id":"a","state":"creating","log_dropped_bytes":0}],"execs":[]}}}}"#
+        ),
+        FromMonitor::Reply { id: 7, reply: Reply::List { containers: vec![status], execs: vec![] } }
+    );
+    assert_eq!(
+        read(r#"{"event":{"exec_exited":{"exec_id":"e1","exit_code":3,"signal":null}}}"#),
+        FromMonitor::Event(Event::ExecExited { exec_id: "e1".into() })
+    );
+}
+
 #[test]
 fn requests() {
     request(
@@ -87,56 +151,12 @@ fn requests() {
     );
     request(Request::Hello { version: 1 }, r#"{"hello":{"version":1}}"#);
     request(
-        Request::Create(Box::new(Create {
-            container_id: "c1".into(),
-            runtime: runtime(),
-            bundle: "/b".into(),
-            start: false,
-            pid_file: None,
-            log_path: Some("/l".into()),
-            log_directory: None,
-            log_max_line: None,
-            terminal: false,
-            stdin: true,
-            stdin_once: true,
-            deadline_ms: Some(5),
-            cgroup: None,
-            restore: None,
-            no_new_keyring: false,
-        })),
-        r#"{"create":{"container_id":"c1","runtime":{"path":"/usr/bin/crun","args":["--root","/run/p"]},"bundle":"/b","start":false,"pid_file":null,"log_path":"/l","log_max_line":null,"terminal":false,"stdin":true,"stdin_once":true,"deadline_ms":5}}"#,
+        Request::Run(Box::new(run())),
+        r#"{"run":{"container_id":"c1","runtime":{"path":"/usr/bin/crun","args":["--root","/run/p"]},"bundle":"/b","log_path":"/l","terminal":false,"stdin":true,"stdin_once":true,"deadline_ms":5}}"#,
     );
     request(
-        Request::Create(Box::new(Create {
-            container_id: "c1".into(),
-            runtime: runtime(),
-            bundle: "/b".into(),
-            start: true,
-            pid_file: None,
-            log_path: None,
-            log_directory: None,
-            log_max_line: None,
-            terminal: false,
-            stdin: false,
-            stdin_once: false,
-            deadline_ms: None,
-            cgroup: None,
-            restore: Some(Restore { images: "/c/checkpoint".into(), work: "/b".into() }),
-            no_new_keyring: false,
-        })),
-        r#"{"create":{"container_id":"c1","runtime":{"path":"/usr/bin/crun","args":["--root","/run/p"]},"bundle":"/b","start":true,"pid_file":null,"log_path":null,"log_max_line":null,"terminal":false,"stdin":false,"stdin_once":false,"deadline_ms":null,"restore":{"images":"/c/checkpoint","work":"/b"}}}"#,
-    );
-    request(
-        Request::Exec(Box::new(Exec {
-            exec_id: "e1".into(),
-            container_id: "c1".into(),
-            runtime: runtime(),
-            process_file: "/b/p.json".into(),
-            terminal: true,
-            stdio: ExecStdio { stdin: false, stdout: true, stderr: true },
-            deadline_ms: None,
-        })),
-        r#"{"exec":{"exec_id":"e1","container_id":"c1","runtime":{"path":"/usr/bin/crun","args":["--root","/run/p"]},"process_file":"/b/p.json","terminal":true,"stdio":{"stdin":false,"stdout":true,"stderr":true},"deadline_ms":null}}"#,
+        Request::Run(Box::new(restored())),
+        r#"{"run":{"container_id":"c1","runtime":{"path":"/usr/bin/crun","args":["--root","/run/p"]},"bundle":"/b","log_path":null,"terminal":false,"stdin":false,"stdin_once":false,"deadline_ms":null,"restore":{"images":"/c/checkpoint","work":"/b"}}}"#,
     );
     request(
         Request::Session(Box::new(Exec {
@@ -147,8 +167,9 @@ fn requests() {
             terminal: false,
             stdio: ExecStdio { stdin: true, stdout: true, stderr: true },
             deadline_ms: Some(5),
+            limit_ms: Some(6),
         })),
-        r#"{"session":{"exec_id":"e1","container_id":"c1","runtime":{"path":"/usr/bin/crun","args":["--root","/run/p"]},"process_file":"/b/p.json","terminal":false,"stdio":{"stdin":true,"stdout":true,"stderr":true},"deadline_ms":5}}"#,
+        r#"{"session":{"exec_id":"e1","container_id":"c1","runtime":{"path":"/usr/bin/crun","args":["--root","/run/p"]},"process_file":"/b/p.json","terminal":false,"stdio":{"stdin":true,"stdout":true,"stderr":true},"deadline_ms":5,"limit_ms":6}}"#,
     );
     request(
         Request::Attach {
@@ -164,7 +185,6 @@ fn requests() {
     request(Request::ReopenLog { container_id: "c1".into() }, r#"{"reopen_log":{"container_id":"c1"}}"#);
     request(Request::List, r#""list""#);
     request(Request::Forget { container_id: "c1".into() }, r#"{"forget":{"container_id":"c1"}}"#);
-    request(Request::CloseStdin { container_id: "c1".into() }, r#"{"close_stdin":{"container_id":"c1"}}"#);
     request(
         Request::Resize { target: Target::Exec("e1".into()), width: 80, height: 25 },
         r#"{"resize":{"target":{"exec":"e1"},"width":80,"height":25}}"#,
@@ -179,8 +199,7 @@ fn replies() {
         &format!(r#"{{"hello":{{"version":1,"record":{RECORD}}}}}"#),
     );
     reply(Reply::Launched(Box::new(record())), &format!(r#"{{"launched":{RECORD}}}"#));
-    reply(Reply::Created { pid: 9, start_time: 10 }, r#"{"created":{"pid":9,"start_time":10}}"#);
-    reply(Reply::ExecStarted { pid: 9, terminal: true }, r#"{"exec_started":{"pid":9,"terminal":true}}"#);
+    reply(Reply::Running { pid: 9, start_time: 10 }, r#"{"running":{"pid":9,"start_time":10}}"#);
     let session = |terminal, stdin, stdout, stderr| Reply::SessionStarted {
         pid: 9,
         terminal,
@@ -200,14 +219,14 @@ fn replies() {
     reply(
         Reply::List {
             containers: vec![
-                status("a", ContainerState::Creating),
+                status("a", ContainerState::Starting),
                 status("b", ContainerState::Running { pid: 9, start_time: 10 }),
                 status("c1", ContainerState::Exited(exit())),
             ],
             execs: vec![ExecStatus { id: "e1".into(), container_id: "b".into(), pid: 11 }],
         },
         &format!(
-            r#"{{"list":{{"containers":[{{"id":"a","state":"creating","log_dropped_bytes":0}},{{"id":"b","state":{{"running":{{"pid":9,"start_time":10}}}},"log_dropped_bytes":0}},{{"id":"c1","state":{{"exited":{EXIT}}},"log_dropped_bytes":0}}],"execs":[{{"id":"e1","container_id":"b","pid":11}}]}}}}"#
+            r#"{{"list":{{"containers":[{{"id":"a","state":"starting","log_dropped_bytes":0}},{{"id":"b","state":{{"running":{{"pid":9,"start_time":10}}}},"log_dropped_bytes":0}},{{"id":"c1","state":{{"exited":{EXIT}}},"log_dropped_bytes":0}}],"execs":[{{"id":"e1","container_id":"b","pid":11}}]}}}}"#
         ),
     );
     reply(Reply::Done, r#""done""#);
@@ -237,14 +256,11 @@ fn events_and_records() {
         &FromMonitor::Event(Event::ContainerExited { container_id: "c1".into(), exit: exit() }),
         &format!(r#"{{"event":{{"container_exited":{{"container_id":"c1","exit":{EXIT}}}}}}}"#),
     );
-    fixture(
-        &FromMonitor::Event(Event::ExecExited { exec_id: "e1".into(), exit_code: 3, signal: None }),
-        r#"{"event":{"exec_exited":{"exec_id":"e1","exit_code":3,"signal":null}}}"#,
-    );
     fixture(&exit(), EXIT);
     fixture(&record(), RECORD);
     for (end, json) in [
         (SessionEnd::Exited { exit_code: 3, signal: None }, r#"{"exited":{"exit_code":3,"signal":null}}"#),
+        (SessionEnd::TimedOut, r#""timed_out""#),
         (SessionEnd::ContainerEnded, r#""container_ended""#),
         (SessionEnd::TooSlow, r#""too_slow""#),
     ] {
@@ -254,9 +270,10 @@ fn events_and_records() {
 
 #[test]
 fn a_newer_writer_may_add_fields_and_an_older_one_may_omit_optional_ones() {
-    let newer = r#"{"id":1,"request":{"create":{"container_id":"c","runtime":{"path":"/r"},"bundle":"/b","later":1}}}"#;
+    let newer =
+        r#"{"id":1,"request":{"run":{"container_id":"c","runtime":{"path":"/r"},"bundle":"/b","later":1}}}"#;
     let frame: RequestFrame = serde_json::from_str(newer).unwrap();
-    assert!(matches!(frame.request, Request::Create(create) if create.deadline_ms.is_none()));
+    assert!(matches!(frame.request, Request::Run(run) if run.deadline_ms.is_none()));
 }
 
 #[test]

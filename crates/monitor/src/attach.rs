@@ -11,7 +11,7 @@ use crate::container::{Container, Stdin};
 use crate::logfile::StreamName;
 use crate::pod::Pod;
 use crate::requests::Refusal;
-use crate::session::{Leash, client_reads, client_writes};
+use crate::session::{Leash, MAX_ATTACHED, client_reads, client_writes};
 use rustix::fs::{OFlags, fcntl_setfl};
 
 /// How far a client may lag behind on each stream. The pipe itself is the buffer: the kernel allocates its pages as
@@ -201,7 +201,7 @@ impl Pod {
         wanted: ExecStdio,
     ) -> Result<(), Refusal> {
         self.refuse_while_shutting_down()?;
-        self.refuse_too_many_sessions()?;
+        self.refuse_too_many_sessions(MAX_ATTACHED)?;
         let serial = self.serial();
         let container = self.running(container_id)?;
         let is_terminal = matches!(container.stdin, Stdin::Terminal(_));

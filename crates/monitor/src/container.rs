@@ -32,15 +32,11 @@ pub(crate) struct Container {
 /// A container's life.
 ///
 /// ```text
-/// Creating, Starting ──► Running ──► Draining ──► Exited ──► (forgotten)
-///     └──► (create failed: gone)
+/// Starting ──► Running ──► Draining ──► Exited ──► (forgotten)
+///     └──► (run failed: gone)
 /// ```
 #[derive(Debug)]
 pub(crate) enum State {
-    /// The runtime's create runs; output in the pipes is its own.
-    Creating {
-        words: Vec<u8>,
-    },
     /// The runtime's run is in progress. Output in the pipes may already be the container's, so it stays there until
     /// the runtime has returned.
     Starting,
@@ -79,7 +75,7 @@ pub(crate) enum Stdin {
 impl Container {
     pub(crate) fn status(&self) -> ContainerStatus {
         let state = match &self.state {
-            State::Creating { .. } | State::Starting => ContainerState::Creating,
+            State::Starting => ContainerState::Starting,
             State::Running(process) => {
                 ContainerState::Running { pid: process.pid, start_time: process.start_time }
             }
@@ -125,5 +121,24 @@ pub(crate) struct Exec {
     pub(crate) serial: u32,
     pub(crate) container_id: String,
     pub(crate) process: Process,
-    pub(crate) session: Option<Session>,
+    pub(crate) session: Session,
+    pub(crate) limit: Limit,
+}
+
+/// How long an exec may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Limit {
+    None,
+    At(Instant),
+    /// It was killed for it.
+    Reached,
+}
+
+impl Limit {
+    pub(crate) fn at(self) -> Option<Instant> {
+        match self {
+            Self::At(at) => Some(at),
+            Self::None | Self::Reached => None,
+        }
+    }
 }

@@ -5,21 +5,21 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use podwright_monitor_proto::{Event, FromMonitor, MonitorRecord, Reply, RequestId};
+use podwright_monitor_proto::{Event, FromMonitor, MonitorRecord, Reply, RequestId, Target};
 use podwright_sys::process::{Ended, Signals};
 use podwright_sys::{pidfd, socket};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Gid, Uid};
 
 use crate::client::{Client, Handed};
-use crate::container::{Container, Exec, State};
+use crate::container::{Container, Exec, Limit, State};
 use crate::diary::Diary;
 use crate::namespaces::Namespaces;
 use crate::null::NullDevices;
 use crate::oom::OomWatch;
 use crate::output::{self, Flow};
 use crate::pace::{self, Pace};
-use crate::runtime::{ERROR_BYTES, Job};
+use crate::runtime::Job;
 use crate::session::Session;
 use crate::shutdown::Shutdown;
 
@@ -268,17 +268,17 @@ impl Pod {
         }
         for exec in &self.execs {
             match &exec.session {
-                Some(Session::Held { leash, .. }) => {
+                Session::Held { leash, .. } => {
                     what.push(Ready::Session(exec.serial));
                     fds.push(PollFd::new(leash, PollFlags::empty()));
                 }
-                Some(Session::Left { outputs }) if !closed => {
+                Session::Left { outputs } if !closed => {
                     for (index, output) in outputs.iter().enumerate() {
                         what.push(Ready::Discard(exec.serial, index));
                         fds.push(PollFd::new(output, PollFlags::IN));
                     }
                 }
-                Some(Session::Left { .. }) | None => {}
+                Session::Left { .. } => {}
             }
         }
         match poll(&mut fds, timeout.as_ref()) {
@@ -296,14 +296,15 @@ impl Pod {
         let tails = tails.chain(self.pace.closed_until(Instant::now()));
         let drains = self.containers.iter().filter_map(|container| match &container.state {
             State::Draining { until, .. } => Some(*until),
-            State::Creating { .. } | State::Starting | State::Running(_) | State::Exited(_) => None,
+            State::Starting | State::Running(_) | State::Exited(_) => None,
         });
         let jobs = self.jobs.iter().filter(|job| !job.killed).filter_map(|job| job.deadline);
+        let limits = self.execs.iter().filter_map(|exec| exec.limit.at());
         let rest = match self.rest {
             Rest::Awake(since) => Some(since + IDLE),
             Rest::Asleep => None,
         };
-        let next = tails.chain(drains).chain(jobs).chain(self.shutdown.until()).chain(rest);
+        let next = tails.chain(drains).chain(jobs).chain(limits).chain(self.shutdown.until()).chain(rest);
         let next = next.chain(self.deaf_until).min();
         next.map(|at| at.saturating_duration_since(Instant::now())).map(|left| Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
@@ -402,7 +403,6 @@ impl Pod {
         let container = &mut self.containers[at];
         if let Some(stream) = container.streams.get_mut(index) {
             let flow = match &mut container.state {
-                State::Creating { words } => stream.capture(&mut buffer, words, ERROR_BYTES),
                 // Not polled.
                 State::Starting => return self.buffer = buffer,
                 State::Running(_) | State::Draining { .. } | State::Exited(_) => {
@@ -421,6 +421,20 @@ impl Pod {
             && self.containers[at].streams.is_empty()
         {
             self.finish_exit(serial);
+        }
+    }
+
+    /// Kills execs that have reached their limit. Their clients may be gone: a daemon that died keeps no limit.
+    fn end_overdue(&mut self, now: Instant) {
+        let mut due = Vec::new();
+        for exec in &mut self.execs {
+            if exec.limit.at().is_some_and(|at| at <= now) {
+                exec.limit = Limit::Reached;
+                due.push(exec.id.clone());
+            }
+        }
+        for id in due {
+            self.signal(&Target::Exec(id), SIGKILL, true);
         }
     }
 
@@ -448,6 +462,7 @@ impl Pod {
                 let _ = pidfd::send_group_signal(job.pid, SIGKILL);
             }
         }
+        self.end_overdue(now);
         self.go_on_shutting_down(now);
         if let Rest::Awake(since) = self.rest
             && now >= since + IDLE

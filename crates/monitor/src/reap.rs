@@ -11,7 +11,7 @@ use podwright_sys::{pidfd, proc};
 use rustix::fs::{OFlags, fcntl_setfl};
 
 use crate::client::Handed;
-use crate::container::{Container, Exec, Process, State, Stdin};
+use crate::container::{Exec, Limit, Process, State, Stdin};
 use crate::launch::write_atomically;
 use crate::logfile::StreamName;
 use crate::oom::OomCounter;
@@ -36,6 +36,13 @@ const UNKNOWN_EXIT: i32 = 255;
 /// Reads of the runtime's output before the container can write.
 const WORDS_READS: u32 = 32;
 
+/// An exec that the runtime has started.
+struct Begun {
+    id: String,
+    container_id: String,
+    limit: Limit,
+}
+
 impl Pod {
     pub(crate) fn reap_all(&mut self) {
         while let Ok(Some((pid, ended))) = process::reap_any() {
@@ -54,8 +61,8 @@ impl Pod {
             self.container_ended(serial, exit.ended, exit.at_ns);
         } else if let Some(at) = self.execs.iter().position(|exec| exec.process.pid == exit.pid) {
             // Its handle is closed before the exit is reported.
-            let Exec { id, session, .. } = self.execs.remove(at);
-            self.exec_ended(&id, session, exit.ended);
+            let Exec { session, limit, .. } = self.execs.remove(at);
+            exec_ended(session, limit, exit.ended);
         } else if self.namespaces.init.is_some_and(|init| init.pid == exit.pid) {
             self.namespaces.init = None;
             self.diary.note(format!("pod init {} ended: {:?}", exit.pid, exit.ended));
@@ -81,11 +88,14 @@ impl Pod {
         let console = job.console.take();
         let (client, request) = (job.client, job.request);
         let refused = match &mut job.kind {
-            JobKind::Create { serial } => {
+            JobKind::Run { serial } => {
                 let serial = *serial;
-                let words =
-                    if self.may_have_spoken(serial, ended) { String::new() } else { self.take_words(serial) };
-                match succeeded(&job, ended, &words).and_then(|()| self.created(serial, &job, console)) {
+                // After a success the pipes may hold the container's output, which belongs in the log.
+                let words = match ended {
+                    Ended::Exited(0) => String::new(),
+                    _ => self.take_words(serial),
+                };
+                match succeeded(&job, ended, &words).and_then(|()| self.runs(serial, &job, console)) {
                     Ok(()) => None,
                     Err(refusal) => {
                         self.abandon(serial, &job);
@@ -93,11 +103,12 @@ impl Pod {
                     }
                 }
             }
-            JobKind::Exec { exec_id, container_id, signal, offer } => {
+            JobKind::Exec { exec_id, container_id, signal, limit, offer } => {
                 let (exec_id, container_id, signal) = (exec_id.clone(), container_id.clone(), *signal);
+                let begun = Begun { id: exec_id.clone(), container_id, limit: *limit };
                 let offer = offer.take();
-                let outcome = succeeded(&job, ended, "")
-                    .and_then(|()| self.exec_started(exec_id.clone(), container_id, &job, console, offer));
+                let outcome =
+                    succeeded(&job, ended, "").and_then(|()| self.exec_started(begun, &job, console, offer));
                 match (&outcome, signal) {
                     (Err(_), _) => self.kill_left_behind(&job),
                     (Ok(()), Some((signal, group))) => {
@@ -114,20 +125,11 @@ impl Pod {
         }
     }
 
-    /// Whether the pipes may hold the container's output, which belongs in the log.
-    fn may_have_spoken(&self, serial: u32, ended: Ended) -> bool {
-        let starting = |container: &Container| matches!(container.state, State::Starting);
-        ended == Ended::Exited(0) && self.containers.iter().any(|c| c.serial == serial && starting(c))
-    }
-
     /// Output in the pipes so far, which can only be the runtime's.
     fn take_words(&mut self, serial: u32) -> String {
         let mut buffer = self.take_buffer(0);
         let mut said = Vec::new();
         if let Some(container) = self.containers.iter_mut().find(|c| c.serial == serial) {
-            if let State::Creating { words } = &mut container.state {
-                said = std::mem::take(words);
-            }
             container.streams.retain_mut(|stream| {
                 for _ in 0..WORDS_READS {
                     if !stream.is_readable() {
@@ -144,7 +146,7 @@ impl Pod {
         String::from_utf8_lossy(&said).trim().to_owned()
     }
 
-    fn created(&mut self, serial: u32, job: &Job, console: Option<Console>) -> Result<(), Refusal> {
+    fn runs(&mut self, serial: u32, job: &Job, console: Option<Console>) -> Result<(), Refusal> {
         let pid = pid_of(job)?;
         let terminal = match console {
             Some(console) => Some(console.receive().map_err(|error| {
@@ -180,7 +182,7 @@ impl Pod {
             self.oom.add(counter);
         }
         container.state = State::Running(process);
-        self.reply(job.client, job.request, Reply::Created { pid, start_time });
+        self.reply(job.client, job.request, Reply::Running { pid, start_time });
         match early {
             Some(exit) => self.container_ended(serial, exit.ended, exit.at_ns),
             None if handle_missing => self.check_process(serial),
@@ -191,13 +193,14 @@ impl Pod {
 
     fn exec_started(
         &mut self,
-        id: String,
-        container_id: String,
+        Begun { id, container_id, limit }: Begun,
         job: &Job,
         console: Option<Console>,
         offer: Option<Offer>,
     ) -> Result<(), Refusal> {
         let pid = pid_of(job)?;
+        let missing = || Refusal::new(ErrorKind::Io, format!("exec {id} has no session"));
+        let Offer { session, ends, stdio } = offer.ok_or_else(missing)?;
         let lost = |error: std::io::Error| {
             Refusal::new(ErrorKind::Io, format!("receive the terminal of exec {id}: {error}"))
         };
@@ -208,25 +211,19 @@ impl Pod {
         let terminal = master.is_some();
         // The client resizes through its own copy, the only one: closing it hangs up the process.
         let mut fds: Vec<OwnedFd> = master.into_iter().collect();
-        let (started, session) = match offer {
-            Some(Offer { session, ends, stdio }) => {
-                if let Some(master) = fds.first() {
-                    fcntl_setfl(master, OFlags::RDWR | OFlags::NONBLOCK)
-                        .map_err(|error| lost(error.into()))?;
-                }
-                fds.extend(ends);
-                (Reply::SessionStarted { pid, terminal, stdio }, Some(session))
-            }
-            None => (Reply::ExecStarted { pid, terminal }, None),
-        };
+        if let Some(master) = fds.first() {
+            fcntl_setfl(master, OFlags::RDWR | OFlags::NONBLOCK).map_err(|error| lost(error.into()))?;
+        }
+        fds.extend(ends);
+        let started = Reply::SessionStarted { pid, terminal, stdio };
         let handed = self.reply_with(job.client, job.request, started, fds);
         match self.take_early(pid) {
-            Some(exit) => self.exec_ended(&id, session, exit.ended),
+            Some(exit) => exec_ended(session, limit, exit.ended),
             None => {
                 let start_time = proc::start_time(pid).unwrap_or_default();
                 let process = Process { pid, start_time, pidfd: pidfd::open(pid).ok() };
                 let serial = self.serial();
-                self.execs.push(Exec { id: id.clone(), serial, container_id, process, session });
+                self.execs.push(Exec { id: id.clone(), serial, container_id, process, session, limit });
                 // Who asked was told that it did not begin.
                 if handed == Handed::Refused {
                     self.signal(&Target::Exec(id), SIGKILL, true);
@@ -236,7 +233,7 @@ impl Pod {
         Ok(())
     }
 
-    /// A failed create: leaves no descriptor, no empty log file of ours, no process.
+    /// A failed run: leaves no descriptor, no empty log file of ours, no process.
     fn abandon(&mut self, serial: u32, job: &Job) {
         self.kill_left_behind(job);
         if let Some(at) = self.containers.iter().position(|container| container.serial == serial)
@@ -255,14 +252,6 @@ impl Pod {
         {
             let _ = pidfd::send_signal(handle.as_fd(), SIGKILL);
         }
-    }
-
-    fn exec_ended(&mut self, id: &str, session: Option<Session>, ended: Ended) {
-        let (exit_code, signal) = (ended.code(), ended.signal());
-        if let Some(session) = session {
-            session.end(SessionEnd::Exited { exit_code, signal });
-        }
-        self.tell(Event::ExecExited { exec_id: id.to_owned(), exit_code, signal });
     }
 
     /// Its handle shows its end: reap it, or learn that it was not our child.
@@ -336,6 +325,14 @@ impl Pod {
     pub(crate) fn exit_file(&self, container_id: &str) -> String {
         format!("{}/{container_id}.json", self.setup.exit_dir)
     }
+}
+
+fn exec_ended(session: Session, limit: Limit, ended: Ended) {
+    let (exit_code, signal) = (ended.code(), ended.signal());
+    session.end(match (limit, signal) {
+        (Limit::Reached, Some(SIGKILL)) => SessionEnd::TimedOut,
+        _ => SessionEnd::Exited { exit_code, signal },
+    });
 }
 
 fn pid_of(job: &Job) -> Result<u32, Refusal> {

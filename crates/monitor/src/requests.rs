@@ -1,20 +1,19 @@
 //! Requests of clients, checked and carried out. Starts a runtime's work here; `reap` completes it.
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use podwright_monitor_proto::{
-    Create, ErrorKind, Exec as ExecRequest, ExecStatus, ExecStdio, PROTOCOL_VERSION, Reply, Request,
-    RequestFrame, RequestId, Target,
+    ErrorKind, Exec as ExecRequest, ExecStatus, ExecStdio, PROTOCOL_VERSION, Reply, Request, RequestFrame,
+    RequestId, Run, Target,
 };
 use podwright_sys::pidfd::SIGKILL;
 use podwright_sys::{pidfd, tty};
 use rustix::fs::{OFlags, fcntl_setfl};
 
-use crate::client::Client;
-use crate::container::{Container, State, Stdin};
+use crate::container::{Container, Limit, State, Stdin};
 use crate::ids;
 use crate::logfile::{LogFile, StreamName};
 use crate::offspring;
@@ -22,7 +21,7 @@ use crate::oom::OomCounter;
 use crate::output::Stream;
 use crate::pod::Pod;
 use crate::runtime::{self, Console, Job, JobFiles, JobKind, Stdio3};
-use crate::session::{Offer, client_writes};
+use crate::session::{MAX_SESSIONS, Offer, client_writes};
 
 /// Longest log line that may be requested; the read buffer has this size and a little more.
 const MAX_LOG_LINE: u32 = 1 << 20;
@@ -82,8 +81,7 @@ impl Pod {
                 }
                 Some(Reply::Hello { version: PROTOCOL_VERSION, record: Box::new(self.record().clone()) })
             }
-            Request::Create(create) => later(self.create(client, id, &create)),
-            Request::Exec(exec) => later(self.exec(client, id, &exec)),
+            Request::Run(run) => later(self.run_container(client, id, &run)),
             Request::Session(exec) => later(self.session(client, id, &exec)),
             Request::Attach { container_id, stdio } => {
                 self.attach(client, id, &container_id, stdio).err().map(Reply::from)
@@ -92,7 +90,6 @@ impl Pod {
             Request::ReopenLog { container_id } => Some(done(self.reopen_log(&container_id))),
             Request::List => Some(self.list()),
             Request::Forget { container_id } => Some(done(self.forget(&container_id))),
-            Request::CloseStdin { container_id } => Some(done(self.close_stdin(&container_id))),
             Request::Resize { target, width, height } => Some(done(self.resize(&target, width, height))),
             Request::Shutdown { force } => self.start_shutdown(client, id, force).err().map(Reply::from),
         };
@@ -113,14 +110,14 @@ impl Pod {
         let container = self.container(id)?;
         match container.state {
             State::Running(_) => Ok(container),
-            State::Creating { .. } | State::Starting | State::Draining { .. } | State::Exited(_) => {
+            State::Starting | State::Draining { .. } | State::Exited(_) => {
                 Err(Refusal::new(ErrorKind::NotRunning, format!("container {id:?} does not run")))
             }
         }
     }
 
-    fn create(&mut self, client: u32, request: RequestId, create: &Create) -> Result<Later, Refusal> {
-        let id = &create.container_id;
+    fn run_container(&mut self, client: u32, request: RequestId, run: &Run) -> Result<Later, Refusal> {
+        let id = &run.container_id;
         self.refuse_while_shutting_down()?;
         if !ids::is_valid(id) {
             return Err(Refusal::new(ErrorKind::Invalid, format!("container id {id:?} is malformed")));
@@ -128,38 +125,34 @@ impl Pod {
         if self.containers.iter().any(|container| container.id == *id) {
             return Err(Refusal::new(ErrorKind::AlreadyExists, format!("container {id:?} exists")));
         }
-        if create.restore.is_some() && !create.start {
-            return Err(Refusal::new(ErrorKind::Invalid, "a container that is restored is started, too"));
-        }
-        if create.restore.is_some() && create.no_new_keyring {
+        if run.restore.is_some() && run.no_new_keyring {
             return Err(Refusal::new(
                 ErrorKind::Invalid,
                 "a container that is restored has the keyring it had",
             ));
         }
-        let max_line = create.log_max_line.unwrap_or(self.setup.log_max_line).clamp(1, MAX_LOG_LINE);
-        let max_line = usize::try_from(max_line).unwrap_or(usize::MAX);
-        let log = match &create.log_path {
+        let max_line = usize::try_from(self.setup.log_max_line.clamp(1, MAX_LOG_LINE)).unwrap_or(usize::MAX);
+        let log = match &run.log_path {
             Some(path) => Some(
-                LogFile::open(Path::new(path), create.log_directory.as_deref().map(Path::new))
+                LogFile::open(Path::new(path), run.log_directory.as_deref().map(Path::new))
                     .map_err(|error| Refusal::new(ErrorKind::Io, error.to_string()))?,
             ),
             None => None,
         };
         // The parent's current count is not the container's.
-        let oom = create.cgroup.as_deref().and_then(OomCounter::at);
-        match self.start_create(client, request, create) {
+        let oom = run.cgroup.as_deref().and_then(OomCounter::at);
+        match self.start_run(client, request, run) {
             Ok((serial, streams, stdin)) => {
                 self.containers.push(Container {
                     id: id.clone(),
                     serial,
-                    state: if create.start { State::Starting } else { State::Creating { words: Vec::new() } },
+                    state: State::Starting,
                     streams,
                     log,
                     lost_bytes: 0,
                     max_line,
                     stdin,
-                    stdin_once: create.stdin_once,
+                    stdin_once: run.stdin_once,
                     viewers: Vec::new(),
                     oom,
                 });
@@ -169,26 +162,25 @@ impl Pod {
                 if let Some(log) = log {
                     log.discard();
                 }
-                let message = format!("run {:?} to create container {id:?}: {error}", create.runtime.path);
+                let message = format!("run {:?} for container {id:?}: {error}", run.runtime.path);
                 Err(Refusal::new(ErrorKind::Io, message))
             }
         }
     }
 
-    fn start_create(
+    fn start_run(
         &mut self,
         client: u32,
         request: RequestId,
-        create: &Create,
+        run: &Run,
     ) -> io::Result<(u32, Vec<Stream>, Stdin)> {
         let serial = self.serial();
-        let bundle = Path::new(&create.bundle);
-        let pid = create.pid_file.as_ref().map_or_else(|| bundle.join("pid"), Into::into);
-        let files = JobFiles { log: bundle.join("runtime.log"), pid };
-        let console = self.console(create.terminal, serial)?;
+        let bundle = Path::new(&run.bundle);
+        let files = JobFiles { log: bundle.join("runtime.log"), pid: bundle.join("pid") };
+        let console = self.console(run.terminal, serial)?;
         let mut stdio = Stdio3::default();
         let mut stdin = Stdin::None;
-        if create.stdin && !create.terminal {
+        if run.stdin && !run.terminal {
             let (reader, writer) = client_writes()?;
             self.setup.give(&reader)?;
             stdio.stdin = Some(reader);
@@ -203,7 +195,7 @@ impl Pod {
             streams.push(Stream::new(name, reader.into()));
             *end = Some(writer.into());
         }
-        let verb: &[&str] = match &create.restore {
+        let verb: &[&str] = match &run.restore {
             // As the checkpoint was made: with file locks.
             Some(restore) => &[
                 "restore",
@@ -214,21 +206,20 @@ impl Pod {
                 "--work-path",
                 &restore.work,
             ],
-            None if create.start => &["run", "--detach"],
-            None => &["create"],
+            None => &["run", "--detach"],
         };
-        let keyring: &[&str] = if create.no_new_keyring { &["--no-new-keyring"] } else { &[] };
+        let keyring: &[&str] = if run.no_new_keyring { &["--no-new-keyring"] } else { &[] };
         let pid = runtime::spawn(
-            &create.runtime,
+            &run.runtime,
             &files,
             console.as_ref(),
-            &[verb, keyring, &["--bundle", &create.bundle]].concat(),
-            &create.container_id,
+            &[verb, keyring, &["--bundle", &run.bundle]].concat(),
+            &run.container_id,
             stdio,
             &self.setup,
         )?;
-        let deadline = deadline(create.deadline_ms);
-        let kind = JobKind::Create { serial };
+        let deadline = deadline(run.deadline_ms);
+        let kind = JobKind::Run { serial };
         self.jobs.push(Job { pid, kind, files, console, client, request, deadline, killed: false });
         Ok((serial, streams, stdin))
     }
@@ -237,21 +228,15 @@ impl Pod {
         terminal.then(|| Console::listen(Path::new(&self.setup.dir), &self.setup.dir_fd, serial)).transpose()
     }
 
-    fn exec(&mut self, client: u32, request: RequestId, exec: &ExecRequest) -> Result<Later, Refusal> {
-        let stdio = self.take_stdio(client, exec)?;
-        self.check_exec(exec)?;
-        self.start_exec(client, request, exec, stdio, None)
-    }
-
     fn session(&mut self, client: u32, request: RequestId, exec: &ExecRequest) -> Result<Later, Refusal> {
         self.check_exec(exec)?;
-        self.refuse_too_many_sessions()?;
+        self.refuse_too_many_sessions(MAX_SESSIONS)?;
         // A terminal comes from the runtime.
         let stdio = if exec.terminal { ExecStdio::default() } else { exec.stdio };
         let (offer, stdio) = Offer::make(stdio, &self.setup).map_err(|error| {
             Refusal::new(ErrorKind::Io, format!("make pipes for exec {:?}: {error}", exec.exec_id))
         })?;
-        self.start_exec(client, request, exec, stdio, Some(offer))
+        self.start_exec(client, request, exec, stdio, offer)
     }
 
     fn check_exec(&mut self, exec: &ExecRequest) -> Result<(), Refusal> {
@@ -268,37 +253,20 @@ impl Pod {
         self.running(&exec.container_id).map(|_| ())
     }
 
-    /// Takes the descriptors off the connection even if the request fails, so that a later one does not get them.
-    fn take_stdio(&mut self, client: u32, exec: &ExecRequest) -> Result<Stdio3, Refusal> {
-        let mut taken = Stdio3::default();
-        let wanted = [
-            (exec.stdio.stdin, &mut taken.stdin),
-            (exec.stdio.stdout, &mut taken.stdout),
-            (exec.stdio.stderr, &mut taken.stderr),
-        ];
-        for (asked, end) in wanted {
-            if asked {
-                let fd: Option<OwnedFd> = self.client(client).and_then(Client::take_fd);
-                let missing =
-                    || Refusal::new(ErrorKind::Invalid, "a descriptor of the exec did not come along");
-                *end = Some(fd.ok_or_else(missing)?);
-            }
-        }
-        Ok(taken)
-    }
-
     fn start_exec(
         &mut self,
         client: u32,
         request: RequestId,
         exec: &ExecRequest,
         stdio: Stdio3,
-        offer: Option<Offer>,
+        offer: Offer,
     ) -> Result<Later, Refusal> {
         let failed = |error: io::Error| {
             let message = format!("run {:?} for exec {:?}: {error}", exec.runtime.path, exec.exec_id);
             Refusal::new(ErrorKind::Io, message)
         };
+        // From now on: the runtime's time is the command's, as for its client.
+        let limit = deadline(exec.limit_ms);
         let serial = self.serial();
         let dir = Path::new(&self.setup.dir);
         let files = JobFiles {
@@ -319,7 +287,8 @@ impl Pod {
         .map_err(failed)?;
         let deadline = deadline(exec.deadline_ms);
         let (exec_id, container_id) = (exec.exec_id.clone(), exec.container_id.clone());
-        let kind = JobKind::Exec { exec_id, container_id, signal: None, offer };
+        let limit = limit.map_or(Limit::None, Limit::At);
+        let kind = JobKind::Exec { exec_id, container_id, signal: None, limit, offer: Some(offer) };
         self.jobs.push(Job { pid, kind, files, console, client, request, deadline, killed: false });
         Ok(Later)
     }
@@ -330,7 +299,7 @@ impl Pod {
                 Ok(container) => match &container.state {
                     State::Running(process) => process,
                     State::Draining { .. } | State::Exited(_) => return Reply::AlreadyExited,
-                    State::Creating { .. } | State::Starting => {
+                    State::Starting => {
                         let message = format!("container {id:?} does not run yet");
                         return Refusal::new(ErrorKind::NotRunning, message).into();
                     }
@@ -413,11 +382,6 @@ impl Pod {
         }
         self.containers.retain(|container| container.id != id);
         self.containers.shrink_to_fit();
-        Ok(())
-    }
-
-    fn close_stdin(&mut self, id: &str) -> Result<(), Refusal> {
-        self.running(id)?.close_stdin();
         Ok(())
     }
 

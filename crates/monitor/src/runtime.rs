@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use crate::container::Limit;
 use crate::pod::Setup;
 use crate::session::Offer;
 use podwright_monitor_proto::{RequestId, Runtime};
@@ -34,7 +35,7 @@ pub(crate) struct Job {
 
 #[derive(Debug)]
 pub(crate) enum JobKind {
-    Create {
+    Run {
         serial: u32,
     },
     Exec {
@@ -42,7 +43,8 @@ pub(crate) enum JobKind {
         container_id: String,
         /// A signal, and whether for its group, that arrived before the process existed.
         signal: Option<(i32, bool)>,
-        /// For an exec with a session.
+        limit: Limit,
+        /// Taken when the runtime has returned.
         offer: Option<Offer>,
     },
 }

@@ -19,7 +19,10 @@ use crate::runtime::{JobKind, Stdio3};
 
 /// Sessions of a pod at a time, execs and attached clients together. Each takes up to four descriptors here, and with
 /// these a soft limit of 1024 is kept.
-const MAX_SESSIONS: usize = 240;
+pub(crate) const MAX_SESSIONS: usize = 240;
+
+/// Of these, as many attached clients: they may not take the place of probes and hooks, which are execs.
+pub(crate) const MAX_ATTACHED: usize = 200;
 
 /// Capacity of an exec's output pipe: four times the kernel's default, for fewer switches between writer and reader.
 /// The kernel allocates pages only as they fill.
@@ -123,12 +126,12 @@ pub(crate) fn client_reads(size: usize) -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 impl Pod {
-    pub(crate) fn refuse_too_many_sessions(&self) -> Result<(), Refusal> {
-        let starting = |kind: &JobKind| matches!(kind, JobKind::Exec { offer: Some(_), .. });
+    pub(crate) fn refuse_too_many_sessions(&self, most: usize) -> Result<(), Refusal> {
+        let starting = |kind: &JobKind| matches!(kind, JobKind::Exec { .. });
         let sessions = self.jobs.iter().filter(|job| starting(&job.kind)).count()
-            + self.execs.iter().filter(|exec| exec.session.is_some()).count()
+            + self.execs.len()
             + self.containers.iter().map(|container| container.viewers.len()).sum::<usize>();
-        if sessions < MAX_SESSIONS {
+        if sessions < most {
             return Ok(());
         }
         let message = format!("the pod has {sessions} exec and attach sessions, which is as many as it may");
@@ -138,10 +141,10 @@ impl Pod {
     /// The client has left an exec: nothing else reads its output now.
     pub(crate) fn session_left(&mut self, serial: u32) {
         if let Some(exec) = self.execs.iter_mut().find(|exec| exec.serial == serial)
-            && let Some(Session::Held { outputs, .. }) = &mut exec.session
+            && let Session::Held { outputs, .. } = &mut exec.session
         {
             let outputs = std::mem::take(outputs);
-            exec.session = Some(Session::Left { outputs });
+            exec.session = Session::Left { outputs };
         }
     }
 
@@ -149,7 +152,7 @@ impl Pod {
     pub(crate) fn discard_output(&mut self, serial: u32, index: usize) {
         let mut buffer = self.take_buffer(0);
         if let Some(exec) = self.execs.iter_mut().find(|exec| exec.serial == serial)
-            && let Some(Session::Left { outputs }) = &mut exec.session
+            && let Session::Left { outputs } = &mut exec.session
             && let Some(output) = outputs.get(index)
             && discard(output.as_fd(), &mut buffer) == Flow::Ended
         {

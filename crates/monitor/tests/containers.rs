@@ -4,13 +4,14 @@
 
 mod support;
 
-use std::io::{Read as _, Write as _};
-use std::os::fd::AsFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use podwright_monitor_proto::*;
 use serde_json::json;
-use support::{Client, Pod, log_lines, until};
+use support::{Client, Pod, Session, log_lines, until};
+
+/// A client that attaches to this and leaves ends the input of a container with `stdin_once`.
+const STDIN: ExecStdio = ExecStdio { stdin: true, stdout: false, stderr: false };
 
 fn container(id: &str) -> Target {
     Target::Container(id.into())
@@ -54,21 +55,9 @@ fn a_process_that_exits_at_once_is_not_missed() {
         pod.run(&id, &["true"]);
         assert_eq!(pod.client.exit_of(&id).exit_code, 0);
         let request = pod.exec_request("e", &id, &["true"], false);
-        let reply = pod.client.call(Request::Exec(Box::new(request)));
+        let reply = pod.client.call(Request::Session(Box::new(request)));
         assert!(matches!(reply, Reply::Error { kind: ErrorKind::NotRunning, .. }));
     }
-    pod.shutdown();
-}
-
-#[test]
-fn a_container_killed_before_its_start_has_an_exit() {
-    let mut pod = Pod::launch("unstarted", |_| {});
-    pod.bundle("c1", &["true"], |_| {});
-    let request = pod.create_request("c1");
-    assert!(matches!(pod.client.call(Request::Create(Box::new(request))), Reply::Created { .. }));
-    let killed = Request::Signal { target: container("c1"), signal: 9, group: false };
-    assert_eq!(pod.client.call(killed), Reply::Done);
-    assert_eq!(pod.client.exit_of("c1").signal, Some(9));
     pod.shutdown();
 }
 
@@ -136,11 +125,11 @@ fn a_child_that_holds_the_output_does_not_hold_the_exit() {
 fn a_prompt_is_logged_while_the_container_waits_for_input() {
     let mut pod = Pod::launch("prompt", |_| {});
     pod.bundle("c1", &["sh", "-c", "echo -n 'name? '; cat; echo end"], |_| {});
-    let mut request = pod.create_request("c1");
-    request.stdin = true;
+    let mut request = pod.run_request("c1");
+    (request.stdin, request.stdin_once) = (true, true);
     pod.run_with(request);
     until("prompt", || pod.log("c1") == ["stdout P name? "]);
-    assert_eq!(pod.client.call(Request::CloseStdin { container_id: "c1".into() }), Reply::Done);
+    drop(pod.attach("c1", STDIN));
     assert_eq!(pod.client.exit_of("c1").exit_code, 0);
     assert_eq!(pod.log("c1"), ["stdout P name? ", "stdout F end"]);
     pod.shutdown();
@@ -194,8 +183,8 @@ fn a_missing_command_is_told_and_nothing_is_left() {
     let mut pod = Pod::launch("missing", |_| {});
     let files = pod.open_files();
     pod.bundle("c1", &["/no/such/command"], |_| {});
-    let request = pod.create_request("c1");
-    match pod.client.call(Request::Create(Box::new(request.clone()))) {
+    let request = pod.run_request("c1");
+    match pod.client.call(Request::Run(Box::new(request.clone()))) {
         Reply::Error { kind: ErrorKind::Runtime { exit_code: 1 }, message } => {
             assert!(message.contains("/no/such/command") && message.contains("no such file"), "{message}");
         }
@@ -204,7 +193,7 @@ fn a_missing_command_is_told_and_nothing_is_left() {
     assert!(!pod.log_path("c1").exists());
     let mut missing = request;
     missing.runtime.path = "/no/such/runtime".into();
-    let reply = pod.client.call(Request::Create(Box::new(missing)));
+    let reply = pod.client.call(Request::Run(Box::new(missing)));
     assert!(
         matches!(&reply, Reply::Error { kind: ErrorKind::Io, message } if message.contains("/no/such/runtime"))
     );
@@ -222,10 +211,10 @@ fn a_runtime_that_hangs_is_killed_with_its_helpers_while_others_are_served() {
     std::fs::write(&script, "#!/bin/sh\necho words >&2\nsleep 1000 &\nsleep 1000\n").unwrap();
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
     pod.bundle("c1", &["true"], |_| {});
-    let mut request = pod.create_request("c1");
+    let mut request = pod.run_request("c1");
     request.runtime = Runtime { path: script.to_str().unwrap().into(), args: vec![] };
     request.deadline_ms = Some(1500);
-    let id = pod.client.send(Request::Create(Box::new(request)), &[]);
+    let id = pod.client.send(Request::Run(Box::new(request)));
     pod.run("c2", &["true"]);
     assert_eq!(pod.client.exit_of("c2").exit_code, 0);
     assert!(matches!(pod.client.wait(id), Reply::Error { kind: ErrorKind::Deadline, .. }));
@@ -241,62 +230,43 @@ fn a_runtime_without_a_log_is_quoted_from_stderr() {
     std::fs::write(&script, "#!/bin/sh\necho 'bad config' >&2\nexit 5\n").unwrap();
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
     pod.bundle("c1", &["true"], |_| {});
-    let mut request = pod.create_request("c1");
+    let mut request = pod.run_request("c1");
     request.runtime = Runtime { path: script.to_str().unwrap().into(), args: vec![] };
-    let reply = pod.client.call(Request::Create(Box::new(request)));
+    let reply = pod.client.call(Request::Run(Box::new(request)));
     let expected = Reply::Error { kind: ErrorKind::Runtime { exit_code: 5 }, message: "bad config".into() };
     assert_eq!(reply, expected);
     pod.shutdown();
 }
 
 #[test]
-fn exec_gets_its_descriptors_and_reports_its_end() {
+fn execs_end_at_once_late_and_by_signals_and_leave_nothing() {
     let mut pod = Pod::launch("exec", |_| {});
     pod.run("c1", &["sleep", "1000"]);
     let files = pod.open_files();
-    let (stdin, mut to_exec) = std::io::pipe().unwrap();
-    let (mut from_exec, stdout) = std::io::pipe().unwrap();
-    let mut request = pod.exec_request("e1", "c1", &["sh", "-c", "cat; exit 9"], false);
-    request.stdio = ExecStdio { stdin: true, stdout: true, stderr: false };
-    let reply = pod.client.call_with(Request::Exec(Box::new(request)), &[stdin.as_fd(), stdout.as_fd()]);
-    assert!(matches!(reply, Reply::ExecStarted { terminal: false, .. }), "{reply:?}");
-    drop((stdin, stdout));
-    to_exec.write_all(b"hello").unwrap();
-    drop(to_exec);
-    let mut text = String::new();
-    from_exec.read_to_string(&mut text).unwrap();
-    assert_eq!(text, "hello");
-    assert_eq!(pod.client.exec_exit_of("e1"), (9, None));
-
+    let nothing = ExecStdio::default();
+    let exited = |exit_code| SessionEnd::Exited { exit_code, signal: None };
+    let killed = SessionEnd::Exited { exit_code: 137, signal: Some(9) };
     for round in 0..10 {
-        let id = format!("fast{round}");
-        let request = pod.exec_request(&id, "c1", &["true"], false);
-        let reply = pod.client.call(Request::Exec(Box::new(request)));
-        assert!(matches!(reply, Reply::ExecStarted { .. }), "{reply:?}");
-        assert_eq!(pod.client.exec_exit_of(&id), (0, None));
+        let session = pod.session(&format!("fast{round}"), "c1", &["true"], nothing);
+        assert_eq!(session.end(), exited(0));
     }
 
-    let request = pod.exec_request("killed", "c1", &["sleep", "1000"], false);
-    assert!(matches!(pod.client.call(Request::Exec(Box::new(request))), Reply::ExecStarted { .. }));
+    let session = pod.session("killed", "c1", &["sleep", "1000"], nothing);
     let kill = Request::Signal { target: Target::Exec("killed".into()), signal: 9, group: false };
     assert_eq!(pod.client.call(kill.clone()), Reply::Done);
-    assert_eq!(pod.client.exec_exit_of("killed"), (137, Some(9)));
+    assert_eq!(session.end(), killed);
     assert_eq!(pod.client.call(kill), Reply::AlreadyExited);
 
     // The signal overtakes the runtime: the exec must not outlive it.
     let request = pod.exec_request("early", "c1", &["sleep", "1000"], false);
-    let started = pod.client.send(Request::Exec(Box::new(request)), &[]);
+    let started = pod.client.send(Request::Session(Box::new(request)));
     let kill = Request::Signal { target: Target::Exec("early".into()), signal: 9, group: true };
     assert_eq!(pod.client.call(kill), Reply::Done);
-    assert!(matches!(pod.client.wait(started), Reply::ExecStarted { .. }));
-    assert_eq!(pod.client.exec_exit_of("early"), (137, Some(9)));
-
-    let request = pod.exec_request("missing", "c1", &["/no/such"], false);
-    let reply = pod.client.call(Request::Exec(Box::new(request)));
-    assert!(
-        matches!(&reply, Reply::Error { kind: ErrorKind::Runtime { .. }, message } if message.contains("/no/such")),
-        "{reply:?}"
-    );
+    let early = pod.client.begun(started);
+    assert_eq!(early.end(), killed);
+    drop((session, early));
+    // The leash reports before it is closed.
+    assert!(matches!(pod.client.call(Request::List), Reply::List { .. }));
     assert_eq!(pod.open_files(), files);
     pod.shutdown();
 }
@@ -305,18 +275,15 @@ fn exec_gets_its_descriptors_and_reports_its_end() {
 fn killing_an_exec_reaches_what_it_started_in_other_sessions() {
     let mut pod = Pod::launch("offspring", |_| {});
     let init = pod.run("c1", &["sleep", "1000"]);
-    let (mut from_exec, stdout) = std::io::pipe().unwrap();
     let script = "setsid sh -c 'setsid sleep 1001 & echo; sleep 1002' & sleep 1003";
-    let mut request = pod.exec_request("e1", "c1", &["sh", "-c", script], false);
-    request.stdio = ExecStdio { stdin: false, stdout: true, stderr: false };
-    let reply = pod.client.call_with(Request::Exec(Box::new(request)), &[stdout.as_fd()]);
-    let Reply::ExecStarted { pid, .. } = reply else { panic!("{reply:?}") };
-    drop(stdout);
-    from_exec.read_exact(&mut [0]).unwrap();
-    assert!(!podwright_sys::proc::children(pid).unwrap().is_empty());
+    let stdio = ExecStdio { stdin: false, stdout: true, stderr: false };
+    let mut session = pod.session("e1", "c1", &["sh", "-c", script], stdio);
+    Session::read_until(&mut session.stdout, "\n");
+    let Reply::List { execs, .. } = pod.client.call(Request::List) else { panic!() };
+    assert!(!podwright_sys::proc::children(execs[0].pid).unwrap().is_empty());
     let kill = Request::Signal { target: Target::Exec("e1".into()), signal: 9, group: true };
     assert_eq!(pod.client.call(kill), Reply::Done);
-    assert_eq!(pod.client.exec_exit_of("e1"), (137, Some(9)));
+    assert_eq!(session.end(), SessionEnd::Exited { exit_code: 137, signal: Some(9) });
     // They are init's now, which does not reap.
     let dead = |pid: &u32| podwright_sys::proc::state(*pid).is_ok_and(|state| state == 'Z');
     until("their end", || podwright_sys::proc::children(init).unwrap().iter().all(dead));
@@ -333,7 +300,7 @@ fn terminals() {
             config["process"]["terminal"] = json!(true);
         },
     );
-    let mut request = pod.create_request("c1");
+    let mut request = pod.run_request("c1");
     request.terminal = true;
     pod.run_with(request);
     let resize = Request::Resize { target: container("c1"), width: 80, height: 25 };
@@ -350,14 +317,11 @@ fn terminals() {
     pod.run("c2", &["sleep", "1000"]);
     let files = pod.open_files();
     let request = pod.exec_request("e1", "c2", &["sh", "-c", "echo hi; exit 2"], true);
-    let reply = pod.client.call(Request::Exec(Box::new(request)));
-    assert!(matches!(reply, Reply::ExecStarted { terminal: true, .. }), "{reply:?}");
-    let mut master = std::fs::File::from(pod.client.take_fd());
-    let mut text = Vec::new();
-    // Ends with EIO when the process is gone.
-    let _ = master.read_to_end(&mut text);
-    assert_eq!(text, b"hi\r\n");
-    assert_eq!(pod.client.exec_exit_of("e1"), (2, None));
+    let mut session = pod.client.begin(Request::Session(Box::new(request)));
+    assert_eq!(Session::rest(&mut session.terminal), "hi\r\n");
+    assert_eq!(session.end(), SessionEnd::Exited { exit_code: 2, signal: None });
+    drop(session);
+    assert!(matches!(pod.client.call(Request::List), Reply::List { .. }));
     assert_eq!(pod.open_files(), files);
     assert!(
         !std::fs::read_dir(&pod.dir)
@@ -375,7 +339,7 @@ fn memory_shortage_is_recorded() {
         config["mounts"].as_array_mut().unwrap().truncate(1);
         config["linux"]["devices"] = json!([]);
     });
-    let pid = pod.run_with(pod.create_request("c1"));
+    let pid = pod.run_with(pod.run_request("c1"));
     let exit = pod.client.exit_of("c1");
     assert_eq!((exit.pid, exit.oom_killed), (pid, true), "{exit:?}");
     assert_eq!(exit.exit_code, 137);
@@ -421,11 +385,11 @@ fn orphans_in_the_hosts_pid_namespace_are_reaped() {
             namespaces.retain(|namespace| namespace["type"] != "pid");
         },
     );
-    let mut request = pod.create_request("c1");
-    request.stdin = true;
+    let mut request = pod.run_request("c1");
+    (request.stdin, request.stdin_once) = (true, true);
     let pid = pod.run_with(request);
     until("only the container is left", || pod.children() == [pid]);
-    assert_eq!(pod.client.call(Request::CloseStdin { container_id: "c1".into() }), Reply::Done);
+    drop(pod.attach("c1", STDIN));
     assert_eq!(pod.client.exit_of("c1").exit_code, 0);
     pod.shutdown();
 }
@@ -434,7 +398,7 @@ fn orphans_in_the_hosts_pid_namespace_are_reaped() {
 fn output_without_a_log_is_drained() {
     let mut pod = Pod::launch("discard", |_| {});
     pod.bundle("c1", &["dd", "if=/proc/self/exe", "bs=1024", "count=1024"], |_| {});
-    let mut request = pod.create_request("c1");
+    let mut request = pod.run_request("c1");
     request.log_path = None;
     pod.run_with(request);
     assert_eq!(pod.client.exit_of("c1").exit_code, 0);
@@ -449,31 +413,31 @@ fn many_requests_at_once_on_one_connection() {
         .iter()
         .map(|id| {
             pod.bundle(id, &["sleep", "1000"], |_| {});
-            let request = pod.create_request(id);
-            pod.client.send(Request::Create(Box::new(request)), &[])
+            let request = pod.run_request(id);
+            pod.client.send(Request::Run(Box::new(request)))
         })
         .collect();
     for request in created {
-        assert!(matches!(pod.client.wait(request), Reply::Created { .. }));
-    }
-    for id in &ids {
-        pod.runc(&["start", id]);
+        assert!(matches!(pod.client.wait(request), Reply::Running { .. }));
     }
     let files = pod.open_files();
-    let execs: Vec<(String, RequestId)> = (0..24)
+    let execs: Vec<RequestId> = (0..24)
         .map(|number| {
             let id = format!("e{number}");
             let command = format!("exit {number}");
             let request =
                 pod.exec_request(&id, &ids[number % ids.len()], &["sh", "-c", &command], number % 3 == 0);
-            (id, pod.client.send(Request::Exec(Box::new(request)), &[]))
+            pod.client.send(Request::Session(Box::new(request)))
         })
         .collect();
-    for (number, (id, request)) in execs.into_iter().enumerate() {
-        let reply = pod.client.wait(request);
-        assert!(matches!(reply, Reply::ExecStarted { .. }), "{reply:?}");
-        assert_eq!(pod.client.exec_exit_of(&id).0, i32::try_from(number).unwrap());
+    // Descriptors come in the order of the answers, which is not that of the requests.
+    let sessions: Vec<Session> = execs.into_iter().map(|request| pod.client.begun(request)).collect();
+    for (number, session) in sessions.iter().enumerate() {
+        let exit_code = i32::try_from(number).unwrap();
+        assert_eq!(session.end(), SessionEnd::Exited { exit_code, signal: None });
     }
+    drop(sessions);
+    assert!(matches!(pod.client.call(Request::List), Reply::List { .. }));
     assert_eq!(pod.open_files(), files);
     assert_eq!(pod.children().len(), ids.len());
     pod.shutdown();
@@ -503,7 +467,7 @@ fn the_monitor_gives_up_capabilities_that_its_children_have() {
             config["process"]["capabilities"][set] = wanted.clone();
         }
     });
-    pod.run_with(pod.create_request("c1"));
+    pod.run_with(pod.run_request("c1"));
     assert_eq!(pod.client.exit_of("c1").exit_code, 0);
     let has = format!("CapEff:\t{:016x}", bit(12) | bit(16) | bit(25));
     assert!(pod.log("c1").iter().any(|line| line.contains(&has)), "{:?}", pod.log("c1"));

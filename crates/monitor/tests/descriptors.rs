@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use podwright_monitor_proto::{ExecStdio, Reply, Request, Runtime};
+use podwright_monitor_proto::{ExecStdio, Request, Runtime, SessionEnd};
 use support::{Pod, Session};
 
 /// runc, which first reports what it received: device, inode and target of each descriptor.
@@ -50,21 +50,20 @@ fn a_runtime_is_given_no_descriptor_of_the_nodes() {
 
     // A container without stdin.
     pod.bundle("c1", &["sleep", "1000"], |_| {});
-    let mut create = pod.create_request("c1");
+    let mut create = pod.run_request("c1");
     create.runtime = runtime.clone();
     pod.run_with(create);
     all.extend(told(&pod));
     // A command without streams, one with a terminal, one whose client requests only its output.
     let mut exec = pod.exec_request("e1", "c1", &["sh", "-c", "cat; echo x; echo y >&2; exit 4"], false);
     exec.runtime = runtime.clone();
-    assert!(matches!(pod.client.call(Request::Exec(Box::new(exec))), Reply::ExecStarted { .. }));
-    assert_eq!(pod.client.exec_exit_of("e1"), (4, None));
+    let session = pod.client.begin(Request::Session(Box::new(exec)));
+    assert_eq!(session.end(), SessionEnd::Exited { exit_code: 4, signal: None });
     let nothing_given = told(&pod);
     let mut exec = pod.exec_request("e2", "c1", &["true"], true);
     exec.runtime = runtime.clone();
     let session = pod.client.begin(Request::Session(Box::new(exec)));
-    assert_eq!(pod.client.exec_exit_of("e2"), (0, None));
-    drop(session);
+    assert_eq!(session.end(), SessionEnd::Exited { exit_code: 0, signal: None });
     all.extend(told(&pod));
     let mut exec = pod.exec_request("e3", "c1", &["sh", "-c", "cat; echo z"], false);
     (exec.runtime, exec.stdio) = (runtime, ExecStdio { stdout: true, ..ExecStdio::default() });

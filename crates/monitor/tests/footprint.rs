@@ -51,7 +51,7 @@ fn a_gigabyte_of_output() {
         std::os::unix::fs::symlink("busybox", pod.path("yes")).unwrap();
         let start = std::time::Instant::now();
         pod.bundle("c1", &["sh", "-c", &command.replace("yes ", "busybox yes ")], |_| {});
-        let mut request = pod.create_request("c1");
+        let mut request = pod.run_request("c1");
         // A place where writing costs nothing, so that only the monitor is measured.
         request.log_path = Some(format!("/dev/shm/podwright-test-{}.log", pod.id));
         pod.run_with(request.clone());

@@ -314,7 +314,9 @@ fn connections_come_and_go_and_bad_ones_are_dropped() {
     ));
     // A client that sends requests for ever and never reads is dropped, and harms no other.
     let mut deaf = Client::connect(&pod.dir);
-    let flood = encode(&RequestFrame { id: 1, request: Request::Hello { version: 1 } }).unwrap().repeat(1000);
+    let flood = encode(&RequestFrame { id: 1, request: Request::Hello { version: PROTOCOL_VERSION } })
+        .unwrap()
+        .repeat(1000);
     let mut deaf_socket = UnixStream::connect(pod.dir.join(MONITOR_SOCKET)).unwrap();
     while deaf_socket.write_all(&flood).is_ok() {}
     assert_eq!(deaf.call(Request::List), Reply::List { containers: vec![], execs: vec![] });
@@ -324,7 +326,8 @@ fn connections_come_and_go_and_bad_ones_are_dropped() {
     drop(crowd);
     until("place for another", || {
         let mut socket = UnixStream::connect(pod.dir.join(MONITOR_SOCKET)).unwrap();
-        let hello = encode(&RequestFrame { id: 1, request: Request::Hello { version: 1 } }).unwrap();
+        let hello =
+            encode(&RequestFrame { id: 1, request: Request::Hello { version: PROTOCOL_VERSION } }).unwrap();
         socket.write_all(&hello).is_ok() && socket.read(&mut [0; 16]).is_ok_and(|read| read > 0)
     });
     let term = Command::new("kill").args(["-TERM", &pod.pid().to_string()]).status().unwrap();
@@ -346,7 +349,7 @@ fn a_directory_deeper_than_a_socket_path_may_be() {
     let stream = UnixStream::from(socket);
     stream.set_nonblocking(false).unwrap();
     let mut client = Client::new(stream);
-    assert!(matches!(client.call(Request::Hello { version: 1 }), Reply::Hello { .. }));
+    assert!(matches!(client.call(Request::Hello { version: PROTOCOL_VERSION }), Reply::Hello { .. }));
     pod.shutdown();
     assert!(!dir.join(MONITOR_SOCKET).exists());
 }
@@ -371,6 +374,9 @@ fn without_descriptors_it_waits_and_does_not_spin() {
     assert!(matches!(pod.client.call(Request::List), Reply::List { .. }));
     prlimit(Some(pid), Resource::Nofile, before).unwrap();
     let mut late = Client::new(late);
-    assert!(matches!(late.call(Request::Hello { version: 1 }), Reply::Hello { version: 1, .. }));
+    assert!(matches!(
+        late.call(Request::Hello { version: PROTOCOL_VERSION }),
+        Reply::Hello { version: PROTOCOL_VERSION, .. }
+    ));
     pod.shutdown();
 }

@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 
-use podwright_monitor_proto::{Create, ErrorKind, ExecStatus, ExecStdio, Reply, Request, SessionEnd, Target};
+use podwright_monitor_proto::{ErrorKind, ExecStatus, ExecStdio, Reply, Request, Run, SessionEnd, Target};
 use podwright_sys::fdpass::{self, MAX_FDS};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::json;
@@ -31,11 +31,11 @@ fn execs(client: &mut Client) -> Vec<ExecStatus> {
 }
 
 /// A container with a stdin that runs `script`.
-fn interactive(pod: &mut Pod, script: &str, adjust: impl FnOnce(&mut Create)) {
+fn interactive(pod: &mut Pod, script: &str, adjust: impl FnOnce(&mut Run)) {
     pod.bundle("c1", &["sh", "-c", script], |config| {
         config["process"]["terminal"] = json!(false);
     });
-    let mut request = pod.create_request("c1");
+    let mut request = pod.run_request("c1");
     request.stdin = true;
     adjust(&mut request);
     pod.run_with(request);
@@ -53,7 +53,6 @@ fn streams_are_apart_and_the_end_is_told_on_the_leash() {
     assert_eq!(Session::rest(&mut session.stdout), "hello");
     assert_eq!(Session::rest(&mut session.stderr), "oops\n");
     assert_eq!(session.end(), exited(9));
-    assert_eq!(pod.client.exec_exit_of("e1"), (9, None));
 
     let session = pod.session("e2", "c1", &["sleep", "1000"], OUTPUT);
     let kill = Request::Signal { target: Target::Exec("e2".into()), signal: 9, group: true };
@@ -110,7 +109,7 @@ fn a_client_that_leaves_while_the_runtime_starts_leaves_nothing() {
     let mut request =
         pod.exec_request("e1", "c1", &["sh", "-c", "yes | head -c 1000000; touch /tmp/done"], false);
     request.stdio = ALL;
-    pod.client.send(Request::Session(Box::new(request)), &[]);
+    pod.client.send(Request::Session(Box::new(request)));
     let dir = pod.dir.clone();
     pod.client.reconnect(&dir);
     until("its work", || pod.path("c1/rootfs/tmp/done").exists());
@@ -173,18 +172,59 @@ fn sessions_of_a_pod_are_bounded() {
     pod.run("c1", &["sleep", "1000"]);
     let files = pod.open_files();
     let one = ExecStdio { stdout: true, ..ExecStdio::default() };
-    let sessions: Vec<Session> = (0..240).map(|_| pod.attach("c1", one)).collect();
+    let sessions: Vec<Session> = (0..200).map(|_| pod.attach("c1", one)).collect();
     let attach = Request::Attach { container_id: "c1".into(), stdio: one };
     assert!(matches!(pod.client.call(attach), Reply::Error { kind: ErrorKind::TooMany, .. }));
+    // Attached clients take no probe's place, of which there are not more than can be served.
+    let probes: Vec<Session> =
+        (0..40).map(|number| pod.session(&format!("p{number}"), "c1", &["sleep", "1000"], one)).collect();
     let request = pod.exec_request("e1", "c1", &["true"], false);
     let reply = pod.client.call(Request::Session(Box::new(request)));
     assert!(matches!(reply, Reply::Error { kind: ErrorKind::TooMany, .. }));
-    drop(sessions);
+    for number in 0..40 {
+        let target = Target::Exec(format!("p{number}"));
+        pod.client.call(Request::Signal { target, signal: 9, group: true });
+    }
+    assert!(probes.iter().all(|probe| matches!(probe.end(), SessionEnd::Exited { exit_code: 137, .. })));
+    drop((sessions, probes));
     drop(pod.attach("c1", ALL));
     until("all files are closed", || {
         execs(&mut pod.client);
         pod.open_files() == files
     });
+    pod.shutdown();
+}
+
+/// The limit of an exec in a container of which the daemon has died.
+#[test]
+fn a_limit_is_kept_without_the_client_and_told_to_one_that_stays() {
+    let mut pod = Pod::launch("limit", |_| {});
+    pod.run("c1", &["sleep", "1000"]);
+    let (files, children) = (pod.open_files(), pod.children());
+    let limited = |pod: &Pod, id: &str, script: &str, limit| {
+        let mut request = pod.exec_request(id, "c1", &["sh", "-c", script], false);
+        (request.stdio, request.limit_ms) = (OUTPUT, Some(limit));
+        Request::Session(Box::new(request))
+    };
+    // With what it started in another session.
+    let request = limited(&pod, "stays", "setsid sleep 1001 & echo; sleep 1002", 2000);
+    let mut session = pod.client.begin(request);
+    Session::read_until(&mut session.stdout, "\n");
+    assert_eq!(session.end(), SessionEnd::TimedOut);
+    // The leftover child is gone, or this would never end.
+    assert_eq!(Session::rest(&mut session.stdout), "");
+    drop(session);
+    let request = limited(&pod, "quick", "exit 3", 600_000);
+    assert_eq!(pod.client.begin(request).end(), exited(3));
+    // A limit that passes while the runtime works.
+    let request = limited(&pod, "late", "sleep 1000", 1);
+    assert_eq!(pod.client.begin(request).end(), SessionEnd::TimedOut);
+    let request = limited(&pod, "leaves", "sleep 1000", 1500);
+    drop(pod.client.begin(request));
+    let dir = pod.dir.clone();
+    pod.client.reconnect(&dir);
+    until("its end", || execs(&mut pod.client).is_empty());
+    until("all is as before", || (pod.open_files(), pod.children()) == (files, children.clone()));
     pod.shutdown();
 }
 
@@ -307,7 +347,7 @@ fn a_terminal_is_shared_resized_and_stays_open() {
     pod.bundle("c1", &["sh", "-c", script], |config| {
         config["process"]["terminal"] = json!(true);
     });
-    let mut request = pod.create_request("c1");
+    let mut request = pod.run_request("c1");
     (request.terminal, request.stdin, request.stdin_once) = (true, true, true);
     pod.run_with(request);
     let mut first = pod.attach("c1", ALL);

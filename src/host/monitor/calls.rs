@@ -1,15 +1,15 @@
 //! The calls of a monitor, each with its deadline.
 
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use podwright_monitor_proto::{
-    ContainerStatus, Create, Exec, ExecStatus, ExecStdio as StdioFlags, MonitorRecord, PROTOCOL_VERSION,
-    ProcessId, RESTORE_REVISION, Reply, Request, RequestFrame, Runtime, SESSIONS_REVISION, Target, encode,
+    ContainerStatus, Exec, ExecStatus, ExecStdio as StdioFlags, MonitorRecord, PROTOCOL_VERSION, ProcessId,
+    RESTORE_REVISION, Reply, Request, RequestFrame, Run, Runtime, SESSIONS_REVISION, Target, encode, v1,
 };
+use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
 use super::MonitorError;
@@ -20,7 +20,7 @@ use super::session::Session;
 /// stopped or the node is badly overloaded.
 pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Default for the OCI runtime's create and exec; the kubelet's own limit for a call is two minutes.
+/// Default for the OCI runtime's run and exec; the kubelet's own limit for a call is two minutes.
 const RUNTIME_DEADLINE: Duration = Duration::from_secs(60);
 
 /// For a shutdown: longer than the monitor waits for killed containers (10 s).
@@ -48,12 +48,15 @@ pub struct ExecRequest {
     pub terminal: bool,
     /// For the runtime to return.
     pub deadline: Option<Duration>,
+    /// For the process to end: the monitor kills it then, whatever becomes of this daemon. A monitor of protocol 1 does
+    /// not, so the caller has to keep the limit, too.
+    pub limit: Option<Duration>,
 }
 
 impl ExecRequest {
     /// The message, and how long to wait for its answer.
     fn with(self, stdio: StdioFlags) -> (Box<Exec>, Duration) {
-        let mut deadline_ms = self.deadline.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        let mut deadline_ms = self.deadline.map(milliseconds);
         let deadline = runtime_deadline(&mut deadline_ms);
         let exec = Exec {
             exec_id: self.exec_id,
@@ -63,29 +66,10 @@ impl ExecRequest {
             terminal: self.terminal,
             stdio,
             deadline_ms,
+            limit_ms: self.limit.map(milliseconds),
         };
         (Box::new(exec), deadline)
     }
-}
-
-/// Descriptors for an exec; a null device for what is missing.
-#[derive(Debug, Default)]
-pub struct ExecStdio {
-    /// Read by the process.
-    pub stdin: Option<OwnedFd>,
-    /// Written by the process.
-    pub stdout: Option<OwnedFd>,
-    /// Written by the process.
-    pub stderr: Option<OwnedFd>,
-}
-
-/// An exec that runs.
-#[derive(Debug)]
-pub struct ExecStarted {
-    /// The process in the host's pid namespace.
-    pub pid: u32,
-    /// Master of its terminal, if it has one.
-    pub terminal: Option<OwnedFd>,
 }
 
 /// Outcome of a signal.
@@ -123,8 +107,8 @@ impl Monitor {
     /// `Version` when it speaks another protocol; `dir` is for the message.
     pub async fn greet(&self, dir: &Path) -> Result<(), MonitorError> {
         let hello = Request::Hello { version: PROTOCOL_VERSION };
-        match self.link.call("hello", hello, vec![], CALL_DEADLINE).await?.0 {
-            Reply::Hello { version: PROTOCOL_VERSION, .. } => Ok(()),
+        match self.link.call("hello", hello, CALL_DEADLINE).await?.0 {
+            Reply::Hello { version: v1::VERSION | PROTOCOL_VERSION, .. } => Ok(()),
             Reply::Hello { version: theirs, .. } => Err(MonitorError::Version { dir: dir.into(), theirs }),
             _ => Err(self.link.mismatch("hello")),
         }
@@ -133,50 +117,34 @@ impl Monitor {
     /// The monitor at the other end, by what it says of itself in its greeting.
     pub(super) async fn introduced(link: Link, dir: &Path) -> Result<Self, MonitorError> {
         let hello = Request::Hello { version: PROTOCOL_VERSION };
-        match link.call("hello", hello, vec![], CALL_DEADLINE).await?.0 {
-            Reply::Hello { version: PROTOCOL_VERSION, record } => Ok(Self::new(*record, link)),
+        match link.call("hello", hello, CALL_DEADLINE).await?.0 {
+            Reply::Hello { version: v1::VERSION | PROTOCOL_VERSION, record } => Ok(Self::new(*record, link)),
             Reply::Hello { version: theirs, .. } => Err(MonitorError::Version { dir: dir.into(), theirs }),
             _ => Err(link.mismatch("hello")),
         }
     }
 
-    /// Creates a container; it waits for the runtime's start. The runtime is killed after `deadline_ms` (a minute if
-    /// not given).
+    /// Runs a container. The runtime is killed after `deadline_ms` (a minute if not given).
     ///
     /// # Errors
     /// `Refused` with the runtime's own message, among others.
-    pub async fn create(&self, mut request: Create) -> Result<ProcessId, MonitorError> {
+    pub async fn run(&self, mut request: Run) -> Result<ProcessId, MonitorError> {
         if request.restore.is_some() {
             self.needs(RESTORE_REVISION, "restore of a container")?;
         }
         let deadline = runtime_deadline(&mut request.deadline_ms);
-        match self.link.call("create", Request::Create(Box::new(request)), vec![], deadline).await? {
-            (Reply::Created { pid, start_time }, _) => Ok(ProcessId { pid, start_time }),
-            _ => Err(self.link.mismatch("create")),
-        }
-    }
-
-    /// Runs a process in a container. Its end arrives as an event. After the deadline (default: a minute) the runtime
-    /// is killed, not the process.
-    ///
-    /// # Errors
-    /// `Refused` with the runtime's own message, among others.
-    pub async fn exec(&self, request: ExecRequest, stdio: ExecStdio) -> Result<ExecStarted, MonitorError> {
-        let flags = StdioFlags {
-            stdin: stdio.stdin.is_some(),
-            stdout: stdio.stdout.is_some(),
-            stderr: stdio.stderr.is_some(),
+        let answer = match self.info.protocol {
+            v1::VERSION => self.link.call("run", v1::Request::run(&request), deadline).await?,
+            _ => self.link.call("run", Request::Run(Box::new(request)), deadline).await?,
         };
-        let fds = [stdio.stdin, stdio.stdout, stdio.stderr].into_iter().flatten().collect();
-        let (exec, deadline) = request.with(flags);
-        match self.link.call("exec", Request::Exec(exec), fds, deadline).await? {
-            (Reply::ExecStarted { pid, .. }, mut fds) => Ok(ExecStarted { pid, terminal: fds.pop() }),
-            _ => Err(self.link.mismatch("exec")),
+        match answer {
+            (Reply::Running { pid, start_time }, _) => Ok(ProcessId { pid, start_time }),
+            _ => Err(self.link.mismatch("run")),
         }
     }
 
     /// Runs a process in a container and gets our ends of its descriptors, those in `stdio` unless it has a terminal.
-    /// Otherwise as [`Monitor::exec`].
+    /// The session's leash reports the end. After the deadline (default: a minute) the runtime is killed, not the process.
     ///
     /// # Errors
     /// `TooOld`; `Refused` with the runtime's own message, or because the pod has its maximum of sessions.
@@ -184,7 +152,7 @@ impl Monitor {
         self.needs(SESSIONS_REVISION, "exec with streams")?;
         let stdio = if request.terminal { StdioFlags::default() } else { stdio };
         let (exec, deadline) = request.with(stdio);
-        match self.link.call("exec", Request::Session(exec), vec![], deadline).await? {
+        match self.link.call("exec", Request::Session(exec), deadline).await? {
             (Reply::SessionStarted { terminal, stdio, .. }, fds) => {
                 Session::assemble(terminal, stdio, fds).ok_or_else(|| self.link.mismatch("exec"))
             }
@@ -200,7 +168,7 @@ impl Monitor {
     pub async fn attach(&self, container_id: String, stdio: StdioFlags) -> Result<Session, MonitorError> {
         self.needs(SESSIONS_REVISION, "attach")?;
         let request = Request::Attach { container_id, stdio };
-        match self.link.call("attach", request, vec![], CALL_DEADLINE).await? {
+        match self.link.call("attach", request, CALL_DEADLINE).await? {
             (Reply::Attached { stdio }, fds) => {
                 Session::assemble(false, stdio, fds).ok_or_else(|| self.link.mismatch("attach"))
             }
@@ -227,7 +195,7 @@ impl Monitor {
         group: bool,
     ) -> Result<SignalOutcome, MonitorError> {
         let request = Request::Signal { target, signal, group };
-        match self.link.call("signal", request, vec![], CALL_DEADLINE).await?.0 {
+        match self.link.call("signal", request, CALL_DEADLINE).await?.0 {
             Reply::Done => Ok(SignalOutcome::Sent),
             Reply::AlreadyExited => Ok(SignalOutcome::AlreadyExited),
             _ => Err(self.link.mismatch("signal")),
@@ -247,7 +215,7 @@ impl Monitor {
     /// # Errors
     /// Those of every call.
     pub async fn list(&self) -> Result<Listing, MonitorError> {
-        match self.link.call("list", Request::List, vec![], CALL_DEADLINE).await?.0 {
+        match self.link.call("list", Request::List, CALL_DEADLINE).await?.0 {
             Reply::List { containers, execs } => Ok(Listing { containers, execs }),
             _ => Err(self.link.mismatch("list")),
         }
@@ -259,14 +227,6 @@ impl Monitor {
     /// `Refused` when it has not exited, or is unknown.
     pub async fn forget(&self, container_id: String) -> Result<(), MonitorError> {
         self.done("forget", Request::Forget { container_id }, CALL_DEADLINE).await
-    }
-
-    /// Closes a container's standard input.
-    ///
-    /// # Errors
-    /// `Refused` when it does not run.
-    pub async fn close_stdin(&self, container_id: String) -> Result<(), MonitorError> {
-        self.done("close stdin", Request::CloseStdin { container_id }, CALL_DEADLINE).await
     }
 
     /// Sets a container's terminal size. An exec's is set on the descriptor that came with its start.
@@ -296,17 +256,21 @@ impl Monitor {
         request: Request,
         deadline: Duration,
     ) -> Result<(), MonitorError> {
-        match self.link.call(operation, request, vec![], deadline).await?.0 {
+        match self.link.call(operation, request, deadline).await?.0 {
             Reply::Done => Ok(()),
             _ => Err(self.link.mismatch(operation)),
         }
     }
 }
 
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Fills in the default; returns how long to wait for the answer: the monitor needs a moment after the deadline.
-fn runtime_deadline(milliseconds: &mut Option<u64>) -> Duration {
-    let default = || u64::try_from(RUNTIME_DEADLINE.as_millis()).unwrap_or(u64::MAX);
-    Duration::from_millis(*milliseconds.get_or_insert_with(default)).saturating_add(CALL_DEADLINE)
+fn runtime_deadline(given: &mut Option<u64>) -> Duration {
+    let default = || milliseconds(RUNTIME_DEADLINE);
+    Duration::from_millis(*given.get_or_insert_with(default)).saturating_add(CALL_DEADLINE)
 }
 
 /// Sends requests to the connection's task and waits for answers.
@@ -325,8 +289,7 @@ impl Link {
     pub(super) async fn call(
         &self,
         operation: &'static str,
-        request: Request,
-        fds: Vec<OwnedFd>,
+        request: impl Serialize,
         deadline: Duration,
     ) -> Result<Answer, MonitorError> {
         let sandbox_id = || self.sandbox_id.to_string();
@@ -338,7 +301,7 @@ impl Link {
         })?;
         let (answer, receiver) = oneshot::channel();
         let exchange = async {
-            self.commands.send(Command { id, frame, fds, answer }).await.ok()?;
+            self.commands.send(Command { id, frame, answer }).await.ok()?;
             receiver.await.ok()
         };
         match tokio::time::timeout(deadline, exchange).await {

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use podwright_monitor_proto::{Event, FromMonitor, Reply, RequestId, take_frame};
 use podwright_sys::fdpass;
@@ -36,7 +36,6 @@ pub(super) type Answer = (Reply, Vec<OwnedFd>);
 pub(super) struct Command {
     pub(super) id: RequestId,
     pub(super) frame: Vec<u8>,
-    pub(super) fds: Vec<OwnedFd>,
     pub(super) answer: oneshot::Sender<Answer>,
 }
 
@@ -59,7 +58,6 @@ pub(super) fn start(socket: UnixStream) -> (mpsc::Sender<Command>, mpsc::Receive
 struct Outgoing {
     bytes: Vec<u8>,
     sent: usize,
-    fds: Vec<OwnedFd>,
 }
 
 struct Connection {
@@ -108,18 +106,14 @@ impl Connection {
         self.pending.retain(|(_, answer)| !answer.is_closed());
         if !command.answer.is_closed() {
             self.pending.push((command.id, command.answer));
-            self.output.push_back(Outgoing { bytes: command.frame, sent: 0, fds: command.fds });
+            self.output.push_back(Outgoing { bytes: command.frame, sent: 0 });
         }
     }
 
     fn write(&mut self) -> io::Result<()> {
         while let Some(front) = self.output.front_mut() {
-            let fds: Vec<BorrowedFd<'_>> = front.fds.iter().map(AsFd::as_fd).collect();
-            let bytes = &front.bytes[front.sent..];
-            match self.socket.try_io(Interest::WRITABLE, || fdpass::send(self.socket.as_fd(), bytes, &fds)) {
+            match self.socket.try_write(&front.bytes[front.sent..]) {
                 Ok(sent) => {
-                    drop(fds);
-                    front.fds.clear();
                     front.sent += sent;
                     if front.sent == front.bytes.len() {
                         self.output.pop_front();
@@ -174,9 +168,8 @@ impl Connection {
             FromMonitor::Event(Event::ContainerExited { container_id, exit }) => {
                 self.backlog.push_back(MonitorEvent::ContainerExited { container_id, exit });
             }
-            FromMonitor::Event(Event::ExecExited { exec_id, exit_code, signal }) => {
-                self.backlog.push_back(MonitorEvent::ExecExited { exec_id, exit_code, signal });
-            }
+            // Of a monitor of protocol 1; the session's leash reports it, too.
+            FromMonitor::Event(Event::ExecExited { .. }) => {}
         }
         Ok(())
     }
@@ -184,18 +177,27 @@ impl Connection {
 
 #[cfg(test)]
 mod tests {
-    use podwright_monitor_proto::encode;
+    use podwright_monitor_proto::{ExitRecord, encode};
     use tokio::io::AsyncWriteExt as _;
 
     use super::*;
 
     fn event(number: i32) -> FromMonitor {
-        FromMonitor::Event(Event::ExecExited { exec_id: "e".into(), exit_code: number, signal: None })
+        let exit = ExitRecord {
+            version: 1,
+            container_id: "c".into(),
+            pid: 9,
+            exit_code: number,
+            signal: None,
+            oom_killed: false,
+            finished_at_ns: 0,
+        };
+        FromMonitor::Event(Event::ContainerExited { container_id: "c".into(), exit })
     }
 
     fn command(id: RequestId) -> (Command, oneshot::Receiver<Answer>) {
         let (answer, receiver) = oneshot::channel();
-        (Command { id, frame: vec![0, 0, 0, 0], fds: vec![], answer }, receiver)
+        (Command { id, frame: vec![0, 0, 0, 0], answer }, receiver)
     }
 
     #[tokio::test]
@@ -209,15 +211,15 @@ mod tests {
             theirs.write_all(&encode(&event(number)).unwrap()).await.unwrap();
         }
         for id in [2, 1] {
-            let reply = FromMonitor::Reply { id, reply: Reply::Created { pid: 1, start_time: id } };
+            let reply = FromMonitor::Reply { id, reply: Reply::Running { pid: 1, start_time: id } };
             theirs.write_all(&encode(&reply).unwrap()).await.unwrap();
         }
-        assert_eq!(two.await.unwrap().0, Reply::Created { pid: 1, start_time: 2 });
-        assert_eq!(one.await.unwrap().0, Reply::Created { pid: 1, start_time: 1 });
+        assert_eq!(two.await.unwrap().0, Reply::Running { pid: 1, start_time: 2 });
+        assert_eq!(one.await.unwrap().0, Reply::Running { pid: 1, start_time: 1 });
         drop(theirs);
         for number in 0..200 {
-            let MonitorEvent::ExecExited { exit_code, .. } = events.recv().await.unwrap() else { panic!() };
-            assert_eq!(exit_code, number);
+            let MonitorEvent::ContainerExited { exit, .. } = events.recv().await.unwrap() else { panic!() };
+            assert_eq!(exit.exit_code, number);
         }
         assert_eq!(events.recv().await, Some(MonitorEvent::Gone));
         assert_eq!(events.recv().await, None);

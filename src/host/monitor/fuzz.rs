@@ -30,7 +30,7 @@ pub(in crate::host) fn connection(data: &[u8]) {
         let mut answers = Vec::new();
         for id in 0..CALLERS {
             let (answer, receiver) = oneshot::channel();
-            commands.send(Command { id, frame: Vec::new(), fds: Vec::new(), answer }).await.expect("a task");
+            commands.send(Command { id, frame: Vec::new(), answer }).await.expect("a task");
             answers.push(receiver);
         }
         theirs.set_nonblocking(true).expect("a socket that does not block");

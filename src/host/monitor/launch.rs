@@ -74,7 +74,7 @@ pub async fn launch(request: LaunchRequest) -> Result<(Monitor, Events), Monitor
         init_cgroups: request.init_cgroups.iter().map(|dir| dir.to_string_lossy().into_owned()).collect(),
     };
     let namespaces = launch.namespaces.clone();
-    match link.call("launch", Request::Launch(Box::new(launch)), vec![], LAUNCH_DEADLINE).await {
+    match link.call("launch", Request::Launch(Box::new(launch)), LAUNCH_DEADLINE).await {
         Ok((Reply::Launched(record), _)) => {
             if let Some(what) = lacks(&namespaces, &record) {
                 let _ = Monitor::new(*record, link).shutdown(true).await;

@@ -17,13 +17,13 @@ mod sweep;
 use tokio::sync::mpsc;
 
 pub use binary::{BinaryError, binary};
-pub use calls::{ExecRequest, ExecStarted, ExecStdio, Listing, Monitor, SignalOutcome};
+pub use calls::{ExecRequest, Listing, Monitor, SignalOutcome};
 pub use error::MonitorError;
 pub use launch::{LaunchRequest, adopt, find, launch};
 pub use podwright_monitor_proto::{
-    ContainerState, ContainerStatus, Create as CreateRequest, ErrorKind, ExecStatus, ExecStdio as StdioFlags,
-    ExitRecord, IdMappings, IdRange, MonitorRecord as MonitorInfo, NamespacePaths, NamespaceRequest,
-    ProcessId, Restore as RestoreRequest, Runtime, SessionEnd, Target,
+    ContainerState, ContainerStatus, ErrorKind, ExecStatus, ExecStdio as StdioFlags, ExitRecord, IdMappings,
+    IdRange, MonitorRecord as MonitorInfo, NamespacePaths, NamespaceRequest, ProcessId,
+    Restore as RestoreRequest, Run as RunRequest, Runtime, SessionEnd, Target,
 };
 pub use session::{Leash, Session};
 pub use sweep::{kill, kill_process, sweep};
@@ -37,15 +37,6 @@ pub enum MonitorEvent {
         container_id: String,
         /// As on disk.
         exit: ExitRecord,
-    },
-    /// An exec's process is gone.
-    ExecExited {
-        /// The exec.
-        exec_id: String,
-        /// 128 + n for signal n.
-        exit_code: i32,
-        /// Signal that ended it.
-        signal: Option<i32>,
     },
     /// The connection ended: the monitor is dead, or more events waited than are kept. [`adopt`] finds out which, and
     /// [`Monitor::list`] what was missed.

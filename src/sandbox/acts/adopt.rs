@@ -171,7 +171,7 @@ fn reported(reports: &Reports, id: &ContainerId) -> Option<ContainerSeen> {
         MonitorContainer::Running { pid, start_time } => {
             ContainerSeen::Running(Init { pid: *pid, start_time: *start_time })
         }
-        MonitorContainer::Creating => ContainerSeen::Starting,
+        MonitorContainer::Starting => ContainerSeen::Starting,
     })
 }
 

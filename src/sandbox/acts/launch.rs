@@ -1,7 +1,7 @@
 //! Having a pod's monitor run the OCI runtime for a container, and what is tried again when it fails.
 
 use crate::host::monitor::{
-    ContainerState as MonitorContainer, CreateRequest, ErrorKind, Monitor, MonitorError, ProcessId,
+    ContainerState as MonitorContainer, ErrorKind, Monitor, MonitorError, ProcessId, RunRequest,
 };
 use crate::host::oci::lacks_room_for_keyring;
 use crate::model::ContainerId;
@@ -15,13 +15,13 @@ use std::time::{Duration, Instant};
 /// new one anyway.
 pub(in crate::sandbox) async fn run(
     monitor: &Monitor,
-    request: CreateRequest,
+    request: RunRequest,
 ) -> Result<ProcessId, MonitorError> {
     if request.restore.is_some() {
-        return monitor.create(request).await;
+        return monitor.run(request).await;
     }
     let begun = Instant::now();
-    match monitor.create(request.clone()).await {
+    match monitor.run(request.clone()).await {
         Err(MonitorError::Refused { kind: ErrorKind::Runtime { .. }, message, .. })
             if lacks_room_for_keyring(&message) =>
         {
@@ -35,7 +35,7 @@ pub(in crate::sandbox) async fn run(
             TOLD.call_once(|| tracing::warn!(error = message, "no room for keyrings of containers"));
             let spent = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             let deadline_ms = request.deadline_ms.map(|all| all.saturating_sub(spent).max(1));
-            monitor.create(CreateRequest { no_new_keyring: true, deadline_ms, ..request }).await
+            monitor.run(RunRequest { no_new_keyring: true, deadline_ms, ..request }).await
         }
         created => created,
     }
@@ -57,7 +57,7 @@ pub(in crate::sandbox) async fn await_start(
         };
         let state = listing.containers.into_iter().find(|c| c.id == id.as_str()).map(|c| c.state);
         match state {
-            Some(MonitorContainer::Creating) => tokio::time::sleep(START_POLL).await,
+            Some(MonitorContainer::Starting) => tokio::time::sleep(START_POLL).await,
             Some(MonitorContainer::Running { pid, start_time }) => return Ok(Init { pid, start_time }),
             // Its end comes, or came, as an event.
             Some(MonitorContainer::Exited(record)) => return Ok(Init { pid: record.pid, start_time: 0 }),

@@ -167,18 +167,14 @@ pub(in crate::sandbox) struct Collector {
     kept: Arc<Mutex<Vec<u8>>>,
 }
 
-/// A pipe, whose write end belongs to `owner`, and what reads it: at most `limit` bytes of it, and what `hold` grants.
+/// Drains a pipe of a command, keeping at most `limit` bytes, and no more than `hold` grants.
 pub(in crate::sandbox) fn collect(
+    pipe: OwnedFd,
     limit: usize,
     hold: &OutputHold,
-    owner: Option<(u32, u32)>,
-) -> Result<(OwnedFd, Collector), SandboxError> {
-    let pipe_error = || SandboxError::io("make a pipe for", Path::new("exec output"));
-    let (sender, receiver) = pipe::pipe().map_err(pipe_error())?;
-    let end = sender.into_blocking_fd().map_err(pipe_error())?;
-    if let Some((uid, gid)) = owner {
-        std::os::unix::fs::fchown(&end, Some(uid), Some(gid)).map_err(pipe_error())?;
-    }
+) -> Result<Collector, SandboxError> {
+    let receiver = pipe::Receiver::from_owned_fd(pipe)
+        .map_err(SandboxError::io("read from the pipe of", Path::new("exec output")))?;
     let kept = Arc::new(Mutex::new(Vec::new()));
     let (keep, hold) = (kept.clone(), hold.clone());
     let task = tokio::spawn(async move {
@@ -195,7 +191,7 @@ pub(in crate::sandbox) fn collect(
             }
         }
     });
-    Ok((end, Collector { task, kept }))
+    Ok(Collector { task, kept })
 }
 
 fn read_some(
@@ -257,9 +253,10 @@ mod tests {
     async fn flood(hold: &OutputHold, bytes: usize) -> [Vec<u8>; 2] {
         let mut streams = Vec::new();
         for byte in [b'o', b'e'] {
-            let (end, collector) = collect(STREAM, hold, None).unwrap();
+            let (reader, mut writer) = std::io::pipe().unwrap();
+            let collector = collect(reader.into(), STREAM, hold).unwrap();
             let writer = tokio::task::spawn_blocking(move || {
-                std::fs::File::from(end).write_all(&vec![byte; bytes]).unwrap();
+                writer.write_all(&vec![byte; bytes]).unwrap();
             });
             streams.push((writer, collector));
         }

@@ -5,7 +5,7 @@ use super::node::Node;
 use super::private::write_private;
 use super::restore;
 use super::room;
-use crate::host::monitor::{CreateRequest, Monitor, RestoreRequest};
+use crate::host::monitor::{Monitor, RestoreRequest, RunRequest};
 use crate::host::oci::{Runtime, criu_words};
 use crate::model::{ContainerId, ContainerSpec, NamespaceMode, Resources, SandboxSpec};
 use crate::sandbox::offload::{behind, blocking};
@@ -43,15 +43,12 @@ pub(in crate::sandbox) async fn start(
     let (own, bundle) = (node.clone(), node.places.bundle(&spec.id));
     blocking(move |off| room::check(off, &own.config, room::For::Start, room::config_bytes(off, &bundle)))
         .await?;
-    let request = CreateRequest {
+    let request = RunRequest {
         container_id: spec.id.to_string(),
         runtime: runtime.command(),
-        start: true,
         bundle: text(&node.places.bundle(&spec.id)),
-        pid_file: None,
         log_path: spec.log_path.as_deref().map(text),
         log_directory: pod.log_directory.as_deref().map(text),
-        log_max_line: None,
         terminal: spec.tty,
         stdin: spec.stdin,
         stdin_once: spec.stdin_once,

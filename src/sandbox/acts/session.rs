@@ -5,20 +5,24 @@
 //! then runs on and the monitor takes its output; one with a terminal gets SIGHUP. The same happens when the daemon
 //! dies.
 
-use super::exec::is_alive;
 use super::node::Node;
-use super::process_file::Terminal;
+pub(super) use super::process_file::Terminal;
 use crate::host::monitor::{
-    ExecRequest, Leash, Monitor, MonitorError, Session, SessionEnd, StdioFlags, Target,
+    ErrorKind, ExecRequest, Leash, Monitor, MonitorError, Session, SessionEnd, StdioFlags, Target,
 };
 use crate::model::{ContainerId, SandboxId, TerminalSize};
-use crate::sandbox::offload::blocking;
+use crate::sandbox::offload::{blocking, ended};
 use crate::sandbox::words::error::SandboxError;
 use crate::sandbox::words::snapshot::{ContainerSnapshot, PodSnapshot};
-use crate::sandbox::words::state::ContainerState;
-use podwright_sys::tty;
+use crate::sandbox::words::state::{ContainerState, Init};
+use podwright_sys::{pidfd, tty};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
+
+/// How long to watch a dying container's init after the runtime refused a command in it. Delays a refusal for other
+/// reasons by as much.
+const END_WAIT: Duration = Duration::from_millis(100);
 
 /// A command to run with streams.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,7 +125,7 @@ impl ExecSession {
     pub async fn wait(&self) -> Result<ExitStatus, SandboxError> {
         match self.leash.ended().await {
             Some(SessionEnd::Exited { exit_code, signal }) => Ok(ExitStatus { code: exit_code, signal }),
-            Some(SessionEnd::ContainerEnded | SessionEnd::TooSlow) | None => {
+            Some(SessionEnd::TimedOut | SessionEnd::ContainerEnded | SessionEnd::TooSlow) | None => {
                 Err(SandboxError::MonitorLost(self.pod.clone()))
             }
         }
@@ -145,10 +149,57 @@ impl AttachSession {
     /// If the pod's monitor is gone.
     pub async fn wait(&self) -> Result<AttachEnd, SandboxError> {
         match self.leash.ended().await {
-            Some(SessionEnd::ContainerEnded | SessionEnd::Exited { .. }) => Ok(AttachEnd::ContainerEnded),
+            Some(SessionEnd::ContainerEnded | SessionEnd::Exited { .. } | SessionEnd::TimedOut) => {
+                Ok(AttachEnd::ContainerEnded)
+            }
             Some(SessionEnd::TooSlow) => Ok(AttachEnd::TooSlow),
             None => Err(SandboxError::MonitorLost(self.pod.clone())),
         }
+    }
+}
+
+/// A command to begin.
+pub(super) struct Begin<'a> {
+    pub(super) exec_id: &'a str,
+    pub(super) command: Vec<String>,
+    pub(super) terminal: Terminal,
+    pub(super) stdio: StdioFlags,
+    /// Kept by the monitor.
+    pub(super) limit: Option<Duration>,
+}
+
+/// What a command is for in messages.
+pub(super) const EXEC: &str = "execute a command in";
+
+/// Begins a command in a running container.
+pub(super) async fn begin(
+    node: &Node,
+    pod: &PodSnapshot,
+    container: &ContainerSnapshot,
+    Begin { exec_id, command, terminal, stdio, limit }: Begin<'_>,
+) -> Result<Session, SandboxError> {
+    let id = &container.spec.id;
+    let monitor = running(EXEC, pod, container)?;
+    node.cgroups.expect_moves();
+    let (files, of, bundle) = (node.execs.files.clone(), pod.spec.id.clone(), node.places.bundle(id));
+    let (named, has_terminal) = (exec_id.to_owned(), matches!(terminal, Terminal::Yes(_)));
+    let process_file = blocking(move |off| files.write(off, &of, &bundle, &named, command, terminal)).await?;
+    let request = ExecRequest {
+        exec_id: exec_id.to_owned(),
+        container_id: id.to_string(),
+        runtime: pod.runtime.command(),
+        process_file: process_file.path(),
+        terminal: has_terminal,
+        deadline: Some(node.config.runtime_timeout()),
+        limit,
+    };
+    let started = monitor.session(request, stdio).await;
+    // The runtime has read it: it is not there for as long as the command runs.
+    drop(process_file);
+    match started {
+        Ok(session) => Ok(session),
+        Err(MonitorError::Gone { .. }) => Err(SandboxError::MonitorLost(pod.spec.id.clone())),
+        Err(error) => Err(ended_meanwhile(EXEC, container, error).await),
     }
 }
 
@@ -158,27 +209,15 @@ pub(in crate::sandbox) async fn exec(
     container: &ContainerSnapshot,
     ask: ExecStream,
 ) -> Result<ExecSession, SandboxError> {
-    let id = &container.spec.id;
-    let monitor = running("execute a command in", pod, container)?;
-    node.cgroups.expect_moves();
     let exec_id = ContainerId::random()?.short().to_owned();
-    let terminal = if ask.tty { Terminal::Yes(ask.size) } else { Terminal::No };
-    let (files, of, bundle) = (node.execs.files.clone(), pod.spec.id.clone(), node.places.bundle(id));
-    let (named, command) = (exec_id.clone(), ask.command);
-    let process_file = blocking(move |off| files.write(off, &of, &bundle, &named, command, terminal)).await?;
-    let request = ExecRequest {
-        exec_id,
-        container_id: id.to_string(),
-        runtime: pod.runtime.command(),
-        process_file: process_file.path(),
-        terminal: ask.tty,
-        deadline: Some(node.config.runtime_timeout()),
+    let begin_with = Begin {
+        exec_id: &exec_id,
+        command: ask.command,
+        terminal: if ask.tty { Terminal::Yes(ask.size) } else { Terminal::No },
+        stdio: StdioFlags { stdin: ask.stdin, stdout: ask.stdout, stderr: ask.stderr },
+        limit: None,
     };
-    let stdio = StdioFlags { stdin: ask.stdin, stdout: ask.stdout, stderr: ask.stderr };
-    let started = monitor.session(request, stdio).await;
-    drop(process_file);
-    let Session { terminal, stdin, stdout, stderr, leash } =
-        started.map_err(|error| ended_meanwhile("execute a command in", container, error))?;
+    let Session { terminal, stdin, stdout, stderr, leash } = begin(node, pod, container, begin_with).await?;
     let (mut stdin, mut stdout) = (stdin, stdout);
     if let Some(master) = &terminal {
         let copy = || master.try_clone().map_err(SandboxError::io("copy", "a terminal".as_ref()));
@@ -208,11 +247,11 @@ pub(in crate::sandbox) async fn attach(
         stdout: ask.stdout,
         stderr: ask.stderr,
     };
-    let Session { terminal: _, stdin, stdout, stderr, leash } =
-        monitor
-            .attach(id.to_string(), stdio)
-            .await
-            .map_err(|error| ended_meanwhile("attach to", container, error))?;
+    let session = match monitor.attach(id.to_string(), stdio).await {
+        Ok(session) => session,
+        Err(error) => return Err(ended_meanwhile("attach to", container, error).await),
+    };
+    let Session { terminal: _, stdin, stdout, stderr, leash } = session;
     let (monitor, container, pod) = (monitor.clone(), id.clone(), pod.spec.id.clone());
     Ok(AttachSession { stdin, stdout, stderr, leash, monitor, container, pod })
 }
@@ -235,15 +274,39 @@ pub(in crate::sandbox) fn running<'a>(
 }
 
 /// The runtime's error about a container that ended meanwhile does not help.
-fn ended_meanwhile(
+async fn ended_meanwhile(
     operation: &'static str,
     container: &ContainerSnapshot,
     error: MonitorError,
 ) -> SandboxError {
-    match (&error, &container.state) {
-        (MonitorError::Refused { .. }, ContainerState::Running { init, .. }) if !is_alive(*init) => {
-            SandboxError::ContainerState { operation, id: container.spec.id.to_string(), state: "exited" }
-        }
-        _ => error.into(),
+    let ended = match (error.kind(), &container.state) {
+        // The runtime may notice first.
+        (Some(ErrorKind::Runtime { .. }), ContainerState::Running { init, .. }) => dies_soon(*init).await,
+        (Some(_), ContainerState::Running { init, .. }) => !is_alive(*init),
+        _ => false,
+    };
+    if ended {
+        return SandboxError::ContainerState {
+            operation,
+            id: container.spec.id.to_string(),
+            state: "exited",
+        };
     }
+    error.into()
+}
+
+/// Whether a container whose runtime just refused a command is ending.
+async fn dies_soon(init: Init) -> bool {
+    let process = pidfd::open(init.pid);
+    if !is_alive(init) {
+        return true;
+    }
+    // It is the init's, which was alive when it was open.
+    let Ok(process) = process else { return false };
+    matches!(tokio::time::timeout(END_WAIT, ended(process)).await, Ok(Ok(())))
+}
+
+pub(in crate::sandbox) fn is_alive(init: Init) -> bool {
+    podwright_sys::proc::start_time(init.pid).is_ok_and(|time| time == init.start_time)
+        && podwright_sys::proc::state(init.pid).is_ok_and(|state| !matches!(state, 'Z' | 'X'))
 }

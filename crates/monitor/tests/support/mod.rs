@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ pub(crate) struct Client {
     socket: UnixStream,
     input: Vec<u8>,
     fds: Vec<OwnedFd>,
-    replies: BTreeMap<RequestId, Reply>,
+    replies: BTreeMap<RequestId, (Reply, Vec<OwnedFd>)>,
     pub(crate) events: Vec<Event>,
     next: RequestId,
 }
@@ -36,15 +36,16 @@ impl Client {
 
     pub(crate) fn connect(dir: &Path) -> Self {
         let mut client = Self::new(UnixStream::connect(dir.join(MONITOR_SOCKET)).unwrap());
-        assert!(matches!(client.call(Request::Hello { version: 1 }), Reply::Hello { version: 1, .. }));
+        let hello = Request::Hello { version: PROTOCOL_VERSION };
+        assert!(matches!(client.call(hello), Reply::Hello { version: PROTOCOL_VERSION, .. }));
         client
     }
 
-    pub(crate) fn send(&mut self, request: Request, fds: &[BorrowedFd<'_>]) -> RequestId {
+    pub(crate) fn send(&mut self, request: Request) -> RequestId {
         let id = self.next;
         self.next += 1;
         let bytes = encode(&RequestFrame { id, request }).unwrap();
-        assert_eq!(fdpass::send(self.socket.as_fd(), &bytes, fds).unwrap(), bytes.len());
+        assert_eq!(fdpass::send(self.socket.as_fd(), &bytes, &[]).unwrap(), bytes.len());
         id
     }
 
@@ -56,7 +57,10 @@ impl Client {
         self.input.extend_from_slice(&buffer[..read]);
         while let Some(frame) = take_frame(&mut self.input).unwrap() {
             match serde_json::from_slice(&frame).unwrap() {
-                FromMonitor::Reply { id, reply } => drop(self.replies.insert(id, reply)),
+                FromMonitor::Reply { id, reply } => {
+                    let fds = self.fds.drain(..reply.descriptors()).collect();
+                    self.replies.insert(id, (reply, fds));
+                }
                 FromMonitor::Event(event) => self.events.push(event),
             }
         }
@@ -64,6 +68,10 @@ impl Client {
     }
 
     pub(crate) fn wait(&mut self, id: RequestId) -> Reply {
+        self.wait_for(id).0
+    }
+
+    fn wait_for(&mut self, id: RequestId) -> (Reply, Vec<OwnedFd>) {
         loop {
             if let Some(reply) = self.replies.remove(&id) {
                 return reply;
@@ -73,17 +81,8 @@ impl Client {
     }
 
     pub(crate) fn call(&mut self, request: Request) -> Reply {
-        let id = self.send(request, &[]);
+        let id = self.send(request);
         self.wait(id)
-    }
-
-    pub(crate) fn call_with(&mut self, request: Request, fds: &[BorrowedFd<'_>]) -> Reply {
-        let id = self.send(request, fds);
-        self.wait(id)
-    }
-
-    pub(crate) fn take_fd(&mut self) -> OwnedFd {
-        self.fds.remove(0)
     }
 
     pub(crate) fn exit_of(&mut self, id: &str) -> ExitRecord {
@@ -93,19 +92,6 @@ impl Client {
                     && container_id == id
                 {
                     return exit.clone();
-                }
-            }
-            assert!(self.read(), "the monitor closed the connection");
-        }
-    }
-
-    pub(crate) fn exec_exit_of(&mut self, id: &str) -> (i32, Option<i32>) {
-        loop {
-            for event in &self.events {
-                if let Event::ExecExited { exec_id, exit_code, signal } = event
-                    && exec_id == id
-                {
-                    return (*exit_code, *signal);
                 }
             }
             assert!(self.read(), "the monitor closed the connection");
@@ -265,16 +251,13 @@ impl Pod {
         self.path(&format!("logs/{id}/0.log"))
     }
 
-    pub(crate) fn create_request(&self, id: &str) -> Create {
-        Create {
+    pub(crate) fn run_request(&self, id: &str) -> Run {
+        Run {
             container_id: id.into(),
             runtime: self.runtime(),
             bundle: self.path(id).to_str().unwrap().into(),
-            start: false,
-            pid_file: None,
             log_path: Some(self.log_path(id).to_str().unwrap().into()),
             log_directory: Some(self.path("logs").to_str().unwrap().into()),
-            log_max_line: None,
             terminal: false,
             stdin: false,
             stdin_once: false,
@@ -285,27 +268,17 @@ impl Pod {
         }
     }
 
-    /// Creates and starts; returns init's pid.
+    /// Runs a container; returns init's pid.
     pub(crate) fn run(&mut self, id: &str, args: &[&str]) -> u32 {
         self.bundle(id, args, |_| {});
-        self.run_with(self.create_request(id))
+        self.run_with(self.run_request(id))
     }
 
-    pub(crate) fn run_with(&mut self, create: Create) -> u32 {
-        let id = create.container_id.clone();
-        match self.client.call(Request::Create(Box::new(create))) {
-            Reply::Created { pid, start_time } => {
-                assert_eq!(podwright_sys::proc::start_time(pid).unwrap(), start_time);
-                self.runc(&["start", &id]);
-                pid
-            }
+    pub(crate) fn run_with(&mut self, run: Run) -> u32 {
+        match self.client.call(Request::Run(Box::new(run))) {
+            Reply::Running { pid, .. } => pid,
             other => panic!("{other:?}"),
         }
-    }
-
-    pub(crate) fn runc(&self, args: &[&str]) {
-        let output = Command::new("runc").arg("--root").arg(self.path("runc")).args(args).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     pub(crate) fn exec_request(&self, exec_id: &str, id: &str, args: &[&str], terminal: bool) -> Exec {
@@ -321,6 +294,7 @@ impl Pod {
             terminal,
             stdio: ExecStdio::default(),
             deadline_ms: None,
+            limit_ms: None,
         }
     }
 
@@ -402,17 +376,20 @@ impl Pod {
 
 impl Client {
     pub(crate) fn begin(&mut self, request: Request) -> Session {
-        match self.call(request) {
-            Reply::SessionStarted { terminal, stdio, .. } => self.take_session(terminal, stdio),
-            Reply::Attached { stdio } => self.take_session(false, stdio),
-            other => panic!("{other:?}"),
-        }
+        let id = self.send(request);
+        self.begun(id)
     }
 
-    pub(crate) fn take_session(&mut self, terminal: bool, stdio: ExecStdio) -> Session {
+    pub(crate) fn begun(&mut self, id: RequestId) -> Session {
+        let (terminal, stdio, fds) = match self.wait_for(id) {
+            (Reply::SessionStarted { terminal, stdio, .. }, fds) => (terminal, stdio, fds),
+            (Reply::Attached { stdio }, fds) => (false, stdio, fds),
+            (other, _) => panic!("{other:?}"),
+        };
+        let mut fds = fds.into_iter();
         let mut next = |there: bool| {
             there.then(|| {
-                let file = File::from(self.take_fd());
+                let file = File::from(fds.next().unwrap());
                 // The tests wait.
                 rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::empty()).unwrap();
                 file

@@ -27,9 +27,6 @@ impl Pod {
             MonitorEvent::ContainerExited { container_id, exit } => {
                 self.container_exited(&container_id, &exit)
             }
-            MonitorEvent::ExecExited { exec_id, exit_code, .. } => {
-                self.node.execs.waiters.ended(&exec_id, exit_code)
-            }
             MonitorEvent::Gone => self.adopt_again(),
         }
     }
@@ -113,7 +110,7 @@ impl Pod {
             .collect();
         for id in running {
             match reports.get(id.as_str()) {
-                Some(MonitorContainer::Running { .. } | MonitorContainer::Creating) => {}
+                Some(MonitorContainer::Running { .. } | MonitorContainer::Starting) => {}
                 Some(MonitorContainer::Exited(record)) => self.ended(&id, Exit::from_record(record)),
                 None => self.ended(&id, Exit::unknown("its monitor does not know it any more", now)),
             }

@@ -114,9 +114,10 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         streaming: streams.address(),
         begun,
     };
-    let runtime = Runtime::new(pods, streams.urls(), rpcs.clone());
+    let runtime = Runtime::new(pods, streams.urls());
     let beside = admin::routes(node.images.clone(), about, config.grpc.max_message_bytes);
-    let served = cri::serve(&config, listener, runtime, Image::new(&node, rpcs), beside, end).await;
+    let services = (runtime, Image::new(&node));
+    let served = cri::serve(&config, listener, services, rpcs, beside, end).await;
     streams.end(STREAMS_END).await;
     // It runs containers for tens of milliseconds; a hanging runtime is killed with this process.
     let _ = tokio::time::timeout(TRIAL_END, trial).await;

@@ -1,74 +1,20 @@
-//! Answers an expired client deadline (`grpc-timeout`) with DeadlineExceeded. tonic's own middleware answers Cancelled,
-//! which clients attribute to themselves. Dropping a call's future never undoes work: the pod's task continues it.
+//! A client's deadline, as gRPC over HTTP/2 carries it (`grpc-timeout`). tonic's own middleware answers Cancelled when it has
+//! passed, which clients attribute to themselves; the door answers DeadlineExceeded.
 
-use http::{HeaderMap, Request, Response};
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use http::HeaderMap;
 use std::time::Duration;
-use tonic::Status;
-use tonic::body::Body;
 use tonic::metadata::MetadataMap;
-use tower::{Layer, Service};
 
 /// The header of gRPC over HTTP/2.
 const HEADER: &str = "grpc-timeout";
-
-/// Puts [`Deadline`] around a service.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct DeadlineLayer;
-
-/// A service whose calls end at their client's deadline.
-#[derive(Debug, Clone)]
-pub(super) struct Deadline<S>(S);
-
-impl<S> Layer<S> for DeadlineLayer {
-    type Service = Deadline<S>;
-
-    fn layer(&self, inner: S) -> Deadline<S> {
-        Deadline(inner)
-    }
-}
-
-impl<S, B> Service<Request<B>> for Deadline<S>
-where
-    S: Service<Request<B>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let limit = limit(request.headers());
-        let call = self.0.call(request);
-        match limit {
-            None => Box::pin(call),
-            Some(limit) => {
-                // Created before tonic's own timer, which is polled later, so this one fires first.
-                let timer = tokio::time::sleep(limit);
-                Box::pin(async move {
-                    tokio::select! {
-                        answer = call => answer,
-                        () = timer => Ok(Status::deadline_exceeded("the client's deadline has passed").into_http()),
-                    }
-                })
-            }
-        }
-    }
-}
 
 /// The deadline that the client sent.
 pub(super) fn of(metadata: &MetadataMap) -> Option<Duration> {
     read(metadata.get(HEADER)?.to_str().ok()?)
 }
 
-fn limit(headers: &HeaderMap) -> Option<Duration> {
+/// The same, before tonic has read the request.
+pub(super) fn limit(headers: &HeaderMap) -> Option<Duration> {
     read(headers.get(HEADER)?.to_str().ok()?)
 }
 

@@ -2,60 +2,25 @@
 //! answer and ends with it.
 
 use crate::sandbox::OutputHold;
-use http::{Request, Response};
+use http::Response;
 use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
-use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tonic::Status;
 use tonic::body::Body;
-use tower::{Layer, Service};
 
 /// The answer, which keeps its reservation until it is sent.
-pub(super) fn until_sent<T>(answer: tonic::Response<(T, OutputHold)>) -> tonic::Response<T> {
-    let (metadata, (message, hold), mut extensions) = answer.into_parts();
-    extensions.insert(hold);
-    tonic::Response::from_parts(metadata, message, extensions)
+pub(super) fn until_sent<T>((message, hold): (T, OutputHold)) -> tonic::Response<T> {
+    let mut answer = tonic::Response::new(message);
+    answer.extensions_mut().insert(hold);
+    answer
 }
 
-/// Puts [`Holding`] around a service.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct HoldingLayer;
-
-/// A service whose answers keep their reservations.
-#[derive(Debug, Clone)]
-pub(super) struct Holding<S>(S);
-
-impl<S> Layer<S> for HoldingLayer {
-    type Service = Holding<S>;
-
-    fn layer(&self, inner: S) -> Holding<S> {
-        Holding(inner)
-    }
-}
-
-impl<S, B> Service<Request<B>> for Holding<S>
-where
-    S: Service<Request<B>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let call = self.0.call(request);
-        Box::pin(async move {
-            let mut answer = call.await?;
-            Ok(match answer.extensions_mut().remove::<OutputHold>() {
-                Some(hold) => answer.map(|body| Body::new(Held { body, _hold: hold })),
-                None => answer,
-            })
-        })
+/// Has the body of an answer keep what its call has reserved.
+pub(super) fn keep(mut answer: Response<Body>) -> Response<Body> {
+    match answer.extensions_mut().remove::<OutputHold>() {
+        Some(hold) => answer.map(|body| Body::new(Held { body, _hold: hold })),
+        None => answer,
     }
 }
 

@@ -7,7 +7,6 @@ use super::status::image_status;
 use super::{encode, info};
 use crate::host::usage::Usage;
 use crate::images::{self, Credentials, Images};
-use crate::metrics::Rpcs;
 use crate::model::Timestamp;
 use crate::sandbox::{Node, WritableLayers};
 use std::sync::Arc;
@@ -18,7 +17,6 @@ use tonic::{Request, Response, Status};
 pub struct Image {
     images: Images,
     layers: Arc<WritableLayers>,
-    rpcs: Rpcs,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -26,9 +24,9 @@ type Answer<T> = Result<Response<T>, Status>;
 impl Image {
     /// The service over this node's store.
     #[must_use]
-    pub fn new(node: &Node, rpcs: Rpcs) -> Self {
+    pub fn new(node: &Node) -> Self {
         let (images, layers) = (node.images.clone(), node.layers.clone());
-        Self { images, layers, rpcs }
+        Self { images, layers }
     }
 
     fn wanted(&self, filter: Option<pb::ImageFilter>) -> Vec<Arc<images::Image>> {
@@ -58,72 +56,56 @@ fn credentials(auth: pb::AuthConfig) -> Credentials {
 #[tonic::async_trait]
 impl ImageService for Image {
     async fn list_images(&self, r: Request<pb::ListImagesRequest>) -> Answer<pb::ListImagesResponse> {
-        let answer = async {
-            let images = self.wanted(r.into_inner().filter);
-            Ok(pb::ListImagesResponse { images: images.iter().map(|i| encode::image(i)).collect() })
-        };
-        self.rpcs.observe("ListImages", answer).await
+        let images = self.wanted(r.into_inner().filter);
+        Ok(Response::new(pb::ListImagesResponse {
+            images: images.iter().map(|i| encode::image(i)).collect(),
+        }))
     }
 
     type StreamImagesStream = Chunks<pb::StreamImagesResponse>;
     async fn stream_images(&self, r: Request<pb::StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
-        let answer = async {
-            let images = self.wanted(r.into_inner().filter).into_iter().map(|i| encode::image(&i));
-            Ok(chunks(images, |images| pb::StreamImagesResponse { images }))
-        };
-        self.rpcs.observe("StreamImages", answer).await
+        let images = self.wanted(r.into_inner().filter).into_iter().map(|i| encode::image(&i));
+        Ok(Response::new(chunks(images, |images| pb::StreamImagesResponse { images })))
     }
 
     async fn image_status(&self, r: Request<pb::ImageStatusRequest>) -> Answer<pb::ImageStatusResponse> {
-        let answer = async {
-            let r = r.into_inner();
-            let name = image_of(r.image)?;
-            let image = self.images.status(&name);
-            let info = match &image {
-                Some(image) if r.verbose => {
-                    let config = self.images.read_config(&image.id).await.map_err(|e| image_status(&e))?;
-                    info::image(image, &config)
-                }
-                Some(_) | None => Default::default(),
-            };
-            Ok(pb::ImageStatusResponse { image: image.map(|i| encode::image(&i)), info })
+        let r = r.into_inner();
+        let name = image_of(r.image)?;
+        let image = self.images.status(&name);
+        let info = match &image {
+            Some(image) if r.verbose => {
+                let config = self.images.read_config(&image.id).await.map_err(|e| image_status(&e))?;
+                info::image(image, &config)
+            }
+            Some(_) | None => Default::default(),
         };
-        self.rpcs.observe("ImageStatus", answer).await
+        Ok(Response::new(pb::ImageStatusResponse { image: image.map(|i| encode::image(&i)), info }))
     }
 
     async fn pull_image(&self, r: Request<pb::PullImageRequest>) -> Answer<pb::PullImageResponse> {
-        let answer = async {
-            let r = r.into_inner();
-            let name = image_of(r.image)?;
-            let id = self.images.pull(&name, r.auth.map(credentials)).await.map_err(|e| image_status(&e))?;
-            Ok(pb::PullImageResponse { image_ref: id.to_string() })
-        };
-        self.rpcs.observe("PullImage", answer).await
+        let r = r.into_inner();
+        let name = image_of(r.image)?;
+        let id = self.images.pull(&name, r.auth.map(credentials)).await.map_err(|e| image_status(&e))?;
+        Ok(Response::new(pb::PullImageResponse { image_ref: id.to_string() }))
     }
 
     async fn remove_image(&self, r: Request<pb::RemoveImageRequest>) -> Answer<pb::RemoveImageResponse> {
-        let answer = async {
-            let name = image_of(r.into_inner().image)?;
-            self.images.remove(&name).await.map_err(|e| image_status(&e))?;
-            Ok(pb::RemoveImageResponse {})
-        };
-        self.rpcs.observe("RemoveImage", answer).await
+        let name = image_of(r.into_inner().image)?;
+        self.images.remove(&name).await.map_err(|e| image_status(&e))?;
+        Ok(Response::new(pb::RemoveImageResponse {}))
     }
 
     async fn image_fs_info(&self, _: Request<pb::ImageFsInfoRequest>) -> Answer<pb::ImageFsInfoResponse> {
-        let answer = async {
-            let images = self.images.fs_usage();
-            let used = Usage { bytes: images.used_bytes, inodes: images.inodes_used };
-            let (layers, now) = (self.layers.total(), Timestamp::now());
-            Ok(pb::ImageFsInfoResponse {
-                image_filesystems: vec![encode::file_system(&images.mountpoint, used, now)],
-                container_filesystems: vec![encode::file_system(
-                    self.layers.file_system(),
-                    layers.usage,
-                    layers.at,
-                )],
-            })
-        };
-        self.rpcs.observe("ImageFsInfo", answer).await
+        let images = self.images.fs_usage();
+        let used = Usage { bytes: images.used_bytes, inodes: images.inodes_used };
+        let (layers, now) = (self.layers.total(), Timestamp::now());
+        Ok(Response::new(pb::ImageFsInfoResponse {
+            image_filesystems: vec![encode::file_system(&images.mountpoint, used, now)],
+            container_filesystems: vec![encode::file_system(
+                self.layers.file_system(),
+                layers.usage,
+                layers.at,
+            )],
+        }))
     }
 }

@@ -6,6 +6,7 @@ mod chunks;
 mod connections;
 mod deadline;
 pub mod decode;
+mod door;
 mod encode;
 mod events;
 mod holding;

@@ -7,7 +7,6 @@ use super::proto::runtime_service_server::RuntimeService;
 use super::status::status;
 use super::{checkpoint, decode, encode, events, holding, info, pod_metrics, stats, streaming};
 use crate::host::cgroups::Driver;
-use crate::metrics::Rpcs;
 use crate::model::{ContainerId, SandboxId, Timestamp};
 use crate::sandbox::{Condition, ContainerSnapshot, Manager, PodSnapshot, SandboxError, conditions};
 use crate::streaming::Urls;
@@ -27,7 +26,6 @@ const API_VERSION: &str = "v1";
 pub struct Runtime {
     pods: Manager,
     urls: Urls,
-    rpcs: Rpcs,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -35,8 +33,8 @@ type Answer<T> = Result<Response<T>, Status>;
 impl Runtime {
     /// The service over these pods; `urls` are for streams.
     #[must_use]
-    pub fn new(pods: Manager, urls: Urls, rpcs: Rpcs) -> Self {
-        Self { pods, urls, rpcs }
+    pub fn new(pods: Manager, urls: Urls) -> Self {
+        Self { pods, urls }
     }
 
     fn wanted_pods(
@@ -73,387 +71,311 @@ fn new_id<T>(id: Result<T, crate::model::IdError>) -> Result<T, Status> {
 #[tonic::async_trait]
 impl RuntimeService for Runtime {
     async fn version(&self, _: Request<pb::VersionRequest>) -> Answer<pb::VersionResponse> {
-        let answer = async {
-            Ok(pb::VersionResponse {
-                version: KUBELET_API_VERSION.to_owned(),
-                runtime_name: RUNTIME_NAME.to_owned(),
-                runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
-                runtime_api_version: API_VERSION.to_owned(),
-            })
-        };
-        self.rpcs.observe("Version", answer).await
+        Ok(Response::new(pb::VersionResponse {
+            version: KUBELET_API_VERSION.to_owned(),
+            runtime_name: RUNTIME_NAME.to_owned(),
+            runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+            runtime_api_version: API_VERSION.to_owned(),
+        }))
     }
 
     async fn run_pod_sandbox(
         &self,
         r: Request<pb::RunPodSandboxRequest>,
     ) -> Answer<pb::RunPodSandboxResponse> {
-        let answer = async {
-            let r = r.into_inner();
-            let id = new_id(SandboxId::random())?;
-            let spec = decode::sandbox(r.config, r.runtime_handler, id, Timestamp::now())?;
-            let id = shared(self.pods.run(spec).await)?;
-            Ok(pb::RunPodSandboxResponse { pod_sandbox_id: id.to_string() })
-        };
-        self.rpcs.observe("RunPodSandbox", answer).await
+        let r = r.into_inner();
+        let id = new_id(SandboxId::random())?;
+        let spec = decode::sandbox(r.config, r.runtime_handler, id, Timestamp::now())?;
+        let id = shared(self.pods.run(spec).await)?;
+        Ok(Response::new(pb::RunPodSandboxResponse { pod_sandbox_id: id.to_string() }))
     }
 
     async fn stop_pod_sandbox(
         &self,
         r: Request<pb::StopPodSandboxRequest>,
     ) -> Answer<pb::StopPodSandboxResponse> {
-        let answer = async {
-            let id = r.into_inner().pod_sandbox_id;
-            required("pod_sandbox_id", &id)?;
-            shared(self.pods.stop_pod(&id).await)?;
-            Ok(pb::StopPodSandboxResponse {})
-        };
-        self.rpcs.observe("StopPodSandbox", answer).await
+        let id = r.into_inner().pod_sandbox_id;
+        required("pod_sandbox_id", &id)?;
+        shared(self.pods.stop_pod(&id).await)?;
+        Ok(Response::new(pb::StopPodSandboxResponse {}))
     }
 
     async fn remove_pod_sandbox(
         &self,
         r: Request<pb::RemovePodSandboxRequest>,
     ) -> Answer<pb::RemovePodSandboxResponse> {
-        let answer = async {
-            let id = r.into_inner().pod_sandbox_id;
-            required("pod_sandbox_id", &id)?;
-            shared(self.pods.remove_pod(&id).await)?;
-            Ok(pb::RemovePodSandboxResponse {})
-        };
-        self.rpcs.observe("RemovePodSandbox", answer).await
+        let id = r.into_inner().pod_sandbox_id;
+        required("pod_sandbox_id", &id)?;
+        shared(self.pods.remove_pod(&id).await)?;
+        Ok(Response::new(pb::RemovePodSandboxResponse {}))
     }
 
     async fn pod_sandbox_status(
         &self,
         r: Request<pb::PodSandboxStatusRequest>,
     ) -> Answer<pb::PodSandboxStatusResponse> {
-        let answer = async {
-            let r = r.into_inner();
-            // Read before the snapshot: an event about a later one must count as newer.
-            let timestamp = self.pods.node().clock.next().nanos();
-            let pod = own(self.pods.pod(&r.pod_sandbox_id))?;
-            let info = if r.verbose { info::sandbox(&pod) } else { Default::default() };
-            Ok(pb::PodSandboxStatusResponse {
-                status: Some(encode::sandbox_status(&pod)),
-                info,
-                containers_statuses: events::statuses(&self.pods, &pod),
-                timestamp,
-            })
-        };
-        self.rpcs.observe("PodSandboxStatus", answer).await
+        let r = r.into_inner();
+        // Read before the snapshot: an event about a later one must count as newer.
+        let timestamp = self.pods.node().clock.next().nanos();
+        let pod = own(self.pods.pod(&r.pod_sandbox_id))?;
+        let info = if r.verbose { info::sandbox(&pod) } else { Default::default() };
+        Ok(Response::new(pb::PodSandboxStatusResponse {
+            status: Some(encode::sandbox_status(&pod)),
+            info,
+            containers_statuses: events::statuses(&self.pods, &pod),
+            timestamp,
+        }))
     }
 
     async fn list_pod_sandbox(
         &self,
         r: Request<pb::ListPodSandboxRequest>,
     ) -> Answer<pb::ListPodSandboxResponse> {
-        let answer = async { Ok(pb::ListPodSandboxResponse::of(self.wanted_pods(r.into_inner().filter))) };
-        self.rpcs.observe("ListPodSandbox", answer).await
+        Ok(Response::new(pb::ListPodSandboxResponse::of(self.wanted_pods(r.into_inner().filter))))
     }
 
     async fn create_container(
         &self,
         r: Request<pb::CreateContainerRequest>,
     ) -> Answer<pb::CreateContainerResponse> {
-        let answer = async {
-            let r = r.into_inner();
-            required("pod_sandbox_id", &r.pod_sandbox_id)?;
-            let Some(config) = r.config else { return Err(Status::invalid_argument("config: is missing")) };
-            let pod = own(self.pods.pod(&r.pod_sandbox_id))?;
-            let (image, restore) = checkpoint::image(&self.pods, config.image.as_ref()).await?;
-            let id = new_id(ContainerId::random())?;
-            let mut spec = decode::container(config, &pod.spec, image, id, Timestamp::now())?;
-            spec.restore = restore;
-            let id = shared(self.pods.create_container(spec).await)?;
-            Ok(pb::CreateContainerResponse { container_id: id.to_string() })
-        };
-        self.rpcs.observe("CreateContainer", answer).await
+        let r = r.into_inner();
+        required("pod_sandbox_id", &r.pod_sandbox_id)?;
+        let Some(config) = r.config else { return Err(Status::invalid_argument("config: is missing")) };
+        let pod = own(self.pods.pod(&r.pod_sandbox_id))?;
+        let (image, restore) = checkpoint::image(&self.pods, config.image.as_ref()).await?;
+        let id = new_id(ContainerId::random())?;
+        let mut spec = decode::container(config, &pod.spec, image, id, Timestamp::now())?;
+        spec.restore = restore;
+        let id = shared(self.pods.create_container(spec).await)?;
+        Ok(Response::new(pb::CreateContainerResponse { container_id: id.to_string() }))
     }
 
     async fn start_container(
         &self,
         r: Request<pb::StartContainerRequest>,
     ) -> Answer<pb::StartContainerResponse> {
-        let answer = async {
-            let id = r.into_inner().container_id;
-            required("container_id", &id)?;
-            shared(self.pods.start_container(&id).await)?;
-            Ok(pb::StartContainerResponse {})
-        };
-        self.rpcs.observe("StartContainer", answer).await
+        let id = r.into_inner().container_id;
+        required("container_id", &id)?;
+        shared(self.pods.start_container(&id).await)?;
+        Ok(Response::new(pb::StartContainerResponse {}))
     }
 
     async fn stop_container(
         &self,
         r: Request<pb::StopContainerRequest>,
     ) -> Answer<pb::StopContainerResponse> {
-        let answer = async {
-            let r = r.into_inner();
-            required("container_id", &r.container_id)?;
-            let grace = Duration::from_secs(u64::try_from(r.timeout).unwrap_or(0));
-            shared(self.pods.stop_container(&r.container_id, grace).await)?;
-            Ok(pb::StopContainerResponse {})
-        };
-        self.rpcs.observe("StopContainer", answer).await
+        let r = r.into_inner();
+        required("container_id", &r.container_id)?;
+        let grace = Duration::from_secs(u64::try_from(r.timeout).unwrap_or(0));
+        shared(self.pods.stop_container(&r.container_id, grace).await)?;
+        Ok(Response::new(pb::StopContainerResponse {}))
     }
 
     async fn remove_container(
         &self,
         r: Request<pb::RemoveContainerRequest>,
     ) -> Answer<pb::RemoveContainerResponse> {
-        let answer = async {
-            let id = r.into_inner().container_id;
-            required("container_id", &id)?;
-            shared(self.pods.remove_container(&id).await)?;
-            Ok(pb::RemoveContainerResponse {})
-        };
-        self.rpcs.observe("RemoveContainer", answer).await
+        let id = r.into_inner().container_id;
+        required("container_id", &id)?;
+        shared(self.pods.remove_container(&id).await)?;
+        Ok(Response::new(pb::RemoveContainerResponse {}))
     }
 
     async fn list_containers(
         &self,
         r: Request<pb::ListContainersRequest>,
     ) -> Answer<pb::ListContainersResponse> {
-        let answer =
-            async { Ok(pb::ListContainersResponse::of(self.wanted_containers(r.into_inner().filter))) };
-        self.rpcs.observe("ListContainers", answer).await
+        Ok(Response::new(pb::ListContainersResponse::of(self.wanted_containers(r.into_inner().filter))))
     }
 
     async fn container_status(
         &self,
         r: Request<pb::ContainerStatusRequest>,
     ) -> Answer<pb::ContainerStatusResponse> {
-        let answer = async {
-            let r = r.into_inner();
-            let (pod, container) = own(self.pods.container(&r.container_id))?;
-            let signal = info::stop_signal(&self.pods, &container);
-            let info = if r.verbose {
-                info::container(self.pods.node(), &pod, &container)
-            } else {
-                Default::default()
-            };
-            Ok(pb::ContainerStatusResponse {
-                status: Some(encode::container_status(&container, signal)),
-                info,
-            })
-        };
-        self.rpcs.observe("ContainerStatus", answer).await
+        let r = r.into_inner();
+        let (pod, container) = own(self.pods.container(&r.container_id))?;
+        let signal = info::stop_signal(&self.pods, &container);
+        let info =
+            if r.verbose { info::container(self.pods.node(), &pod, &container) } else { Default::default() };
+        Ok(Response::new(pb::ContainerStatusResponse {
+            status: Some(encode::container_status(&container, signal)),
+            info,
+        }))
     }
 
     async fn update_container_resources(
         &self,
         r: Request<pb::UpdateContainerResourcesRequest>,
     ) -> Answer<pb::UpdateContainerResourcesResponse> {
-        let answer = async {
-            let r = r.into_inner();
-            required("container_id", &r.container_id)?;
-            let limits = decode::update(r.linux)?;
-            shared(self.pods.update_container(&r.container_id, limits).await)?;
-            Ok(pb::UpdateContainerResourcesResponse {})
-        };
-        self.rpcs.observe("UpdateContainerResources", answer).await
+        let r = r.into_inner();
+        required("container_id", &r.container_id)?;
+        let limits = decode::update(r.linux)?;
+        shared(self.pods.update_container(&r.container_id, limits).await)?;
+        Ok(Response::new(pb::UpdateContainerResourcesResponse {}))
     }
 
     async fn reopen_container_log(
         &self,
         r: Request<pb::ReopenContainerLogRequest>,
     ) -> Answer<pb::ReopenContainerLogResponse> {
-        let answer = async {
-            own(self.pods.reopen_log(&r.into_inner().container_id).await)?;
-            Ok(pb::ReopenContainerLogResponse {})
-        };
-        self.rpcs.observe("ReopenContainerLog", answer).await
+        own(self.pods.reopen_log(&r.into_inner().container_id).await)?;
+        Ok(Response::new(pb::ReopenContainerLogResponse {}))
     }
 
     async fn exec_sync(&self, r: Request<pb::ExecSyncRequest>) -> Answer<pb::ExecSyncResponse> {
-        let answer = async {
-            let r = r.into_inner();
-            required("container_id", &r.container_id)?;
-            if r.cmd.is_empty() {
-                return Err(Status::invalid_argument("cmd: is empty"));
-            }
-            // Zero means no limit.
-            let timeout = u64::try_from(r.timeout).ok().filter(|s| *s > 0).map(Duration::from_secs);
-            let output = own(self.pods.exec_sync(&r.container_id, r.cmd, timeout).await)?;
-            Ok(encode::output(output, self.pods.node().config.grpc.max_message_bytes))
-        };
-        Ok(holding::until_sent(self.rpcs.observe("ExecSync", answer).await?))
+        let r = r.into_inner();
+        required("container_id", &r.container_id)?;
+        if r.cmd.is_empty() {
+            return Err(Status::invalid_argument("cmd: is empty"));
+        }
+        // Zero means no limit.
+        let timeout = u64::try_from(r.timeout).ok().filter(|s| *s > 0).map(Duration::from_secs);
+        let output = own(self.pods.exec_sync(&r.container_id, r.cmd, timeout).await)?;
+        let most = self.pods.node().config.grpc.max_message_bytes;
+        Ok(holding::until_sent(encode::output(output, most)))
     }
 
     async fn container_stats(
         &self,
         r: Request<pb::ContainerStatsRequest>,
     ) -> Answer<pb::ContainerStatsResponse> {
-        let answer = async {
-            let (pod, container) = own(self.pods.container(&r.into_inner().container_id))?;
-            let stats = stats::containers(self.pods.node().clone(), vec![(pod, container)]).await;
-            Ok(pb::ContainerStatsResponse { stats: stats.into_iter().next() })
-        };
-        self.rpcs.observe("ContainerStats", answer).await
+        let (pod, container) = own(self.pods.container(&r.into_inner().container_id))?;
+        let stats = stats::containers(self.pods.node().clone(), vec![(pod, container)]).await;
+        Ok(Response::new(pb::ContainerStatsResponse { stats: stats.into_iter().next() }))
     }
 
     async fn list_container_stats(
         &self,
         r: Request<pb::ListContainerStatsRequest>,
     ) -> Answer<pb::ListContainerStatsResponse> {
-        let answer = async {
-            let filter = r.into_inner().filter.unwrap_or_default();
-            let wanted = stats::select(&self.pods, &filter);
-            let stats = stats::containers(self.pods.node().clone(), wanted).await;
-            Ok(pb::ListContainerStatsResponse { stats })
-        };
-        self.rpcs.observe("ListContainerStats", answer).await
+        let filter = r.into_inner().filter.unwrap_or_default();
+        let wanted = stats::select(&self.pods, &filter);
+        let stats = stats::containers(self.pods.node().clone(), wanted).await;
+        Ok(Response::new(pb::ListContainerStatsResponse { stats }))
     }
 
     async fn status(&self, r: Request<pb::StatusRequest>) -> Answer<pb::StatusResponse> {
-        let answer = async {
-            let condition = |condition: Condition| pb::RuntimeCondition {
-                r#type: condition.name.to_owned(),
-                status: condition.ok,
-                reason: condition.reason.to_owned(),
-                message: condition.message,
-            };
-            let node = self.pods.node();
-            let conditions = conditions(node).into_iter().map(condition).collect();
-            let runtime_handlers = info::handlers(node).await;
-            // Such a pod gets the host's /sys, recursively read-only.
-            let user_namespaces_host_network = runtime_handlers
-                .iter()
-                .filter_map(|h| h.features)
-                .any(|f| f.user_namespaces && f.recursive_read_only_mounts);
-            Ok(pb::StatusResponse {
-                status: Some(pb::RuntimeStatus { conditions }),
-                info: if r.into_inner().verbose { info::node(node) } else { Default::default() },
-                runtime_handlers,
-                features: Some(pb::RuntimeFeatures {
-                    supplemental_groups_policy: true,
-                    user_namespaces_host_network,
-                    mount_options: true,
-                }),
-            })
+        let condition = |condition: Condition| pb::RuntimeCondition {
+            r#type: condition.name.to_owned(),
+            status: condition.ok,
+            reason: condition.reason.to_owned(),
+            message: condition.message,
         };
-        self.rpcs.observe("Status", answer).await
+        let node = self.pods.node();
+        let conditions = conditions(node).into_iter().map(condition).collect();
+        let runtime_handlers = info::handlers(node).await;
+        // Such a pod gets the host's /sys, recursively read-only.
+        let user_namespaces_host_network = runtime_handlers
+            .iter()
+            .filter_map(|h| h.features)
+            .any(|f| f.user_namespaces && f.recursive_read_only_mounts);
+        Ok(Response::new(pb::StatusResponse {
+            status: Some(pb::RuntimeStatus { conditions }),
+            info: if r.into_inner().verbose { info::node(node) } else { Default::default() },
+            runtime_handlers,
+            features: Some(pb::RuntimeFeatures {
+                supplemental_groups_policy: true,
+                user_namespaces_host_network,
+                mount_options: true,
+            }),
+        }))
     }
 
     async fn runtime_config(
         &self,
         _: Request<pb::RuntimeConfigRequest>,
     ) -> Answer<pb::RuntimeConfigResponse> {
-        let answer = async {
-            let driver = match self.pods.node().cgroups.driver {
-                Driver::Cgroupfs => pb::CgroupDriver::Cgroupfs,
-                Driver::Systemd => pb::CgroupDriver::Systemd,
-            };
-            let linux = pb::LinuxRuntimeConfiguration { cgroup_driver: driver.into() };
-            Ok(pb::RuntimeConfigResponse { linux: Some(linux) })
+        let driver = match self.pods.node().cgroups.driver {
+            Driver::Cgroupfs => pb::CgroupDriver::Cgroupfs,
+            Driver::Systemd => pb::CgroupDriver::Systemd,
         };
-        self.rpcs.observe("RuntimeConfig", answer).await
+        let linux = pb::LinuxRuntimeConfiguration { cgroup_driver: driver.into() };
+        Ok(Response::new(pb::RuntimeConfigResponse { linux: Some(linux) }))
     }
 
     async fn update_runtime_config(
         &self,
         r: Request<pb::UpdateRuntimeConfigRequest>,
     ) -> Answer<pb::UpdateRuntimeConfigResponse> {
-        let answer = async {
-            let network = r.into_inner().runtime_config.and_then(|c| c.network_config).unwrap_or_default();
-            let ranges = decode::pod_ranges(&network.pod_cidr)?;
-            own(self.pods.configure_network(ranges).await)?;
-            Ok(pb::UpdateRuntimeConfigResponse {})
-        };
-        self.rpcs.observe("UpdateRuntimeConfig", answer).await
+        let network = r.into_inner().runtime_config.and_then(|c| c.network_config).unwrap_or_default();
+        let ranges = decode::pod_ranges(&network.pod_cidr)?;
+        own(self.pods.configure_network(ranges).await)?;
+        Ok(Response::new(pb::UpdateRuntimeConfigResponse {}))
     }
 
     async fn exec(&self, r: Request<pb::ExecRequest>) -> Answer<pb::ExecResponse> {
-        let answer = async { streaming::exec(&self.pods, &self.urls, r.into_inner()) };
-        self.rpcs.observe("Exec", answer).await
+        Ok(Response::new(streaming::exec(&self.pods, &self.urls, r.into_inner())?))
     }
 
     async fn attach(&self, r: Request<pb::AttachRequest>) -> Answer<pb::AttachResponse> {
-        let answer = async { streaming::attach(&self.pods, &self.urls, r.into_inner()) };
-        self.rpcs.observe("Attach", answer).await
+        Ok(Response::new(streaming::attach(&self.pods, &self.urls, r.into_inner())?))
     }
 
     async fn port_forward(&self, r: Request<pb::PortForwardRequest>) -> Answer<pb::PortForwardResponse> {
-        let answer = async { streaming::port_forward(&self.pods, &self.urls, r.into_inner()) };
-        self.rpcs.observe("PortForward", answer).await
+        Ok(Response::new(streaming::port_forward(&self.pods, &self.urls, r.into_inner())?))
     }
 
     async fn pod_sandbox_stats(
         &self,
         r: Request<pb::PodSandboxStatsRequest>,
     ) -> Answer<pb::PodSandboxStatsResponse> {
-        let answer = async {
-            let id = own(self.pods.ready_pod("read the stats of", &r.into_inner().pod_sandbox_id))?;
-            let pod = own(self.pods.pod(id.as_str()))?;
-            let stats = stats::pods(&self.pods, vec![pod]).await.into_iter().next();
-            Ok(pb::PodSandboxStatsResponse { stats })
-        };
-        self.rpcs.observe("PodSandboxStats", answer).await
+        let id = own(self.pods.ready_pod("read the stats of", &r.into_inner().pod_sandbox_id))?;
+        let pod = own(self.pods.pod(id.as_str()))?;
+        let stats = stats::pods(&self.pods, vec![pod]).await.into_iter().next();
+        Ok(Response::new(pb::PodSandboxStatsResponse { stats }))
     }
 
     async fn list_pod_sandbox_stats(
         &self,
         r: Request<pb::ListPodSandboxStatsRequest>,
     ) -> Answer<pb::ListPodSandboxStatsResponse> {
-        let answer = async {
-            let filter = r.into_inner().filter.unwrap_or_default();
-            let wanted = stats::select_pods(&self.pods, &filter);
-            Ok(pb::ListPodSandboxStatsResponse { stats: stats::pods(&self.pods, wanted).await })
-        };
-        self.rpcs.observe("ListPodSandboxStats", answer).await
+        let filter = r.into_inner().filter.unwrap_or_default();
+        let wanted = stats::select_pods(&self.pods, &filter);
+        Ok(Response::new(pb::ListPodSandboxStatsResponse { stats: stats::pods(&self.pods, wanted).await }))
     }
 
     async fn checkpoint_container(
         &self,
         r: Request<pb::CheckpointContainerRequest>,
     ) -> Answer<pb::CheckpointContainerResponse> {
-        self.rpcs.observe("CheckpointContainer", checkpoint::container(&self.pods, r)).await
+        Ok(Response::new(checkpoint::container(&self.pods, r).await?))
     }
 
     async fn checkpoint_pod(
         &self,
         r: Request<pb::CheckpointPodRequest>,
     ) -> Answer<pb::CheckpointPodResponse> {
-        self.rpcs.observe("CheckpointPod", checkpoint::pod(&self.pods, r)).await
+        Ok(Response::new(checkpoint::pod(&self.pods, r).await?))
     }
 
     async fn restore_pod(&self, r: Request<pb::RestorePodRequest>) -> Answer<pb::RestorePodResponse> {
-        self.rpcs.observe("RestorePod", checkpoint::restore(&self.pods, r)).await
+        Ok(Response::new(checkpoint::restore(&self.pods, r).await?))
     }
 
     async fn list_metric_descriptors(
         &self,
         _: Request<pb::ListMetricDescriptorsRequest>,
     ) -> Answer<pb::ListMetricDescriptorsResponse> {
-        let answer =
-            async { Ok(pb::ListMetricDescriptorsResponse { descriptors: pod_metrics::descriptors() }) };
-        self.rpcs.observe("ListMetricDescriptors", answer).await
+        Ok(Response::new(pb::ListMetricDescriptorsResponse { descriptors: pod_metrics::descriptors() }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<pb::ListPodSandboxMetricsRequest>,
     ) -> Answer<pb::ListPodSandboxMetricsResponse> {
-        let answer = async {
-            Ok(pb::ListPodSandboxMetricsResponse { pod_metrics: pod_metrics::list(&self.pods).await })
-        };
-        self.rpcs.observe("ListPodSandboxMetrics", answer).await
+        Ok(Response::new(pb::ListPodSandboxMetricsResponse {
+            pod_metrics: pod_metrics::list(&self.pods).await,
+        }))
     }
 
     async fn update_pod_sandbox_resources(
         &self,
         r: Request<pb::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<pb::UpdatePodSandboxResourcesResponse> {
-        let answer = async {
-            let r = r.into_inner();
-            required("pod_sandbox_id", &r.pod_sandbox_id)?;
-            shared(
-                self.pods.update_pod(&r.pod_sandbox_id, decode::pod_limits(r.overhead, r.resources)).await,
-            )?;
-            Ok(pb::UpdatePodSandboxResourcesResponse {})
-        };
-        self.rpcs.observe("UpdatePodSandboxResources", answer).await
+        let r = r.into_inner();
+        required("pod_sandbox_id", &r.pod_sandbox_id)?;
+        shared(self.pods.update_pod(&r.pod_sandbox_id, decode::pod_limits(r.overhead, r.resources)).await)?;
+        Ok(Response::new(pb::UpdatePodSandboxResourcesResponse {}))
     }
 
     type StreamPodSandboxesStream = Chunks<pb::StreamPodSandboxesResponse>;
@@ -461,11 +383,8 @@ impl RuntimeService for Runtime {
         &self,
         r: Request<pb::StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        let answer = async {
-            let wanted = self.wanted_pods(r.into_inner().filter).map(|pod| encode::sandbox(&pod));
-            Ok(chunks(wanted, |pod_sandboxes| pb::StreamPodSandboxesResponse { pod_sandboxes }))
-        };
-        self.rpcs.observe("StreamPodSandboxes", answer).await
+        let wanted = self.wanted_pods(r.into_inner().filter).map(|pod| encode::sandbox(&pod));
+        Ok(Response::new(chunks(wanted, |pod_sandboxes| pb::StreamPodSandboxesResponse { pod_sandboxes })))
     }
 
     type StreamContainersStream = Chunks<pb::StreamContainersResponse>;
@@ -473,11 +392,8 @@ impl RuntimeService for Runtime {
         &self,
         r: Request<pb::StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
-        let answer = async {
-            let wanted = self.wanted_containers(r.into_inner().filter).map(|c| encode::container(&c));
-            Ok(chunks(wanted, |containers| pb::StreamContainersResponse { containers }))
-        };
-        self.rpcs.observe("StreamContainers", answer).await
+        let wanted = self.wanted_containers(r.into_inner().filter).map(|c| encode::container(&c));
+        Ok(Response::new(chunks(wanted, |containers| pb::StreamContainersResponse { containers })))
     }
 
     type StreamContainerStatsStream = Chunks<pb::StreamContainerStatsResponse>;
@@ -485,13 +401,10 @@ impl RuntimeService for Runtime {
         &self,
         r: Request<pb::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        let answer = async {
-            let wanted = stats::select(&self.pods, &r.into_inner().filter.unwrap_or_default());
-            let stats = stats::containers(self.pods.node().clone(), wanted).await;
-            let message = |container_stats| pb::StreamContainerStatsResponse { container_stats };
-            Ok(chunks(stats.into_iter(), message))
-        };
-        self.rpcs.observe("StreamContainerStats", answer).await
+        let wanted = stats::select(&self.pods, &r.into_inner().filter.unwrap_or_default());
+        let stats = stats::containers(self.pods.node().clone(), wanted).await;
+        let message = |container_stats| pb::StreamContainerStatsResponse { container_stats };
+        Ok(Response::new(chunks(stats.into_iter(), message)))
     }
 
     type StreamPodSandboxStatsStream = Chunks<pb::StreamPodSandboxStatsResponse>;
@@ -499,13 +412,10 @@ impl RuntimeService for Runtime {
         &self,
         r: Request<pb::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        let answer = async {
-            let wanted = stats::select_pods(&self.pods, &r.into_inner().filter.unwrap_or_default());
-            let stats = stats::pods(&self.pods, wanted).await;
-            let message = |pod_sandbox_stats| pb::StreamPodSandboxStatsResponse { pod_sandbox_stats };
-            Ok(chunks(stats.into_iter(), message))
-        };
-        self.rpcs.observe("StreamPodSandboxStats", answer).await
+        let wanted = stats::select_pods(&self.pods, &r.into_inner().filter.unwrap_or_default());
+        let stats = stats::pods(&self.pods, wanted).await;
+        let message = |pod_sandbox_stats| pb::StreamPodSandboxStatsResponse { pod_sandbox_stats };
+        Ok(Response::new(chunks(stats.into_iter(), message)))
     }
 
     type StreamPodSandboxMetricsStream = Chunks<pb::StreamPodSandboxMetricsResponse>;
@@ -513,12 +423,9 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<pb::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        let answer = async {
-            let metrics = pod_metrics::list(&self.pods).await;
-            let message = |pod_sandbox_metrics| pb::StreamPodSandboxMetricsResponse { pod_sandbox_metrics };
-            Ok(chunks(metrics.into_iter(), message))
-        };
-        self.rpcs.observe("StreamPodSandboxMetrics", answer).await
+        let metrics = pod_metrics::list(&self.pods).await;
+        let message = |pod_sandbox_metrics| pb::StreamPodSandboxMetricsResponse { pod_sandbox_metrics };
+        Ok(Response::new(chunks(metrics.into_iter(), message)))
     }
 
     type GetContainerEventsStream = events::Events;
@@ -526,6 +433,6 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<pb::GetEventsRequest>,
     ) -> Answer<Self::GetContainerEventsStream> {
-        self.rpcs.observe("GetContainerEvents", async { events::subscribe(&self.pods) }).await
+        Ok(Response::new(events::subscribe(&self.pods)?))
     }
 }

@@ -1,14 +1,14 @@
 //! The CRI socket: opens it with its mode and group, and serves until told to stop. Owns the socket file.
 
 use super::connections::{connections, transport};
-use super::deadline::DeadlineLayer;
-use super::holding::HoldingLayer;
+use super::door::DoorLayer;
 use super::image::Image;
 use super::proto::image_service_server::ImageServiceServer;
 use super::proto::runtime_service_server::RuntimeServiceServer;
 use super::runtime::Runtime;
 use crate::config::Config;
 use crate::host::listeners::{self, Owner, Place};
+use crate::metrics::Rpcs;
 use std::future::Future;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -87,22 +87,21 @@ pub fn listen(config: &Config) -> Result<UnixListener, ServeError> {
     Ok(listener)
 }
 
-/// Serves both services, and `beside` them another one, until `end` completes, then finishes the calls in flight.
+/// Serves both services behind the door, and `beside` them another one, until `end` completes, then finishes the calls in flight.
 ///
 /// # Errors
 /// When the transport fails.
 pub async fn serve(
     config: &Config,
     listener: UnixListener,
-    runtime: Runtime,
-    image: Image,
+    (runtime, image): (Runtime, Image),
+    rpcs: Rpcs,
     beside: Routes,
     end: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let limit = config.grpc.max_message_bytes;
     let router = transport()
-        .layer(HoldingLayer)
-        .layer(DeadlineLayer)
+        .layer(DoorLayer(rpcs))
         .add_routes(beside)
         .add_service(
             RuntimeServiceServer::new(runtime)

@@ -5,7 +5,7 @@ mod rpcs;
 mod server;
 
 pub use prometheus::Registry;
-pub use rpcs::Rpcs;
+pub use rpcs::{Begun, Rpcs};
 pub use server::{MetricsError, serve};
 
 use crate::images::{PullStats, Stage};

@@ -1,9 +1,8 @@
 //! RPC metrics: counts by code, latencies, and the one place that logs a failed RPC.
 
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
-use std::future::Future;
 use std::time::Instant;
-use tonic::{Code, Response, Status};
+use tonic::{Code, Status};
 
 /// Upper bounds in seconds: lists take microseconds, starts tens of milliseconds, pulls and stops minutes.
 const BUCKETS: [f64; 14] =
@@ -39,48 +38,68 @@ impl Rpcs {
         Ok(Self { handled, seconds, in_flight })
     }
 
-    /// Runs one call: measures, counts and, if it failed, logs it.
-    ///
-    /// # Errors
-    /// The call's own.
-    pub async fn observe<T>(
-        &self,
-        method: &'static str,
-        call: impl Future<Output = Result<T, Status>>,
-    ) -> Result<Response<T>, Status> {
-        let begun = Instant::now();
-        let mut guard = InFlight { rpcs: self, method, answered: false };
+    /// A call begins.
+    #[must_use]
+    pub fn begin(&self, method: &'static str) -> Begun {
         self.in_flight.inc();
-        let result = call.await;
-        guard.answered = true;
-        self.seconds.with_label_values(&[method]).observe(begun.elapsed().as_secs_f64());
-        let code = match &result {
-            Ok(_) => Code::Ok,
-            Err(status) => {
-                log(method, status, begun);
-                status.code()
-            }
-        };
-        self.handled.with_label_values(&[method, name(code)]).inc();
-        result.map(Response::new)
+        Begun { rpcs: self.clone(), method, at: Instant::now(), is_answered: false }
     }
 }
 
-/// Counts a call whose client went away before the answer.
-struct InFlight<'a> {
-    rpcs: &'a Rpcs,
+/// A call that is being worked on. Dropped without an answer, its client has gone away.
+#[derive(Debug)]
+pub struct Begun {
+    rpcs: Rpcs,
     method: &'static str,
-    answered: bool,
+    at: Instant,
+    is_answered: bool,
 }
 
-impl Drop for InFlight<'_> {
+impl Begun {
+    /// It went well.
+    pub fn answered(self) {
+        self.end(Code::Ok);
+    }
+
+    /// It failed; this logs it.
+    pub fn failed(self, status: &Status) {
+        log(self.method, status, self.at);
+        self.end(status.code());
+    }
+
+    fn end(mut self, code: Code) {
+        self.is_answered = true;
+        self.rpcs.seconds.with_label_values(&[self.method]).observe(self.at.elapsed().as_secs_f64());
+        self.rpcs.handled.with_label_values(&[self.method, name(code)]).inc();
+    }
+}
+
+impl Drop for Begun {
     fn drop(&mut self) {
         self.rpcs.in_flight.dec();
-        if !self.answered {
+        if !self.is_answered {
             self.rpcs.handled.with_label_values(&[self.method, name(Code::Cancelled)]).inc();
             // Log: The work continues.
             tracing::info!(rpc = self.method, "the client went away before the answer");
         }
+    }
+}
+
+/// For tests of whoever counts.
+#[cfg(test)]
+impl Rpcs {
+    pub(crate) fn count(&self, method: &str, code: &str) -> u64 {
+        self.handled.with_label_values(&[method, code]).get()
+    }
+
+    pub(crate) fn in_flight(&self) -> i64 {
+        self.in_flight.get()
+    }
+
+    /// Combinations of method and code that were counted.
+    pub(crate) fn series(&self) -> usize {
+        use prometheus::core::Collector as _;
+        self.handled.collect().iter().map(|family| family.get_metric().len()).sum()
     }
 }
 
@@ -125,28 +144,17 @@ fn name(code: Code) -> &'static str {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_call_is_counted_by_its_code() {
-        let registry = Registry::new();
-        let rpcs = Rpcs::register(&registry).unwrap();
-        rpcs.observe("Version", async { Ok(()) }).await.unwrap();
-        rpcs.observe::<()>("Version", async { Err(Status::not_found("x")) }).await.unwrap_err();
-        assert_eq!(rpcs.handled.with_label_values(&["Version", "OK"]).get(), 1);
-        assert_eq!(rpcs.handled.with_label_values(&["Version", "NotFound"]).get(), 1);
-        assert_eq!(rpcs.in_flight.get(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_client_that_goes_away_is_counted_as_cancelled() {
+    #[test]
+    fn a_call_is_counted_by_its_code() {
         let rpcs = Rpcs::register(&Registry::new()).unwrap();
-        {
-            let call = rpcs.observe::<()>("Version", std::future::pending());
-            let mut call = std::pin::pin!(call);
-            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-            assert!(call.as_mut().poll(&mut context).is_pending());
-            assert_eq!(rpcs.in_flight.get(), 1);
+        rpcs.begin("Version").answered();
+        let begun = rpcs.begin("Version");
+        assert_eq!(rpcs.in_flight(), 1);
+        begun.failed(&Status::not_found("x"));
+        drop(rpcs.begin("Version"));
+        for code in ["OK", "NotFound", "Canceled"] {
+            assert_eq!(rpcs.count("Version", code), 1, "{code}");
         }
-        assert_eq!(rpcs.handled.with_label_values(&["Version", "Canceled"]).get(), 1);
-        assert_eq!(rpcs.in_flight.get(), 0);
+        assert_eq!(rpcs.in_flight(), 0);
     }
 }

@@ -102,7 +102,6 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::Foreign(error) => foreign_code(error),
         SandboxError::StillMounted(_) => Code::Unavailable,
         SandboxError::ImageVolume { cause, .. } => volume_code(cause),
-        SandboxError::Unsupported(_) => Code::Unimplemented,
         SandboxError::ExecTimeout { .. } | SandboxError::StepTimeout { .. } => Code::DeadlineExceeded,
         SandboxError::Unkillable { .. } | SandboxError::Unclean { .. } => Code::DeadlineExceeded,
         SandboxError::TooManyExecs { .. } | SandboxError::TooLongToList { .. } => Code::ResourceExhausted,

@@ -132,7 +132,7 @@ fn work(
         let is_wanted = || is_wanted() && !fed.is_cut.load(Ordering::Relaxed);
         let mut tar = TarSource::new(decompressor, buffer, name, limits, &fed, &is_wanted);
         let unpacked = unpack::unpack_parsed(&mut tar, parser, staging.path(), name, limits);
-        let TarSource { decompressor, hasher, total, waited: waited_above, hashed, .. } = tar;
+        let TarSource { decompressor, hasher, waited: waited_above, hashed, .. } = tar;
         // Who feeds it is to stop too.
         drop(decompressor);
         let fed = feeder.join().unwrap_or_else(|_| Err(stopped()));
@@ -155,7 +155,6 @@ fn work(
                 actual: actual.to_string(),
             });
         }
-        PullStats::add(&stats.unpacked_bytes, total);
         Ok(unpacked)
     })
     .map(|unpacked| (staging, unpacked))
@@ -171,7 +170,6 @@ fn copy(
     let mut source = BlobSource::new(receiver, &job.blob);
     let unpacked = artifact::write(&job.staging, path, &mut source, &blame, job.limits)?;
     verify(&job.blob, &source.hasher.finish())?;
-    PullStats::add(&job.stats.unpacked_bytes, unpacked.bytes);
     Ok((job.staging, unpacked))
 }
 

@@ -15,15 +15,13 @@ use super::store::Giver;
 use super::{Inner, Shared};
 use crate::model::ImageId;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// Keeps the number of running pulls right, also when a pull is cancelled.
+/// Counts a pull when it ends, also one that is cancelled.
 struct Running(Arc<PullStats>, Instant, bool);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.pulls_running.fetch_sub(1, Ordering::Relaxed);
         self.0.ended(self.2, self.1.elapsed());
     }
 }
@@ -35,7 +33,6 @@ pub(super) async fn pull(
     credentials: Option<Credentials>,
     progress: Arc<PullProgress>,
 ) -> Result<ImageId, ImageError> {
-    PullStats::add(&inner.stats.pulls_running, 1);
     let mut running = Running(Arc::clone(&inner.stats), Instant::now(), false);
     let result = steps(&inner, &reference, credentials.as_ref(), &progress).await;
     running.2 = result.is_ok();

@@ -10,16 +10,12 @@ pub struct PullStats {
     pub pulls_ok: AtomicU64,
     /// Pulls that failed.
     pub pulls_failed: AtomicU64,
-    /// Pulls under way.
-    pub pulls_running: AtomicU64,
     /// Layers unpacked and committed.
     pub layers: AtomicU64,
     /// Layers already present.
     pub layers_reused: AtomicU64,
     /// Compressed bytes of layers received.
     pub bytes: AtomicU64,
-    /// Bytes of tar that came out of them.
-    pub unpacked_bytes: AtomicU64,
     /// Images whose signature the policy required and verified.
     pub signatures_verified: AtomicU64,
     /// Images refused by the policy.

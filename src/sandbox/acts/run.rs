@@ -108,7 +108,7 @@ pub(in crate::sandbox) async fn update(
     let malformed = |e: serde_json::Error| SandboxError::io("change", &config)(std::io::Error::from(e));
     let limits = serde_json::to_value(limits).map_err(malformed)?;
     if live {
-        spare(node, pod, id, asked).await?;
+        check_memory_in_use(node, pod, id, asked).await?;
         let Err(cause) = runtime.update(id.as_str(), &limits).await else { return Ok(()) };
         // It may have written some of them before one was refused.
         let old = serde_json::to_value(in_oci_terms(old)?).map_err(malformed)?;
@@ -132,7 +132,7 @@ pub(in crate::sandbox) async fn update(
 
 /// Refuses a memory limit that could only be kept by killing: of v1 the kernel does so, of v2 runc does, but not where
 /// systemd writes it.
-async fn spare(
+async fn check_memory_in_use(
     node: &Arc<Node>,
     pod: &SandboxSpec,
     id: &ContainerId,

@@ -203,9 +203,6 @@ pub enum SandboxError {
         /// The cause.
         cause: Box<VolumeError>,
     },
-    /// Not there yet.
-    #[error("{0} is not supported yet")]
-    Unsupported(&'static str),
     /// ExecSync took too long.
     #[error("command in container {container} timed out after {} s and was killed", .timeout.as_secs())]
     ExecTimeout {

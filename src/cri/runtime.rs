@@ -86,7 +86,7 @@ impl RuntimeService for Runtime {
         let r = r.into_inner();
         let id = new_id(SandboxId::random())?;
         let spec = decode::sandbox(r.config, r.runtime_handler, id, Timestamp::now())?;
-        let id = shared(self.pods.run(spec).await)?;
+        let id = shared(self.pods.run_pod(spec).await)?;
         Ok(Response::new(pb::RunPodSandboxResponse { pod_sandbox_id: id.to_string() }))
     }
 

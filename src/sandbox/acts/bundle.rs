@@ -221,6 +221,7 @@ fn prepare(off: &OffThread, request: &Request, found: &Outside) -> Result<Prepar
     let inputs = Inputs {
         sandbox: pod,
         container: spec,
+        judged: &granted.judged,
         image: &ImageProcess {
             entrypoint: config.entrypoint,
             cmd: config.cmd,
@@ -233,7 +234,6 @@ fn prepare(off: &OffThread, request: &Request, found: &Outside) -> Result<Prepar
         namespaces: &pod_namespaces(namespaces, target),
         files: &bound_files(&PodFiles::below(&node.places.pod_dir(&pod.id)), pod),
         mount_sources: &mounts,
-        volumes: &[],
         devices: &granted.devices,
         cdi: &granted.cdi,
         host_devices: host_devices.as_deref(),

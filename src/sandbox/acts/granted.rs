@@ -13,9 +13,9 @@ use crate::host::kernel;
 use crate::host::security::seccomp::{self, Machine};
 use crate::model::{ContainerSpec, Device, Profile, SandboxSpec};
 use crate::sandbox::offload::blocking;
-use crate::sandbox::spec::{self, Seccomp};
+use crate::sandbox::spec::{self, Judged, Seccomp};
 use crate::sandbox::words::error::SandboxError;
-use oci_spec::runtime::LinuxBlockIo;
+use oci_spec::runtime::{LinuxBlockIo, LinuxResources};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +28,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// What was found.
 #[derive(Debug)]
 pub(in crate::sandbox) struct Granted {
+    /// Capabilities and limits.
+    pub(in crate::sandbox) judged: Judged,
     /// Seccomp.
     pub(in crate::sandbox) seccomp: Seccomp,
     /// Devices asked for, and those of CDI.
@@ -45,12 +47,14 @@ pub(in crate::sandbox) async fn grant(
     node: &Arc<Node>,
     pod: &SandboxSpec,
     container: &ContainerSpec,
+    limits: LinuxResources,
     until: Instant,
 ) -> Result<Granted, SandboxError> {
     let security = &container.security;
-    spec::check(pod, container, &node.handlers.facts, &node.config.containers)?;
+    let facts = node.handlers.facts_for(&pod.runtime_handler);
+    let judged = spec::judge(pod, container, limits, &facts, &node.config.containers)?;
     selinux::check(node, pod, Some(security))?;
-    let apparmor = spec::apparmor(security, &node.handlers.facts)?;
+    let apparmor = spec::apparmor(security, &facts)?;
     if let Some(profile) = apparmor.filter(|_| security.apparmor != Some(Profile::Unconfined)) {
         let ensured = async { Ok(node.apparmor.ensure(&profile).await?) };
         within_limit(container, until, ensured).await?;
@@ -72,7 +76,7 @@ pub(in crate::sandbox) async fn grant(
     let block_io = block_io(node, pod, container, until).await?;
     if container.devices.is_empty() && container.cdi_devices.is_empty() {
         let (devices, cdi) = (Vec::new(), Edits::default());
-        return Ok(Granted { seccomp, devices, cdi, block_io, rdt_class });
+        return Ok(Granted { judged, seccomp, devices, cdi, block_io, rdt_class });
     }
     let owner = owner(node, container);
     let dirs = node.config.containers.cdi_spec_dirs.clone();
@@ -97,7 +101,7 @@ pub(in crate::sandbox) async fn grant(
         true => within_limit(container, until, blocking(move |_| found(None))).await?,
         false => look_apart(node, pod.id.as_str(), places, limit(node, until), found).await?,
     };
-    Ok(Granted { seccomp, devices, cdi, block_io, rdt_class })
+    Ok(Granted { judged, seccomp, devices, cdi, block_io, rdt_class })
 }
 
 /// Annotations that name a class: of a container, and of its pod for one of its containers or for all.

@@ -21,7 +21,7 @@ use crate::sandbox::acts::session::{self, AttachSession, AttachStream, ExecSessi
 use crate::sandbox::acts::volumes;
 use crate::sandbox::checkpoint::Checkpoints;
 use crate::sandbox::offload::blocking;
-use crate::sandbox::spec::check_resources;
+use crate::sandbox::spec::linux_resources;
 use crate::sandbox::words::error::SandboxError;
 use crate::sandbox::words::record::PodLimits;
 use crate::sandbox::words::snapshot::{ContainerSnapshot, PodSnapshot};
@@ -68,7 +68,7 @@ impl Manager {
     ///
     /// # Errors
     /// When the name is taken by a different sandbox, or a step fails; then everything was undone.
-    pub async fn run(&self, mut spec: SandboxSpec) -> Outcome<SandboxId> {
+    pub async fn run_pod(&self, mut spec: SandboxSpec) -> Outcome<SandboxId> {
         let runtime = self.shared.node.handlers.runtime(&spec.runtime_handler).map_err(Arc::new)?;
         shm_bytes(&self.shared.node, &spec).map_err(Arc::new)?;
         if spec.cgroup_parent.is_empty() {
@@ -149,7 +149,10 @@ impl Manager {
     pub async fn create_container(&self, mut spec: ContainerSpec) -> Outcome<ContainerId> {
         let until = Instant::now() + CREATION_LIMIT;
         let handle = self.shared.index.find_pod(spec.sandbox_id.as_str()).map_err(Arc::new)?;
-        check_resources(&spec.resources, &self.shared.node.handlers.facts).map_err(|e| Arc::new(e.into()))?;
+        let node = &self.shared.node;
+        let limits =
+            linux_resources(&spec.resources, node.config.containers.pids_limit, &node.handlers.facts)
+                .map_err(|e| Arc::new(e.into()))?;
         self.check_listed(&spec).map_err(Arc::new)?;
         let hold = self.shared.node.images.hold(spec.image.id.as_str()).map_err(|e| Arc::new(e.into()))?;
         if let ImageKind::Artifact { .. } = hold.image().kind {
@@ -162,7 +165,8 @@ impl Manager {
         let pod = handle.snapshots.borrow().spec.clone();
         self.checkpoints.check_container(&pod, &spec, until).await.map_err(Arc::new)?;
         let gone = Err(Arc::new(SandboxError::SandboxNotFound(spec.sandbox_id.to_string())));
-        let granted = granted::grant(&self.shared.node, &pod, &spec, until).await.map_err(Arc::new)?;
+        let granted =
+            granted::grant(&self.shared.node, &pod, &spec, limits, until).await.map_err(Arc::new)?;
         let new = Box::new(NewContainer { spec, hold, volumes, granted, until });
         ask(&handle, |reply| Command::Create { new, reply }, gone).await
     }
@@ -350,7 +354,7 @@ impl Manager {
     ) -> Outcome<(SandboxId, Vec<ContainerId>)> {
         self.checkpoints.check_pod(from, &spec, &containers).await.map_err(Arc::new)?;
         let ours = spec.id.clone();
-        let id = self.run(spec).await?;
+        let id = self.run_pod(spec).await?;
         let mut made = Vec::new();
         for mut container in containers {
             container.sandbox_id = id.clone();

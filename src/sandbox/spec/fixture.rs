@@ -19,7 +19,6 @@ pub(in crate::sandbox) struct Fixture {
     pub(super) namespaces: PodNamespaces,
     pub(super) files: PodFiles,
     pub(super) sources: Vec<PathBuf>,
-    pub(super) volumes: Vec<(PathBuf, PathBuf)>,
     pub(super) devices: Vec<ResolvedDevice>,
     pub(super) cdi: cdi::Edits,
     pub(super) host_devices: Vec<ResolvedDevice>,
@@ -129,7 +128,6 @@ pub(in crate::sandbox) fn fixture() -> Fixture {
             shm: "/pod/shm".into(),
         },
         sources: Vec::new(),
-        volumes: Vec::new(),
         devices: Vec::new(),
         cdi: cdi::Edits::default(),
         host_devices: Vec::new(),
@@ -150,17 +148,20 @@ pub(in crate::sandbox) fn fixture() -> Fixture {
 
 impl Fixture {
     pub(super) fn spec(&self) -> Result<Spec, SpecError> {
+        let (container, config) = (&self.container, &self.config);
+        let limits = linux_resources(&container.resources, config.pids_limit, &self.host)?;
+        let judged = judge(&self.sandbox, container, limits, &self.host, config)?;
         build(&Inputs {
             sandbox: &self.sandbox,
-            container: &self.container,
+            container,
+            judged: &judged,
             image: &self.image,
             user: &self.user,
             host: &self.host,
-            config: &self.config,
+            config,
             namespaces: &self.namespaces,
             files: &self.files,
             mount_sources: &self.sources,
-            volumes: &self.volumes,
             devices: &self.devices,
             cdi: &self.cdi,
             host_devices: self.container.security.privileged.then_some(&self.host_devices[..]),

@@ -1,7 +1,6 @@
 //! Namespaces, devices, seccomp, hidden paths.
 
 use super::capabilities::ContainerCapabilities;
-use super::resources::linux_resources;
 use super::{Inputs, Seccomp, SpecError};
 use crate::host::cgroups::CgroupMode;
 use crate::host::devices::{NodeKind, ResolvedDevice};
@@ -22,7 +21,7 @@ pub(super) fn build(
     propagation: Option<&'static str>,
 ) -> Result<Linux, SpecError> {
     let security = &inputs.container.security;
-    let mut resources = linux_resources(&inputs.container.resources, inputs.config.pids_limit, inputs.host)?;
+    let mut resources = inputs.judged.resources.clone();
     let devices = devices(inputs);
     let devices = devices.as_slice();
     resources.set_devices(Some(device_rules(inputs.host_devices.is_some(), devices)?));

@@ -15,7 +15,7 @@ mod size;
 pub use capabilities::{ContainerCapabilities, capabilities};
 pub use error::SpecError;
 pub use process::apparmor;
-pub use resources::{check_resources, linux_resources};
+pub use resources::linux_resources;
 pub use selinux::{SelinuxLabels, selinux_labels};
 pub use size::{MAX_CONFIG_BYTES, MAX_PROCESS_BYTES, check_command, encode};
 
@@ -29,7 +29,9 @@ use crate::host::security::seccomp::NodeProfile;
 use crate::host::security::selinux::Contexts;
 use crate::host::users::User;
 use crate::model::{ContainerSpec, IdMapping, SandboxSpec};
-use oci_spec::runtime::{Hook, HookBuilder, Hooks, LinuxBlockIo, RootBuilder, Spec, SpecBuilder};
+use oci_spec::runtime::{
+    Hook, HookBuilder, Hooks, LinuxBlockIo, LinuxResources, RootBuilder, Spec, SpecBuilder,
+};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,6 +50,8 @@ pub struct Inputs<'a> {
     pub sandbox: &'a SandboxSpec,
     /// The container.
     pub container: &'a ContainerSpec,
+    /// What [`judge`] made of both.
+    pub judged: &'a Judged,
     /// The image's process settings.
     pub image: &'a ImageProcess,
     /// The resolved user.
@@ -62,8 +66,6 @@ pub struct Inputs<'a> {
     pub files: &'a PodFiles,
     /// Host directory or file of each of `container.mounts`, in the same order, symlinks followed.
     pub mount_sources: &'a [PathBuf],
-    /// Volumes that the image declares, as (path in the container, host directory).
-    pub volumes: &'a [(PathBuf, PathBuf)],
     /// Requested devices, also by CDI, resolved.
     pub devices: &'a [ResolvedDevice],
     /// Other changes of CDI devices.
@@ -177,48 +179,53 @@ pub struct PodFiles {
     pub shm: PathBuf,
 }
 
-/// Checks everything possible before anything is created or looked up for the container.
+/// A request that the host can fulfil, as far as that is known before anything of the container is made.
+#[derive(Debug, Clone)]
+pub struct Judged {
+    /// What it may do.
+    pub capabilities: ContainerCapabilities,
+    /// Its limits, without device rules.
+    pub resources: LinuxResources,
+}
+
+/// Judges a request against the host, once, before anything is created or looked up for the container. Its limits are judged
+/// already ([`linux_resources`]): a caller that asks for the impossible hears of it before its image is looked up.
 ///
 /// # Errors
-/// As [`build`].
-pub fn check(
+/// If the request contradicts itself or the host cannot fulfil it. Nothing is weakened silently.
+pub fn judge(
     sandbox: &SandboxSpec,
     container: &ContainerSpec,
+    resources: LinuxResources,
     host: &HostFacts,
     config: &Containers,
-) -> Result<(), SpecError> {
+) -> Result<Judged, SpecError> {
     let security = &container.security;
     if security.privileged && !sandbox.security.privileged {
         return Err(SpecError::PrivilegedContainer);
     }
-    capabilities(&config.capabilities, security, host.bounding)?;
+    let capabilities = capabilities(&config.capabilities, security, host.bounding)?;
     mounts::check(container, host)?;
     process::check(container, host)?;
-    linux_resources(&container.resources, config.pids_limit, host)?;
-    Ok(())
+    Ok(Judged { capabilities, resources })
 }
 
 /// Builds the spec.
 ///
 /// # Errors
-/// If the request contradicts itself or the host cannot fulfil it. Nothing is weakened silently.
+/// If what was found for the request does not fit it: users, mounts, namespaces. Nothing is weakened silently.
 pub fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
-    check(inputs.sandbox, inputs.container, inputs.host, inputs.config)?;
-    let security = &inputs.container.security;
-    if security.privileged && !inputs.sandbox.security.privileged {
-        return Err(SpecError::PrivilegedContainer);
-    }
+    let (security, capabilities) = (&inputs.container.security, &inputs.judged.capabilities);
     check_mapped(inputs)?;
-    let capabilities = capabilities(&inputs.config.capabilities, security, inputs.host.bounding)?;
     let root = RootBuilder::default().path(inputs.rootfs).readonly(security.readonly_rootfs).build()?;
     let (mounts, propagation) = mounts::build(inputs)?;
     let mut spec = SpecBuilder::default()
         .version(OCI_VERSION)
         .root(root)
         .mounts(mounts)
-        .process(process::build(inputs, &capabilities)?)
+        .process(process::build(inputs, capabilities)?)
         .annotations(annotations(inputs))
-        .linux(linux::build(inputs, &capabilities, propagation)?)
+        .linux(linux::build(inputs, capabilities, propagation)?)
         .build()?;
     spec.set_hostname(None).set_hooks(hooks(inputs.cdi)?);
     Ok(spec)

@@ -1,4 +1,4 @@
-//! Mounts in order: the defaults, the pod's files, the image's volumes and the requested ones.
+//! Mounts in order: the defaults, the pod's files and the requested ones.
 
 use super::linux::has_cgroup_namespace;
 use super::{HostFacts, Inputs, SpecError};
@@ -56,12 +56,6 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<Mount>, Option<&'static 
         let of_replaced_dev = covered(Path::new("/dev")) && path.starts_with("/dev");
         if !covered(path) && !of_replaced_dev {
             mounts.push(mount);
-        }
-    }
-    for (path, source) in inputs.volumes {
-        let path = clean(path)?;
-        if !covered(&path) {
-            mounts.push(make(&path, "bind", source, &["rbind", "rprivate", "rw"])?);
         }
     }
     let plain = inputs.host.plain_propagation;

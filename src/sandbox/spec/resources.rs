@@ -40,11 +40,11 @@ pub fn linux_resources(
     Ok(resources)
 }
 
-/// Whether a host can apply these limits; called before anything is created.
+/// Whether a host can apply these limits.
 ///
 /// # Errors
 /// Names the field that is out of range, contradicts another, or has no meaning here.
-pub fn check_resources(asked: &Resources, host: &HostFacts) -> Result<(), SpecError> {
+fn check_resources(asked: &Resources, host: &HostFacts) -> Result<(), SpecError> {
     let refuse = |field, value: &dyn ToString, reason| {
         Err(SpecError::Resource { field, value: value.to_string(), reason })
     };

@@ -214,7 +214,7 @@ async fn carry_in(
     meter: &Meter,
 ) -> Result<(), SpdyError> {
     while let Some(data) = reader.next().await? {
-        meter.from_client(data.len());
+        meter.came(data.len());
         tcp.write_all(&data).await?;
     }
     Ok(tcp.shutdown().await?)
@@ -229,7 +229,7 @@ async fn carry_out(tcp: &OwnedReadHalf, writer: &StreamWriter, meter: &Meter) ->
         }
         match writer.send_spliced(tcp.as_ref()).await? {
             Ok(0) => return writer.finish().await,
-            Ok(n) => meter.to_client(n),
+            Ok(n) => meter.went(n),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(error) => return Err(error.into()),
         }

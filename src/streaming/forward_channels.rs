@@ -69,7 +69,7 @@ async fn forward<B: Backend>(
     let inward = async {
         let mut input = input;
         while let Ok(Some(piece)) = input.next().await {
-            meter.from_client(piece.len());
+            meter.came(piece.len());
             if writing.write_all(&piece).await.is_err() {
                 break;
             }
@@ -84,7 +84,7 @@ async fn forward<B: Backend>(
             }
             match data.send_from(|buffer| reading.try_read(buffer)).await? {
                 Ok(0) => return Ok(()),
-                Ok(n) => meter.to_client(n),
+                Ok(n) => meter.went(n),
                 Err(error)
                     if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
                 Err(_) => return Ok(()),

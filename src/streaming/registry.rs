@@ -148,13 +148,13 @@ impl Drop for OpenSession {
 
 impl Meter {
     /// Bytes went to the client.
-    pub(super) fn to_client(&self, bytes: usize) {
+    pub(super) fn went(&self, bytes: usize) {
         self.entry.received.fetch_add(bytes as u64, Ordering::Relaxed);
         self.metrics.went(bytes as u64);
     }
 
     /// Bytes came from the client.
-    pub(super) fn from_client(&self, bytes: usize) {
+    pub(super) fn came(&self, bytes: usize) {
         self.entry.sent.fetch_add(bytes as u64, Ordering::Relaxed);
         self.metrics.came(bytes as u64);
     }
@@ -174,9 +174,9 @@ mod tests {
         let first = sessions.open(&metrics, &attach, "SPDY/3.1 v4".into());
         let second = sessions.open(&metrics, &forward, "websocket".into());
         let meter = first.meter();
-        meter.to_client(7);
-        meter.from_client(3);
-        meter.from_client(2);
+        meter.went(7);
+        meter.came(3);
+        meter.came(2);
         let listed = sessions.list();
         let seen: Vec<_> = listed.iter().map(|s| (s.kind, s.target.as_str(), s.sent, s.received)).collect();
         assert_eq!(seen, [(SessionKind::Attach, "c1", 5, 7), (SessionKind::PortForward, "s1", 0, 0)]);

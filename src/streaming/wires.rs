@@ -116,7 +116,7 @@ pub(super) async fn carry_out(
             Ok(0) => return Ok(()),
             Ok(n) => {
                 progress.sent.fetch_add(1, Ordering::Relaxed);
-                meter.to_client(n);
+                meter.went(n);
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             // EIO: the terminal is closed on the other side.
@@ -131,7 +131,7 @@ pub(super) async fn carry_in(sink: Option<OwnedFd>, input: Option<Input>, eot: b
     let Some(mut input) = input else { return };
     let mut sink = sink.and_then(|sink| pipe::Sender::from_owned_fd_unchecked(sink).ok());
     while let Ok(Some(data)) = input.next().await {
-        meter.from_client(data.len());
+        meter.came(data.len());
         if let Some(open) = &mut sink
             && open.write_all(&data).await.is_err()
         {

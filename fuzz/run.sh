@@ -17,6 +17,8 @@ TMPDIR=$(mktemp -d /dev/shm/podwright-fuzz.XXXXXX)
 export TMPDIR
 trap 'rm -rf "$TMPDIR"' EXIT
 
+# As in a Rust program, whose start libFuzzer replaces: a worker that has ended is an error, not our end.
+trap '' PIPE
 # 64 KiB: enough for a tar with many entries. 2 GiB and 25 s for one input would be findings.
 if ! "$program" -max_total_time="$seconds" -max_len=65536 -rss_limit_mb=2048 -timeout=25 -print_final_stats=1 \
     -artifact_prefix="$findings/$target-" "$corpus" "$seeds" >"$TMPDIR/log" 2>&1; then

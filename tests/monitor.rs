@@ -383,3 +383,19 @@ async fn a_monitor_of_a_later_protocol_is_left_alone() {
     assert!(matches!(error, MonitorError::Version { theirs: 3, .. }), "{error}");
     server.join().unwrap();
 }
+
+#[tokio::test]
+async fn a_monitor_program_of_protocol_1_is_refused_with_what_to_do() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let tmp = tempfile::tempdir().unwrap();
+    let refusal = serde_json::json!({"reply": {"id": 1, "reply":
+        {"error": {"kind": "invalid", "message": "protocol 2 asked, 1 spoken"}}}});
+    std::fs::write(tmp.path().join("refusal"), podwright_monitor_proto::encode(&refusal).unwrap()).unwrap();
+    // It answers on the connection that is its standard input.
+    let program = tmp.path().join("monitor");
+    let script = format!("#!/bin/sh\ncat {} >&0\n", tmp.path().join("refusal").display());
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let error = launch(LaunchRequest { binary: program, ..request(tmp.path()) }).await.unwrap_err();
+    assert!(matches!(error, MonitorError::Outdated { what: "protocol 2", .. }), "{error}");
+}

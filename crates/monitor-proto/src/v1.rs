@@ -26,6 +26,12 @@ pub struct Create<'a> {
     start: bool,
 }
 
+/// Whether these are the words with which a monitor of this protocol refuses the launch by a later daemon.
+#[must_use]
+pub fn refuses_launch(words: &str) -> bool {
+    words.starts_with("protocol ") && words.ends_with(&format!(" asked, {VERSION} spoken"))
+}
+
 impl<'a> Request<'a> {
     /// Has the container created and started.
     #[must_use]

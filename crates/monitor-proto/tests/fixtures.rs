@@ -106,6 +106,12 @@ fn requests_to_version_1() {
     }
 }
 
+#[test]
+fn the_refusal_of_a_launch_by_version_1_is_known() {
+    assert!(v1::refuses_launch("protocol 2 asked, 1 spoken"));
+    assert!(!v1::refuses_launch("protocol 3 asked, 2 spoken") && !v1::refuses_launch("no such file"));
+}
+
 /// What monitors of version 1 say and those of today do not.
 #[test]
 fn answers_and_events_of_version_1() {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use podwright_monitor_proto::{
     CONFINED_INIT_REVISION, DEFAULT_LOG_LINE_BYTES, Launch, MONITOR_RECORD, MONITOR_SOCKET, MonitorRecord,
-    NamespaceRequest, PROTOCOL_VERSION, ProcessId, Reply, Request,
+    NamespaceRequest, PROTOCOL_VERSION, ProcessId, Reply, Request, v1,
 };
 use podwright_sys::{proc, socket};
 use tokio::net::UnixStream;
@@ -89,7 +89,13 @@ pub async fn launch(request: LaunchRequest) -> Result<(Monitor, Events), Monitor
             // An end by itself has undone everything; a monitor that hangs before that cannot.
             let _ = child.start_kill();
             let _ = child.wait().await;
-            Err(outcome.err().unwrap_or_else(|| link.mismatch("launch")))
+            match outcome {
+                Err(MonitorError::Refused { message, .. }) if v1::refuses_launch(&message) => {
+                    Err(MonitorError::Outdated { binary: request.binary, what: "protocol 2" })
+                }
+                Err(error) => Err(error),
+                Ok(_) => Err(link.mismatch("launch")),
+            }
         }
     }
 }

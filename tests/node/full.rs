@@ -1,6 +1,7 @@
 //! A disk that is full: every call says so by its code and its message, leaves nothing, and works again once there is
 //! room, without a restart.
 
+use crate::faults::wait;
 use crate::support::*;
 use podwright::cri::proto as pb;
 use podwright_testkit::Options;
@@ -195,4 +196,48 @@ async fn environments_fill_no_state_that_probes_stops_and_removals_need() {
     assert_eq!(node.output(&again, &["echo", "alive"]).await, "alive");
     node.finish().await;
     assert_eq!(std::fs::read_dir(state.join("containers")).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn output_that_a_full_disk_took_is_told_and_no_record_is_torn() {
+    let disk = Disk::of("size=1m");
+    let mut node = Node::with_busybox().await;
+    let mut config = node.pod("logs");
+    config.log_directory = disk.0.path().join("logs").to_string_lossy().into_owned();
+    let pod = node.run(&config).await.unwrap();
+    let count = "i=0; while true; do echo line-$i; i=$((i+1)); sleep 0.005; done";
+    let spec = container("main", &["sh", "-c", count]);
+    let path = disk.0.path().join("logs").join(&spec.log_path);
+    let id = node.create(&pod, &config, spec).await.unwrap();
+    node.start(&id).await.unwrap();
+    let log = || std::fs::read_to_string(&path).unwrap_or_default();
+    wait("there is output", || log().contains("line-10").then_some(()));
+    disk.fill_but(0);
+    let metrics = node.scratch.metrics().unwrap();
+    wait("the loss is counted", || {
+        let text = String::from_utf8(podwright_testkit::http::get(metrics, "/metrics").unwrap()).unwrap();
+        let lost =
+            text.lines().find_map(|line| line.strip_prefix("podwright_log_lost_bytes_total "))?.to_owned();
+        (lost != "0").then_some(())
+    });
+    disk.make_room();
+    let marked = wait("the log tells it", || {
+        let text = log();
+        let (_, after) = text.split_once("bytes of output are missing here: No space left")?;
+        after.contains("line-").then_some(text)
+    });
+    let mut last = None;
+    for record in marked.lines().take(marked.matches('\n').count()) {
+        let words: Vec<&str> = record.splitn(4, ' ').collect();
+        let [_, stream, "F", said] = words[..] else { panic!("{record:?}") };
+        match said.strip_prefix("line-") {
+            Some(number) => {
+                let number = number.parse::<u64>().unwrap();
+                assert!(stream == "stdout" && last < Some(number), "{record:?} after {last:?}");
+                last = Some(number);
+            }
+            None => assert!(stream == "stderr" && said.starts_with("podwright: "), "{record:?}"),
+        }
+    }
+    node.finish().await;
 }

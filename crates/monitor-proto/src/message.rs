@@ -462,6 +462,15 @@ pub enum Event {
         /// As on disk.
         exit: ExitRecord,
     },
+    /// Output of a container was written to no log: its disk was full, or gave another error.
+    LogLost {
+        /// The container.
+        container_id: String,
+        /// Since the last such event.
+        bytes: u64,
+        /// What the kernel said.
+        reason: String,
+    },
     /// An exec's process is gone. Only monitors of protocol 1 send it, and nobody needs it: the leash reports the end.
     #[serde(skip_serializing)]
     ExecExited {

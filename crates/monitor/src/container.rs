@@ -3,10 +3,10 @@
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use podwright_monitor_proto::{ContainerState, ContainerStatus, ExitRecord};
+use podwright_monitor_proto::{ContainerState, ContainerStatus, Event, ExitRecord};
 
 use crate::attach::Viewer;
-use crate::logfile::LogFile;
+use crate::logfile::{LogFile, Loss};
 use crate::oom::OomCounter;
 use crate::output::Stream;
 use crate::session::Session;
@@ -86,6 +86,12 @@ impl Container {
         };
         let log_dropped_bytes = self.log.as_ref().map_or(self.lost_bytes, LogFile::dropped_bytes);
         ContainerStatus { id: self.id.clone(), state, log_dropped_bytes }
+    }
+
+    /// What was lost of its output since it was last reported; `last`: nothing more will come.
+    pub(crate) fn loss(&mut self, last: bool) -> Option<Event> {
+        let Loss { bytes, reason } = self.log.as_mut()?.loss(Instant::now(), last)?;
+        Some(Event::LogLost { container_id: self.id.clone(), bytes, reason })
     }
 
     pub(crate) fn is_exited(&self) -> bool {

@@ -1,12 +1,14 @@
 //! One container's log file: created, appended to, swapped. Never buffers, never blocks the container: counts and drops
-//! what cannot be written.
+//! what cannot be written, and says so in the log itself when there is room again.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use podwright_sys::path::{open_directory_without_links, open_root};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fchmod, fstat, openat, unlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fchmod, fstat, ftruncate, openat, unlinkat};
+use rustix::io::Errno;
 
 use crate::record::{Record, Stamp, Tag};
 
@@ -21,6 +23,9 @@ const SEGMENTS: usize = 192;
 
 /// Segments that one record may need.
 const SEGMENTS_PER_RECORD: usize = 3;
+
+/// Between two reports of what was lost: a disk may be full and have room many times a second.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The container's stream that a record belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,9 +61,22 @@ pub(crate) struct LogFile {
     file: OwnedFd,
     /// We created it and may remove it if the container never started.
     made: bool,
-    /// The file ends in the middle of a record, because the disk was full.
+    /// The file ends in the middle of a record, which the disk took and did not give back.
     torn: bool,
     dropped: u64,
+    /// What of that the log itself says.
+    marked: u64,
+    /// What of that was reported, and when.
+    reported: (u64, Option<Instant>),
+    /// Why the last bytes were dropped.
+    reason: Option<Errno>,
+}
+
+/// Bytes of output that are in no log.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Loss {
+    pub(crate) bytes: u64,
+    pub(crate) reason: String,
 }
 
 impl LogFile {
@@ -66,7 +84,11 @@ impl LogFile {
     pub(crate) fn open(path: &Path, top: Option<&Path>) -> Result<Self, LogError> {
         let place = Place { path: path.into(), top: top.map(Into::into) };
         let (file, made) = place.open(Some(Mode::from_raw_mode(DIRECTORY_MODE)))?;
-        Ok(Self { place, file, made, torn: false, dropped: 0 })
+        Ok(Self::new(place, file, made))
+    }
+
+    fn new(place: Place, file: OwnedFd, made: bool) -> Self {
+        Self { place, file, made, torn: false, dropped: 0, marked: 0, reported: (0, None), reason: None }
     }
 
     /// Switches to the file now at the path, creating it if missing. On error nothing changes.
@@ -80,6 +102,21 @@ impl LogFile {
 
     pub(crate) fn dropped_bytes(&self) -> u64 {
         self.dropped
+    }
+
+    /// What was lost since it was last reported; `last`: also if that was a moment ago.
+    pub(crate) fn loss(&mut self, now: Instant, last: bool) -> Option<Loss> {
+        let (reported, at) = self.reported;
+        let is_due = last || at.is_none_or(|at| now.duration_since(at) >= REPORT_INTERVAL);
+        if self.dropped == reported || !is_due {
+            return None;
+        }
+        self.reported = (self.dropped, Some(now));
+        Some(Loss { bytes: self.dropped - reported, reason: self.reason() })
+    }
+
+    fn reason(&self) -> String {
+        self.reason.map(|errno| io::Error::from(errno).to_string()).unwrap_or_default()
     }
 
     /// Removes the file if this object created it and wrote nothing.
@@ -121,32 +158,81 @@ impl LogFile {
         if self.torn && rustix::io::write(&self.file, b"\n").is_ok() {
             self.torn = false;
         }
+        // Says how much is missing here, with the first records that have room again, and not before: marks alone would fill
+        // what little room there is.
+        let missing = self.dropped - self.marked;
+        let mark = (missing > 0).then(|| {
+            let (time, reason) = (Stamp::now().text(), self.reason());
+            format!("{time} stderr F podwright: {missing} bytes of output are missing here: {reason}\n")
+        });
+        let total: usize = segments.iter().map(|segment| segment.len()).sum();
+        let written = match &mark {
+            None => self.put(segments, 0),
+            Some(mark) => {
+                let marked: Vec<IoSlice<'_>> = std::iter::once(mark.as_bytes())
+                    .chain(segments.iter().map(|segment| &**segment))
+                    .map(IoSlice::new)
+                    .collect();
+                self.put(&marked, mark.len())
+            }
+        };
+        segments.clear();
+        if written > 0 {
+            self.marked = self.dropped;
+        }
+        self.dropped = self.dropped.saturating_add(u64::try_from(total - written).unwrap_or(u64::MAX));
+    }
+
+    /// Appends whole records, and returns how many of their bytes are in the file beside the first `mark` bytes, which stay with
+    /// a record only.
+    fn put(&mut self, segments: &[IoSlice<'_>], mark: usize) -> usize {
         let total: usize = segments.iter().map(|segment| segment.len()).sum();
         let written = loop {
             match rustix::io::writev(&self.file, segments) {
-                Err(rustix::io::Errno::INTR) => {}
-                Err(_) => break 0,
+                Err(Errno::INTR) => {}
+                Err(error) => {
+                    self.reason = Some(error);
+                    return 0;
+                }
                 Ok(written) => break written,
             }
         };
-        if written < total {
-            self.dropped = self.dropped.saturating_add(u64::try_from(total - written).unwrap_or(u64::MAX));
-            if written > 0 {
-                self.torn = byte_at(segments, written - 1) != Some(b'\n');
-            }
+        if written == total {
+            return total - mark;
         }
-        segments.clear();
+        // The kernel gives a reason only for a write that wrote nothing.
+        self.reason = Some(Errno::NOSPC);
+        let whole = Some(records_within(segments, written)).filter(|whole| *whole > mark).unwrap_or(0);
+        if written > whole && self.cut(written - whole).is_err() {
+            self.torn = true;
+        }
+        whole.saturating_sub(mark)
+    }
+
+    /// Takes the last bytes of the file away again.
+    fn cut(&self, bytes: usize) -> Result<(), Errno> {
+        let size = u64::try_from(fstat(&self.file)?.st_size).unwrap_or_default();
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        // Somebody else has truncated it.
+        let kept = size.checked_sub(bytes).ok_or(Errno::INVAL)?;
+        ftruncate(&self.file, kept)
     }
 }
 
-fn byte_at(segments: &[IoSlice<'_>], mut index: usize) -> Option<u8> {
+/// Bytes of the records that the first `written` bytes hold whole. A line break is the last byte of a record, and nowhere else.
+fn records_within(segments: &[IoSlice<'_>], written: usize) -> usize {
+    let (mut before, mut whole) = (0, 0);
     for segment in segments {
-        match segment.get(index) {
-            Some(byte) => return Some(*byte),
-            None => index -= segment.len(),
+        let there = &segment[..segment.len().min(written - before)];
+        if let Some(at) = memchr::memrchr(b'\n', there) {
+            whole = before + at + 1;
+        }
+        before += there.len();
+        if before == written {
+            break;
         }
     }
-    None
+    whole
 }
 
 /// The location of a log file. Resolved again each time, since the kubelet moves files away.
@@ -335,15 +421,23 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_counted_and_survived() {
-        let mut log = LogFile {
-            place: Place { path: "/dev/full".into(), top: None },
-            file: std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap().into(),
-            made: false,
-            torn: false,
-            dropped: 0,
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut log = LogFile::new(Place { path: "/dev/full".into(), top: None }, full.into(), false);
+        let begun = Instant::now();
+        assert_eq!(log.loss(begun, true), None);
+        let lose = |log: &mut LogFile| {
+            log.append(StreamName::Stdout, Records::new(b"12345\n", 9, Pause::None));
         };
-        log.append(StreamName::Stdout, Records::new(b"12345\n", 9, Pause::None));
+        lose(&mut log);
         assert_eq!(log.dropped_bytes(), 40 + 6);
+        let reason = "No space left on device (os error 28)".to_owned();
+        assert_eq!(log.loss(begun, false), Some(Loss { bytes: 46, reason: reason.clone() }));
+        lose(&mut log);
+        assert_eq!(log.loss(begun, false), None, "a moment later");
+        lose(&mut log);
+        assert_eq!(log.loss(begun + REPORT_INTERVAL, false), Some(Loss { bytes: 92, reason }));
+        lose(&mut log);
+        assert_eq!(log.loss(begun + REPORT_INTERVAL, true).unwrap().bytes, 46, "at its end");
     }
 
     #[test]
@@ -359,15 +453,20 @@ mod tests {
         while log.dropped_bytes() == 0 {
             log.append(StreamName::Stdout, Records::new(lines_of(7).as_bytes(), 2000, Pause::None));
         }
-        assert!(log.torn);
+        // Some were lost, more than once.
+        log.append(StreamName::Stdout, Records::new(lines_of(7).as_bytes(), 2000, Pause::None));
+        let lost = log.dropped_bytes();
         std::fs::remove_file(&ballast).unwrap();
         log.append(StreamName::Stderr, Records::new(b"space again\n", 2000, Pause::None));
+        log.append(StreamName::Stderr, Records::new(b"and again\n", 2000, Pause::None));
         let all = lines(&path);
         unmount(dir.path(), UnmountFlags::DETACH).unwrap();
-        assert_eq!(all.last().unwrap(), "stderr F space again");
         let whole = format!("stdout F {}", line.trim_end());
-        let torn = all.iter().filter(|record| **record != whole).count();
-        assert_eq!(torn, 2, "the torn one and the last");
+        let others: Vec<_> = all.iter().filter(|record| **record != whole).collect();
+        let missing = format!(
+            "stderr F podwright: {lost} bytes of output are missing here: No space left on device (os error 28)"
+        );
+        assert_eq!(others, [&missing, "stderr F space again", "stderr F and again"]);
     }
 
     #[test]

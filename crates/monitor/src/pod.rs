@@ -416,7 +416,11 @@ impl Pod {
             }
             container.dismiss_slow();
         }
+        let loss = container.loss(false);
         self.buffer = buffer;
+        if let Some(lost) = loss {
+            self.tell(lost);
+        }
         if matches!(self.containers[at].state, State::Draining { .. })
             && self.containers[at].streams.is_empty()
         {

@@ -305,6 +305,7 @@ impl Pod {
         container.streams = Vec::new();
         container.stdin = Stdin::None;
         container.dismiss_all();
+        let loss = container.loss(true);
         if let Some(log) = container.log.take() {
             container.lost_bytes = log.dropped_bytes();
         }
@@ -318,6 +319,9 @@ impl Pod {
         if let Err(error) = written {
             // It stays in memory, and List reports it.
             self.diary.note(format!("write exit record {path}: {error}"));
+        }
+        if let Some(lost) = loss {
+            self.tell(lost);
         }
         self.tell(Event::ContainerExited { container_id: exit.container_id.clone(), exit });
     }

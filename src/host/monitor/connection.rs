@@ -168,6 +168,9 @@ impl Connection {
             FromMonitor::Event(Event::ContainerExited { container_id, exit }) => {
                 self.backlog.push_back(MonitorEvent::ContainerExited { container_id, exit });
             }
+            FromMonitor::Event(Event::LogLost { container_id, bytes, reason }) => {
+                self.backlog.push_back(MonitorEvent::LogLost { container_id, bytes, reason });
+            }
             // Of a monitor of protocol 1; the session's leash reports it, too.
             FromMonitor::Event(Event::ExecExited { .. }) => {}
         }

@@ -38,6 +38,15 @@ pub enum MonitorEvent {
         /// As on disk.
         exit: ExitRecord,
     },
+    /// Output of a container was written to no log.
+    LogLost {
+        /// The container.
+        container_id: String,
+        /// Since the last such event.
+        bytes: u64,
+        /// What the kernel said to the monitor.
+        reason: String,
+    },
     /// The connection ended: the monitor is dead, or more events waited than are kept. [`adopt`] finds out which, and
     /// [`Monitor::list`] what was missed.
     Gone,

@@ -1,7 +1,7 @@
 //! The domain's metrics: the steps of starting and stopping pods and containers, and the CNI plugins' part in them.
 
 use crate::host::network::PluginCall;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use std::future::Future;
 use std::time::Instant;
 
@@ -16,6 +16,7 @@ pub struct PodMetrics {
     exits: IntCounterVec,
     plugins: HistogramVec,
     unclean: IntGauge,
+    log_lost: IntCounter,
 }
 
 impl PodMetrics {
@@ -41,6 +42,11 @@ impl PodMetrics {
                 .buckets(BUCKETS.to_vec()),
             &["plugin", "verb", "outcome"],
         )?;
+        let log_lost = IntCounter::new(
+            "podwright_log_lost_bytes_total",
+            "Bytes of containers' output that could not be written to their logs.",
+        )?;
+        registry.register(Box::new(log_lost.clone()))?;
         let unclean = IntGauge::new(
             "podwright_unclean_containers",
             "Ended containers of which processes, cgroups, mounts or the runtime's state could not be removed yet.",
@@ -49,7 +55,7 @@ impl PodMetrics {
         registry.register(Box::new(plugins.clone()))?;
         registry.register(Box::new(steps.clone()))?;
         registry.register(Box::new(exits.clone()))?;
-        Ok(Self { steps, exits, plugins, unclean })
+        Ok(Self { steps, exits, plugins, unclean, log_lost })
     }
 
     /// Times one step.
@@ -85,6 +91,11 @@ impl PodMetrics {
     pub fn unclean(&self) -> Unclean {
         self.unclean.inc();
         Unclean(self.unclean.clone())
+    }
+
+    /// Counts output that is in no log.
+    pub fn log_lost(&self, bytes: u64) {
+        self.log_lost.inc_by(bytes);
     }
 
     /// Counts a container's end.

@@ -27,6 +27,13 @@ impl Pod {
             MonitorEvent::ContainerExited { container_id, exit } => {
                 self.container_exited(&container_id, &exit)
             }
+            MonitorEvent::LogLost { container_id, bytes, reason } => {
+                self.node.metrics.log_lost(bytes);
+                // Log: A container's output could not be written to its log; the log says so where it is missing. At most every
+                // 10 s for one container.
+                // Do: Free the disk of the pods' logs (`reason`).
+                tracing::warn!(container = %container_id, pod = %self.spec.name, bytes, reason, "output of a container was lost");
+            }
             MonitorEvent::Gone => self.adopt_again(),
         }
     }

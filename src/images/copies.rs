@@ -11,6 +11,7 @@ use super::index::{ImageRecord, LayerRecord};
 use super::manifest::MAX_CONFIG;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use rustix::fs::OFlags;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +43,9 @@ struct ImageCopy {
     record: ImageRecord,
     /// Its names, and the place of each in the order in which names were given.
     names: BTreeMap<String, u64>,
+    /// The commit of the index after which it was written.
+    #[serde(default)]
+    generation: u64,
 }
 
 /// A layer's record and its implied directories.
@@ -54,6 +58,7 @@ pub(super) struct CopiedImage {
     pub(super) record: ImageRecord,
     pub(super) names: BTreeMap<String, u64>,
     pub(super) config: Vec<u8>,
+    pub(super) generation: u64,
 }
 
 /// The directory of the images' copies.
@@ -99,8 +104,10 @@ impl Copies {
         id: &str,
         record: &ImageRecord,
         names: BTreeMap<String, u64>,
+        generation: u64,
     ) -> Result<(), ImageError> {
-        let copy = ImageCopy { version: VERSION, id: id.to_owned(), record: record.clone(), names };
+        let (id_of, record) = (id.to_owned(), record.clone());
+        let copy = ImageCopy { version: VERSION, id: id_of, record, names, generation };
         write_json(&self.path(id, "json"), &copy)
     }
 
@@ -134,7 +141,7 @@ impl Copies {
     pub(super) fn read(&self, id: &str) -> Result<Option<CopiedImage>, ImageError> {
         let path = self.path(id, "json");
         let Some(copy) = read_json::<ImageCopy>(&path)? else { return Ok(None) };
-        let ImageCopy { version, id: of, record, names } = copy;
+        let ImageCopy { version, id: of, record, names, generation } = copy;
         check_version(&path, version)?;
         let at = self.path(id, "config");
         let Some(config) = read(&at, MAX_CONFIG)? else { return Ok(None) };
@@ -150,7 +157,7 @@ impl Copies {
         if !is_its {
             return wrong("its config is another one");
         }
-        Ok(Some(CopiedImage { id: of, record, names, config }))
+        Ok(Some(CopiedImage { id: of, record, names, config, generation }))
     }
 }
 
@@ -190,11 +197,16 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ImageError> 
 }
 
 fn read(path: &Path, most: u64) -> Result<Option<Vec<u8>>, ImageError> {
-    let file = match File::open(path) {
+    // Neither a link nor a pipe is one of ours, and opening a pipe would wait.
+    let flags = i32::try_from((OFlags::NONBLOCK | OFlags::NOFOLLOW).bits()).unwrap_or_default();
+    let file = match File::options().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(ImageError::io("open", path, e)),
     };
+    if !file.metadata().map_err(|e| ImageError::io("stat", path, e))?.is_file() {
+        return Err(ImageError::io("read", path, io::Error::other("it is not a regular file")));
+    }
     let mut bytes = Vec::new();
     file.take(most + 1).read_to_end(&mut bytes).map_err(|e| ImageError::io("read", path, e))?;
     match u64::try_from(bytes.len()).unwrap_or(u64::MAX) > most {

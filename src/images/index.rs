@@ -5,11 +5,12 @@ use super::digest::Digest;
 use super::error::ImageError;
 use super::index_check::{self, Verdict};
 use super::manifest::{ConfigFile, Descriptor};
+use super::set_aside::set_aside;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
-use std::time::SystemTime;
 
 /// Version of the tables and records. A newer file is refused, never guessed at.
 const SCHEMA: u64 = 1;
@@ -175,7 +176,11 @@ pub(crate) struct Index {
     path: PathBuf,
     /// None: it has to be opened again. redb takes nothing any more after an I/O error, such as a full disk's.
     database: RwLock<Option<Database>>,
+    /// Number of the latest commit. Copies of entries carry it: one with a higher number is of a later index than this.
+    generation: AtomicU64,
 }
+
+const GENERATION: &str = "generation";
 
 fn failed(operation: &'static str, path: &Path, error: redb::Error) -> ImageError {
     match error {
@@ -202,20 +207,14 @@ fn is_damage(error: &redb::Error) -> bool {
     }
 }
 
-/// Renames a damaged index, which nobody reads any more but a person.
-fn set_aside(path: &Path, reason: &str) -> Result<(), ImageError> {
-    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let aside = path.with_extension(format!("redb.damaged-{seconds}"));
-    std::fs::rename(path, &aside).map_err(|e| ImageError::io("set aside", path, e))?;
-    // Log: The file cannot be read. The index is made again from the copies beside the layers; what these lack is pulled again.
-    // Do: Check the disk. Delete the file.
-    tracing::error!(path = %aside.display(), reason, "the image index is damaged and was set aside");
-    Ok(())
-}
-
 impl Index {
     /// Opens the index, or makes a new one where there is none that can be read.
     pub(crate) fn open(path: &Path) -> Result<(Self, Found), ImageError> {
+        // A link to a file on another disk is one as well.
+        let is_file = std::fs::metadata(path).map(|there| there.is_file());
+        if path.symlink_metadata().is_ok() && !is_file.is_ok_and(|is_file| is_file) {
+            set_aside(path, "it is not a regular file")?;
+        }
         if std::fs::metadata(path).is_ok_and(|there| there.len() > 0) {
             match index_check::check(path) {
                 Verdict::Whole => {}
@@ -234,12 +233,13 @@ impl Index {
 
     /// None: it is damaged, and set aside now.
     fn open_once(path: &Path) -> Result<Option<(Self, Found)>, ImageError> {
-        let open = || -> Result<(Database, Option<u64>), redb::Error> {
+        let open = || -> Result<(Database, Option<u64>, u64), redb::Error> {
             let database = Database::builder().set_cache_size(CACHE).create(path)?;
             let write = database.begin_write()?;
-            let found = {
+            let (found, generation) = {
                 let mut meta = write.open_table(META)?;
                 let found = meta.get("schema")?.map(|v| v.value());
+                let generation = meta.get(GENERATION)?.map_or(0, |v| v.value());
                 if found.is_none() {
                     meta.insert("schema", SCHEMA)?;
                 }
@@ -250,19 +250,20 @@ impl Index {
                 write.open_table(AGES)?;
                 write.open_table(LAYERS)?;
                 write.open_table(IMPLIED)?;
-                found
+                (found, generation)
             };
             if found.unwrap_or(SCHEMA) == SCHEMA {
                 write.commit()?;
             }
-            Ok((database, found))
+            Ok((database, found, generation))
         };
-        let (database, found) = match open() {
+        let (database, found, generation) = match open() {
             Ok(opened) => opened,
             Err(error) if is_damage(&error) => return set_aside(path, &error.to_string()).map(|()| None),
             Err(error) => return Err(failed("open the image index", path, error)),
         };
-        let index = Self { path: path.to_owned(), database: RwLock::new(Some(database)) };
+        let (database, generation) = (RwLock::new(Some(database)), AtomicU64::new(generation));
+        let index = Self { path: path.to_owned(), database, generation };
         match found {
             None => Ok(Some((index, Found::Nothing))),
             Some(SCHEMA) => Ok(Some((index, Found::Index))),
@@ -274,6 +275,16 @@ impl Index {
                 Err(ImageError::Index { operation: "open", reason })
             }
         }
+    }
+
+    /// The number of the latest commit.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// Has the next commit be later than that one.
+    pub(crate) fn continue_after(&self, generation: u64) {
+        self.generation.fetch_max(generation, Ordering::Relaxed);
     }
 
     /// Works on the database. After an I/O error it is opened again, now or at the next call.
@@ -361,9 +372,11 @@ impl Index {
 
     /// Applies all changes or none; durable when it returns.
     pub(crate) fn commit(&self, changes: &[Change<'_>]) -> Result<(), ImageError> {
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         let write = |database: &Database| -> Result<(), redb::Error> {
             let write = database.begin_write()?;
             {
+                write.open_table(META)?.insert(GENERATION, generation)?;
                 let (mut images, mut configs) = (write.open_table(IMAGES)?, write.open_table(CONFIGS)?);
                 let mut said = write.open_table(SAID)?;
                 let (mut names, mut ages) = (write.open_table(NAMES)?, write.open_table(AGES)?);

@@ -43,6 +43,7 @@ mod recipe;
 mod reconcile;
 mod reference;
 mod registry;
+mod set_aside;
 mod shares;
 mod slots;
 mod source;

@@ -4,7 +4,7 @@
 
 use super::copies::{self, CopiedImage, Copies};
 use super::error::ImageError;
-use super::index::{Change, ImageRecord, Index, Presence};
+use super::index::{Change, Found, ImageRecord, Index, Presence};
 use super::mend::{in_use, mounts};
 use super::state::{State, keys};
 use super::store::{Store, lock, names};
@@ -22,24 +22,30 @@ pub(super) fn told(copied: Result<(), ImageError>) {
     }
 }
 
-/// Fills a new index with what the copies say.
-pub(super) fn rebuild(index: &Index, copies: &Copies, layers: &Path) -> Result<(), ImageError> {
-    let (mut found, mut images) = (Vec::new(), Vec::new());
-    for key in names(layers)? {
-        match copies::read_layer(&layers.join(&key)) {
-            Ok(Some((record, implied))) => found.push((key, record, implied)),
-            Ok(None) => {}
-            Err(error) => unread(&error),
-        }
-    }
+/// Takes up what copies say that the index does not: all of a new index; of one that is older than them, as a backup is, the
+/// images that came since.
+pub(super) fn take_up(index: &Index, found: Found, copies: &Copies, layers: &Path) -> Result<(), ImageError> {
+    let mut images = Vec::new();
     for id in copies.ids()? {
         match copies.read(&id) {
-            Ok(Some(image)) => images.push(image),
-            Ok(None) => {}
+            Ok(Some(image)) if found == Found::Nothing || image.generation > index.generation() => {
+                images.push(image)
+            }
+            Ok(_) => {}
             Err(error) => unread(&error),
         }
     }
-    if found.is_empty() && images.is_empty() {
+    let mut kept = Vec::new();
+    if found == Found::Nothing {
+        for key in names(layers)? {
+            match copies::read_layer(&layers.join(&key)) {
+                Ok(Some((record, implied))) => kept.push((key, record, implied)),
+                Ok(None) => {}
+                Err(error) => unread(&error),
+            }
+        }
+    }
+    if kept.is_empty() && images.is_empty() {
         return Ok(());
     }
     // A name that two copies have is the later one's.
@@ -51,19 +57,27 @@ pub(super) fn rebuild(index: &Index, copies: &Copies, layers: &Path) -> Result<(
         }
     }
     let mut changes: Vec<Change<'_>> =
-        found.iter().map(|(key, record, implied)| Change::PutLayer(key, record, implied)).collect();
+        kept.iter().map(|(key, record, implied)| Change::PutLayer(key, record, implied)).collect();
     for CopiedImage { id, record, config, .. } in &images {
         changes.extend([Change::PutImage(id, record), Change::PutConfig(id, config)]);
     }
     changes.extend(named.iter().map(|(name, (age, id))| Change::PutName(name, id, *age)));
+    index.continue_after(images.iter().map(|image| image.generation).max().unwrap_or_default());
     index.commit(&changes)?;
-    // Log: There was none, or a damaged one. Running containers keep their images; what the copies lack is pulled again.
-    // Do: Nothing.
-    tracing::warn!(
-        layers = found.len(),
-        images = images.len(),
-        "made the image index again from the copies of its entries"
-    );
+    let (layers, images) = (kept.len(), images.len());
+    match found {
+        // Log: There was none, or a damaged one. Running containers keep their images; what the copies lack is pulled again.
+        // Do: Nothing.
+        Found::Nothing => {
+            tracing::warn!(layers, images, "made the image index again from the copies of its entries")
+        }
+        // Log: Somebody has put an earlier index in its place. Images that came after it are taken from the copies.
+        // Do: Nothing.
+        Found::Index => tracing::warn!(
+            images,
+            "the image index is older than the copies of its entries, which are taken up"
+        ),
+    }
     Ok(())
 }
 
@@ -92,8 +106,7 @@ impl Store {
         for (key, record, _) in &adopted {
             state.layers.insert((*key).clone(), record.clone());
         }
-        let lost: Vec<String> =
-            state.layers.keys().filter(|key| !self.layer_fs(key).is_dir()).cloned().collect();
+        let lost: Vec<String> = state.layers.keys().filter(|key| !self.has_layer(key)).cloned().collect();
         state.layers.retain(|key, _| !lost.contains(key));
         for key in &lost {
             warn(key);
@@ -123,7 +136,7 @@ impl Store {
     pub(crate) fn lose_layer(&self, key: &str) -> Result<(), ImageError> {
         let _writer = lock(&self.writer);
         let mut state = (*self.state()).clone();
-        if self.layer_fs(key).is_dir() || state.layers.remove(key).is_none() {
+        if self.has_layer(key) || state.layers.remove(key).is_none() {
             // Another was faster.
             return Ok(());
         }
@@ -138,7 +151,7 @@ impl Store {
 
     /// The layer of these that has no directory any more, if there is one; it is out of use then.
     pub(crate) fn lost_of(&self, keys: &[String]) -> Result<Option<String>, ImageError> {
-        let Some(lost) = keys.iter().find(|key| !self.layer_fs(key).is_dir()) else { return Ok(None) };
+        let Some(lost) = keys.iter().find(|key| !self.has_layer(key)) else { return Ok(None) };
         self.lose_layer(lost)?;
         Ok(Some(lost.clone()))
     }

@@ -11,10 +11,11 @@
 
 use super::copies::{self, Copies};
 use super::error::ImageError;
-use super::index::{Change, Found, ImageRecord, Index, LayerRecord, Presence, Served};
+use super::index::{Change, ImageRecord, Index, LayerRecord, Presence, Served};
 use super::manifest::ConfigFile;
 use super::mend;
 use super::reconcile;
+use super::set_aside::clear_for_directory;
 use super::staging::Staging;
 use super::state::{Entry, State, keys};
 use super::unpack::Unpacked;
@@ -110,7 +111,9 @@ impl Store {
     pub(crate) fn open(root: &Path, pinned: BTreeSet<String>) -> Result<Arc<Self>, ImageError> {
         let copies = Copies::new(root);
         let [layers, staging, retired] = ["layers", "staging", "retired"].map(|name| root.join(name));
+        clear_for_directory(&trash(root))?;
         for dir in [root, &layers, &staging, &retired, copies.dir()] {
+            clear_for_directory(dir)?;
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -125,9 +128,7 @@ impl Store {
             discard(&staging.join(name), root)?;
         }
         let (index, found) = Index::open(&root.join("index.redb"))?;
-        if found == Found::Nothing {
-            reconcile::rebuild(&index, &copies, &layers)?;
-        }
+        reconcile::take_up(&index, found, &copies, &layers)?;
         let (state, unkept) = State::from_index(&index, &pinned)?;
         if !unkept.is_empty() {
             // An older podwright's.
@@ -179,6 +180,11 @@ impl Store {
     /// The overlay lower directory of a layer.
     pub(crate) fn layer_fs(&self, key: &str) -> PathBuf {
         self.layer_dir(key).join("fs")
+    }
+
+    /// Whether a layer's directory is there, and no link to another's.
+    pub(super) fn has_layer(&self, key: &str) -> bool {
+        self.layer_fs(key).symlink_metadata().is_ok_and(|there| there.is_dir())
     }
 
     /// A layer's directory: `fs`, the recipe, and what the layer itself replaced.
@@ -464,7 +470,9 @@ impl Store {
         for id in ids {
             let id = id.as_ref();
             reconcile::told(match state.images.get(id) {
-                Some(entry) => self.copies.put(id, &entry.record, state.aged_names(id)),
+                Some(entry) => {
+                    self.copies.put(id, &entry.record, state.aged_names(id), self.index.generation())
+                }
                 None => self.copies.remove(id),
             });
         }

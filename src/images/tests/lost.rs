@@ -107,6 +107,125 @@ async fn of_two_copies_with_a_name_the_later_counts() {
     assert!(images.status(old.as_str()).unwrap().repo_tags.is_empty());
 }
 
+fn make_fifo(path: &Path) {
+    let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+    rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn directories_and_copies_of_another_kind_keep_nobody_from_starting() {
+    use std::os::unix::fs::symlink;
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path());
+    let (server, _, [a, b]) = two(&images).await;
+    let before = said(&images);
+    let own =
+        |id: &Digest| images.inner.store.state().images[id.as_str()].record.diff_ids[1].hex().to_owned();
+    let (of_a, of_b) = (own(&a), own(&b));
+    drop(images);
+    for name in ["records", "staging", "trash", "retired"] {
+        let place = root.path().join(name);
+        let away = root.path().join("away");
+        for make in [
+            make_fifo as fn(&Path),
+            |at| std::fs::write(at, "").unwrap(),
+            |at| symlink("/nowhere", at).unwrap(),
+        ] {
+            let _ = std::fs::rename(&place, &away);
+            make(&place);
+            assert_eq!(said(&open(root.path())), before, "{name}");
+            let _ = std::fs::remove_dir_all(&away);
+        }
+    }
+    // The copies are pipes, and there is no index.
+    std::fs::remove_file(root.path().join("index.redb")).unwrap();
+    for path in [
+        root.path().join(format!("records/{}.json", a.hex())),
+        root.path().join(format!("records/{}.config", b.hex())),
+        root.path().join(format!("layers/{of_a}/layer.json")),
+    ] {
+        std::fs::remove_file(&path).unwrap();
+        make_fifo(&path);
+    }
+    let images = open(root.path());
+    assert!(images.list().is_empty());
+    for name in ["x:a", "x:b"] {
+        images.pull(&server.name(name), None).await.unwrap();
+    }
+    // A layer's directory is a link to another's.
+    let place = root.path().join(format!("layers/{of_b}/fs"));
+    std::fs::remove_dir_all(&place).unwrap();
+    symlink(root.path().join(format!("layers/{of_a}/fs")), &place).unwrap();
+    let hold = images.hold(b.as_str()).unwrap();
+    assert!(matches!(hold.check(), Err(ImageError::LayerLost { .. })));
+    images.pull(&server.name("x:b"), None).await.unwrap();
+    images.hold(b.as_str()).unwrap().check().unwrap();
+    assert!(!place.is_symlink());
+}
+
+/// A backup, or the snapshot of a machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_is_older_than_the_copies_takes_them_up() {
+    let root = tempfile::tempdir().unwrap();
+    let index = root.path().join("index.redb");
+    let images = open(root.path());
+    let (content, _, first) = small();
+    let server = Server::serving(content);
+    images.pull(&server.name("x:t"), None).await.unwrap();
+    drop(images);
+    let older = std::fs::read(&index).unwrap();
+    let images = open(root.path());
+    let (_server, _, [a, _]) = two(&images).await;
+    images.remove(first.as_str()).await.unwrap();
+    let before = said(&images);
+    drop(images);
+    for _ in 0..2 {
+        std::fs::write(&index, &older).unwrap();
+        let images = open(root.path());
+        assert_eq!(said(&images), before, "what came since is there, what went is not");
+        images.inner.store.reap().unwrap();
+        images.hold(a.as_str()).unwrap().check().unwrap();
+    }
+    // A copy that a crash has left of an image that was removed is no later than the index.
+    let images = open(root.path());
+    let copy = root.path().join(format!("records/{}.json", a.hex()));
+    let left = std::fs::read(&copy).unwrap();
+    images.remove(a.as_str()).await.unwrap();
+    drop(images);
+    std::fs::write(&copy, left).unwrap();
+    assert!(open(root.path()).status(a.as_str()).is_none());
+    assert!(!copy.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_is_no_file_is_set_aside() {
+    use std::os::unix::fs::symlink;
+    let root = tempfile::tempdir().unwrap();
+    let index = root.path().join("index.redb");
+    let images = open(root.path());
+    let _server = two(&images).await;
+    let before = said(&images);
+    drop(images);
+    let is: [(&str, &dyn Fn()); 5] = [
+        ("a directory", &|| std::fs::create_dir_all(index.join("x")).unwrap()),
+        ("a link to nowhere", &|| symlink("/nowhere/x", &index).unwrap()),
+        ("a link to itself", &|| symlink(&index, &index).unwrap()),
+        ("a device", &|| symlink("/dev/zero", &index).unwrap()),
+        ("a fifo", &|| make_fifo(&index)),
+    ];
+    for (what, make) in is {
+        std::fs::remove_file(&index).unwrap();
+        make();
+        assert_eq!(said(&open(root.path())), before, "{what}");
+    }
+    // Of a link to a file, the file is the index.
+    let elsewhere = root.path().join("elsewhere");
+    std::fs::rename(&index, &elsewhere).unwrap();
+    symlink(&elsewhere, &index).unwrap();
+    assert_eq!(said(&open(root.path())), before);
+    assert!(index.is_symlink());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_index_of_a_newer_podwright_is_left_alone() {
     let root = tempfile::tempdir().unwrap();

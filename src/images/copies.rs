@@ -127,6 +127,19 @@ impl Copies {
         Ok(())
     }
 
+    /// Removes what is of no image that is wanted, and what a crash has left.
+    pub(super) fn sweep(&self, is_wanted: impl Fn(&str) -> bool) -> Result<(), ImageError> {
+        for name in super::store::names(&self.0)? {
+            let of = name.strip_suffix(".json").or_else(|| name.strip_suffix(".config"));
+            if of.is_some_and(|hex| is_wanted(&format!("sha256:{hex}"))) {
+                continue;
+            }
+            let path = self.0.join(name);
+            std::fs::remove_file(&path).map_err(|e| ImageError::io("remove", &path, e))?;
+        }
+        Ok(())
+    }
+
     /// Ids of the images that have a copy.
     pub(super) fn ids(&self) -> Result<BTreeSet<String>, ImageError> {
         let names = super::store::names(&self.0)?;

@@ -41,6 +41,8 @@ pub(crate) enum Presence {
     Listed,
     /// Removed, but a container may still need its layers.
     Removed,
+    /// A layer was lost: listed again when that is back.
+    Lacking,
 }
 
 /// An image on disk.

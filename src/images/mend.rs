@@ -89,6 +89,9 @@ impl Store {
 
     /// Deletes retired directories that nothing uses. Within `writer`, or before anybody else has the store.
     pub(crate) fn sweep_retired(&self) -> Result<(), ImageError> {
+        if !self.retired_dir().is_dir() {
+            return Ok(());
+        }
         let retired = names(&self.retired_dir())?;
         if retired.is_empty() {
             return Ok(());

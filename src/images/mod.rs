@@ -324,7 +324,7 @@ impl Images {
     /// # Errors
     /// When the index cannot be written.
     pub fn recovered(&self) -> Result<(), ImageError> {
-        self.inner.store.reap().map(drop)
+        self.inner.store.reap(&[]).map(drop)
     }
 
     /// What the layers take. From memory, never a walk.

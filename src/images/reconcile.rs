@@ -9,9 +9,36 @@ use super::mend::{in_use, mounts};
 use super::state::{State, keys};
 use super::store::{Store, lock, names};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
+
+/// Bytes kept free for the index's own pages when the disk is full: a removal, which makes room, has to write some.
+const RESERVE: u64 = 2 << 20;
+
+fn reserve_path(root: &Path) -> PathBuf {
+    root.join("reserve")
+}
+
+/// Keeps some room, if there is any.
+pub(super) fn reserve(root: &Path) {
+    let path = reserve_path(root);
+    if path.symlink_metadata().is_ok() {
+        return;
+    }
+    let taken = File::create_new(&path)
+        .and_then(|file| Ok(rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, RESERVE)?));
+    if let Err(error) = taken {
+        tracing::debug!(%error, "no room for a reserve now");
+        let _ = std::fs::remove_file(&path);
+    }
+}
+
+/// Whether there was a reserve, whose room is free now.
+pub(super) fn give_up_reserve(root: &Path) -> bool {
+    std::fs::remove_file(reserve_path(root)).is_ok()
+}
 
 /// A copy that could not be written says what was, which only counts when the index is lost.
 pub(super) fn told(copied: Result<(), ImageError>) {
@@ -156,15 +183,18 @@ impl Store {
         Ok(Some(lost.clone()))
     }
 
-    /// Takes names and place in lists from images that lack a layer.
+    /// Takes images that lack a layer out of lists. They keep their names for when it is back.
     fn unlist(&self, state: &mut State) -> Dropped {
-        let lacks = |record: &ImageRecord| keys(record).iter().any(|key| !state.layers.contains_key(key));
+        let lacks = |record: &ImageRecord| {
+            record.presence != Presence::Removed
+                && keys(record).iter().any(|key| !state.layers.contains_key(key))
+        };
         let lacking: Vec<String> =
             state.images.iter().filter(|(_, e)| lacks(&e.record)).map(|(id, _)| id.clone()).collect();
         let names: Vec<String> = state
             .names
             .iter()
-            .filter(|(_, id)| lacking.contains(id) || !state.images.contains_key(*id))
+            .filter(|(_, id)| !state.images.contains_key(*id))
             .map(|(name, _)| name.clone())
             .collect();
         names.iter().for_each(|name| state.forget(name));
@@ -172,17 +202,39 @@ impl Store {
         for id in lacking {
             waiting.entry(id.clone()).or_insert_with(Instant::now);
             let Some(entry) = state.images.get_mut(&id) else { continue };
-            let record = ImageRecord { presence: Presence::Removed, ..(*entry.record).clone() };
+            let record = ImageRecord { presence: Presence::Lacking, ..(*entry.record).clone() };
             entry.record = Arc::new(record.clone());
-            state.rename(&id, &self.pinned);
             images.push((id, record));
         }
         Dropped { images, names }
     }
 
+    /// Lists the images again that lack no layer any more.
+    pub(super) fn relist(&self, state: &mut State) -> Vec<(String, ImageRecord)> {
+        let mut images = Vec::new();
+        let whole = |record: &ImageRecord| {
+            record.presence == Presence::Lacking
+                && keys(record).iter().all(|key| state.layers.contains_key(key))
+        };
+        let back: Vec<String> =
+            state.images.iter().filter(|(_, e)| whole(&e.record)).map(|(id, _)| id.clone()).collect();
+        for id in back {
+            lock(&self.lacking).remove(&id);
+            let Some(entry) = state.images.get_mut(&id) else { continue };
+            let record = ImageRecord { presence: Presence::Listed, ..(*entry.record).clone() };
+            entry.record = Arc::new(record.clone());
+            images.push((id, record));
+        }
+        images
+    }
+
     /// Makes room where a layer is to be: what is there is deleted, or kept where containers that use it find it.
     pub(super) fn clear(&self, key: &str) -> Result<(), ImageError> {
-        let place = self.layer_dir(key);
+        let (place, layers) = (self.layer_dir(key), self.layers_dir());
+        if !layers.is_dir() {
+            // It was lost as a whole.
+            std::fs::create_dir(&layers).map_err(|e| ImageError::io("make directory", &layers, e))?;
+        }
         if place.symlink_metadata().is_err() {
             return Ok(());
         }
@@ -205,9 +257,7 @@ impl Store {
             }
         }
         let copied = self.copies.ids().unwrap_or_default();
-        for id in copied.iter().filter(|id| !state.images.contains_key(*id)) {
-            told(self.copies.remove(id));
-        }
+        told(self.copies.sweep(|id| state.images.contains_key(id)));
         for id in state.images.keys().filter(|id| !copied.contains(*id)) {
             let config = self.index().config(id).and_then(|config| match config {
                 Some(config) => self.copies.put_config(id, &config),

@@ -21,12 +21,23 @@ pub(super) fn set_aside(path: &Path, reason: &str) -> Result<(), ImageError> {
     Ok(())
 }
 
-/// Sets aside what is in a directory's place. A link to a directory, on another disk, is one.
-pub(super) fn clear_for_directory(path: &Path) -> Result<(), ImageError> {
-    let is_there = path.symlink_metadata().is_ok();
-    match std::fs::metadata(path) {
+/// Whether a link may stand in a directory's place, to one on another disk. Where things are swept, it may not: somebody else's
+/// would be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Links {
+    Followed,
+    Refused,
+}
+
+/// Sets aside what is in a directory's place.
+pub(super) fn clear_for_directory(path: &Path, links: Links) -> Result<(), ImageError> {
+    let there = match links {
+        Links::Followed => std::fs::metadata(path),
+        Links::Refused => path.symlink_metadata(),
+    };
+    match there {
         Ok(there) if there.is_dir() => Ok(()),
-        _ if is_there => set_aside(path, "it is not a directory"),
+        _ if path.symlink_metadata().is_ok() => set_aside(path, "it is not a directory"),
         _ => Ok(()),
     }
 }

@@ -27,6 +27,10 @@ impl Staging {
         let make = |path: &Path, mode| {
             DirBuilder::new().mode(mode).create(path).map_err(|e| ImageError::io("make directory", path, e))
         };
+        if !dir.is_dir() {
+            // It was lost while the daemon ran.
+            make(dir, 0o700)?;
+        }
         make(&path, 0o700)?;
         let staging = Self { path };
         make(&staging.fs(), 0o700)?;

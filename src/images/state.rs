@@ -189,7 +189,10 @@ impl State {
         if !may_be_id || (hex.len() == name.len() && hex.len() < 64) {
             let named = Reference::parse(name).map(|reference| self.names.get(&reference.to_string()));
             match named {
-                Ok(Some(id)) => return self.images.get(id).ok_or_else(missing),
+                Ok(Some(id)) => {
+                    let listed = self.images.get(id).filter(|e| e.record.presence == Presence::Listed);
+                    return listed.ok_or_else(missing);
+                }
                 Err(error) if !may_be_id => return Err(error),
                 _ => {}
             }

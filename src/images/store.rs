@@ -15,7 +15,7 @@ use super::index::{Change, ImageRecord, Index, LayerRecord, Presence, Served};
 use super::manifest::ConfigFile;
 use super::mend;
 use super::reconcile;
-use super::set_aside::clear_for_directory;
+use super::set_aside::{Links, clear_for_directory};
 use super::staging::Staging;
 use super::state::{Entry, State, keys};
 use super::unpack::Unpacked;
@@ -111,9 +111,10 @@ impl Store {
     pub(crate) fn open(root: &Path, pinned: BTreeSet<String>) -> Result<Arc<Self>, ImageError> {
         let copies = Copies::new(root);
         let [layers, staging, retired] = ["layers", "staging", "retired"].map(|name| root.join(name));
-        clear_for_directory(&trash(root))?;
+        clear_for_directory(&trash(root), Links::Refused)?;
         for dir in [root, &layers, &staging, &retired, copies.dir()] {
-            clear_for_directory(dir)?;
+            let links = if dir == root || dir == layers { Links::Followed } else { Links::Refused };
+            clear_for_directory(dir, links)?;
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -127,7 +128,11 @@ impl Store {
         for name in names(&staging)? {
             discard(&staging.join(name), root)?;
         }
-        let (index, found) = Index::open(&root.join("index.redb"))?;
+        let path = root.join("index.redb");
+        let (index, found) = match Index::open(&path) {
+            Err(ImageError::NoSpace { .. }) if reconcile::give_up_reserve(root) => Index::open(&path)?,
+            opened => opened?,
+        };
         reconcile::take_up(&index, found, &copies, &layers)?;
         let (state, unkept) = State::from_index(&index, &pinned)?;
         if !unkept.is_empty() {
@@ -145,6 +150,7 @@ impl Store {
             state: RwLock::new(Arc::new(state)),
         };
         store.reconcile()?;
+        reconcile::reserve(root);
         if let Err(error) = store.sweep_retired() {
             // Log: They could not be removed.
             // Do: See `error`; the next removal tries again.
@@ -238,7 +244,12 @@ impl Store {
         // What an earlier removal could not take away.
         self.clear(key)?;
         staging.publish(&self.layer_dir(key))?;
-        if let Err(error) = self.index.commit(&[Change::PutLayer(key, &record, &unpacked.implied)]) {
+        let mut state = (*self.state()).clone();
+        state.layers.insert(key.to_owned(), record.clone());
+        let back = self.relist(&mut state);
+        let layer = [Change::PutLayer(key, &record, &unpacked.implied)];
+        let images = back.iter().map(|(id, record)| Change::PutImage(id, record));
+        if let Err(error) = self.index.commit(&layer.into_iter().chain(images).collect::<Vec<_>>()) {
             if let Err(stays) = self.discard(&self.layer_dir(key)) {
                 // Log: The disk failed twice. The next pull of the layer, or the next start, takes the directory away.
                 // Do: See `stays`.
@@ -246,8 +257,7 @@ impl Store {
             }
             return Err(error);
         }
-        let mut state = (*self.state()).clone();
-        state.layers.insert(key.to_owned(), record);
+        self.copy(&state, back.iter().map(|(id, _)| id));
         self.publish(state);
         Ok(())
     }
@@ -351,6 +361,7 @@ impl Store {
     /// Removes an image with all its names. While containers hold it, its record stays unlisted, so that their layers
     /// survive a restart. Returns the unpacked bytes of the layers that went.
     pub(crate) fn remove_image(self: &Arc<Self>, id: &str) -> Result<u64, ImageError> {
+        let own = self.state().images.get(id).map(|entry| keys(&entry.record)).unwrap_or_default();
         {
             let _writer = lock(&self.writer);
             let leases = lock(&self.leases);
@@ -375,17 +386,18 @@ impl Store {
             }
             self.publish(state);
             drop(leases);
-            if let Err(error) = self.index.commit(&changes) {
+            if let Err(error) = self.commit_removal(&changes) {
                 self.publish((*old).clone());
                 return Err(error);
             }
             self.copy(&self.state(), [id]);
         }
-        self.reap()
+        self.reap(&own)
     }
 
     /// Drops removed images that nobody holds any more, and then the layers that nothing needs; returns the layers' bytes.
-    pub(crate) fn reap(self: &Arc<Self>) -> Result<u64, ImageError> {
+    /// Fails when one of `own` cannot be deleted.
+    pub(crate) fn reap(self: &Arc<Self>, own: &[String]) -> Result<u64, ImageError> {
         {
             let _writer = lock(&self.writer);
             let leases = lock(&self.leases);
@@ -396,26 +408,44 @@ impl Store {
                 .images
                 .iter()
                 .filter(|(id, e)| {
-                    e.record.presence == Presence::Removed
-                        && !leases.images.contains_key(*id)
-                        && !lacking.contains_key(*id)
+                    let is_wanted = match e.record.presence {
+                        Presence::Listed => true,
+                        Presence::Removed => false,
+                        Presence::Lacking => lacking.contains_key(*id),
+                    };
+                    !is_wanted && !leases.images.contains_key(*id)
                 })
                 .map(|(id, _)| id.clone())
                 .collect();
             drop((leases, lacking));
             if !gone.is_empty() {
-                self.index.commit(&gone.iter().map(|id| Change::DropImage(id)).collect::<Vec<_>>())?;
+                let names: Vec<String> = state
+                    .names
+                    .iter()
+                    .filter(|(_, id)| gone.contains(id))
+                    .map(|(name, _)| name.clone())
+                    .collect();
+                let images = gone.iter().map(|id| Change::DropImage(id));
+                self.commit_removal(
+                    &images.chain(names.iter().map(|name| Change::DropName(name))).collect::<Vec<_>>(),
+                )?;
+                names.iter().for_each(|name| state.forget(name));
                 state.images.retain(|id, _| !gone.contains(id));
                 self.copy(&state, &gone);
                 self.publish(state);
             }
         }
-        self.sweep(Duration::ZERO)
+        self.sweep_of(Duration::ZERO, own)
     }
 
     /// Deletes layers that no image, no lease and no overlay of this machine needs and that are at least `age` old; returns
     /// their bytes. What cannot be deleted is a layer without an image again, for the next try.
     pub(crate) fn sweep(self: &Arc<Self>, age: Duration) -> Result<u64, ImageError> {
+        self.sweep_of(age, &[])
+    }
+
+    /// The same; fails when one of `own` cannot be deleted. Of others it is not the caller's business.
+    fn sweep_of(self: &Arc<Self>, age: Duration, own: &[String]) -> Result<u64, ImageError> {
         let _writer = lock(&self.writer);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let unneeded = |state: &State, used: &dyn Fn(&str) -> bool| -> Vec<String> {
@@ -441,7 +471,7 @@ impl Store {
         let (mut freed, mut first) = (0, None);
         let implied: Vec<_> = gone.iter().map(|key| self.index.implied(key)).collect();
         let changes: Vec<Change<'_>> = gone.iter().map(|key| Change::DropLayer(key)).collect();
-        if let Err(error) = self.index.commit(&changes) {
+        if let Err(error) = self.commit_removal(&changes) {
             self.publish((*old).clone());
             return Err(error);
         }
@@ -457,12 +487,29 @@ impl Store {
                         state.layers.insert(key.clone(), record.clone());
                         self.publish(state);
                     }
-                    first.get_or_insert(error);
+                    if own.contains(key) {
+                        first.get_or_insert(error);
+                    } else {
+                        // Log: Tried again at the next removal. The disk refuses it, or somebody has made it immutable.
+                        // Do: See `error`.
+                        tracing::warn!(layer = key, %error, "a layer that nothing needs cannot be deleted");
+                    }
                 }
             }
         }
+        reconcile::reserve(&self.root);
         self.sweep_retired()?;
         first.map_or(Ok(freed), Err)
+    }
+
+    /// Commits what makes room, also where there is none: then the reserve is given up for it.
+    fn commit_removal(&self, changes: &[Change<'_>]) -> Result<(), ImageError> {
+        match self.index.commit(changes) {
+            Err(ImageError::NoSpace { .. }) if reconcile::give_up_reserve(&self.root) => {
+                self.index.commit(changes)
+            }
+            done => done,
+        }
     }
 
     /// Brings the copies of images up to date.
@@ -505,7 +552,8 @@ impl Drop for Lease {
         if last && self.image.as_ref().is_some_and(removed) {
             let store = Arc::clone(&self.store);
             // Rare (a container whose image was removed), and the drop may run on an async thread.
-            let reaping = std::thread::Builder::new().name("image-reap".into()).spawn(move || store.reap());
+            let reaping =
+                std::thread::Builder::new().name("image-reap".into()).spawn(move || store.reap(&[]));
             if let Err(error) = reaping {
                 // Log: They could not be removed.
                 // Do: See `error`; the next removal tries again.

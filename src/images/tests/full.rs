@@ -24,7 +24,7 @@ impl Disk {
         Self(dir)
     }
 
-    fn store(&self) -> PathBuf {
+    pub(super) fn store(&self) -> PathBuf {
         self.0.path().join("images")
     }
 
@@ -38,7 +38,7 @@ impl Disk {
     }
 
     /// Leaves room for so many pages.
-    fn fill_but(&self, pages: u64) {
+    pub(super) fn fill_but(&self, pages: u64) {
         let file = File::create(self.ballast()).unwrap();
         let take = self.free().saturating_sub(pages * PAGE);
         if take > 0 {
@@ -46,7 +46,7 @@ impl Disk {
         }
     }
 
-    fn make_room(&self) {
+    pub(super) fn make_room(&self) {
         std::fs::remove_file(self.ballast()).unwrap();
     }
 }

@@ -183,7 +183,7 @@ async fn an_index_that_is_older_than_the_copies_takes_them_up() {
         std::fs::write(&index, &older).unwrap();
         let images = open(root.path());
         assert_eq!(said(&images), before, "what came since is there, what went is not");
-        images.inner.store.reap().unwrap();
+        images.inner.store.reap(&[]).unwrap();
         images.hold(a.as_str()).unwrap().check().unwrap();
     }
     // A copy that a crash has left of an image that was removed is no later than the index.
@@ -267,7 +267,7 @@ async fn a_lost_layer_costs_only_itself() {
         // A kubelet pulls what is not there.
         assert!(images.status(a.as_str()).is_none() && images.status(&server.name("x:a")).is_none());
         images.hold(b.as_str()).unwrap().check().unwrap();
-        images.inner.store.reap().unwrap();
+        images.inner.store.reap(&[]).unwrap();
         assert_eq!(layers(root.path()).len(), 2, "the others stay");
         images.pull(&server.name("x:a"), None).await.unwrap();
         asked += 1;
@@ -280,6 +280,37 @@ async fn a_lost_layer_costs_only_itself() {
     images.pull(&server.name("x:a"), None).await.unwrap();
     images.hold(a.as_str()).unwrap().check().unwrap();
     assert_eq!(layer_asks(&server, &content), asked + 1);
+    // A layer of both: the pull of one brings the other back, with all its names; also where all layers went.
+    let before = said(&images);
+    let shared = images.inner.store.state().images[b.as_str()].record.diff_ids[0].hex().to_owned();
+    for lost in [root.path().join("layers").join(shared), root.path().join("layers")] {
+        std::fs::remove_dir_all(&lost).unwrap();
+        images.hold(b.as_str()).unwrap().check().unwrap_err();
+        assert!(images.status(&server.name("y:b")).is_none());
+        images.pull(&server.name("x:a"), None).await.unwrap();
+        images.pull(&server.name("x:b"), None).await.unwrap();
+        assert_eq!(said(&images), before, "{}", lost.display());
+    }
+}
+
+/// What makes room must not need any.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_can_be_removed_from_a_full_disk() {
+    let disk = super::full::Disk::new("size=32m");
+    let images = open(&disk.store());
+    let (server, _, [a, b]) = two(&images).await;
+    // Left by a crash.
+    std::fs::write(disk.store().join("records/x.new"), "").unwrap();
+    drop(images);
+    let images = open(&disk.store());
+    assert!(!disk.store().join("records/x.new").exists());
+    disk.fill_but(0);
+    for id in [a, b] {
+        images.remove(id.as_str()).await.unwrap();
+    }
+    assert!(layers(&disk.store()).is_empty());
+    disk.make_room();
+    images.pull(&server.name("x:a"), None).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -306,5 +337,45 @@ async fn a_removal_that_fails_is_done_later_and_a_pull_between_works() {
     std::fs::remove_file(&trash).unwrap();
     images.remove(b.as_str()).await.unwrap();
     assert!(layers(root.path()).is_empty());
+    // What cannot be deleted of one image is no other's fault.
     images.pull(&server.name("x:a"), None).await.unwrap();
+    let stuck = root.path().join("layers").join(&layers(root.path())[0]);
+    let immutable = |how: &str| {
+        let changed = std::process::Command::new("chattr").arg(how).arg(&stuck).status();
+        changed.is_ok_and(|status| status.success())
+    };
+    if !immutable("+i") {
+        // Not on this file system.
+        return;
+    }
+    images.remove(a.as_str()).await.unwrap_err();
+    let (other, _, id) = small();
+    images.pull(&Server::serving(other).name("z:t"), None).await.unwrap();
+    images.remove(id.as_str()).await.unwrap();
+    assert!(immutable("-i"));
+    images.inner.store.reap(&[]).unwrap();
+    assert!(layers(root.path()).is_empty());
+}
+
+/// What is swept must be the store's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_in_a_directorys_place_is_not_swept_through() {
+    let root = tempfile::tempdir().unwrap();
+    let others = tempfile::tempdir().unwrap();
+    std::fs::create_dir(others.path().join("theirs")).unwrap();
+    drop(open(root.path()));
+    for name in ["staging", "trash", "retired"] {
+        let place = root.path().join(name);
+        let _ = std::fs::remove_dir(&place);
+        std::os::unix::fs::symlink(others.path(), &place).unwrap();
+        drop(open(root.path()));
+        assert!(others.path().join("theirs").is_dir(), "{name}");
+    }
+    // Lost while the daemon runs.
+    let images = open(root.path());
+    for name in ["staging", "retired"] {
+        std::fs::remove_dir_all(root.path().join(name)).unwrap();
+    }
+    let (_server, _, [a, _]) = two(&images).await;
+    images.remove(a.as_str()).await.unwrap();
 }
